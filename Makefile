@@ -1,0 +1,56 @@
+# hepar: `make help` lists the targets.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+IMAGE ?= hepar:latest
+BASE_IMAGE ?= python:3.11-slim
+UV_VERSION := 0.13.9
+# wheels that this machine keeps on disk serve uv as they serve pip
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+.PHONY: help setup demo test check bench compile images lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(READY) ## create the environment .venv from the lock file
+
+$(READY): requirements-dev.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet uv==$(UV_VERSION)
+	$(BIN)/uv pip sync --quiet requirements-dev.lock
+	$(BIN)/uv pip install --quiet -r requirements-dev.lock uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: setup ## run the whole pipeline on phantoms; results under runs/demo
+	$(BIN)/hepar run --params params/demo.yaml --workdir runs/demo
+
+test: setup ## run the tests
+	$(BIN)/pytest
+
+check: setup ## lint, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup ## run the benchmarks that the README's numbers come from
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+compile: setup ## compile the pipeline to build/two_stage.yaml
+	mkdir -p build
+	$(BIN)/kfp dsl compile --py pipelines/two_stage.py --output build/two_stage.yaml
+
+images: ## build the image that the stages run in
+	DOCKER_BUILDKIT=0 docker build --network host --build-arg BASE_IMAGE=$(BASE_IMAGE) -f containers/Dockerfile -t $(IMAGE) .
+
+lock: setup ## resolve the dependencies anew
+	$(BIN)/uv pip compile --quiet --no-header --no-emit-find-links pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --no-header --no-emit-find-links --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	sed -i -E 's/^(torch==[0-9.]+)\+[a-z0-9]+/\1/' requirements.lock requirements-dev.lock
+
+clean: ## remove what runs and builds have left, but not the environment
+	rm -rf build runs .pytest_cache .mypy_cache .ruff_cache

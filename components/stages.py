@@ -1,0 +1,173 @@
+"""KFP components. Each reads its section of the params and calls the stage's `run`, as DVC and the CLI do.
+
+A component hands on its artifact, a folder, and the hash of its content. Hashes are passed as parameters, because
+KFP's cache looks at parameters and never into files.
+"""
+
+# KFP takes a component's source on its own, so imports stand inside, and reads its annotations, so none are postponed.
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def ingest(source: str, params: dict, cohort: dsl.Output[dsl.Artifact]) -> str:  # type: ignore[type-arg]
+    """Read, check and split a source."""
+    from pathlib import Path
+
+    from hepar.artifacts import read_manifest
+    from hepar.params import IngestParams, read_section
+    from hepar.stages import ingest as stage
+
+    stage.run(source, Path(cohort.path), read_section(IngestParams, params))
+    return read_manifest(Path(cohort.path), "cohort").hash
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_liver(
+    modality: str,
+    cohort_hash: str,
+    preparation: dict,  # type: ignore[type-arg]
+    network: dict,  # type: ignore[type-arg]
+    params: dict,  # type: ignore[type-arg]
+    cohort: dsl.Input[dsl.Artifact],
+    model: dsl.Output[dsl.Model],
+) -> str:
+    """Train the liver teacher of one modality."""
+    from pathlib import Path
+
+    from hepar.artifacts import read_manifest
+    from hepar.cases import Modality
+    from hepar.params import NetworkParams, PreparationParams, TrainLiverParams, read_section
+    from hepar.stages import train_liver as stage
+
+    stage.run(
+        Path(cohort.path),
+        Path(model.path),
+        Modality(modality),
+        read_section(PreparationParams, preparation),
+        read_section(NetworkParams, network),
+        read_section(TrainLiverParams, params),
+    )
+    return read_manifest(Path(model.path), "model").hash
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def pseudo_label(
+    cohort_hash: str,
+    teacher_ct_hash: str,
+    teacher_mr_hash: str,
+    params: dict,  # type: ignore[type-arg]
+    cohort: dsl.Input[dsl.Artifact],
+    teacher_ct: dsl.Input[dsl.Model],
+    teacher_mr: dsl.Input[dsl.Model],
+    pseudo: dsl.Output[dsl.Artifact],
+) -> str:
+    """Give gated liver masks to the cases that lack one."""
+    from pathlib import Path
+
+    from hepar.artifacts import read_manifest
+    from hepar.cases import Modality
+    from hepar.params import PseudoLabelParams, read_section
+    from hepar.stages import pseudo_label as stage
+
+    teachers = {Modality.CT: Path(teacher_ct.path), Modality.MR: Path(teacher_mr.path)}
+    stage.run(Path(cohort.path), teachers, Path(pseudo.path), read_section(PseudoLabelParams, params))
+    return read_manifest(Path(pseudo.path), "pseudo-labels").hash
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def assemble_pool(
+    cohort_hash: str,
+    pseudo_hash: str,
+    preparation: dict,  # type: ignore[type-arg]
+    params: dict,  # type: ignore[type-arg]
+    cohort: dsl.Input[dsl.Artifact],
+    pseudo: dsl.Input[dsl.Artifact],
+    pool: dsl.Output[dsl.Dataset],
+) -> str:
+    """Bring all labels into the mixed-label pool."""
+    from pathlib import Path
+
+    from hepar.artifacts import read_manifest
+    from hepar.params import AssemblePoolParams, PreparationParams, read_section
+    from hepar.stages import assemble_pool as stage
+
+    stage.run(
+        Path(cohort.path),
+        Path(pseudo.path),
+        Path(pool.path),
+        read_section(PreparationParams, preparation),
+        read_section(AssemblePoolParams, params),
+    )
+    return read_manifest(Path(pool.path), "pool").hash
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_universal(
+    pool_hash: str,
+    teacher_ct_hash: str,
+    teacher_mr_hash: str,
+    network: dict,  # type: ignore[type-arg]
+    params: dict,  # type: ignore[type-arg]
+    pool: dsl.Input[dsl.Dataset],
+    teacher_ct: dsl.Input[dsl.Model],
+    teacher_mr: dsl.Input[dsl.Model],
+    model: dsl.Output[dsl.Model],
+) -> str:
+    """Train one model for both modalities on the pool."""
+    from pathlib import Path
+
+    from hepar.artifacts import read_manifest
+    from hepar.cases import Modality
+    from hepar.params import NetworkParams, TrainUniversalParams, read_section
+    from hepar.stages import train_universal as stage
+
+    stage.run(
+        Path(pool.path),
+        {Modality.CT: Path(teacher_ct.path), Modality.MR: Path(teacher_mr.path)},
+        Path(model.path),
+        read_section(NetworkParams, network),
+        read_section(TrainUniversalParams, params),
+    )
+    return read_manifest(Path(model.path), "model").hash
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def evaluate(
+    cohort_hash: str,
+    model_hash: str,
+    params: dict,  # type: ignore[type-arg]
+    cohort: dsl.Input[dsl.Artifact],
+    model: dsl.Input[dsl.Model],
+    report: dsl.Output[dsl.Artifact],
+) -> str:
+    """Score the model on the held-out patients."""
+    from pathlib import Path
+
+    from hepar.artifacts import read_manifest
+    from hepar.params import EvaluateParams, read_section
+    from hepar.stages import evaluate as stage
+
+    stage.run(Path(cohort.path), Path(model.path), Path(report.path), read_section(EvaluateParams, params))
+    return read_manifest(Path(report.path), "report").hash
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def register(
+    model_hash: str,
+    report_hash: str,
+    params: dict,  # type: ignore[type-arg]
+    model: dsl.Input[dsl.Model],
+    report: dsl.Input[dsl.Artifact],
+    registration: dsl.Output[dsl.Artifact],
+) -> None:
+    """Register the model as champion or challenger."""
+    from pathlib import Path
+
+    from hepar.params import RegisterParams, read_section
+    from hepar.stages import register as stage
+
+    stage.run(
+        Path(model.path), Path(report.path), Path(registration.path), read_section(RegisterParams, params)
+    )

@@ -1,0 +1,97 @@
+"""Folders that stages hand on: whole or not there, and known by the hash of their content.
+
+Every artifact holds `manifest.json`: its kind, its content hash, and the hashes of what it was made from. The hash
+covers names and bytes of the files listed there, so it is the same on every machine and under every runner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hepar.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact says of itself. `parents` maps a name (`cohort`, `pool`) to that artifact's hash."""
+
+    kind: str
+    hash: str
+    parents: Mapping[str, str]
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_json(value: object) -> str:
+    """Hexadecimal SHA-256 of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextmanager
+def writing(folder: Path, kind: str, parents: Mapping[str, str]) -> Iterator[Path]:
+    """Write an artifact: yields a temporary folder beside `folder`, sealed and renamed to it at the end.
+
+    On an error, or if the process dies, `folder` is as it was; what an earlier attempt left is removed first.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.parent / f".{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        _seal(partial, kind, parents)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _swap(partial, folder)
+
+
+def _seal(folder: Path, kind: str, parents: Mapping[str, str]) -> None:
+    files = {
+        str(path.relative_to(folder)): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    manifest = {"kind": kind, "hash": sha256_json({"kind": kind, "files": files}), "parents": dict(parents)}
+    write_json(folder / MANIFEST, manifest)
+
+
+def _swap(partial: Path, folder: Path) -> None:
+    """Put a finished folder in the place of an older one, so that at every moment one of the two is whole."""
+    old = folder.parent / f".{folder.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_manifest(folder: Path, kind: str) -> Manifest:
+    """Read what an artifact says of itself. Raises ArtifactError where it is missing or of another kind."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{folder} holds no finished {kind}: {MANIFEST} is missing")
+    values = json.loads(path.read_text())
+    if values["kind"] != kind:
+        raise ArtifactError(f"{folder} is a {values['kind']}, a {kind} is needed")
+    return Manifest(**values)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON with sorted keys, by way of a temporary file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,162 @@
+"""Case, LabelState and Cohort: the one table that every stage passes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hepar.errors import DataError
+
+
+class Modality(StrEnum):
+    CT = "CT"
+    MR = "MR"
+
+
+class LabelState(StrEnum):
+    """What is known of one structure in one case. Unknown is never background."""
+
+    MANUAL = "manual"
+    PSEUDO = "pseudo"
+    UNKNOWN = "unknown"
+    ABSENT = "absent"  # an expert said that there is none
+
+
+class Split(StrEnum):
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan with what is known of it. Paths are relative to the folder of the table that holds the case.
+
+    `spacing_mm` and `size` run z, y, x. `image_sha256` and its like are digests of the files; empty where there is
+    none. `distances_known` is false where the spacing is nominal, so that millimetres mean nothing.
+    """
+
+    case_id: str
+    patient_id: str
+    source: str
+    modality: Modality
+    sequence: str
+    image: str
+    liver: str
+    tumour: str
+    liver_state: LabelState
+    tumour_state: LabelState
+    split: Split
+    spacing_mm: tuple[float, float, float]
+    size: tuple[int, int, int]
+    distances_known: bool = True
+    licence: str = ""
+    image_sha256: str = ""
+    liver_sha256: str = ""
+    tumour_sha256: str = ""
+    header: str = field(default="{}")  # facts of the source's header, as JSON
+
+
+_ENUMS: dict[str, type[StrEnum]] = {
+    "modality": Modality,
+    "liver_state": LabelState,
+    "tumour_state": LabelState,
+    "split": Split,
+}
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Cases, ordered by their id, and the folder that their paths are relative to."""
+
+    folder: Path
+    cases: tuple[Case, ...]
+
+    TABLE = "cases.parquet"
+
+    def __iter__(self) -> Iterator[Case]:
+        return iter(self.cases)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def select(
+        self, modality: Modality | None = None, splits: Iterable[Split] | None = None
+    ) -> tuple[Case, ...]:
+        """The cases of a modality and of some splits; None takes all."""
+        wanted = None if splits is None else set(splits)
+        return tuple(
+            case
+            for case in self.cases
+            if (modality is None or case.modality == modality) and (wanted is None or case.split in wanted)
+        )
+
+    def file(self, relative: str) -> Path:
+        """Where a file of the cohort lies."""
+        return self.folder / relative
+
+    def save(self) -> None:
+        """Write the table into the cohort's folder; the same cases give the same bytes."""
+        cases_frame(self.cases).to_parquet(self.folder / self.TABLE, index=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> Cohort:
+        """Read a cohort. Raises DataError where the table is missing or a value is not one of its column's."""
+        table = folder / cls.TABLE
+        if not table.is_file():
+            raise DataError(f"{folder} is not a cohort: {cls.TABLE} is missing")
+        rows = pd.read_parquet(table).to_dict(orient="records")
+        return cls(folder, tuple(case_from_row({str(key): value for key, value in row.items()}) for row in rows))
+
+
+def cases_frame(cases: Sequence[Case]) -> pd.DataFrame:
+    """One row a case, ordered by id, with the columns of `Case`."""
+    columns = [item.name for item in fields(Case)]
+    rows = [asdict(case) for case in sorted(cases, key=lambda case: case.case_id)]
+    for row in rows:
+        row.update({name: str(row[name]) for name in _ENUMS})
+        row.update(spacing_mm=list(row["spacing_mm"]), size=list(row["size"]))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def case_from_row(row: dict[str, Any]) -> Case:
+    """A case from a row of its table. Raises DataError naming case, column and value."""
+    values = {item.name: row[item.name] for item in fields(Case) if item.name in row}
+    for name, kind in _ENUMS.items():
+        values[name] = parse_enum(kind, row[name], case_id=str(row["case_id"]), column=name)
+    values["spacing_mm"] = tuple(float(value) for value in row["spacing_mm"])
+    values["size"] = tuple(int(value) for value in row["size"])
+    values["distances_known"] = bool(row["distances_known"])
+    return Case(**values)
+
+
+def parse_enum(kind: type[StrEnum], value: object, case_id: str, column: str) -> Any:
+    """A member of `kind` by its value. Raises DataError naming case, column and value."""
+    try:
+        return kind(str(value))
+    except ValueError:
+        allowed = ", ".join(member.value for member in kind)
+        raise DataError(f"case {case_id}: {column} is {str(value)!r}, must be one of {allowed}") from None
+
+
+def check_patients(cases: Sequence[Case]) -> None:
+    """Raise DataError if a case id repeats or a patient's scans lie in two splits."""
+    seen: set[str] = set()
+    split_of: dict[str, Case] = {}
+    for case in cases:
+        if case.case_id in seen:
+            raise DataError(f"case {case.case_id}: the id is used twice")
+        seen.add(case.case_id)
+        first = split_of.setdefault(case.patient_id, case)
+        if first.split != case.split:
+            raise DataError(
+                f"patient {case.patient_id}: {first.case_id} is in {first.split} but {case.case_id} is in {case.split};"
+                " a patient belongs to one split"
+            )
+
+

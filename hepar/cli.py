@@ -1,0 +1,295 @@
+"""The command `hepar`: one command per stage in flow order, `run` for all of them, and what one does with a model."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from hepar import __version__
+from hepar.cases import Modality
+from hepar.errors import HeparError
+from hepar.params import dump_params, load_params
+
+RUNNERS = "hepar.runners"  # the entry point group in which runners of the whole pipeline announce themselves
+
+app = typer.Typer(
+    help="One universal liver-tumour segmentation model for CT and MR, out of labels that do not agree."
+    " The stages run in this order: ingest, train-liver (CT, MR), pseudo-label, assemble-pool, train-universal,"
+    " evaluate, register; 'run' runs them all.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+STAGES, TOOLS = "Stages, in flow order", "Tools"
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The params file; it may extend another.")]
+Source = Annotated[
+    str,
+    typer.Option(help="A CSV or Parquet table of cases, a folder that holds cohort.csv, or 'phantoms'."),
+]
+CohortFolder = Annotated[Path, typer.Option("--cohort", help="The cohort, written by 'hepar ingest'.")]
+PseudoFolder = Annotated[Path, typer.Option("--pseudo", help="The pseudo-labels, written by 'hepar pseudo-label'.")]
+PoolFolder = Annotated[Path, typer.Option("--pool", help="The pool, written by 'hepar assemble-pool'.")]
+CtTeacher = Annotated[Path, typer.Option("--teacher-ct", help="The CT liver teacher.")]
+MrTeacher = Annotated[Path, typer.Option("--teacher-mr", help="The MR liver teacher.")]
+ModelFolder = Annotated[Path, typer.Option("--model", help="The universal model.")]
+ReportFolder = Annotated[Path, typer.Option("--report", help="The report, written by 'hepar evaluate'.")]
+
+PARAMS, COHORT, PSEUDO, POOL = Path("params.yaml"), Path("cohort"), Path("pseudo"), Path("pool")
+TEACHER_CT, TEACHER_MR, UNIVERSAL = Path("models/liver-ct"), Path("models/liver-mr"), Path("models/universal")
+REPORT, REGISTRATION = Path("report"), Path("registration")
+
+
+@app.callback(invoke_without_command=True)
+def _main(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if show_version:
+        print(f"hepar {__version__}")
+        raise typer.Exit
+
+
+@app.command(rich_help_panel=STAGES)
+def ingest(source: Source = "phantoms", cohort: CohortFolder = COHORT, params: ParamsFile = PARAMS) -> None:
+    """Read a source, check every case, bring it to one orientation and split it by patient."""
+    from hepar.stages import ingest as this
+
+    this.run(source, cohort, load_params(params).ingest)
+
+
+@app.command(rich_help_panel=STAGES)
+def train_liver(
+    modality: Annotated[Modality, typer.Option(case_sensitive=False, help="Whose liver teacher to train.")],
+    cohort: CohortFolder = COHORT,
+    model: Annotated[Path | None, typer.Option(help="Where to write it.  [default: models/liver-MODALITY]")] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Train the liver teacher of one modality on the manual livers."""
+    from hepar.stages import train_liver as this
+
+    p = load_params(params)
+    folder = model or {Modality.CT: TEACHER_CT, Modality.MR: TEACHER_MR}[modality]
+    this.run(cohort, folder, modality, p.preparation, p.network, p.train_liver)
+
+
+@app.command(rich_help_panel=STAGES)
+def pseudo_label(
+    cohort: CohortFolder = COHORT,
+    teacher_ct: CtTeacher = TEACHER_CT,
+    teacher_mr: MrTeacher = TEACHER_MR,
+    pseudo: PseudoFolder = PSEUDO,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Give a liver mask to the cases that lack one, and judge it by the gates."""
+    from hepar.stages import pseudo_label as this
+
+    this.run(cohort, {Modality.CT: teacher_ct, Modality.MR: teacher_mr}, pseudo, load_params(params).pseudo_label)
+
+
+@app.command(rich_help_panel=STAGES)
+def assemble_pool(
+    cohort: CohortFolder = COHORT, pseudo: PseudoFolder = PSEUDO, pool: PoolFolder = POOL, params: ParamsFile = PARAMS
+) -> None:
+    """Bring manual livers, pseudo-livers and tumour labels into one mixed-label pool."""
+    from hepar.stages import assemble_pool as this
+
+    p = load_params(params)
+    this.run(cohort, pseudo, pool, p.preparation, p.assemble_pool)
+
+
+@app.command(rich_help_panel=STAGES)
+def train_universal(
+    pool: PoolFolder = POOL,
+    teacher_ct: CtTeacher = TEACHER_CT,
+    teacher_mr: MrTeacher = TEACHER_MR,
+    model: ModelFolder = UNIVERSAL,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Train one model for CT and MR, liver and tumour, on the pool."""
+    from hepar.stages import train_universal as this
+
+    p = load_params(params)
+    teachers = {Modality.CT: teacher_ct, Modality.MR: teacher_mr}
+    this.run(pool, teachers, model, p.network, p.train_universal)
+
+
+@app.command(rich_help_panel=STAGES)
+def evaluate(
+    cohort: CohortFolder = COHORT,
+    model: ModelFolder = UNIVERSAL,
+    report: ReportFolder = REPORT,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Score the model on the held-out patients and write metrics.json and report.html."""
+    from hepar.stages import evaluate as this
+
+    this.run(cohort, model, report, load_params(params).evaluate)
+
+
+@app.command(rich_help_panel=STAGES)
+def register(
+    model: ModelFolder = UNIVERSAL,
+    report: ReportFolder = REPORT,
+    registration: Annotated[Path, typer.Option(help="Where to write what was registered.")] = REGISTRATION,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Register the model in MLflow as champion or challenger."""
+    from hepar.stages import register as this
+
+    this.run(model, report, registration, load_params(params).register_model)
+
+
+@app.command(rich_help_panel=STAGES)
+def run(
+    source: Source = "phantoms",
+    workdir: Annotated[Path, typer.Option(help="Everything is written below it.")] = Path("runs/latest"),
+    runner: Annotated[str, typer.Option(help="How stages run: 'subprocess' here, 'docker' in containers.")] = "subprocess",
+    image: Annotated[str, typer.Option(help="The image of the docker runner.")] = "hepar:latest",
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Run the whole pipeline through kfp.local and print what came out."""
+    loaded = load_params(params)
+    _runner(runner)(source=source, params=loaded, workdir=workdir, image=image)
+
+
+def _runner(name: str) -> Callable[..., None]:
+    found = {entry.name: entry for entry in importlib.metadata.entry_points(group=RUNNERS)}
+    if name not in found:
+        raise HeparError(f"--runner is {name!r}, must be one of {', '.join(sorted(found))}")
+    loaded: Callable[..., None] = found[name].load()
+    return loaded
+
+
+@app.command(rich_help_panel=TOOLS)
+def phantom(
+    out: Annotated[Path, typer.Option(help="The folder to write cohort.csv and the volumes to.")],
+    cases: Annotated[int, typer.Option(min=8, help="How many scans, half CT, half MR.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same scans.")] = 7,
+    size: Annotated[tuple[int, int, int], typer.Option(help="Voxels along z, y, x.")] = (64, 96, 96),
+) -> None:
+    """Make a cohort of digital abdomens with labels that do not agree."""
+    from hepar.phantoms import write_phantoms
+    from hepar.progress import stage
+
+    with stage("phantom") as running, running.counting(cases, "phantoms") as count:
+        table = write_phantoms(out, cases=cases, seed=seed, size_zyx=size, progress=lambda done, _: count.advance(done))
+    print(table)
+
+
+@app.command(rich_help_panel=TOOLS)
+def predict(
+    image: Annotated[Path, typer.Argument(help="A scan that SimpleITK reads.")],
+    out: Annotated[Path, typer.Option(help="Where to write the labels: 0 background, 1 liver, 2 tumour.")],
+    model: ModelFolder = UNIVERSAL,
+    modality: Annotated[
+        Modality | None, typer.Option(case_sensitive=False, help="CT or MR; told by the intensities if not given.")
+    ] = None,
+    overlap: Annotated[float, typer.Option(min=0, max=0.9, help="Of neighbouring windows.")] = 0.5,
+    min_lesion_ml: Annotated[float, typer.Option(min=0, help="Smaller tumour components are dropped.")] = 0.1,
+) -> None:
+    """Segment liver and tumour of one scan, on its own grid, and print the volumes."""
+    from hepar.compute import pick_device, use_threads
+    from hepar.inference import load_model, segment
+    from hepar.preparation import guess_modality
+    from hepar.volumes import Geometry, read_image, to_image, write_image
+
+    use_threads(0)
+    scan = read_image(image)
+    kind = modality or guess_modality(scan)
+    found = segment(load_model(model, pick_device()), scan, kind, overlap, min_lesion_ml)
+    write_image(to_image(found.labels, Geometry.of(scan)), out)
+    result = {"labels": str(out), "modality": str(kind), "liver_ml": found.liver_ml, "tumour_ml": found.tumour_ml}
+    print(json.dumps(result))
+
+
+@app.command(rich_help_panel=TOOLS)
+def import_weights(
+    checkpoint: Annotated[Path, typer.Argument(help="A published MedFormer checkpoint: .pt, .pth or .npz.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    params: ParamsFile = PARAMS,
+    spacing: Annotated[
+        tuple[float, float, float], typer.Option(help="Millimetres along z, y, x that it was trained at.")
+    ] = (1.0, 0.77, 0.77),
+    patch: Annotated[tuple[int, int, int], typer.Option(help="Patch along z, y, x.")] = (128, 128, 128),
+    window: Annotated[tuple[float, float], typer.Option(help="HU window that it was trained on.")] = (-17.0, 201.0),
+) -> None:
+    """Make a model folder of a published MedFormer checkpoint; the network is that of the params file."""
+    from hepar.preparation import Plan
+    from hepar.stages import import_weights as this
+
+    p = load_params(params)
+    plan = Plan(spacing_zyx_mm=spacing, window_hu=window, mr_percentiles=p.preparation.mr_percentiles)
+    this.run(checkpoint, out, p.network, plan, patch)
+    print(out)
+
+
+@app.command(rich_help_panel=TOOLS)
+def promote(
+    version: Annotated[str, typer.Argument(help="The version's number.")],
+    params: ParamsFile = PARAMS,
+    force: Annotated[bool, typer.Option(help="Promote even if the gates say no.")] = False,
+) -> None:
+    """Make a registered version the champion if it passes the gates."""
+    from hepar.stages import register as this
+
+    decision = this.promote(version, load_params(params).register_model, force)
+    print("; ".join([f"version {version}: {'champion' if decision.promote else 'not promoted'}", *decision.reasons]))
+    if not decision.promote:
+        raise typer.Exit(1)
+
+
+@app.command("params", rich_help_panel=TOOLS)
+def show_params(params: ParamsFile = PARAMS) -> None:
+    """Print the parameters in full, with what the file extends filled in."""
+    print(yaml.safe_dump(dump_params(load_params(params)), sort_keys=False), end="")
+
+
+class TableFormat(StrEnum):
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+@app.command(rich_help_panel=TOOLS)
+def cases(
+    cohort: Annotated[Path, typer.Argument(help="A cohort folder.")] = COHORT,
+    format: Annotated[TableFormat, typer.Option(help="How to print them.")] = TableFormat.TABLE,
+) -> None:
+    """List the cases of a cohort, and those that were refused with the rule that they break."""
+    from hepar.listing import cohort_table
+
+    frame = cohort_table(cohort)
+    if format == TableFormat.CSV:
+        print(frame.to_csv(index=False), end="")
+    elif format == TableFormat.JSON:
+        print(frame.to_json(orient="records", indent=2))
+    else:
+        table = Table(*map(str, frame.columns))
+        for row in frame.itertuples(index=False):
+            table.add_row(*map(str, row))
+        Console().print(table)
+
+
+@contextmanager
+def errors_as_sentences() -> Iterator[None]:
+    """Print what the user can mend as one sentence and exit with code 2."""
+    try:
+        yield
+    except HeparError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"hepar: {error}", markup=False)
+        sys.exit(2)
+
+
+def main() -> None:
+    """The entry point of the command line."""
+    with errors_as_sentences():
+        app()

@@ -1,0 +1,34 @@
+"""How this process uses its machine."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
+
+
+def use_threads(threads: int) -> None:
+    """Let torch use this many CPU threads, 0 for every core this process may run on, and keep freed memory.
+
+    glibc returns large freed blocks to the kernel at once, and a network's activations are such blocks: keeping them
+    saves the page faults of every step (a small MedFormer trains about a fifth faster).
+    """
+    torch.set_num_threads(threads or available_cores())
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def available_cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pick_device() -> torch.device:
+    """The first CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,74 @@
+"""Scores of two public challenges, under their own names, so that they are never mixed up with ours.
+
+LiTS (Bilic et al., Medical Image Analysis 84, 2023, and its public scoring code): liver is every label ≥ 1,
+so liver and tumour together; merged lesions count once on both sides; two empty tumour masks have Dice 1; a
+prediction without liver tissue has the tumour burden 9001. CHAOS (Kavur et al., Medical Image Analysis 69,
+2021): four measures of the liver, each mapped to 0…100 points, and their mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hepar.evaluation.lesions import LesionCounts, LesionMatching
+from hepar.evaluation.overlap import OverlapCounts
+
+LITS_PENALTY = 9001.0
+
+
+@dataclass(frozen=True)
+class ChaosScores:
+    """CHAOS points, 0…100 each."""
+
+    dice: float
+    ravd: float
+    assd: float
+    mssd: float
+
+    @property
+    def mean(self) -> float:
+        return (self.dice + self.ravd + self.assd + self.mssd) / 4
+
+
+def chaos_scores(
+    dice: float | None, rvd: float | None, assd_mm: float | None, mssd_mm: float | None
+) -> ChaosScores | None:
+    """CHAOS points from a liver's Dice (0…1), signed RVD (fraction), ASSD and MSSD; None if any is None.
+
+    On its bound a measure still counts; beyond it has 0 points.
+    """
+    if dice is None or rvd is None or assd_mm is None or mssd_mm is None:
+        return None
+    ravd_percent = 100 * abs(rvd)
+    return ChaosScores(
+        dice=100 * dice if dice >= 0.8 else 0.0,
+        ravd=max(0.0, 100 - 20 * ravd_percent),
+        assd=max(0.0, 100 - 100 / 15 * assd_mm),
+        mssd=max(0.0, 100 - 100 / 60 * mssd_mm),
+    )
+
+
+def lits_lesion_counts(matching: LesionMatching, iou_above: float) -> LesionCounts:
+    """Detections as LiTS counts them: a group of merged lesions is one, detected iff IoU is strictly
+    above."""
+    detected = sum(group.iou > iou_above for group in matching.groups)
+    references = sum(bool(group.reference_labels) for group in matching.groups)
+    predictions = sum(bool(group.prediction_labels) for group in matching.groups)
+    return LesionCounts(detected, references - detected, predictions - detected)
+
+
+def lits_tumour_dice(tumour: OverlapCounts) -> float:
+    """Tumour Dice of one case; 1 if both masks are empty."""
+    dice = tumour.dice
+    return 1.0 if dice is None else dice
+
+
+def lits_tumour_burden_difference(liver: OverlapCounts, tumour: OverlapCounts) -> float | None:
+    """Reference minus predicted tumour burden, ``liver`` counting label ≥ 1; None if the reference has no
+    liver."""
+    if liver.reference_voxels == 0:
+        return None
+    reference = tumour.reference_voxels / liver.reference_voxels
+    if liver.prediction_voxels == tumour.prediction_voxels:
+        return reference - LITS_PENALTY
+    return reference - tumour.prediction_voxels / liver.prediction_voxels

@@ -1,0 +1,125 @@
+"""Pictures of the report: a slice with outlines, as one SVG with the image inside.
+
+The image stays at its own resolution as a grey PNG; the outlines are vectors along the voxels' edges, so they
+are as sharp as the masks are and can be switched off by style. Arrays are indexed y, x.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hepar.evaluation.masks import Mask
+from hepar.evaluation.slices import CaseSlice
+
+MAX_PNG_BYTES = 60_000
+_MARGIN_MM = 20.0
+_GREY_LEVELS = 64  # what an eye tells apart beside an outline; the noise below costs half of the file
+
+
+def slice_svg(case_slice: CaseSlice, distances_known: bool) -> str:
+    """An SVG of the slice, cropped to the masks and a margin, with outlines and (if in mm) a scale bar.
+
+    Outlines are paths of the classes ``liver`` or ``tumour`` and ``reference`` or ``prediction``. An empty or
+    unknown mask has none; without any mask the whole slice is shown.
+    """
+    box = _crop(case_slice)
+    height_mm, width_mm = (
+        (part.stop - part.start) * spacing
+        for part, spacing in zip(box, case_slice.spacing_yx_mm, strict=True)
+    )
+    spacing_y_mm, spacing_x_mm = case_slice.spacing_yx_mm
+    image = base64.b64encode(encode_png(case_slice.image_yx[box])).decode("ascii")
+    parts = [
+        f'<svg viewBox="0 0 {width_mm:.6g} {height_mm:.6g}" role="img" '
+        f'aria-label="Slice {case_slice.index_z}">',
+        f'<image width="{width_mm:.6g}" height="{height_mm:.6g}" preserveAspectRatio="none" '
+        f'href="data:image/png;base64,{image}"/>',
+        f'<g transform="scale({spacing_x_mm:.6g} {spacing_y_mm:.6g})">',
+    ]
+    for structure, reference_yx, prediction_yx in (
+        ("liver", case_slice.liver_reference_yx, case_slice.liver_prediction_yx),
+        ("tumour", case_slice.tumour_reference_yx, case_slice.tumour_prediction_yx),
+    ):
+        # the prediction lies on top of a wider reference, so that both show where they agree
+        for whose, mask_yx in (("reference", reference_yx), ("prediction", prediction_yx)):
+            if mask_yx is not None and mask_yx.any():
+                path = outline_path(mask_yx[box])
+                parts.append(
+                    f'<path class="{structure} {whose}" vector-effect="non-scaling-stroke" d="{path}"/>'
+                )
+    parts.append("</g>")
+    if distances_known:
+        parts.append(_scale_bar(width_mm, height_mm))
+    return "".join([*parts, "</svg>"])
+
+
+def outline_path(mask_yx: Mask) -> str:
+    """SVG path data of a mask's outline along the edges of its pixels, one unit a pixel; empty for no
+    pixel."""
+    rows, columns = mask_yx.shape
+    padded_yx = np.zeros((rows + 2, columns + 2), dtype=np.bool_)
+    padded_yx[1:-1, 1:-1] = mask_yx
+    across_yx = padded_yx[1:, 1:-1] != padded_yx[:-1, 1:-1]
+    down_xy = (padded_yx[1:-1, 1:] != padded_yx[1:-1, :-1]).T
+    horizontal = [f"M{start} {y}h{stop - start}" for y, start, stop in _runs(across_yx)]
+    vertical = [f"M{x} {start}v{stop - start}" for x, start, stop in _runs(down_xy)]
+    return "".join(horizontal + vertical)
+
+
+def encode_png(image_yx: NDArray[np.float32]) -> bytes:
+    """A grey PNG of at most ``MAX_PNG_BYTES`` from an image in 0…1, made smaller in steps until it fits."""
+    steps = np.round(np.clip(image_yx, 0, 1) * (_GREY_LEVELS - 1)) / (_GREY_LEVELS - 1)
+    full = Image.fromarray(np.round(steps * 255).astype(np.uint8))
+    shrink = 1.0
+    while True:
+        size = (max(1, round(full.width * shrink)), max(1, round(full.height * shrink)))
+        buffer = io.BytesIO()
+        (full if shrink == 1 else full.resize(size, Image.Resampling.BOX)).save(buffer, "PNG", optimize=True)
+        if buffer.tell() <= MAX_PNG_BYTES or size == (1, 1):
+            return buffer.getvalue()
+        shrink *= 0.85
+
+
+def _crop(case_slice: CaseSlice) -> tuple[slice, slice]:
+    """Rows and columns around all masks of the slice, with a margin; all of them if there is no mask."""
+    occupied_yx = case_slice.liver_prediction_yx | case_slice.tumour_prediction_yx
+    for mask_yx in (case_slice.liver_reference_yx, case_slice.tumour_reference_yx):
+        if mask_yx is not None:
+            occupied_yx = occupied_yx | mask_yx
+    if not occupied_yx.any():
+        return slice(0, occupied_yx.shape[0]), slice(0, occupied_yx.shape[1])
+    parts = []
+    for axis, spacing_mm in enumerate(case_slice.spacing_yx_mm):
+        indices = np.flatnonzero(occupied_yx.any(axis=1 - axis))
+        margin = round(_MARGIN_MM / spacing_mm)
+        start, stop = max(0, int(indices[0]) - margin), int(indices[-1]) + 1 + margin
+        parts.append(slice(start, min(stop, occupied_yx.shape[axis])))
+    return parts[0], parts[1]
+
+
+def _runs(edges: Mask) -> Iterator[tuple[int, int, int]]:
+    """(row, start, stop) of each run of True along the rows."""
+    padded = np.zeros((edges.shape[0], edges.shape[1] + 2), dtype=np.int8)
+    padded[:, 1:-1] = edges
+    steps = np.diff(padded, axis=1)
+    rows, starts = np.nonzero(steps == 1)
+    _, stops = np.nonzero(steps == -1)
+    yield from zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True)
+
+
+def _scale_bar(width_mm: float, height_mm: float) -> str:
+    length_mm = 50 if width_mm > 150 else 20
+    size = 0.045 * height_mm
+    left, bottom = width_mm - length_mm - size, height_mm - size
+    return (
+        '<g class="scale"><path vector-effect="non-scaling-stroke" '
+        f'd="M{left:.6g} {bottom:.6g}h{length_mm}"/>'
+        f'<text x="{left + length_mm / 2:.6g}" y="{bottom - 0.4 * size:.6g}" font-size="{size:.6g}" '
+        f'text-anchor="middle">{length_mm} mm</text></g>'
+    )

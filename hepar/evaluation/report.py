@@ -1,0 +1,207 @@
+"""The evaluation's report: one HTML file that needs nothing else, the worst cases first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from hepar.evaluation.charts import MAX_CURVES, dice_chart, learning_chart, volume_chart
+from hepar.evaluation.lesions import threshold_name
+from hepar.evaluation.pictures import slice_svg
+from hepar.evaluation.scores import CaseScores
+from hepar.evaluation.slices import CaseSlice
+from hepar.evaluation.tables import TableSection, convention_sections, metric_sections, number, size_sections
+
+MAX_PICTURES = 60
+_HISTORY_COLUMNS = ("step", "split", "metric", "value", "modality")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A slice as the page shows it: drawing, caption and remarks."""
+
+    svg: Markup
+    case: CaseScores
+    index_z: int
+    numbers: str
+    remarks: tuple[str, ...]
+
+
+def write_report(
+    path: Path,
+    metrics: dict[str, Any],
+    scores: Sequence[CaseScores],
+    slices: Sequence[CaseSlice],
+    history: pd.DataFrame,
+    facts: Mapping[str, str],
+) -> None:
+    """Write the report of ``metrics`` (from ``summarise``) and the cases that they come from.
+
+    ``history`` has the columns step, split ('train' or 'val'), metric, value and modality (may be empty);
+    ``facts`` are shown as they are: hashes, commit, model. The same inputs give the same bytes. Without
+    cases, slices or history the page says so. At most ``MAX_PICTURES`` slices are drawn.
+
+    Raises ValueError if the history lacks a column or a slice belongs to no scored case.
+    """
+    missing = [column for column in _HISTORY_COLUMNS if column not in history.columns]
+    if missing:
+        raise ValueError(f"history lacks the columns {', '.join(missing)}")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    ordered = worst_first(scores)
+    page = environment.get_template("report.html.j2").render(
+        facts=facts,
+        modalities=list(metrics),
+        cards=_cards(metrics),
+        tables=_tables(metrics),
+        charts={
+            "dice": _markup(dice_chart(scores, metrics)),
+            "volume": _markup(volume_chart(scores)),
+            "learning": _markup(learning_chart(history)),
+        },
+        curves_left_out=max(0, history["metric"].nunique() - MAX_CURVES),
+        pictures=_pictures(ordered, slices),
+        slices=len(slices),
+        rows=[_case_row(case) for case in ordered],
+    )
+    path.write_text(page, encoding="utf-8", newline="\n")
+
+
+def worst_first(scores: Sequence[CaseScores]) -> list[CaseScores]:
+    """Cases by tumour Dice where defined, else liver Dice, lowest first; then those without either, by id."""
+
+    def key(case: CaseScores) -> tuple[bool, float, str]:
+        value = case.liver.dice if case.tumour.dice is None else case.tumour.dice
+        return value is None, 0.0 if value is None else value, case.case_id
+
+    return sorted(scores, key=key)
+
+
+def remarks(case: CaseScores) -> tuple[str, ...]:
+    """What a reader has to know about a case beside its numbers."""
+    found = []
+    for name, structure in (("tumour", case.tumour), ("liver", case.liver)):
+        if not structure.known:
+            found.append(f"{name} unknown")
+        elif structure.present and structure.one_empty:
+            found.append(f"{name} missed")
+    if case.tumour_free:
+        found.append("tumour-free" if case.specific else "tumour-free, false positive")
+    if not case.distances_known:
+        found.append("voxel size nominal")
+    return tuple(found)
+
+
+def _pictures(ordered: Sequence[CaseScores], slices: Sequence[CaseSlice]) -> list[Picture]:
+    by_case = {case_slice.case_id: case_slice for case_slice in slices}
+    unscored = sorted(by_case.keys() - {case.case_id for case in ordered})
+    if unscored:
+        raise ValueError(f"slices of cases without scores: {', '.join(unscored)}")
+    shown = [case for case in ordered if case.case_id in by_case][:MAX_PICTURES]
+    return [
+        Picture(
+            svg=Markup(slice_svg(by_case[case.case_id], case.distances_known)),
+            case=case,
+            index_z=by_case[case.case_id].index_z,
+            numbers=_numbers(case),
+            remarks=remarks(case),
+        )
+        for case in shown
+    ]
+
+
+def _numbers(case: CaseScores) -> str:
+    """The caption's numbers, only those that are defined."""
+    parts = []
+    if case.tumour.dice is not None:
+        parts.append(f"tumour Dice {number(case.tumour.dice, 3)}")
+    if case.liver.dice is not None:
+        parts.append(f"liver Dice {number(case.liver.dice, 3)}")
+    if case.lesions is not None:
+        counts = case.lesions[0].counts
+        lesions = counts.true_positives + counts.false_negatives
+        if lesions:
+            parts.append(f"{counts.true_positives} of {lesions} lesions found")
+        if counts.false_positives:
+            parts.append(f"{counts.false_positives} false")
+    return " · ".join(parts)
+
+
+def _cards(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """The three numbers that a reader looks for first, per modality."""
+    cards = []
+    for modality, group in metrics.items():
+        f1 = group["tumour"]["lesion_f1"][threshold_name(0.0)]
+        estimates = (
+            ("Liver Dice", group["liver"]["dice"]["mean"], group["liver"]["dice"]),
+            ("Tumour Dice", group["tumour"]["dice"]["mean"], group["tumour"]["dice"]),
+            ("Lesion F1, IoU > 0", f1["value"], f1),
+        )
+        cards.append(
+            {
+                "modality": modality,
+                "cases": group["cases"],
+                "patients": group["patients"],
+                "values": [
+                    (name, number(value, 3), interval(estimate["ci95"], 3), estimate["n"])
+                    for name, value, estimate in estimates
+                ],
+            }
+        )
+    return cards
+
+
+def interval(ci95: Sequence[float] | None, digits: int) -> str:
+    """A 95 % interval as text; empty for None."""
+    return "" if ci95 is None else f"{number(ci95[0], digits)} to {number(ci95[1], digits)}"
+
+
+def _tables(metrics: dict[str, Any]) -> dict[str, tuple[list[str], list[TableSection]]]:
+    """Column titles and sections of every table on the page."""
+    by_source = {
+        f"{modality} · {source}": part
+        for modality, group in metrics.items()
+        for source, part in group["sources"].items()
+    }
+    return {
+        "main": (list(metrics), metric_sections(list(metrics.values()))),
+        "sources": (list(by_source), metric_sections(list(by_source.values()))),
+        "sizes": (list(metrics), size_sections(list(metrics.values()))),
+        "conventions": (list(metrics), convention_sections(list(metrics.values()))),
+    }
+
+
+def _case_row(case: CaseScores) -> list[str]:
+    counts = None if case.lesions is None else case.lesions[0].counts
+    return [
+        case.case_id,
+        f"{case.modality} {case.sequence}".strip(),
+        case.source,
+        number(case.tumour.dice, 3),
+        number(case.tumour.reference_volume_ml, 1),
+        number(case.tumour.prediction_volume_ml, 1),
+        ""
+        if counts is None
+        else f"{counts.true_positives} / {counts.false_negatives} / {counts.false_positives}",
+        number(case.liver.dice, 3),
+        number(case.liver.nsd_2mm, 3),
+        number(case.liver.hd95_mm, 1),
+        number(case.liver.reference_volume_ml, 0),
+        number(case.liver.prediction_volume_ml, 0),
+        ", ".join(remarks(case)),
+    ]
+
+
+def _markup(svg: str | None) -> Markup | None:
+    return None if svg is None else Markup(svg)

@@ -1,0 +1,105 @@
+"""Uncertainty of a summary: bootstrap over patients.
+
+Two scans of one patient are not two independent observations, so whole patients are drawn with replacement
+(cluster bootstrap) and the interval is the 2.5th to the 97.5th percentile (Efron and Tibshirani, 1993,
+chapter 13). Every statistic here is a ratio of sums over cases; a mean is the ratio whose denominators are 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PERCENTILES = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A summary value with its 95 % interval.
+
+    ``value`` is None if nothing could be summarised; ``ci95`` is None with fewer than two patients. ``n``
+    counts the cases that were used.
+    """
+
+    value: float | None
+    ci95: tuple[float, float] | None
+    n: int
+    patients: int
+
+
+def bootstrap_ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    patient_ids: Sequence[str],
+    seed: int,
+    resamples: int,
+) -> Estimate:
+    """Ratio of two sums over cases, one entry a case, with an interval from resampled patients.
+
+    The order of the cases does not matter. The value is None if the denominators add up to 0 (or there is no
+    case); resamples whose denominators add up to 0 say nothing and are left out. Raises ValueError if the
+    lengths differ.
+    """
+    if not len(numerators) == len(denominators) == len(patient_ids):
+        raise ValueError(
+            f"numerators, denominators and patients must match in number but are "
+            f"{len(numerators)}, {len(denominators)} and {len(patient_ids)}"
+        )
+    numerators_p = _sum_by_patient(numerators, patient_ids)
+    denominators_p = _sum_by_patient(denominators, patient_ids)
+    patients = len(numerators_p)
+    if math.fsum(denominators) == 0:
+        return Estimate(None, None, len(numerators), patients)
+    value = math.fsum(numerators) / math.fsum(denominators)
+    if patients < 2:
+        return Estimate(value, None, len(numerators), patients)
+    drawn_rp = np.random.default_rng(seed).integers(0, patients, size=(resamples, patients))
+    numerators_r = numerators_p[drawn_rp].sum(axis=1)
+    denominators_r = denominators_p[drawn_rp].sum(axis=1)
+    ratios_r = numerators_r[denominators_r != 0] / denominators_r[denominators_r != 0]
+    low, high = np.percentile(ratios_r, _PERCENTILES)
+    return Estimate(value, (float(low), float(high)), len(numerators), patients)
+
+
+def bootstrap_mean(
+    values: Sequence[float | None], patient_ids: Sequence[str], seed: int, resamples: int
+) -> Estimate:
+    """Mean over the cases whose value is defined, with an interval from resampled patients.
+
+    None (not defined, not scored) is left out. No defined value: value None, n 0.
+    """
+    kept = [(value, patient) for value, patient in zip(values, patient_ids, strict=True) if value is not None]
+    return bootstrap_ratio(
+        [value for value, _ in kept], [1.0] * len(kept), [patient for _, patient in kept], seed, resamples
+    )
+
+
+def paired_difference(
+    first: Sequence[float | None],
+    second: Sequence[float | None],
+    patient_ids: Sequence[str],
+    seed: int,
+    resamples: int,
+) -> Estimate:
+    """Mean of ``second - first`` over the cases where both are defined, resampling patients.
+
+    Entry i of each sequence is the same case. An interval that excludes 0 says that the two differ.
+    """
+    differences = [
+        None if one is None or other is None else other - one
+        for one, other in zip(first, second, strict=True)
+    ]
+    return bootstrap_mean(differences, patient_ids, seed, resamples)
+
+
+def _sum_by_patient(values: Sequence[float], patient_ids: Sequence[str]) -> NDArray[np.float64]:
+    """One exact sum a patient, patients in the order of their ids."""
+    grouped: dict[str, list[float]] = defaultdict(list)
+    for value, patient in zip(values, patient_ids, strict=True):
+        grouped[patient].append(value)
+    return np.array([math.fsum(grouped[patient]) for patient in sorted(grouped)], dtype=np.float64)

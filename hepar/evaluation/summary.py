@@ -1,0 +1,235 @@
+"""Summaries of many scored cases: per modality and per source, with intervals over patients."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hepar.evaluation.lesions import IOU_THRESHOLDS, SIZE_BINS, LesionCounts, threshold_name
+from hepar.evaluation.scores import CaseScores, StructureScores
+from hepar.evaluation.statistics import Estimate, bootstrap_mean, bootstrap_ratio
+
+_STRUCTURE_METRICS = ("dice", "nsd_2mm", "hd95_mm", "assd_mm", "mssd_mm", "rvd", "voe")
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are drawn: the generator's seed and the number of resamples."""
+
+    seed: int
+    resamples: int
+
+    def mean(
+        self, cases: Sequence[CaseScores], value_of: Callable[[CaseScores], float | None]
+    ) -> dict[str, Any]:
+        """``{"mean", "ci95", "n"}`` of a value over the cases where it is defined."""
+        estimate = bootstrap_mean(
+            [value_of(case) for case in cases], _patients(cases), self.seed, self.resamples
+        )
+        return {"mean": estimate.value, "ci95": _interval(estimate), "n": estimate.n}
+
+    def ratio(
+        self,
+        cases: Sequence[CaseScores],
+        numerators: Sequence[float],
+        denominators: Sequence[float],
+    ) -> Estimate:
+        """Ratio of two sums over the cases, one entry a case."""
+        return bootstrap_ratio(numerators, denominators, _patients(cases), self.seed, self.resamples)
+
+
+def summarise(scores: Sequence[CaseScores], seed: int, resamples: int) -> dict[str, Any]:
+    """Summarise scored cases into a dict that JSON can hold, nothing rounded.
+
+    ``{modality: {"cases", "patients", "liver": {...}, "tumour": {...}, "conventions": {...}, "sources":
+    {source: the same without "sources"}}}``. A mean is ``{"mean", "ci95": [low, high] or None, "n"}``, a
+    pooled ratio has "value" in the place of "mean". Modalities without a case are left out; a class without a
+    scorable case has mean None and n 0. The result depends neither on the order of the cases nor on anything
+    but the seed.
+
+    Raises ValueError if a case is scored twice.
+    """
+    counts = Counter(case.case_id for case in scores)
+    duplicates = sorted(case_id for case_id, count in counts.items() if count > 1)
+    if duplicates:
+        raise ValueError(f"scored more than once: {', '.join(duplicates)}")
+    bootstrap = Bootstrap(seed, resamples)
+    summary: dict[str, Any] = {}
+    for modality in sorted({case.modality for case in scores}):
+        cases = [case for case in scores if case.modality == modality]
+        summary[modality] = _summarise_group(cases, bootstrap)
+        summary[modality]["sources"] = {
+            source: _summarise_group([case for case in cases if case.source == source], bootstrap)
+            for source in sorted({case.source for case in cases})
+        }
+    return summary
+
+
+def _summarise_group(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> dict[str, Any]:
+    return {
+        "cases": len(cases),
+        "patients": len(set(_patients(cases))),
+        "liver": _summarise_structure(cases, bootstrap, lambda case: case.liver),
+        "tumour": {
+            **_summarise_structure(cases, bootstrap, lambda case: case.tumour),
+            **_summarise_tumour(cases, bootstrap),
+        },
+        "conventions": _summarise_conventions(cases, bootstrap),
+    }
+
+
+def _summarise_structure(
+    cases: Sequence[CaseScores], bootstrap: Bootstrap, of: Callable[[CaseScores], StructureScores]
+) -> dict[str, Any]:
+    """Means of the metrics of the liver or the tumour, and how many cases could not be scored and why."""
+
+    def metric_of(metric: str) -> Callable[[CaseScores], float | None]:
+        return lambda case: getattr(of(case), metric)
+
+    summary: dict[str, Any] = {
+        metric: bootstrap.mean(cases, metric_of(metric)) for metric in _STRUCTURE_METRICS
+    }
+    summary["absolute_rvd"] = bootstrap.mean(cases, lambda case: _absolute(of(case).rvd))
+    both_present = [case for case in cases if of(case).known and not of(case).one_empty]
+    summary["where_both_present"] = {
+        metric: bootstrap.mean(both_present, metric_of(metric))
+        for metric in ("nsd_2mm", "hd95_mm", "assd_mm")
+    }
+    known = [case for case in cases if of(case).known]
+    summary["counts"] = {
+        "present": sum(of(case).present for case in known),
+        "absent": sum(not of(case).present for case in known),
+        "unknown": len(cases) - len(known),
+        "missed": sum(of(case).one_empty and of(case).present for case in known),
+        "invented": sum(of(case).one_empty and not of(case).present for case in known),
+        "both_empty": sum(of(case).both_empty for case in known),
+        "distances_unknown": sum(not case.distances_known for case in known),
+    }
+    return summary
+
+
+def _summarise_tumour(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> dict[str, Any]:
+    """What only tumours have: pooled Dice, lesions, tumour-free cases, burden."""
+    known = [case for case in cases if case.tumour.known]
+    overlaps = [case.tumour.overlap for case in known if case.tumour.overlap is not None]
+    global_dice = bootstrap.ratio(
+        known,
+        [2 * overlap.intersection_voxels for overlap in overlaps],
+        [overlap.reference_voxels + overlap.prediction_voxels for overlap in overlaps],
+    )
+    return {
+        "global_dice": {"value": global_dice.value, "ci95": _interval(global_dice), "n": global_dice.n},
+        "lesion_f1": {
+            threshold_name(iou_above): _summarise_lesions(known, index, bootstrap)
+            for index, iou_above in enumerate(IOU_THRESHOLDS)
+        },
+        "specificity": bootstrap.mean(
+            cases, lambda case: None if case.specific is None else float(case.specific)
+        ),
+        "false_positive_volume_ml": bootstrap.mean(cases, lambda case: case.false_positive_volume_ml),
+        "burden_error": bootstrap.mean(cases, lambda case: case.burden_error),
+        "absolute_burden_error": bootstrap.mean(cases, lambda case: _absolute(case.burden_error)),
+    }
+
+
+def _summarise_lesions(cases: Sequence[CaseScores], index: int, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Pooled detection at one IoU threshold over the cases whose tumour state is known, tumour-free ones
+    included."""
+
+    counts = [case.lesions[index].counts for case in cases if case.lesions is not None]
+    assert len(counts) == len(cases), "a case whose tumour is known has lesions"
+    ratios: dict[str, tuple[Callable[[LesionCounts], int], Callable[[LesionCounts], int]]] = {
+        "value": (lambda c: 2 * c.true_positives, lambda c: 2 * c.true_positives + c.mistakes),
+        "sensitivity": (lambda c: c.true_positives, lambda c: c.true_positives + c.false_negatives),
+        "precision": (lambda c: c.true_positives, lambda c: c.true_positives + c.false_positives),
+        "false_positives_per_case": (lambda c: c.false_positives, lambda c: 1),
+    }
+    summary: dict[str, Any] = {"n": len(cases)}
+    for name, (numerator, denominator) in ratios.items():
+        estimate = bootstrap.ratio(cases, [numerator(c) for c in counts], [denominator(c) for c in counts])
+        summary[name] = estimate.value
+        summary["ci95" if name == "value" else f"{name}_ci95"] = _interval(estimate)
+    pooled = _pool(counts)
+    return {
+        **summary,
+        "true_positives": pooled.true_positives,
+        "false_negatives": pooled.false_negatives,
+        "false_positives": pooled.false_positives,
+        "by_size": _summarise_sizes(cases, index),
+    }
+
+
+def _summarise_sizes(cases: Sequence[CaseScores], index: int) -> dict[str, Any]:
+    """Detection by the lesion's equivalent diameter, over the cases whose voxel size is known."""
+    sized = [
+        case.lesions[index].by_size
+        for case in cases
+        if case.lesions is not None and case.lesions[index].by_size is not None
+    ]
+    summary = {}
+    for name in SIZE_BINS:
+        pooled = _pool([by_size[name] for by_size in sized if by_size is not None])
+        summary[name] = {
+            "lesions": pooled.true_positives + pooled.false_negatives,
+            "detected": pooled.true_positives,
+            "sensitivity": pooled.sensitivity,
+            "false_positives": pooled.false_positives,
+        }
+    return summary
+
+
+def _summarise_conventions(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Means under the names of LiTS and CHAOS; CHAOS scores a liver whose distances are known."""
+    lits = [case.lits for case in cases if case.lits is not None]
+    over_zero = _pool([case.lesions[0] for case in lits])
+    over_half = _pool([case.lesions[1] for case in lits])
+    differences = [case.burden_difference for case in lits if case.burden_difference is not None]
+    summary: dict[str, Any] = {
+        "lits_tumour_dice_per_case": bootstrap.mean(
+            cases, lambda case: None if case.lits is None else case.lits.tumour_dice
+        ),
+        "lits_liver_dice_per_case": bootstrap.mean(
+            cases, lambda case: None if case.lits is None else case.lits.liver_dice
+        ),
+        "lits_lesion_precision": over_half.precision,
+        "lits_lesion_recall": over_half.sensitivity,
+        "lits_lesion_precision_greater_zero": over_zero.precision,
+        "lits_lesion_recall_greater_zero": over_zero.sensitivity,
+        "lits_tumour_burden_rmse": (
+            math.sqrt(math.fsum(d * d for d in differences) / len(differences)) if differences else None
+        ),
+        "lits_tumour_burden_max": max(differences) if differences else None,
+    }
+    chaos_cases = [case for case in cases if case.chaos is not None]
+    for metric in ("dice", "ravd", "assd", "mssd", "mean"):
+        values = [getattr(case.chaos, metric) for case in chaos_cases]
+        estimate = bootstrap.ratio(chaos_cases, values, [1.0] * len(values))
+        summary[f"chaos_{metric}"] = {
+            "mean": estimate.value,
+            "ci95": _interval(estimate),
+            "n": estimate.n,
+        }
+    return summary
+
+
+def _pool(counts: Sequence[LesionCounts]) -> LesionCounts:
+    return LesionCounts(
+        true_positives=sum(count.true_positives for count in counts),
+        false_negatives=sum(count.false_negatives for count in counts),
+        false_positives=sum(count.false_positives for count in counts),
+    )
+
+
+def _absolute(value: float | None) -> float | None:
+    return None if value is None else abs(value)
+
+
+def _interval(estimate: Estimate) -> list[float] | None:
+    return None if estimate.ci95 is None else list(estimate.ci95)
+
+
+def _patients(cases: Sequence[CaseScores]) -> list[str]:
+    return [case.patient_id for case in cases]

@@ -1,0 +1,235 @@
+"""The report's tables: which metric stands in which row, and how a number is written.
+
+Only here numbers are rounded. A section is a title and rows; a row is a label and one cell per column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hepar.evaluation.lesions import IOU_THRESHOLDS, SIZE_BINS, threshold_name
+
+NOT_DEFINED = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value, its 95 % interval (empty if there is none) and what it was computed from."""
+
+    value: str
+    interval: str = ""
+    basis: str = ""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A metric's name, a hint for the reader and one cell per column."""
+
+    label: str
+    hint: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class TableSection:
+    """Rows under one heading."""
+
+    title: str
+    rows: tuple[TableRow, ...]
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number with a real minus sign and without a negative zero; a dash for None."""
+    if value is None:
+        return NOT_DEFINED
+    text = f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("-")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def metric_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
+    """The main table: liver, tumour, lesions and tumour-free cases, one column per group of a summary."""
+
+    def mean(
+        label: str, hint: str, structure: str, metric: str, digits: int, factor: float = 1.0
+    ) -> TableRow:
+        return _row(label, hint, groups, lambda group: _mean_cell(group[structure][metric], digits, factor))
+
+    sections = [
+        TableSection(
+            "Liver",
+            (
+                mean("Dice", "", "liver", "dice", 3),
+                mean("NSD", "within 2 mm", "liver", "nsd_2mm", 3),
+                mean("HD95, mm", "lower is better", "liver", "hd95_mm", 1),
+                mean("ASSD, mm", "lower is better", "liver", "assd_mm", 1),
+                mean("Volume difference, %", "signed", "liver", "rvd", 1, 100),
+                mean("Volumetric overlap error, %", "lower is better", "liver", "voe", 1, 100),
+                _row("Cases", "in the reference", groups, lambda group: _count_cell(group["liver"])),
+            ),
+        ),
+        TableSection(
+            "Tumour",
+            (
+                mean("Dice per case", "cases with tumour", "tumour", "dice", 3),
+                _row(
+                    "Global Dice",
+                    "all voxels pooled",
+                    groups,
+                    lambda group: _mean_cell(group["tumour"]["global_dice"], 3, key="value"),
+                ),
+                mean("NSD", "within 2 mm", "tumour", "nsd_2mm", 3),
+                mean("HD95, mm", "an empty mask counts as the diagonal", "tumour", "hd95_mm", 1),
+                _row(
+                    "HD95, mm",
+                    "where both masks have voxels",
+                    groups,
+                    lambda group: _mean_cell(group["tumour"]["where_both_present"]["hd95_mm"], 1),
+                ),
+                mean("Tumour burden error", "signed, percentage points", "tumour", "burden_error", 2, 100),
+                mean("Tumour burden error", "absolute", "tumour", "absolute_burden_error", 2, 100),
+                _row("Cases", "in the reference", groups, lambda group: _count_cell(group["tumour"])),
+            ),
+        ),
+    ]
+    sections += [_lesion_section(groups, iou_above) for iou_above in IOU_THRESHOLDS]
+    sections.append(
+        TableSection(
+            "Tumour-free cases",
+            (
+                mean("Specificity", "no tumour predicted", "tumour", "specificity", 3),
+                mean("False-positive volume, ml", "per case", "tumour", "false_positive_volume_ml", 2),
+            ),
+        )
+    )
+    return sections
+
+
+def size_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
+    """Lesions found, by equivalent diameter, one section per IoU threshold."""
+
+    def row(threshold: str, name: str) -> TableRow:
+        def cell(group: dict[str, Any]) -> Cell:
+            size = group["tumour"]["lesion_f1"][threshold]["by_size"][name]
+            basis = f"{size['detected']} of {size['lesions']}, {size['false_positives']} false"
+            return Cell(number(size["sensitivity"], 2), basis=basis)
+
+        return _row(name.replace("-", "\N{EN DASH}"), "", groups, cell)
+
+    return [
+        TableSection(
+            f"Sensitivity at IoU > {iou_above:g}",
+            tuple(row(threshold_name(iou_above), name) for name in SIZE_BINS),
+        )
+        for iou_above in IOU_THRESHOLDS
+    ]
+
+
+def convention_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
+    """The scores in the conventions of LiTS and CHAOS."""
+
+    def row(label: str, name: str, digits: int) -> TableRow:
+        def cell(group: dict[str, Any]) -> Cell:
+            value = group["conventions"][name]
+            return _mean_cell(value, digits) if isinstance(value, dict) else Cell(number(value, digits))
+
+        return _row(label, "", groups, cell)
+
+    return [
+        TableSection(
+            "LiTS",
+            (
+                row("Tumour Dice per case", "lits_tumour_dice_per_case", 3),
+                row("Liver Dice per case", "lits_liver_dice_per_case", 3),
+                row("Lesion precision, IoU > 0.5", "lits_lesion_precision", 3),
+                row("Lesion recall, IoU > 0.5", "lits_lesion_recall", 3),
+                row("Lesion precision, IoU > 0", "lits_lesion_precision_greater_zero", 3),
+                row("Lesion recall, IoU > 0", "lits_lesion_recall_greater_zero", 3),
+                row("Tumour burden RMSE", "lits_tumour_burden_rmse", 4),
+                row("Tumour burden maximum error", "lits_tumour_burden_max", 4),
+            ),
+        ),
+        TableSection(
+            "CHAOS, points of 100",
+            (
+                row("Dice", "chaos_dice", 1),
+                row("Absolute volume difference", "chaos_ravd", 1),
+                row("ASSD", "chaos_assd", 1),
+                row("MSSD", "chaos_mssd", 1),
+                row("Mean", "chaos_mean", 1),
+            ),
+        ),
+    ]
+
+
+def _lesion_section(groups: Sequence[dict[str, Any]], iou_above: float) -> TableSection:
+    threshold = threshold_name(iou_above)
+
+    def ratio(
+        label: str, hint: str, key: str, interval_key: str, digits: int, basis: Callable[..., str]
+    ) -> TableRow:
+        def cell(group: dict[str, Any]) -> Cell:
+            lesions = group["tumour"]["lesion_f1"][threshold]
+            return Cell(
+                number(lesions[key], digits), _interval(lesions[interval_key], digits), basis(lesions)
+            )
+
+        return _row(label, hint, groups, cell)
+
+    return TableSection(
+        f"Lesions at IoU > {iou_above:g}",
+        (
+            ratio("F1", "pooled over cases", "value", "ci95", 3, lambda lesions: f"n {lesions['n']}"),
+            ratio(
+                "Sensitivity",
+                "",
+                "sensitivity",
+                "sensitivity_ci95",
+                3,
+                lambda c: f"{c['true_positives']} of {c['true_positives'] + c['false_negatives']}",
+            ),
+            ratio(
+                "Precision",
+                "",
+                "precision",
+                "precision_ci95",
+                3,
+                lambda c: f"{c['true_positives']} of {c['true_positives'] + c['false_positives']}",
+            ),
+            ratio(
+                "False positives per case",
+                "",
+                "false_positives_per_case",
+                "false_positives_per_case_ci95",
+                2,
+                lambda c: f"{c['false_positives']} in {c['n']}",
+            ),
+        ),
+    )
+
+
+def _row(
+    label: str, hint: str, groups: Sequence[dict[str, Any]], cell_of: Callable[[dict[str, Any]], Cell]
+) -> TableRow:
+    return TableRow(label, hint, tuple(cell_of(group) for group in groups))
+
+
+def _mean_cell(estimate: dict[str, Any], digits: int, factor: float = 1.0, key: str = "mean") -> Cell:
+    if estimate[key] is None:
+        return Cell(NOT_DEFINED)
+    scaled = None if estimate["ci95"] is None else [factor * bound for bound in estimate["ci95"]]
+    return Cell(number(factor * estimate[key], digits), _interval(scaled, digits), f"n {estimate['n']}")
+
+
+def _count_cell(structure: dict[str, Any]) -> Cell:
+    counts = structure["counts"]
+    labels = {"missed": "missed", "absent": "without", "invented": "of them predicted", "unknown": "unknown"}
+    details = [f"{counts[name]} {label}" for name, label in labels.items() if counts[name]]
+    return Cell(str(counts["present"]), basis=", ".join(details))
+
+
+def _interval(ci95: Sequence[float] | None, digits: int) -> str:
+    return "" if ci95 is None else f"{number(ci95[0], digits)} to {number(ci95[1], digits)}"

@@ -1,0 +1,35 @@
+"""A cohort as a table for people: its cases, then those in quarantine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from hepar.cases import Cohort
+
+QUARANTINE = "quarantine.csv"
+COLUMNS = ["case_id", "patient_id", "modality", "sequence", "liver_state", "tumour_state", "split", "size", "refused"]
+
+
+def cohort_table(folder: Path) -> pd.DataFrame:
+    """One row a case; `refused` is empty for accepted ones, rule and value for those in quarantine."""
+    accepted = [
+        {
+            "case_id": case.case_id,
+            "patient_id": case.patient_id,
+            "modality": str(case.modality),
+            "sequence": case.sequence,
+            "liver_state": str(case.liver_state),
+            "tumour_state": str(case.tumour_state),
+            "split": str(case.split),
+            "size": "×".join(map(str, case.size[::-1])),
+            "refused": "",
+        }
+        for case in Cohort.load(folder)
+    ]
+    quarantine = pd.read_csv(folder / QUARANTINE, dtype=str, keep_default_na=False)
+    refused = [
+        {"case_id": row.case_id, "refused": f"{row.rule}: {row.value}"} for row in quarantine.itertuples(index=False)
+    ]
+    return pd.DataFrame([*accepted, *refused], columns=COLUMNS).fillna("")

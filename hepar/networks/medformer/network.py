@@ -1,0 +1,453 @@
+"""MedFormer: a U-shaped network whose attention runs between the feature map and a small semantic map.
+
+After Gao et al., "A Data-scalable Transformer for Medical Image Segmentation", arXiv 2203.00131.
+
+Legend of shape suffixes: b batch, c channels, d h w space, n = d*h*w, m entries of the semantic map, k heads,
+e channels of one head. Feature maps are `_bcdhw`, semantic maps are token lists `_bmc`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Triple = tuple[int, int, int]
+
+STAGES = 8  # four on the way down, four on the way up
+FIRST_MAP_STAGE, LAST_MAP_STAGE = 1, 3  # the encoder stages that own a semantic map
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+
+
+@dataclass(frozen=True)
+class MedFormerConfig:
+    """Everything that fixes the shape of a MedFormer; the keys of a published setting.
+
+    Lists of eight run over the stages: down1 to down4, then up1 to up4. `kernel` has five entries (stem, then the
+    four levels below it), `stride` four (one a level). `aux` adds an auxiliary output at a quarter resolution.
+    """
+
+    in_channels: int
+    classes: int
+    base: int
+    map_size: Triple
+    conv_blocks: tuple[int, ...]
+    attention_blocks: tuple[int, ...]
+    channels: tuple[int, ...]
+    heads: tuple[int, ...]
+    fusion_depth: int
+    fusion_dim: int
+    fusion_heads: int
+    expansion: int
+    activation: str
+    kernel: tuple[Triple, ...]
+    stride: tuple[Triple, ...]
+    aux: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("conv_blocks", "attention_blocks", "channels", "heads"):
+            if len(getattr(self, name)) != STAGES:
+                raise ValueError(f"medformer {name}: {len(getattr(self, name))} entries, must be {STAGES}")
+        if len(self.kernel) != 5 or len(self.stride) != 4:
+            raise ValueError(f"medformer kernel and stride: {len(self.kernel)} and {len(self.stride)} entries, must be 5 and 4")
+        if self.attention_blocks[0] > 0:
+            raise ValueError("medformer attention_blocks[0]: must be 0, the first level has no semantic map")
+        if any(k % 2 == 0 for kernel in self.kernel for k in kernel):
+            raise ValueError(f"medformer kernel: {self.kernel}, every size must be odd")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"medformer activation: {self.activation!r}, must be one of {sorted(ACTIVATIONS)}")
+        for stage, (blocks, width, heads) in enumerate(
+            zip(self.attention_blocks, self.channels, self.heads, strict=True)
+        ):
+            if blocks and width % heads:
+                raise ValueError(f"medformer stage {stage}: {width} channels do not divide into {heads} heads")
+        if self.fusion_dim % self.fusion_heads:
+            raise ValueError(f"medformer fusion_dim {self.fusion_dim} does not divide into {self.fusion_heads} heads")
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> MedFormerConfig:
+        """Read a mapping with exactly these keys (lists become tuples). Raises ValueError on unknown or missing ones."""
+        known = {field.name for field in fields(cls)}
+        required = known - {"aux"}
+        if unknown := sorted(set(config) - known):
+            raise ValueError(f"medformer: unknown settings {unknown}, known are {sorted(known)}")
+        if missing := sorted(required - set(config)):
+            raise ValueError(f"medformer: settings {missing} are missing")
+        return cls(**{name: _freeze(value) for name, value in config.items()})
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+class InstanceNorm(nn.Module):
+    """Instance normalisation without affine parameters that keeps channels_last_3d memory as it is.
+
+    `torch.nn.InstanceNorm3d` copies such a tensor to the plain layout and back; a group norm with one channel a
+    group computes the same numbers in either layout.
+    """
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.channels = channels
+        self.eps = eps
+
+    def forward(self, x_bcdhw: Tensor) -> Tensor:
+        return F.group_norm(x_bcdhw, self.channels, eps=self.eps)
+
+
+def _norm(channels: int) -> InstanceNorm:
+    return InstanceNorm(channels, eps=1e-5)
+
+
+class PreActConv(nn.Module):
+    """Instance norm, activation, convolution."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Triple, activation: nn.Module, groups: int = 1) -> None:
+        super().__init__()
+        self.norm = InstanceNorm(inputs, eps=1e-4)
+        if isinstance(activation, nn.ReLU):
+            activation = nn.ReLU(inplace=True)  # nothing else reads the norm's output, and a copy costs a pass of memory
+        self.activation = activation
+        self.conv = nn.Conv3d(inputs, outputs, kernel, padding=_same(kernel), groups=groups, bias=False)
+
+    def forward(self, x_bcdhw: Tensor) -> Tensor:
+        return self.conv(self.activation(self.norm(x_bcdhw)))  # type: ignore[no-any-return]
+
+
+def _same(kernel: Triple) -> Triple:
+    return (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+
+
+class ResidualConv(nn.Module):
+    """Two pre-activation convolutions around a shortcut; the shortcut is a convolution where the width changes."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Triple, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.conv1 = PreActConv(inputs, outputs, kernel, activation())
+        self.conv2 = PreActConv(outputs, outputs, kernel, activation())
+        self.shortcut = PreActConv(inputs, outputs, kernel, activation()) if inputs != outputs else nn.Identity()
+
+    def forward(self, x_bcdhw: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x_bcdhw)) + self.shortcut(x_bcdhw)  # type: ignore[no-any-return]
+
+
+class SeparableConv(nn.Sequential):
+    """A depthwise convolution, then a pointwise one, without bias."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Triple) -> None:
+        super().__init__(
+            nn.Conv3d(inputs, inputs, kernel, padding=_same(kernel), groups=inputs, bias=False),
+            nn.Conv3d(inputs, outputs, 1, bias=False),
+        )
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from the channels' means."""
+
+    def __init__(self, channels: int, activation: nn.Module, ratio: int = 4) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(channels, channels // ratio)
+        self.activation = activation
+        self.expand = nn.Linear(channels // ratio, channels)
+
+    def forward(self, x_bcdhw: Tensor) -> Tensor:
+        mean_bc = x_bcdhw.mean(dim=(2, 3, 4))
+        gate_bc = torch.sigmoid(self.expand(self.activation(self.reduce(mean_bc))))
+        return x_bcdhw * gate_bc[:, :, None, None, None]
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck with squeeze-and-excitation: the feed-forward part of an attention block."""
+
+    def __init__(self, channels: int, expansion: int, kernel: Triple, activation: type[nn.Module]) -> None:
+        super().__init__()
+        wide = expansion * channels
+        self.expand = PreActConv(channels, wide, (1, 1, 1), activation()) if expansion > 1 else nn.Identity()
+        self.depthwise = PreActConv(wide, wide, kernel, activation(), groups=wide)
+        self.gate = SqueezeExcite(wide, activation())
+        self.project = PreActConv(wide, channels, (1, 1, 1), nn.Identity())
+
+    def forward(self, x_bcdhw: Tensor) -> Tensor:
+        return x_bcdhw + self.project(self.gate(self.depthwise(self.expand(x_bcdhw))))  # type: ignore[no-any-return]
+
+
+class BidirectionalAttention(nn.Module):
+    """Voxels attend to the semantic map and the map attends to the voxels, by one matrix of affinities.
+
+    The cost is linear in the number of voxels. Channels are ordered head by head. Where nobody reads the map
+    afterwards (`updates_map` false) it is not computed, and None stands in its place.
+    """
+
+    def __init__(
+        self, inputs: int, map_dim: int, outputs: int, heads: int, kernel: Triple, updates_map: bool
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.width = outputs
+        self.feature_qv = SeparableConv(inputs, 2 * outputs, kernel)
+        self.feature_out = SeparableConv(outputs, outputs, kernel)
+        self.map_qv = nn.Linear(map_dim, 2 * outputs, bias=False)
+        self.map_out = nn.Linear(outputs, map_dim, bias=False) if updates_map else None
+
+    def _split(self, tokens_bnc: Tensor) -> Tensor:
+        """(b, n, k*e) to (b, k, n, e)."""
+        return tokens_bnc.unflatten(-1, (self.heads, self.width // self.heads)).transpose(1, 2)
+
+    def forward(self, feature_bcdhw: Tensor, map_bmc: Tensor) -> tuple[Tensor, Tensor | None]:
+        space = feature_bcdhw.shape[2:]
+        feature_qv_bnc = self.feature_qv(feature_bcdhw).flatten(2).transpose(1, 2)
+        feature_q_bkne, feature_v_bkne = map(self._split, feature_qv_bnc.chunk(2, dim=-1))
+        map_q_bkme, map_v_bkme = map(self._split, self.map_qv(map_bmc).chunk(2, dim=-1))
+
+        scale = (self.width // self.heads) ** -0.5
+        affinity_bknm = feature_q_bkne @ (map_q_bkme * scale).transpose(-1, -2)
+        feature_bkne = affinity_bknm.softmax(dim=-1) @ map_v_bkme
+        feature_bcdhw = self.feature_out(feature_bkne.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, space))
+        if self.map_out is None:
+            return feature_bcdhw, None
+        map_bkme = affinity_bknm.softmax(dim=-2).transpose(-1, -2) @ feature_v_bkne
+        return feature_bcdhw, self.map_out(map_bkme.transpose(1, 2).flatten(2))
+
+
+class AttentionBlock(nn.Module):
+    """Bidirectional attention and an MBConv, each with its shortcut."""
+
+    def __init__(
+        self,
+        inputs: int,
+        map_dim: int,
+        outputs: int,
+        heads: int,
+        expansion: int,
+        kernel: Triple,
+        activation: type[nn.Module],
+        updates_map: bool,
+    ) -> None:
+        super().__init__()
+        self.norm = _norm(inputs)
+        self.attention = BidirectionalAttention(inputs, map_dim, outputs, heads, kernel, updates_map)
+        same = inputs == outputs
+        self.shortcut = nn.Identity() if same else PreActConv(inputs, outputs, (1, 1, 1), activation())
+        self.feedforward = MBConv(outputs, expansion, kernel, activation)
+
+    def forward(self, feature_bcdhw: Tensor, map_bmc: Tensor) -> tuple[Tensor, Tensor | None]:
+        update_bcdhw, map_update_bmc = self.attention(self.norm(feature_bcdhw), _norm_map(map_bmc))
+        feature_bcdhw = self.feedforward(update_bcdhw + self.shortcut(feature_bcdhw))
+        return feature_bcdhw, None if map_update_bmc is None else map_bmc + map_update_bmc
+
+
+def _norm_map(map_bmc: Tensor, eps: float = 1e-5) -> Tensor:
+    """Instance norm of a semantic map: each channel over its m entries."""
+    variance, mean = torch.var_mean(map_bmc, dim=1, correction=0, keepdim=True)
+    return (map_bmc - mean) * torch.rsqrt(variance + eps)
+
+
+class SemanticMap(nn.Module):
+    """Summarise a feature map in m tokens, each a softmax-weighted mean over all voxels."""
+
+    def __init__(self, channels: int, entries: int) -> None:
+        super().__init__()
+        self.values = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
+        self.weights = nn.Conv3d(channels, entries, 3, padding=1, bias=False)
+
+    def forward(self, feature_bcdhw: Tensor) -> Tensor:
+        values_bnc = self.values(feature_bcdhw).flatten(2).transpose(1, 2)
+        weights_bmn = self.weights(feature_bcdhw).flatten(2).softmax(dim=-1)
+        return weights_bmn @ values_bnc
+
+
+class FusionLayer(nn.Module):
+    """One pre-norm transformer layer over the tokens of all semantic maps."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
+
+    def forward(self, tokens_bmc: Tensor) -> Tensor:
+        heads = (self.heads, tokens_bmc.shape[-1] // self.heads)
+        q, k, v = (
+            part.unflatten(-1, heads).transpose(1, 2) for part in self.qkv(self.norm1(tokens_bmc)).chunk(3, dim=-1)
+        )
+        attended_bmc = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        tokens_bmc = tokens_bmc + self.out(attended_bmc)
+        return tokens_bmc + self.mlp(self.norm2(tokens_bmc))  # type: ignore[no-any-return]
+
+
+class MapFusion(nn.Module):
+    """Let the semantic maps of the three scales see each other."""
+
+    def __init__(self, widths: Sequence[int], dim: int, heads: int, depth: int) -> None:
+        super().__init__()
+        self.inputs = nn.ModuleList(nn.Linear(width, dim, bias=False) for width in widths)
+        self.layers = nn.ModuleList(FusionLayer(dim, heads) for _ in range(depth))
+        self.outputs = nn.ModuleList(nn.Linear(dim, width, bias=False) for width in widths)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        tokens_bmc = torch.cat([project(tokens) for project, tokens in zip(self.inputs, maps, strict=True)], dim=1)
+        for layer in self.layers:
+            tokens_bmc = layer(tokens_bmc)
+        parts = tokens_bmc.chunk(len(maps), dim=1)
+        return [project(part) for project, part in zip(self.outputs, parts, strict=True)]
+
+
+class PatchMerging(nn.Module):
+    """Downsample by stacking the voxels of each stride cell as channels, then project."""
+
+    def __init__(self, inputs: int, outputs: int, stride: Triple, kernel: Triple) -> None:
+        super().__init__()
+        self.stride = stride
+        self.norm = _norm(inputs * prod(stride))
+        self.project = SeparableConv(inputs * prod(stride), outputs, kernel)
+
+    def forward(self, x_bcdhw: Tensor) -> Tensor:
+        sd, sh, sw = self.stride
+        cells = [x_bcdhw[:, :, i::sd, j::sh, k::sw] for i in range(sd) for j in range(sh) for k in range(sw)]
+        return self.project(self.norm(torch.cat(cells, dim=1)))  # type: ignore[no-any-return]
+
+
+class Level(nn.Module):
+    """The convolution and attention blocks of one stage, in the encoder's or the decoder's order."""
+
+    def __init__(self, config: MedFormerConfig, stage: int, inputs: int, kernel: Triple) -> None:
+        super().__init__()
+        width, activation = config.channels[stage], ACTIVATIONS[config.activation]
+        attention = config.attention_blocks[stage]
+        self.attention_first = stage >= STAGES // 2
+        conv_inputs = width if self.attention_first and attention else inputs
+        attention_inputs = inputs if self.attention_first else width
+        map_read_later = not self.attention_first or any(config.attention_blocks[stage + 1 :])
+        self.convs = nn.Sequential(
+            *(
+                ResidualConv(conv_inputs if i == 0 else width, width, kernel, activation)
+                for i in range(config.conv_blocks[stage])
+            )
+        )
+        self.attentions = nn.ModuleList(
+            AttentionBlock(
+                attention_inputs if i == 0 else width,
+                width,
+                width,
+                config.heads[stage],
+                config.expansion,
+                kernel,
+                activation,
+                updates_map=map_read_later or i + 1 < attention,
+            )
+            for i in range(attention)
+        )
+
+    def attend(self, feature_bcdhw: Tensor, map_bmc: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        for block in self.attentions:
+            feature_bcdhw, map_bmc = block(feature_bcdhw, map_bmc)
+        return feature_bcdhw, map_bmc
+
+
+class Down(Level):
+    """Patch merging, convolutions, then attention with a semantic map made here (from the second stage on)."""
+
+    def __init__(self, config: MedFormerConfig, stage: int) -> None:
+        width, kernel = config.channels[stage], config.kernel[stage + 1]
+        super().__init__(config, stage, width, kernel)
+        inputs = config.base if stage == 0 else config.channels[stage - 1]
+        self.merge = PatchMerging(inputs, width, config.stride[stage], kernel)
+        has_map = FIRST_MAP_STAGE <= stage <= LAST_MAP_STAGE
+        self.semantic_map = SemanticMap(width, prod(config.map_size)) if has_map else None
+
+    def forward(self, feature_bcdhw: Tensor) -> tuple[Tensor, Tensor | None]:
+        feature_bcdhw = self.convs(self.merge(feature_bcdhw))
+        map_bmc = self.semantic_map(feature_bcdhw) if self.semantic_map is not None else None
+        return self.attend(feature_bcdhw, map_bmc)
+
+
+class Up(Level):
+    """Upsample to the skip connection's grid, join the maps, attention, then convolutions."""
+
+    def __init__(self, config: MedFormerConfig, stage: int) -> None:
+        width, below = config.channels[stage], config.channels[stage - 1]
+        self_skip = STAGES - 2 - stage  # the encoder stage of this resolution; -1 is the stem
+        skip = config.base if self_skip < 0 else config.channels[self_skip]
+        super().__init__(config, stage, below + skip, config.kernel[self_skip + 1])
+        joins_map = self_skip >= FIRST_MAP_STAGE
+        map_inputs = below + (skip if joins_map else 0)
+        map_read = any(config.attention_blocks[stage:])
+        self.reduce_map = nn.Linear(map_inputs, width, bias=False) if map_read else None
+
+    def forward(
+        self, low_bcdhw: Tensor, skip_bcdhw: Tensor, map_bmc: Tensor | None, skip_map_bmc: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        low_bcdhw = F.interpolate(low_bcdhw, size=skip_bcdhw.shape[2:], mode="trilinear", align_corners=True)
+        if self.reduce_map is not None and map_bmc is not None:
+            joined = map_bmc if skip_map_bmc is None else torch.cat([map_bmc, skip_map_bmc], dim=-1)
+            map_bmc = self.reduce_map(joined)
+        feature_bcdhw, map_bmc = self.attend(torch.cat([low_bcdhw, skip_bcdhw], dim=1), map_bmc)
+        return self.convs(feature_bcdhw), map_bmc
+
+
+class MedFormer(nn.Module):
+    """MedFormer for volumes: `logits_bcdhw = network(image_bcdhw)`, same grid in and out.
+
+    With `aux` and in training mode it returns `[logits_bcdhw, aux_logits_bcdhw]`, the second one read at a quarter
+    of the resolution and upsampled. Each side of the input must be a multiple of the product of the strides.
+    """
+
+    def __init__(self, config: MedFormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        activation = ACTIVATIONS[config.activation]
+        kernel = config.kernel[0]
+        self.stem = nn.Conv3d(config.in_channels, config.base, kernel, padding=_same(kernel), bias=False)
+        self.stem_block = ResidualConv(config.base, config.base, kernel, activation)
+        self.down = nn.ModuleList(Down(config, stage) for stage in range(4))
+        self.fusion = MapFusion(config.channels[1:4], config.fusion_dim, config.fusion_heads, config.fusion_depth)
+        self.up = nn.ModuleList(Up(config, stage) for stage in range(4, 8))
+        self.aux_head = nn.Conv3d(config.channels[5], config.classes, 1) if config.aux else None
+        self.head = nn.Conv3d(config.channels[7], config.classes, 1)
+        self.gradient_checkpointing = False
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> MedFormer:
+        """Build from a mapping of `MedFormerConfig`'s keys. Raises ValueError naming the key at fault."""
+        return cls(MedFormerConfig.from_dict(config))
+
+    @property
+    def divisor(self) -> Triple:
+        """What each side (z, y, x) of an input must be a multiple of."""
+        strides = self.config.stride
+        return (prod(s[0] for s in strides), prod(s[1] for s in strides), prod(s[2] for s in strides))
+
+    def _run(self, stage: nn.Module, *inputs: Tensor | None) -> Any:
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(stage, *inputs, use_reentrant=False)
+        return stage(*inputs)
+
+    def forward(self, image_bcdhw: Tensor) -> Tensor | list[Tensor]:
+        stem_bcdhw = self._run(self.stem_block, self.stem(image_bcdhw))
+        skips, maps, feature_bcdhw = [stem_bcdhw], [], stem_bcdhw
+        for down in self.down:
+            feature_bcdhw, map_bmc = self._run(down, feature_bcdhw)
+            skips.append(feature_bcdhw)
+            maps.append(map_bmc)
+        map2, map3, map_bmc = self.fusion(maps[FIRST_MAP_STAGE:])
+
+        aux_bcdhw = None
+        for index, (up, skip, skip_map) in enumerate(zip(self.up, skips[-2::-1], (map3, map2, None, None), strict=True)):
+            feature_bcdhw, map_bmc = self._run(up, feature_bcdhw, skip, map_bmc, skip_map)
+            if index == 1 and self.aux_head is not None and self.training:
+                aux_bcdhw = self.aux_head(feature_bcdhw)
+        logits_bcdhw: Tensor = self.head(feature_bcdhw)
+        if aux_bcdhw is None:
+            return logits_bcdhw
+        size = image_bcdhw.shape[2:]
+        return [logits_bcdhw, F.interpolate(aux_bcdhw, size=size, mode="trilinear", align_corners=True)]

@@ -1,0 +1,272 @@
+"""The sections of `params.yaml`: frozen, typed, without a second default anywhere.
+
+A preset may say `extends: ../params.yaml` and hold only what differs. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hepar.errors import ParamsError
+
+
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] >= pair[1]:
+        raise ValueError(f"{list(pair)} must be ascending")
+    return pair
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
+SizeZYX = tuple[AtLeastOne, AtLeastOne, AtLeastOne]
+SpacingZYX = tuple[Positive, Positive, Positive]
+
+
+class Section(BaseModel):
+    """A part of the parameters that one stage receives."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PhantomParams(Section):
+    """The built-in digital abdomens, read where the source is `phantoms`."""
+
+    cases: Annotated[int, Field(ge=8)]  # half CT, half MR
+    seed: Count
+    size_zyx: SizeZYX  # voxels; the field of view stays an abdomen
+
+
+class SplitParams(Section):
+    """Shares of patients held out, where the source names no split of its own."""
+
+    test: Share
+    val: Share
+
+
+class IngestParams(Section):
+    """Reading, checking and canonicalising the source."""
+
+    phantoms: PhantomParams
+    split: SplitParams
+    max_refused_share: Share  # a larger share of refused cases fails the stage
+
+
+class PreparationParams(Section):
+    """From a canonical volume to the array that a network reads."""
+
+    spacing_zyx_mm: SpacingZYX | None  # null: the median spacing of the cohort
+    window_hu: Interval  # CT is clipped to it and scaled to -1..1
+    mr_percentiles: Interval  # MR is clipped to these percentiles inside the body, then z-scored
+
+
+class NetworkParams(Section):
+    """Which network, and its own settings."""
+
+    name: str
+    config: dict[str, Any]
+
+
+class AugmentationParams(Section):
+    """Random changes of a training patch. A probability of 0 switches one off."""
+
+    affine_probability: Share
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)]
+    scale: Annotated[float, Field(ge=0, lt=1)]  # zoom along each axis drawn from 1-scale..1+scale
+    mirror_axes: tuple[Literal["z", "y", "x"], ...]  # each flipped with probability 0.5
+    intensity_probability: Share
+    contrast: Annotated[float, Field(ge=0, lt=1)]  # factor drawn from 1-contrast..1+contrast
+    brightness: Annotated[float, Field(ge=0)]  # shift in units of the normalised image
+    noise: Annotated[float, Field(ge=0)]  # largest standard deviation of added noise
+    blur_probability: Share
+
+
+class SamplingParams(Section):
+    """Where patches are cut. What remains of 1 is cut anywhere."""
+
+    tumour_share: Share
+    liver_share: Share
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Self:
+        if self.tumour_share + self.liver_share > 1:
+            raise ValueError(f"tumour_share + liver_share is {self.tumour_share + self.liver_share}, must be at most 1")
+        return self
+
+
+class TrainingParams(Section):
+    """The optimisation of one network."""
+
+    steps: AtLeastOne
+    batch_size: AtLeastOne
+    patch_zyx: SizeZYX
+    learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_steps: Count
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]  # the moving average is what is validated and kept
+    clip_norm: Positive
+    nesting_weight: Annotated[float, Field(ge=0)]  # weight of the penalty on tumour outside the liver
+    validate_every: AtLeastOne  # steps between two validations
+    validation_cases: Count  # at most so many cases a modality; 0 validates on none
+    checkpoint_every: AtLeastOne  # steps between two checkpoints
+    threads: Count  # CPU threads; 0: all cores. Results repeat bit for bit only at the same number
+    workers: Count  # threads that cut patches ahead of the step; 0: none
+    precision: Literal["fp32", "bf16"]
+    gradient_checkpointing: bool
+    seed: Count
+    sampling: SamplingParams
+    augmentation: AugmentationParams
+
+
+class TrainLiverParams(Section):
+    """Stage 1: the liver teacher of one modality."""
+
+    training: TrainingParams
+
+
+class GateParams(Section):
+    """What a pseudo-liver has to pass. Outside `review` it is rejected, between `review` and `accept` down-weighted."""
+
+    volume_ml: Interval
+    min_component_share: Share  # of the largest component in all that was predicted
+    min_agreement_accept: Share  # Dice between the predictions under test-time augmentation
+    min_agreement_review: Share
+    min_tumour_inside_accept: Share  # share of the manual tumour inside the predicted liver
+    min_tumour_inside_review: Share
+    max_cut_share: Share  # share of the liver's voxels that lie on the border of the field of view
+    downweight: Share  # weight of a label that is not accepted outright but kept
+
+
+class PseudoLabelParams(Section):
+    """Stage 1's masks for cases that lack a liver."""
+
+    overlap: Annotated[float, Field(ge=0, lt=1)]  # of neighbouring windows
+    variants: AtLeastOne  # predictions a case, the plain one included; their agreement is a gate
+    uncertain: Interval  # mean probabilities in it count as an uncertain boundary
+    threads: Count
+    gates: GateParams
+
+
+class AssemblePoolParams(Section):
+    """Which labels the universal model learns from, and what is known of a voxel."""
+
+    modalities: Annotated[tuple[Literal["CT", "MR"], ...], Field(min_length=1)]
+    labels: Literal["tumour", "manual", "mixed"]  # tumour masks only; and manual livers; and pseudo-livers
+    unknown_tumour: Literal["masked", "ignored", "background"]  # masked: negatives outside the liver are used
+    margin_mm: Annotated[float, Field(ge=0)]  # the liver is dilated by it before its outside counts as tumour-free
+
+
+class TrainUniversalParams(Section):
+    """Stage 2: one model for both modalities."""
+
+    warm_start: Literal["none", "CT", "MR"]  # the teacher whose weights it starts from
+    training: TrainingParams
+
+
+class EvaluateParams(Section):
+    """Scores on the held-out patients."""
+
+    overlap: Annotated[float, Field(ge=0, lt=1)]
+    threads: Count
+    bootstrap_resamples: AtLeastOne
+    bootstrap_seed: Count
+    min_lesion_ml: Annotated[float, Field(ge=0)]  # smaller predicted tumour components are dropped
+
+
+class PromotionGates(Section):
+    """When a challenger replaces the champion."""
+
+    min_liver_dice: Share  # per modality
+    min_tumour_dice: Share  # per modality that has tumours in the test split
+    max_drop: Share  # the largest loss against the champion that is let pass, in any mean Dice
+
+
+class RegisterParams(Section):
+    """The model registry."""
+
+    model_name: str
+    experiment: str
+    gates: PromotionGates
+
+
+class Params(Section):
+    """A whole `params.yaml`."""
+
+    ingest: IngestParams
+    preparation: PreparationParams
+    network: NetworkParams
+    train_liver: TrainLiverParams
+    pseudo_label: PseudoLabelParams
+    assemble_pool: AssemblePoolParams
+    train_universal: TrainUniversalParams
+    evaluate: EvaluateParams
+    register_model: RegisterParams = Field(alias="register")
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def load_params(path: Path) -> Params:
+    """Read a params file, with what it extends. Raises ParamsError naming file, key and value."""
+    values = _read(path)
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {_first(error)}") from None
+
+
+def read_section(kind: type[SectionT], values: Mapping[str, Any]) -> SectionT:
+    """Check one section, as a component receives it. Raises ParamsError naming key and value."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ParamsError(f"{kind.__name__}: {_first(error)}") from None
+
+
+def dump_params(params: Params) -> dict[str, Any]:
+    """The parameters as plain values, keyed as in the file."""
+    return params.model_dump(mode="json", by_alias=True)
+
+
+def _first(error: ValidationError) -> str:
+    problems = error.errors()
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}{more}"
+    if first["type"] == "missing":
+        return f"key {key} is missing{more}"
+    return f"{key} is {first['input']!r}: {first['msg']}{more}"
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ParamsError(f"{path}: extends itself")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ParamsError(f"params file {path} does not exist") from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ParamsError(f"{path}: must be a mapping of sections")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    return _merge(_read(path.parent / base, (*seen, path.resolve())), values)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "config"
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged

@@ -1,0 +1,90 @@
+"""How a scanner sees the tissues: CT in HU by contrast phase, MR in arbitrary units by sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy import ndimage
+
+from hepar.phantoms.anatomy import Tissue
+from hepar.phantoms.shapes import Field, smooth_noise
+
+# liver, spleen, vein, artery, kidney, muscle: usual HU of each phase
+CT_PHASES = {
+    "non-contrast": (58, 48, 42, 42, 34, 54),
+    "arterial": (70, 112, 85, 280, 165, 60),
+    "portal-venous": (108, 118, 165, 160, 185, 64),
+    "delayed": (90, 94, 118, 118, 150, 62),
+}
+CT_FIXED = {
+    Tissue.AIR: -1000,
+    Tissue.FAT: -100,
+    Tissue.BONE: 420,
+    Tissue.MARROW: 170,
+    Tissue.LUNG: -840,
+    Tissue.WALL: 70,
+    Tissue.FLUID: 8,
+}
+# liver, spleen, vein, artery, kidney, muscle, fat, bone, marrow, lung, wall, fluid; air is 0. The liver is about 100
+MR_SEQUENCES = {
+    "T1": (100, 66, 60, 70, 72, 74, 190, 25, 110, 8, 78, 30),
+    "T2": (100, 190, 40, 35, 210, 66, 130, 25, 90, 10, 110, 330),
+    "hepatobiliary": (100, 52, 48, 52, 88, 46, 80, 12, 52, 5, 50, 26),
+}
+_VARIABLE = (Tissue.LIVER, Tissue.SPLEEN, Tissue.VESSEL, Tissue.ARTERY, Tissue.KIDNEY, Tissue.MUSCLE)
+_MR_ORDER = (*_VARIABLE, Tissue.FAT, Tissue.BONE, Tissue.MARROW, Tissue.LUNG, Tissue.WALL, Tissue.FLUID)
+HYPO_SHARE = 0.75
+RIM_SHARE = 0.35
+
+
+def intensities(row: tuple[int, ...], modality: str, rng: np.random.Generator) -> dict[Tissue, float]:
+    """What each tissue of one patient measures, around the usual values."""
+    if modality == "CT":
+        values = {tissue: float(v) + rng.normal(0, 5) for tissue, v in zip(_VARIABLE, row, strict=True)}
+        values.update({tissue: float(v) for tissue, v in CT_FIXED.items()})
+        values[Tissue.LESION] = values[Tissue.SPLEEN] - rng.uniform(25, 55)
+    else:
+        values = {tissue: v * float(rng.normal(1, 0.06)) for tissue, v in zip(_MR_ORDER, row, strict=True)}
+        values[Tissue.AIR] = 0.0
+        values[Tissue.LESION] = values[Tissue.SPLEEN] * float(rng.uniform(0.5, 1.5))
+    values[Tissue.CONTENT] = values[Tissue.WALL]
+    return values
+
+
+def tumour_values(
+    values: Mapping[Tissue, float], modality: str, rng: np.random.Generator
+) -> tuple[float, float | None]:
+    """Values of a tumour's core and, for some, of its rim. Dark ones look like contents of bowel, bright ones like
+    vessels (in T2 the other way round: bright is the rule).
+    """
+    liver = values[Tissue.LIVER]
+    if modality == "CT":
+        dark = rng.random() < HYPO_SHARE
+        core = liver - rng.uniform(28, 60) if dark else liver + rng.uniform(28, 50)
+        rim = liver + rng.uniform(5, 30)
+    else:
+        bright = values[Tissue.FLUID] > liver
+        usual = rng.random() < HYPO_SHARE
+        core = liver * (rng.uniform(1.35, 2.0) if bright == usual else rng.uniform(0.5, 0.72))
+        rim = liver * rng.uniform(1.05, 1.3)
+    return float(core), float(rim) if rng.random() < RIM_SHARE else None
+
+
+def acquire_ct(values: Field, rng: np.random.Generator) -> Field:
+    """Blur of the reconstruction kernel, noise with its grain, whole HU."""
+    sigma_hu = rng.uniform(7, 12)
+    noise = ndimage.gaussian_filter(rng.standard_normal(values.shape, dtype=np.float32), 0.6)
+    noise *= sigma_hu / noise.std()
+    blurred = ndimage.gaussian_filter(values, 0.35)
+    return np.asarray(np.clip(np.rint(blurred + noise), -1024, 3071), np.float32)
+
+
+def acquire_mr(values: Field, rng: np.random.Generator) -> Field:
+    """Coil bias, Rician noise, and a scale that differs from scan to scan."""
+    bias = np.exp(0.18 * smooth_noise(rng, (values.shape[0], values.shape[1], values.shape[2]), 4))
+    signal = ndimage.gaussian_filter(values, 0.35) * bias
+    sigma = rng.uniform(4, 7)
+    real = signal + sigma * rng.standard_normal(values.shape, dtype=np.float32)
+    imaginary = sigma * rng.standard_normal(values.shape, dtype=np.float32)
+    return np.asarray(np.hypot(real, imaginary) * np.exp(rng.uniform(np.log(0.5), np.log(12))), np.float32)

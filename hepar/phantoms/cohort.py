@@ -1,0 +1,148 @@
+"""A cohort of phantoms whose labels do not agree, written as NIfTI with a table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from hepar.phantoms.acquisition import CT_PHASES, MR_SEQUENCES
+from hepar.phantoms.make import Phantom, make_phantom
+
+MIN_CASES = 8
+ORIENTATIONS = ("LPS", "RAS", "LAS", "RPI", "SLP")
+COLUMNS = (
+    "case_id,patient_id,modality,sequence,image,liver,tumour,liver_state,tumour_state,split,source,licence,spacing_known"
+).split(",")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Split and label states of a case."""
+
+    split: str
+    liver: str
+    tumour: str
+
+
+_BOTH, _TUMOUR_ONLY, _LIVER_ONLY = ("manual", "manual"), ("unknown", "manual"), ("manual", "unknown")
+_NONE, _HEALTHY = ("unknown", "unknown"), ("manual", "absent")
+# of one modality, in turn; so a larger cohort begins with the smaller one
+PATTERN = (
+    Labels("test", *_BOTH),
+    Labels("train", *_BOTH),
+    Labels("val", *_BOTH),
+    Labels("train", *_TUMOUR_ONLY),
+    Labels("train", *_LIVER_ONLY),
+    Labels("train", *_BOTH),
+    Labels("test", *_BOTH),
+    Labels("train", *_NONE),
+    Labels("train", *_TUMOUR_ONLY),
+    Labels("val", *_BOTH),
+    Labels("train", *_HEALTHY),
+    Labels("test", *_BOTH),
+    Labels("train", *_BOTH),
+    Labels("train", *_LIVER_ONLY),
+    Labels("train", *_TUMOUR_ONLY),
+    Labels("test", *_HEALTHY),
+    Labels("train", *_BOTH),
+    Labels("train", *_NONE),
+)
+
+
+def write_phantoms(
+    out: Path,
+    cases: int,
+    seed: int,
+    size_zyx: tuple[int, int, int] = (64, 96, 96),
+    progress: Callable[[int, int], None] | None = None,
+    hidden: Path | None = None,
+) -> Path:
+    """Write `out/cohort.csv` and the volumes of `cases` scans, CT and MR in turn; gives the table's path.
+
+    A mask whose state is not manual is not written; with `hidden` every true mask goes there too, as
+    `<case>_liver.nii.gz` and `<case>_tumour.nii.gz`. A cohort of the same seed with more cases begins with these.
+    Raises ValueError for fewer than 8 cases.
+    """
+    if cases < MIN_CASES:
+        raise ValueError(f"a phantom cohort has at least {MIN_CASES} cases, {cases} are too few")
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index in range(cases):
+        rows.append(_write_case(out, index, seed, size_zyx, hidden))
+        if progress is not None:
+            progress(index + 1, cases)
+    table = out / "cohort.csv"
+    with table.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return table
+
+
+def _write_case(out: Path, index: int, seed: int, size_zyx: tuple[int, int, int], hidden: Path | None) -> dict[str, str]:
+    rng = np.random.default_rng([seed, index])
+    modality = ("CT", "MR")[index % 2]
+    labels = PATTERN[index // 2 % len(PATTERN)]
+    sequence = str(rng.choice(list(CT_PHASES if modality == "CT" else MR_SEQUENCES)))
+    # the field of view of an abdomen whatever the number of voxels
+    spacing = (rng.uniform(235, 275) / size_zyx[0], *([rng.uniform(330, 365) / size_zyx[2]] * 2))
+    healthy = labels.tumour == "absent"
+    phantom = make_phantom(int(rng.integers(2**31)), modality, sequence, size_zyx, spacing, 0 if healthy else None)
+
+    case_id = f"phantom-{modality.lower()}-{index:04d}"
+    orientation = ORIENTATIONS[int(rng.integers(len(ORIENTATIONS)))]
+    origin_mm = rng.uniform(-200, 200, 3)
+    tilt_degrees = float(rng.uniform(-8, 8)) if rng.random() < 0.2 else 0.0
+    image = phantom.image_zyx.astype(np.int16) if modality == "CT" else phantom.image_zyx
+    masks = {"liver": (phantom.liver_zyx, labels.liver), "tumour": (phantom.tumour_zyx, labels.tumour)}
+
+    def write(array: npt.NDArray[np.generic], path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        volume = _place(array, phantom, orientation, origin_mm, tilt_degrees)
+        sitk.WriteImage(volume, str(path), useCompression=True)
+
+    write(image, out / case_id / "image.nii.gz")
+    files = {}
+    for name, (mask, state) in masks.items():
+        if state == "manual":
+            files[name] = f"{case_id}/{name}.nii.gz"
+            write(mask.astype(np.uint8), out / files[name])
+        if hidden is not None:
+            write(mask.astype(np.uint8), hidden / f"{case_id}_{name}.nii.gz")
+    return {
+        "case_id": case_id,
+        "patient_id": f"phantom-{index:04d}",
+        "modality": modality,
+        "sequence": sequence,
+        "image": f"{case_id}/image.nii.gz",
+        "liver": files.get("liver", ""),
+        "tumour": files.get("tumour", ""),
+        "liver_state": labels.liver,
+        "tumour_state": labels.tumour,
+        "split": labels.split,
+        "source": "phantom",
+        "licence": "CC0-1.0",
+        "spacing_known": "yes",
+    }
+
+
+def _place(
+    array_zyx: npt.NDArray[np.generic],
+    phantom: Phantom,
+    orientation: str,
+    origin_mm: npt.NDArray[np.float64],
+    tilt_degrees: float,
+) -> sitk.Image:
+    """The array as a volume stored in some orientation, shifted and perhaps tilted about x."""
+    image = sitk.GetImageFromArray(array_zyx)
+    image.SetSpacing([float(s) for s in phantom.spacing_zyx_mm[::-1]])
+    image.SetOrigin(origin_mm.tolist())
+    cosine, sine = np.cos(np.deg2rad(tilt_degrees)), np.sin(np.deg2rad(tilt_degrees))
+    image.SetDirection([1, 0, 0, 0, cosine, -sine, 0, sine, cosine])
+    return sitk.DICOMOrient(image, orientation)

@@ -1,0 +1,287 @@
+"""The mixed-label pool: for every voxel of every case, what is known about liver and tumour, and how far.
+
+Two nested structures: L, the whole liver including tumour, and T, tumour. `y` is the target, `m` in 0..1 says how far
+it is known. A pool is a table (`pool.parquet`), one compressed file of prepared arrays a case, and the plan.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import ndimage
+
+from hepar.artifacts import sha256_file, write_json
+from hepar.cases import Case, LabelState, Modality, Split
+from hepar.errors import ArtifactError
+from hepar.preparation import Plan, prepare_image
+from hepar.volumes import Geometry, canonical, read_image, resample_mask
+
+Mask = npt.NDArray[np.bool_]
+UnknownTumour = Literal["masked", "ignored", "background"]
+FULL = 255  # weight 1 as stored
+TABLE = "pool.parquet"
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a case teaches: `liver` and `tumour` are bool zyx, the weights uint8 zyx, 0 unknown to 255 fully known."""
+
+    liver: Mask
+    tumour: Mask
+    liver_weight: npt.NDArray[np.uint8]
+    tumour_weight: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class KnownLabels:
+    """The masks of a case on the plan's grid. `liver` is the manual or pseudo mask, None where there is neither.
+
+    `weight` is the trust in a pseudo-liver; `uncertain` marks its doubtful boundary.
+    """
+
+    liver_state: LabelState
+    tumour_state: LabelState
+    liver: Mask | None
+    tumour: Mask | None
+    weight: float = 1.0
+    uncertain: Mask | None = None
+
+
+def make_targets(
+    known: KnownLabels,
+    shape_zyx: tuple[int, int, int],
+    spacing_zyx_mm: tuple[float, float, float],
+    unknown_tumour: UnknownTumour,
+    margin_mm: float,
+) -> Targets:
+    """Targets and weights of a case, by the rules of the mixed-label pool (docs/mixed-labels.md).
+
+    Without any liver mask L is unknown everywhere. A tumour that is unknown is still known to be absent outside the
+    liver dilated by `margin_mm`, as far as that liver is trusted (`masked`); with `ignored` it is unknown everywhere,
+    with `background` it is taken for absent, which is the mistake that the other two avoid.
+    """
+    tumour = np.zeros(shape_zyx, bool) if known.tumour is None else known.tumour
+    if known.liver is None:
+        liver = tumour.copy()
+        liver_weight = np.zeros(shape_zyx, np.uint8)
+    elif known.liver_state == LabelState.MANUAL:
+        liver = known.liver | tumour
+        liver_weight = np.full(shape_zyx, FULL, np.uint8)
+    else:
+        liver = fill_holes(known.liver | tumour)
+        liver_weight = np.full(shape_zyx, round(known.weight * FULL), np.uint8)
+        if known.uncertain is not None:
+            liver_weight[known.uncertain] = 0
+        liver_weight[tumour] = FULL
+
+    if known.tumour_state in (LabelState.MANUAL, LabelState.ABSENT) or unknown_tumour == "background":
+        tumour_weight = np.full(shape_zyx, FULL, np.uint8)
+    else:
+        tumour_weight = np.zeros(shape_zyx, np.uint8)
+        if known.liver is not None and unknown_tumour == "masked":
+            far = ~dilate(liver, spacing_zyx_mm, margin_mm)
+            tumour_weight[far] = FULL if known.liver_state == LabelState.MANUAL else round(known.weight * FULL)
+    return Targets(liver, tumour, liver_weight, tumour_weight)
+
+
+def dilate(mask: Mask, spacing_zyx_mm: Sequence[float], radius_mm: float) -> Mask:
+    """All voxels within `radius_mm` of the mask; an empty mask stays empty."""
+    if not mask.any():
+        return mask.copy()
+    distance_mm = ndimage.distance_transform_edt(~mask, sampling=spacing_zyx_mm)
+    return np.asarray(distance_mm <= radius_mm)
+
+
+def fill_holes(mask: Mask) -> Mask:
+    """The mask without holes in three dimensions."""
+    return np.asarray(ndimage.binary_fill_holes(mask), dtype=bool)
+
+
+@dataclass(frozen=True)
+class PoolEntry:
+    """One case of a pool. Volumes count what is labelled; lesion diameters are those of equal volume, ascending."""
+
+    case_id: str
+    patient_id: str
+    source: str
+    modality: Modality
+    sequence: str
+    split: Split
+    liver_state: LabelState
+    tumour_state: LabelState
+    liver_weight: float
+    liver_origin: str  # the hash of the manual mask, or of the teacher that made the pseudo-liver
+    gate: str
+    reasons: str
+    liver_ml: float
+    tumour_ml: float
+    known_share: float  # of all voxels and both structures, weighted; 0 teaches nothing
+    lesion_diameters_mm: tuple[float, ...]
+    licence: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PreparedArrays:
+    """The arrays of one case: `image` float16 zyx, targets and weights uint8 zyx."""
+
+    image: npt.NDArray[np.float16]
+    liver: npt.NDArray[np.uint8]
+    tumour: npt.NDArray[np.uint8]
+    liver_weight: npt.NDArray[np.uint8]
+    tumour_weight: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool on disk: its folder, plan and entries, ordered by case."""
+
+    folder: Path
+    plan: Plan
+    entries: tuple[PoolEntry, ...]
+
+    def arrays(self, entry: PoolEntry) -> PreparedArrays:
+        """Read the prepared arrays of one case."""
+        with np.load(self.folder / entry.file) as stored:
+            return PreparedArrays(**{item.name: stored[item.name] for item in fields(PreparedArrays)})
+
+    def select(self, split: Split) -> tuple[PoolEntry, ...]:
+        """The entries of a split of which anything is known."""
+        return tuple(entry for entry in self.entries if entry.split == split and entry.known_share > 0)
+
+    def save(self) -> None:
+        """Write table and plan; the same entries give the same bytes."""
+        rows = [asdict(entry) for entry in sorted(self.entries, key=lambda entry: entry.case_id)]
+        for row in rows:
+            row.update({name: str(row[name]) for name in ("modality", "split", "liver_state", "tumour_state")})
+            row["lesion_diameters_mm"] = list(row["lesion_diameters_mm"])
+        columns = [item.name for item in fields(PoolEntry)]
+        pd.DataFrame(rows, columns=columns).to_parquet(self.folder / TABLE, index=False)
+        write_json(self.folder / PLAN, self.plan.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, folder: Path) -> Pool:
+        """Read a pool. Raises ArtifactError where it is incomplete."""
+        if not (folder / TABLE).is_file() or not (folder / PLAN).is_file():
+            raise ArtifactError(f"{folder} is not a pool: {TABLE} or {PLAN} is missing")
+        rows = pd.read_parquet(folder / TABLE).to_dict(orient="records")
+        plan = Plan.model_validate(json.loads((folder / PLAN).read_text()))
+        return cls(folder, plan, tuple(_entry({str(k): v for k, v in row.items()}) for row in rows))
+
+
+def _entry(row: dict[str, Any]) -> PoolEntry:
+    return PoolEntry(
+        **{
+            **row,
+            "modality": Modality(row["modality"]),
+            "split": Split(row["split"]),
+            "liver_state": LabelState(row["liver_state"]),
+            "tumour_state": LabelState(row["tumour_state"]),
+            "lesion_diameters_mm": tuple(float(value) for value in row["lesion_diameters_mm"]),
+        }
+    )
+
+
+def read_mask(path: Path, geometry: Geometry) -> Mask:
+    """A binary mask file on another grid."""
+    return resample_mask(canonical(read_image(path)), geometry)
+
+
+@dataclass(frozen=True)
+class PseudoLiver:
+    """A pseudo-liver's files and what the gates said of it."""
+
+    mask: Path
+    uncertain: Path
+    weight: float
+    gate: str
+    reasons: str
+    teacher: str
+
+
+def write_entry(
+    folder: Path,
+    case: Case,
+    cohort_folder: Path,
+    plan: Plan,
+    unknown_tumour: UnknownTumour,
+    margin_mm: float,
+    pseudo: PseudoLiver | None = None,
+    use_liver: bool = True,
+    use_tumour: bool = True,
+) -> PoolEntry:
+    """Prepare one case and write its arrays to `folder/cases`. Without `use_…` a label counts as unknown."""
+    image = read_image(cohort_folder / case.image)
+    prepared, geometry = prepare_image(image, case.modality, plan)
+    known = _known_labels(case, cohort_folder, geometry, pseudo, use_liver, use_tumour)
+    targets = make_targets(known, geometry.size_zyx, geometry.spacing_zyx_mm, unknown_tumour, margin_mm)
+
+    file = folder / "cases" / f"{case.case_id}.npz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        file,
+        image=prepared.astype(np.float16),
+        liver=targets.liver.astype(np.uint8),
+        tumour=targets.tumour.astype(np.uint8),
+        liver_weight=targets.liver_weight,
+        tumour_weight=targets.tumour_weight,
+    )
+    from_teacher = pseudo is not None and known.liver_state == LabelState.PSEUDO
+    return PoolEntry(
+        case_id=case.case_id,
+        patient_id=case.patient_id,
+        source=case.source,
+        modality=case.modality,
+        sequence=case.sequence,
+        split=case.split,
+        liver_state=known.liver_state,
+        tumour_state=known.tumour_state,
+        liver_weight=0.0 if known.liver is None else known.weight,
+        liver_origin=pseudo.teacher if pseudo is not None and from_teacher else case.liver_sha256,
+        gate=pseudo.gate if pseudo is not None else "",
+        reasons=pseudo.reasons if pseudo is not None else "",
+        liver_ml=float(targets.liver.sum() * geometry.voxel_ml) if known.liver is not None else 0.0,
+        tumour_ml=float(targets.tumour.sum() * geometry.voxel_ml),
+        known_share=float((targets.liver_weight.mean() + targets.tumour_weight.mean()) / (2 * FULL)),
+        lesion_diameters_mm=lesion_diameters_mm(targets.tumour, geometry.voxel_ml),
+        licence=case.licence,
+        file=str(file.relative_to(folder)),
+        sha256=sha256_file(file),
+    )
+
+
+def _known_labels(
+    case: Case,
+    cohort_folder: Path,
+    geometry: Geometry,
+    pseudo: PseudoLiver | None,
+    use_liver: bool,
+    use_tumour: bool,
+) -> KnownLabels:
+    tumour_state = case.tumour_state if use_tumour else LabelState.UNKNOWN
+    tumour = read_mask(cohort_folder / case.tumour, geometry) if tumour_state == LabelState.MANUAL else None
+    if use_liver and case.liver_state == LabelState.MANUAL:
+        liver = read_mask(cohort_folder / case.liver, geometry)
+        return KnownLabels(LabelState.MANUAL, tumour_state, liver, tumour)
+    if pseudo is not None and pseudo.weight > 0:
+        liver, uncertain = read_mask(pseudo.mask, geometry), read_mask(pseudo.uncertain, geometry)
+        return KnownLabels(LabelState.PSEUDO, tumour_state, liver, tumour, pseudo.weight, uncertain)
+    return KnownLabels(LabelState.UNKNOWN, tumour_state, None, tumour)
+
+
+def lesion_diameters_mm(tumour: Mask, voxel_ml: float) -> tuple[float, ...]:
+    """Diameters of the spheres of each face-connected lesion's volume, in mm, ascending; () without any."""
+    labels, count = ndimage.label(tumour)
+    if count == 0:
+        return ()
+    volumes_mm3 = np.bincount(labels.ravel())[1:] * voxel_ml * 1000
+    return tuple(sorted(float(d) for d in np.cbrt(6 * volumes_mm3 / np.pi)))

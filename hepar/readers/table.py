@@ -1,0 +1,75 @@
+"""A CSV or Parquet table of cases, with paths to volumes that SimpleITK reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hepar.cases import LabelState, Modality, Split, parse_enum
+from hepar.errors import DataError
+from hepar.readers.source import SourceCase
+
+REQUIRED = ("case_id", "modality", "image", "liver_state", "tumour_state")
+OPTIONAL = {
+    "patient_id": "",  # the case's own id
+    "sequence": "",
+    "liver": "",
+    "tumour": "",
+    "split": "",  # by a hash of the patient
+    "source": "table",
+    "licence": "",
+    "spacing_known": "yes",
+}
+SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it names a file
+
+
+def read_table(path: Path) -> list[SourceCase]:
+    """The cases of a table; paths in it are relative to the table.
+
+    Raises DataError naming table, case, column and value where a column is missing, a value is none of its column's,
+    or a row is there twice.
+    """
+    try:
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} cannot be read as a table: {str(error).strip()}") from None
+    if missing := [name for name in REQUIRED if name not in frame.columns]:
+        raise DataError(f"{path}: column {missing[0]} is missing; columns are {', '.join(map(str, frame.columns))}")
+    if frame.empty:
+        raise DataError(f"{path} lists no case")
+    rows = frame.fillna("").astype(str).to_dict(orient="records")
+    return [_case(path, {**OPTIONAL, **{str(key): value for key, value in row.items()}}) for row in rows]
+
+
+def _case(table: Path, row: dict[str, Any]) -> SourceCase:
+    case_id = row["case_id"]
+    if not SAFE_ID.fullmatch(case_id):
+        raise DataError(f"{table}: case id {case_id!r} must be letters, digits, dots, dashes and underscores")
+    states = {
+        name: parse_enum(LabelState, row[name], case_id=case_id, column=name) for name in ("liver_state", "tumour_state")
+    }
+    for name, state in states.items():
+        structure = name.removesuffix("_state")
+        if state == LabelState.PSEUDO:
+            raise DataError(f"case {case_id}: {name} is pseudo, but pseudo-labels are made here, not read")
+        if (state == LabelState.MANUAL) != bool(row[structure]):
+            given = repr(row[structure]) if row[structure] else "empty"
+            raise DataError(f"case {case_id}: {name} is {state} but column {structure} is {given}")
+    return SourceCase(
+        case_id=case_id,
+        patient_id=row["patient_id"] or case_id,
+        modality=parse_enum(Modality, row["modality"], case_id=case_id, column="modality"),
+        sequence=row["sequence"],
+        image=table.parent / row["image"],
+        liver=table.parent / row["liver"] if row["liver"] else None,
+        tumour=table.parent / row["tumour"] if row["tumour"] else None,
+        liver_state=states["liver_state"],
+        tumour_state=states["tumour_state"],
+        split=parse_enum(Split, row["split"], case_id=case_id, column="split") if row["split"] else None,
+        source=row["source"],
+        licence=row["licence"],
+        distances_known=row["spacing_known"].lower() in ("yes", "true", "1"),
+    )

@@ -1,0 +1,37 @@
+"""Stage 5: one model for CT and MR, liver and tumour, from the mixed-label pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from hepar.artifacts import read_manifest
+from hepar.cases import Modality
+from hepar.errors import ArtifactError
+from hepar.inference import load_weights
+from hepar.params import NetworkParams, TrainUniversalParams
+from hepar.pool import Pool
+from hepar.progress import stage
+from hepar.training.fit import Recipe, fit_model
+
+
+def run(
+    pool: Path,
+    teachers: Mapping[Modality, Path],
+    model: Path,
+    network: NetworkParams,
+    params: TrainUniversalParams,
+) -> None:
+    """Train on the pool, from the weights of the teacher that `params.warm_start` names, and write `model`."""
+    with stage("train-universal"):
+        origin = {"pool": read_manifest(pool, "pool").hash, "role": "universal"}
+        start = None
+        if params.warm_start != "none":
+            folder = teachers.get(Modality(params.warm_start))
+            if folder is None:
+                raise ArtifactError(f"train_universal.warm_start is {params.warm_start}, but no such teacher is given")
+            origin["warm start"] = read_manifest(folder, "model").hash
+            start = load_weights(folder)
+        assembled = Pool.load(pool)
+        modalities = tuple(sorted({entry.modality for entry in assembled.entries}))
+        fit_model(assembled, model, Recipe(network, params.training, modalities), origin, start)

@@ -1,0 +1,187 @@
+"""MLflow: runs, metrics, and the registry with its aliases. The only module that imports mlflow.
+
+The tracking server is MLFLOW_TRACKING_URI; without it, the file `mlflow.db` in the working directory, with artifacts
+in `mlartifacts` beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from hepar.inference import ModelSpec
+from hepar.params import TrainingParams
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
+DEFAULT_EXPERIMENT = "hepar"
+DEFAULT_URI = "sqlite:///mlflow.db"
+MODEL_TAG = "hepar.model"
+CHAMPION, CHALLENGER = "champion", "challenger"
+SQLITE = "sqlite:///"
+COMMIT_VARIABLE = "HEPAR_GIT_COMMIT"
+
+
+def connect(experiment: str | None = None) -> Any:
+    """The mlflow module, pointed at the tracking server and an experiment, which is made where it is missing."""
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git in a container is no news
+    import mlflow
+
+    uri = os.environ.get(URI_VARIABLE) or DEFAULT_URI
+    mlflow.set_tracking_uri(uri)
+    name = experiment or os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT
+    if mlflow.get_experiment_by_name(name) is None:
+        location = None
+        if uri.startswith(SQLITE):
+            location = (Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
+        with contextlib.suppress(mlflow.MlflowException):  # somebody else was first
+            mlflow.create_experiment(name, artifact_location=location)
+    mlflow.set_experiment(name)
+    return mlflow
+
+
+def git_commit() -> str:
+    """The commit: HEPAR_GIT_COMMIT where it is set (in a container), else the working tree's, or an empty string."""
+    if os.environ.get(COMMIT_VARIABLE):
+        return os.environ[COMMIT_VARIABLE]
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        return found.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+class TrainingRun:
+    """A run that receives the metrics of a training as they come."""
+
+    def __init__(self, name: str, spec: ModelSpec, training: TrainingParams) -> None:
+        self._name, self._spec, self._training = name, spec, training
+
+    def __enter__(self) -> Self:
+        self._mlflow = connect()
+        self._mlflow.start_run(run_name=self._name)
+        self._mlflow.log_params(flatten(self._training.model_dump(mode="json"), "training"))
+        self._mlflow.log_params(flatten(self._spec.network.model_dump(mode="json"), "network"))
+        self._mlflow.log_params(flatten(self._spec.plan.model_dump(mode="json"), "plan"))
+        tags = {f"hepar.{key.replace(' ', '_')}": value for key, value in self._spec.origin.items()}
+        self._mlflow.set_tags({**tags, "hepar.git_commit": git_commit()})
+        return self
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._mlflow.log_metrics(dict(metrics), step=step)
+
+    def made(self, model_hash: str) -> None:
+        """Tell which model the run made, so that registering finds the run again."""
+        self._mlflow.set_tag(MODEL_TAG, model_hash)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._mlflow.end_run("FINISHED" if kind is None else "FAILED")
+
+
+def flatten(values: Mapping[str, Any], prefix: str) -> dict[str, str]:
+    """Nested values as dotted names, as MLflow's parameters are."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{prefix}.{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, name))
+        else:
+            flat[name] = str(value)
+    return flat
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version with what it was scored at: its `metrics.json`, and the hash of the test set."""
+
+    name: str
+    number: str
+    metrics: Mapping[str, Any]
+    test_set: str
+
+
+@contextlib.contextmanager
+def model_run(experiment: str, model_hash: str) -> Iterator[Any]:
+    """mlflow with the run that trained a model opened again, or a new run where this server knows none."""
+    mlflow = connect(experiment)
+    found = mlflow.search_runs(
+        experiment_names=[experiment],
+        filter_string=f"tags.`{MODEL_TAG}` = '{model_hash}'",
+        max_results=1,
+        output_format="list",
+    )
+    run_id = found[0].info.run_id if found else None
+    with mlflow.start_run(run_id=run_id, run_name=None if run_id else "train-universal"):
+        mlflow.set_tag(MODEL_TAG, model_hash)
+        yield mlflow
+
+
+def log_model(mlflow: Any, model: Path, name: str) -> str:
+    """Log a model folder to the active run and register it: the new version's number.
+
+    The version holds the preprocessing, the plan and this package's code; `hepar.serving` says what it predicts.
+    """
+    package = Path(__file__).parent
+    info = mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(package / "serving.py"),
+        artifacts={"model": str(model)},
+        code_paths=[str(package)],
+        pip_requirements=serving_requirements(),
+        registered_model_name=name,
+    )
+    return str(info.registered_model_version)
+
+
+def serving_requirements() -> list[str]:
+    """What a registered version needs beside Python, at the versions installed here."""
+    names = ("mlflow", "torch", "monai", "SimpleITK", "numpy", "scipy", "pandas", "pyarrow", "pydantic", "pyyaml", "rich")
+    return [f"{name}=={version(name).split('+')[0]}" for name in names]
+
+
+def version_by_alias(mlflow: Any, name: str, alias: str) -> Version | None:
+    """The registered version that an alias points at; None without one."""
+    try:
+        return _version(mlflow, mlflow.MlflowClient().get_model_version_by_alias(name, alias))
+    except mlflow.MlflowException:
+        return None
+
+
+def registered_version(mlflow: Any, name: str, number: str) -> Version | None:
+    """A registered version by its number; None where there is none."""
+    try:
+        return _version(mlflow, mlflow.MlflowClient().get_model_version(name, number))
+    except mlflow.MlflowException:
+        return None
+
+
+def _version(mlflow: Any, found: Any) -> Version:
+    report = Path(mlflow.artifacts.download_artifacts(run_id=found.run_id, artifact_path="report"))
+    metrics = json.loads((report / "metrics.json").read_text())
+    facts = json.loads((report / "facts.json").read_text())
+    return Version(found.name, str(found.version), metrics, facts["test set"])
+
+
+def tag_version(mlflow: Any, name: str, number: str, tags: Mapping[str, str]) -> None:
+    """Tag a registered version."""
+    for key, value in tags.items():
+        mlflow.MlflowClient().set_model_version_tag(name, number, key, value)
+
+
+def set_alias(mlflow: Any, name: str, alias: str, number: str) -> None:
+    """Point an alias at a version; a challenger that becomes champion is challenger no more."""
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias(name, alias, number)
+    challenger = client.get_registered_model(name).aliases.get(CHALLENGER)
+    if alias == CHAMPION and challenger is not None and str(challenger) == number:
+        client.delete_registered_model_alias(name, CHALLENGER)

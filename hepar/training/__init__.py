@@ -1,0 +1,1 @@
+"""How a network learns from a mixed-label pool: losses, sampling, augmentation, the loop and its checkpoints."""

@@ -1,0 +1,234 @@
+"""The training loop: a network, a pool, and what comes out of it.
+
+Everything random is a function of (seed, step), so a run that resumes from a checkpoint goes on as if it had never
+stopped. The exponential moving average of the weights is what is validated and kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from hepar.cases import LabelState, Split
+from hepar.errors import HeparError
+from hepar.inference import sliding_window
+from hepar.params import TrainingParams
+from hepar.pool import Pool, PoolEntry
+from hepar.progress import Stage
+from hepar.training.augmentation import augment
+from hepar.training.checkpoint import load_checkpoint, save_checkpoint
+from hepar.training.losses import LIVER, TUMOUR, masked_loss
+from hepar.training.sampling import PatchSampler
+
+MEMORY_BYTES = 8 * 2**30  # prepared arrays kept in memory
+POLYNOMIAL_POWER = 0.9
+VALIDATION_OVERLAP = 0.25
+LOG_POINTS = 50  # training losses kept in the history
+OnMetrics = Callable[[int, dict[str, float]], None]
+Row = tuple[int, str, str, str, float]
+COLUMNS = ["step", "split", "modality", "metric", "value"]
+
+
+@dataclass
+class Progressing:
+    """The part of a training's state that a checkpoint adds to weights and optimiser."""
+
+    step: int = 0
+    best_score: float = -1.0
+    history: list[Row] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # since the last one that was logged
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The weights that validated best, and the losses and scores on the way (columns `COLUMNS`)."""
+
+    weights: dict[str, Tensor]
+    history: pd.DataFrame
+
+
+def learning_rate(step: int, params: TrainingParams) -> float:
+    """Linear warm-up, then polynomial decay to zero."""
+    if step < params.warmup_steps:
+        return params.learning_rate * (step + 1) / params.warmup_steps
+    remaining = 1 - (step - params.warmup_steps) / max(params.steps - params.warmup_steps, 1)
+    return float(params.learning_rate * remaining**POLYNOMIAL_POWER)
+
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+def make_batch(sampler: PatchSampler, step: int, params: TrainingParams, device: torch.device) -> Batch:
+    """Image b c d h w, targets and weights b r d h w of a step, augmented."""
+    patches = sampler.batch(step, params.batch_size)
+    image = torch.from_numpy(np.stack([patch.image[None] for patch in patches])).to(device)
+    y = torch.from_numpy(np.stack([patch.y for patch in patches])).to(device)
+    m = torch.from_numpy(np.stack([patch.m for patch in patches])).to(device)
+    rng = np.random.default_rng([params.seed, step, 1])
+    image, y, m = augment(image, y, m, params.augmentation, rng)
+    return image.contiguous(memory_format=torch.channels_last_3d), y, m
+
+
+def batches(sampler: PatchSampler, first: int, params: TrainingParams, device: torch.device) -> Iterator[Batch]:
+    """The batches of the steps from `first` on, cut ahead by threads where there are workers."""
+    if params.workers == 0:
+        for step in range(first, params.steps):
+            yield make_batch(sampler, step, params, device)
+        return
+    with ThreadPoolExecutor(params.workers) as executor:
+        steps = iter(range(first, params.steps))
+        ahead: deque[Future[Batch]] = deque()
+        for step in steps:
+            ahead.append(executor.submit(make_batch, sampler, step, params, device))
+            if len(ahead) > 2 * params.workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+class Trainer:
+    """Trains one network on one pool."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        pool: Pool,
+        params: TrainingParams,
+        checkpoints: Path,
+        device: torch.device,
+        on_metrics: OnMetrics,
+    ) -> None:
+        self.network = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        if params.gradient_checkpointing:
+            network.gradient_checkpointing = True
+        self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay))
+        self.best: dict[str, Tensor] = copy.deepcopy(self.ema.module.state_dict())
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay
+        )
+        self.pool, self.params, self.device = pool, params, device
+        self.checkpoints, self.on_metrics = checkpoints, on_metrics
+        self.sampler = PatchSampler(
+            pool, pool.select(Split.TRAIN), params.patch_zyx, params.sampling, params.seed, MEMORY_BYTES
+        )
+        self.at = Progressing()
+
+    def run(self, stage: Stage) -> Trained:
+        """Train to the last step, from the last checkpoint where there is one. Raises HeparError on a NaN loss."""
+        self._resume()
+        log_every = max(1, self.params.steps // LOG_POINTS)
+        with stage.counting(self.params.steps, "training") as count:
+            for image, y, m in batches(self.sampler, self.at.step, self.params, self.device):
+                self.at.losses.append(self._step(image, y, m))
+                self.at.step += 1
+                count.advance(self.at.step, loss=self.at.losses[-1])
+                if self.at.step % log_every == 0:
+                    self._log("train", "", {"loss": float(np.mean(self.at.losses))})
+                    self.at.losses.clear()
+                if self.at.step % self.params.validate_every == 0 or self.at.step == self.params.steps:
+                    self._validate()
+                if self.at.step % self.params.checkpoint_every == 0:
+                    self._save()
+        return Trained(self.best, pd.DataFrame(self.at.history, columns=COLUMNS))
+
+    def _step(self, image: Tensor, y: Tensor, m: Tensor) -> float:
+        self.network.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.at.step, self.params)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
+            output = self.network(image)
+        loss = masked_loss(output if isinstance(output, list) else [output], y, m, self.params.nesting_weight).total
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            raise HeparError(
+                f"the loss is {value} at step {self.at.step + 1}: lower learning_rate"
+                f" ({self.params.learning_rate}) or clip_norm ({self.params.clip_norm})"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.params.clip_norm)
+        self.optimiser.step()
+        self.ema.update_parameters(self.network)
+        return value
+
+    def _log(self, split: str, modality: str, metrics: dict[str, float]) -> None:
+        self.at.history.extend((self.at.step, split, modality, name, value) for name, value in metrics.items())
+        prefix = f"{split}/{modality}/" if modality else f"{split}/"
+        self.on_metrics(self.at.step, {prefix + name: value for name, value in metrics.items()})
+
+    def _validate(self) -> None:
+        """Score the moving average on validation patients; keep its weights if none were better."""
+        entries = self._validation_entries()
+        scores = []
+        for modality in sorted({entry.modality for entry in entries}):
+            dice = self._dice([entry for entry in entries if entry.modality == modality])
+            scores.extend(dice.values())
+            self._log("val", modality, dice)
+        score = float(np.mean(scores)) if scores else self.at.best_score
+        if score >= self.at.best_score:
+            self.at.best_score = score
+            self.best = copy.deepcopy(self.ema.module.state_dict())
+
+    def _validation_entries(self) -> list[PoolEntry]:
+        chosen: list[PoolEntry] = []
+        for modality in sorted({entry.modality for entry in self.pool.entries}):
+            members = [
+                entry
+                for entry in self.pool.select(Split.VAL)
+                if entry.modality == modality and entry.liver_state == LabelState.MANUAL
+            ]
+            chosen.extend(members[: self.params.validation_cases])
+        return chosen
+
+    def _dice(self, entries: Sequence[PoolEntry]) -> dict[str, float]:
+        """Mean Dice per structure over the cases that have one by hand; structures without any are left out."""
+        self.ema.module.eval()
+        liver, tumour = [], []
+        for entry in entries:
+            arrays = self.pool.arrays(entry)
+            image = arrays.image.astype(np.float32)
+            predicted = sliding_window(
+                self.ema.module, image, self.params.patch_zyx, VALIDATION_OVERLAP, self.device
+            )
+            liver.append(_overlap(predicted[LIVER] > 0.5, arrays.liver > 0))
+            if entry.tumour_state == LabelState.MANUAL and arrays.tumour.any():
+                tumour.append(_overlap(predicted[TUMOUR] > 0.5, arrays.tumour > 0))
+        means = {"liver_dice": liver, "tumour_dice": tumour}
+        return {name: float(np.mean(values)) for name, values in means.items() if values}
+
+    def _save(self) -> None:
+        state = {
+            "network": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "best": self.best,
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.at.step,
+            "best_score": self.at.best_score,
+            "history": self.at.history,
+            "losses": self.at.losses,
+        }
+        save_checkpoint(self.checkpoints, state)
+
+    def _resume(self) -> None:
+        state = load_checkpoint(self.checkpoints, self.device)
+        if state is None:
+            return
+        self.network.load_state_dict(state["network"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.best = state["best"]
+        self.at = Progressing(state["step"], state["best_score"], [tuple(row) for row in state["history"]], state["losses"])
+
+
+def _overlap(a: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], b: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> float:
+    return 2 * float((a & b).sum()) / max(float(a.sum() + b.sum()), 1.0)

@@ -1,0 +1,70 @@
+"""The masked loss of the mixed-label pool. Class 0 is the whole liver L, class 1 the tumour T, nested in it.
+
+Legend: b batch, r the two structures, d h w space. `y` targets in {0, 1}, `m` in 0..1 how far a voxel is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LIVER, TUMOUR = 0, 1
+_SPACE_AND_BATCH = (0, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """The loss and what it is made of, each a scalar tensor; `total` is what is minimised."""
+
+    total: Tensor
+    bce: Tensor
+    dice: Tensor
+    nesting: Tensor
+
+
+def masked_loss(
+    logits_per_scale: Sequence[Tensor],
+    y_brdhw: Tensor,
+    m_brdhw: Tensor,
+    nesting_weight: float,
+) -> LossParts:
+    """Cross entropy and Dice over what is known, at every scale, and the penalty on tumour outside the liver.
+
+    Each of `logits_per_scale` is b r d h w on the targets' grid; scale s weighs 2**-s, normalised to 1. The nesting
+    term reads the first.
+    """
+    weights = [0.5**scale for scale in range(len(logits_per_scale))]
+    bce = torch.zeros((), device=y_brdhw.device)
+    dice = torch.zeros((), device=y_brdhw.device)
+    for weight, logits_brdhw in zip(weights, logits_per_scale, strict=True):
+        logits_brdhw = logits_brdhw.float()
+        bce = bce + weight / sum(weights) * masked_bce(logits_brdhw, y_brdhw, m_brdhw)
+        dice = dice + weight / sum(weights) * masked_dice(logits_brdhw.sigmoid(), y_brdhw, m_brdhw)
+    nesting = nesting_penalty(logits_per_scale[0].float().sigmoid())
+    return LossParts(bce + dice + nesting_weight * nesting, bce, dice, nesting)
+
+
+def masked_bce(logits_brdhw: Tensor, y_brdhw: Tensor, m_brdhw: Tensor) -> Tensor:
+    """Sum over the structures of the mean cross entropy of known voxels; 0 for one of which nothing is known."""
+    per_voxel = m_brdhw * F.binary_cross_entropy_with_logits(logits_brdhw, y_brdhw, reduction="none")
+    known_r = m_brdhw.sum(dim=_SPACE_AND_BATCH)
+    return (per_voxel.sum(dim=_SPACE_AND_BATCH) / known_r.clamp(min=1)).sum()
+
+
+def masked_dice(p_brdhw: Tensor, y_brdhw: Tensor, m_brdhw: Tensor, smoothing: float = 1.0) -> Tensor:
+    """Sum of 1 - batch Dice over the structures that have a known voxel of their own in the batch; 0 without any."""
+    my_brdhw = m_brdhw * y_brdhw
+    overlap_r = (p_brdhw * my_brdhw).sum(dim=_SPACE_AND_BATCH)
+    predicted_r = (m_brdhw * p_brdhw).sum(dim=_SPACE_AND_BATCH)
+    wanted_r = my_brdhw.sum(dim=_SPACE_AND_BATCH)
+    loss_r = 1 - (2 * overlap_r + smoothing) / (predicted_r + wanted_r + smoothing)
+    return (loss_r * (wanted_r > 0)).sum()
+
+
+def nesting_penalty(p_brdhw: Tensor) -> Tensor:
+    """Mean over voxels of how far tumour is likelier than liver."""
+    return F.relu(p_brdhw[:, TUMOUR] - p_brdhw[:, LIVER]).mean()

@@ -1,0 +1,205 @@
+"""Where patches are cut: balanced over modalities, sources and lesion sizes, and a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from hepar.cases import LabelState, Modality
+from hepar.errors import DataError
+from hepar.params import SamplingParams, SizeZYX
+from hepar.pool import Pool, PoolEntry, PreparedArrays
+
+SIZE_BINS_MM = (10.0, 20.0)  # lesions below, between and above
+MAX_CENTRES = 4096  # voxels remembered per structure
+Voxels = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One training patch: `image` float32 zyx, `y` and `m` float32 r zyx with r liver, tumour."""
+
+    image: npt.NDArray[np.float32]
+    y: npt.NDArray[np.float32]
+    m: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """Voxels of one lesion, for choosing a patch's centre, and its size bin."""
+
+    entry: int
+    size_bin: int
+    voxels_zyx: Voxels
+
+
+@dataclass(frozen=True)
+class Centres:
+    """Candidate patch centres of one modality. `weights` favour no source by its mere number of cases."""
+
+    entries: tuple[int, ...]
+    weights: npt.NDArray[np.float64]
+    with_liver: tuple[int, ...]
+    lesions: tuple[Lesion, ...]
+
+
+class ArrayCache:
+    """Prepared arrays kept in memory, the least recently used dropped above a limit. Safe to share by threads."""
+
+    def __init__(self, read: Callable[[int], PreparedArrays], limit_bytes: int) -> None:
+        self._read = read
+        self._limit_bytes = limit_bytes
+        self._held: OrderedDict[int, PreparedArrays] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()
+
+    def __call__(self, index: int) -> PreparedArrays:
+        with self._lock:
+            if index in self._held:
+                self._held.move_to_end(index)
+                return self._held[index]
+        arrays = self._read(index)
+        with self._lock:
+            if index not in self._held:
+                self._held[index] = arrays
+                self._bytes += _nbytes(arrays)
+            while self._bytes > self._limit_bytes and len(self._held) > 1:
+                self._bytes -= _nbytes(self._held.popitem(last=False)[1])
+        return arrays
+
+
+def _nbytes(arrays: PreparedArrays) -> int:
+    return sum(array.nbytes for array in vars(arrays).values())
+
+
+class PatchSampler:
+    """Cuts the batch of a step. The same (pool, params, seed, step) gives the same batch."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        entries: Sequence[PoolEntry],
+        patch_zyx: SizeZYX,
+        params: SamplingParams,
+        seed: int,
+        memory_bytes: int,
+    ) -> None:
+        if not entries:
+            raise DataError("the pool has no training case")
+        self.entries = tuple(entries)
+        self.patch_zyx = patch_zyx
+        self.params = params
+        self.seed = seed
+        self.arrays = ArrayCache(lambda index: pool.arrays(self.entries[index]), memory_bytes)
+        self._liver_voxels: dict[int, Voxels] = {}
+        lesions = [self._index(index) for index in range(len(self.entries))]
+        modalities = sorted({entry.modality for entry in self.entries})
+        self.centres = [self._centres(modality, lesions) for modality in modalities]
+
+    def _index(self, index: int) -> list[Lesion]:
+        """Remember where a case's liver and lesions lie."""
+        entry, arrays = self.entries[index], self.arrays(index)
+        rng = np.random.default_rng([self.seed, index])
+        liver = _some_voxels(arrays.liver > 0, rng)
+        if entry.liver_weight > 0 and len(liver):
+            self._liver_voxels[index] = liver
+        if entry.tumour_state != LabelState.MANUAL:
+            return []
+        labels, count = ndimage.label(arrays.tumour)
+        if count == 0:
+            return []
+        lesions = []
+        for number, region in enumerate(ndimage.find_objects(labels), start=1):
+            inside = labels[region] == number
+            diameter_mm = self._diameter_mm(int(inside.sum()), entry, arrays)
+            start = np.array([part.start for part in region], np.int32)
+            voxels = _some_voxels(inside, rng) + start
+            lesions.append(Lesion(index, int(np.searchsorted(SIZE_BINS_MM, diameter_mm, side="right")), voxels))
+        return lesions
+
+    def _diameter_mm(self, voxels: int, entry: PoolEntry, arrays: PreparedArrays) -> float:
+        voxel_mm3 = entry.tumour_ml * 1000 / max(int(arrays.tumour.sum()), 1)
+        return float(np.cbrt(6 * voxels * voxel_mm3 / np.pi))
+
+    def _centres(self, modality: Modality, lesions: Sequence[Sequence[Lesion]]) -> Centres:
+        members = tuple(index for index, entry in enumerate(self.entries) if entry.modality == modality)
+        per_source = Counter(self.entries[index].source for index in members)
+        weights = np.array([per_source[self.entries[index].source] ** -0.5 for index in members])
+        return Centres(
+            entries=members,
+            weights=weights / weights.sum(),
+            with_liver=tuple(index for index in members if index in self._liver_voxels),
+            lesions=tuple(lesion for index in members for lesion in lesions[index]),
+        )
+
+    def batch(self, step: int, size: int) -> list[Patch]:
+        """The patches of a step: modalities take turns, so that each has its equal share."""
+        rng = np.random.default_rng([self.seed, step])
+        return [self._patch(self.centres[(step * size + i) % len(self.centres)], rng) for i in range(size)]
+
+    def _patch(self, centres: Centres, rng: np.random.Generator) -> Patch:
+        kind = rng.random()
+        if kind < self.params.tumour_share and centres.lesions:
+            index, centre = self._tumour_centre(centres, rng)
+        elif kind < self.params.tumour_share + self.params.liver_share and centres.with_liver:
+            index = self._draw(centres, centres.with_liver, rng)
+            voxels = self._liver_voxels[index]
+            centre = voxels[rng.integers(len(voxels))]
+        else:
+            index = self._draw(centres, centres.entries, rng)
+            shape = self.arrays(index).image.shape
+            centre = np.array([rng.integers(n) for n in shape], np.int32)
+        shift = [rng.integers(-(n // 4), n // 4 + 1) for n in self.patch_zyx]
+        return cut(self.arrays(index), centre + np.array(shift, np.int32), self.patch_zyx)
+
+    def _draw(self, centres: Centres, among: Sequence[int], rng: np.random.Generator) -> int:
+        weight = dict(zip(centres.entries, centres.weights, strict=True))
+        weights = np.array([weight[index] for index in among])
+        return int(rng.choice(np.array(among), p=weights / weights.sum()))
+
+    def _tumour_centre(self, centres: Centres, rng: np.random.Generator) -> tuple[int, Voxels]:
+        """A voxel of a lesion: first a size bin, so that small lesions are seen as often as large ones, then a lesion."""
+        size_bin = rng.choice(sorted({lesion.size_bin for lesion in centres.lesions}))
+        lesions = [lesion for lesion in centres.lesions if lesion.size_bin == size_bin]
+        per_entry = Counter(lesion.entry for lesion in lesions)
+        weight = dict(zip(centres.entries, centres.weights, strict=True))
+        weights = np.array([weight[lesion.entry] / per_entry[lesion.entry] for lesion in lesions])
+        lesion = lesions[rng.choice(len(lesions), p=weights / weights.sum())]
+        return lesion.entry, lesion.voxels_zyx[rng.integers(len(lesion.voxels_zyx))]
+
+
+def _some_voxels(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> Voxels:
+    voxels = np.argwhere(mask).astype(np.int32)
+    if len(voxels) > MAX_CENTRES:
+        voxels = voxels[np.sort(rng.choice(len(voxels), MAX_CENTRES, replace=False))]
+    return voxels
+
+
+def cut(arrays: PreparedArrays, centre_zyx: Voxels, patch_zyx: SizeZYX) -> Patch:
+    """A patch around a voxel, moved inwards where it would leave the volume.
+
+    Where the volume is smaller than the patch, the image is padded with its darkest value and nothing is known.
+    """
+    shape = arrays.image.shape
+    starts = [
+        int(np.clip(c - p // 2, min(0, n - p), max(0, n - p)))
+        for c, p, n in zip(centre_zyx, patch_zyx, shape, strict=True)
+    ]
+    inside = tuple(slice(max(s, 0), min(s + p, n)) for s, p, n in zip(starts, patch_zyx, shape, strict=True))
+    pad = [(part.start - s, s + p - part.stop) for part, s, p in zip(inside, starts, patch_zyx, strict=True)]
+
+    def take(array: npt.NDArray[np.generic], scale: float, fill: float) -> npt.NDArray[np.float32]:
+        piece = np.asarray(array[inside], np.float32) * np.float32(scale)
+        return np.pad(piece, pad, constant_values=fill) if any(map(any, pad)) else piece
+
+    return Patch(
+        image=take(arrays.image, 1.0, float(arrays.image.min())),
+        y=np.stack([take(arrays.liver, 1.0, 0.0), take(arrays.tumour, 1.0, 0.0)]),
+        m=np.stack([take(arrays.liver_weight, 1 / 255, 0.0), take(arrays.tumour_weight, 1 / 255, 0.0)]),
+    )

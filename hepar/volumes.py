@@ -1,0 +1,135 @@
+"""Volumes: an array with its place in the patient. Read, write, orient, resample, by SimpleITK.
+
+Arrays run z, y, x. Positions are LPS millimetres, as in SimpleITK and DICOM. The canonical orientation is LPS: x grows
+to the patient's left, y to the back, z to the head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from hepar.errors import DataError
+
+CANONICAL = "LPS"
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A grid in the patient: `size_zyx`, `spacing_zyx_mm`, `origin_xyz_mm` (LPS) and the 3x3 `direction` by rows."""
+
+    size_zyx: tuple[int, int, int]
+    spacing_zyx_mm: tuple[float, float, float]
+    origin_xyz_mm: tuple[float, float, float]
+    direction: tuple[float, ...]
+
+    @classmethod
+    def of(cls, image: sitk.Image) -> Geometry:
+        x, y, z = image.GetSize()
+        dx, dy, dz = image.GetSpacing()
+        return cls((z, y, x), (dz, dy, dx), image.GetOrigin(), image.GetDirection())
+
+    @property
+    def voxel_ml(self) -> float:
+        return float(np.prod(self.spacing_zyx_mm)) / 1000
+
+    def with_spacing(self, spacing_zyx_mm: tuple[float, float, float]) -> Geometry:
+        """The grid of another spacing over the same extent: outer borders agree to half a voxel."""
+        size = tuple(
+            max(1, round(n * old / new))
+            for n, old, new in zip(self.size_zyx, self.spacing_zyx_mm, spacing_zyx_mm, strict=True)
+        )
+        shift_zyx = [(new - old) / 2 for old, new in zip(self.spacing_zyx_mm, spacing_zyx_mm, strict=True)]
+        axes = np.array(self.direction).reshape(3, 3)
+        origin = np.array(self.origin_xyz_mm) + axes @ np.array(shift_zyx[::-1])
+        return Geometry((size[0], size[1], size[2]), spacing_zyx_mm, tuple(origin.tolist()), self.direction)
+
+    def agrees_with(self, other: Geometry, tolerance_mm: float = 0.01) -> bool:
+        """Whether two grids are the same up to rounding of their headers."""
+        return (
+            self.size_zyx == other.size_zyx
+            and bool(np.allclose(self.spacing_zyx_mm, other.spacing_zyx_mm, atol=1e-3))
+            and bool(np.allclose(self.origin_xyz_mm, other.origin_xyz_mm, atol=max(tolerance_mm, 1e-3)))
+            and bool(np.allclose(self.direction, other.direction, atol=1e-3))
+        )
+
+
+def read_image(path: Path) -> sitk.Image:
+    """Read a volume as stored. Raises DataError if it is missing, unreadable or not three-dimensional."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise DataError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from None
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[:, :, :, 0]
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise DataError(f"{path} is {'×'.join(map(str, image.GetSize()))}, must be one three-dimensional volume")
+    return image
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Write a volume, compressed; the folder is made where needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def canonical(image: sitk.Image) -> sitk.Image:
+    """The same voxels with their axes permuted and flipped to the canonical orientation; no interpolation."""
+    return sitk.DICOMOrient(image, CANONICAL)
+
+
+def to_array(image: sitk.Image) -> Array:
+    """The voxels as an array zyx, copied."""
+    return np.asarray(sitk.GetArrayFromImage(image))
+
+
+def to_image(array_zyx: Array, geometry: Geometry) -> sitk.Image:
+    """A volume out of an array zyx and its grid; booleans become uint8."""
+    if array_zyx.dtype == np.bool_:
+        array_zyx = array_zyx.astype(np.uint8)
+    image = sitk.GetImageFromArray(array_zyx)
+    image.SetSpacing(geometry.spacing_zyx_mm[::-1])
+    image.SetOrigin(geometry.origin_xyz_mm)
+    image.SetDirection(geometry.direction)
+    return image
+
+
+def resample(image: sitk.Image, geometry: Geometry) -> sitk.Image:
+    """Linear interpolation of a volume, as float32, at the voxels of another grid.
+
+    Outside the source the nearest voxel of its border is taken. Where the new spacing is coarser, the source is
+    smoothed first so that nothing aliases.
+    """
+    if Geometry.of(image) == geometry:
+        return sitk.Cast(image, sitk.sitkFloat32)
+    source = sitk.Cast(image, sitk.sitkFloat32)
+    old, new = source.GetSpacing(), geometry.spacing_zyx_mm[::-1]
+    sigmas = [max(0.0, (b / a) ** 2 - 1) ** 0.5 * 0.4 * a for a, b in zip(old, new, strict=True)]
+    for axis, sigma in enumerate(sigmas):
+        if sigma > 0.2 * old[axis] and source.GetSize()[axis] >= 4:
+            source = sitk.RecursiveGaussian(source, sigma, False, sitk.RecursiveGaussianImageFilter.ZeroOrder, axis)
+    return sitk.Resample(
+        source,
+        geometry.size_zyx[::-1],
+        sitk.Transform(),
+        sitk.sitkLinear,
+        geometry.origin_xyz_mm,
+        new,
+        geometry.direction,
+        0.0,
+        sitk.sitkFloat32,
+        True,
+    )
+
+
+def resample_mask(mask: sitk.Image, geometry: Geometry) -> npt.NDArray[np.bool_]:
+    """A binary mask on another grid, as an array zyx: interpolated linearly and cut at one half."""
+    soft = resample(sitk.Cast(mask > 0, sitk.sitkFloat32), geometry)
+    return np.asarray(to_array(soft) > 0.5)

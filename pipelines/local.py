@@ -1,0 +1,281 @@
+"""The pipeline on one machine through kfp.local, in subprocesses or in containers, with its progress on the screen.
+
+The pipeline runs in a child process whose output goes to `run.log`; the stages report to files in `progress/`, which
+this process shows. What the stages made is moved to its place in the working directory when all is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from hepar import progress, tracking
+from hepar.artifacts import MANIFEST, read_manifest
+from hepar.compute import available_cores
+from hepar.errors import HeparError
+from hepar.params import Params, dump_params
+from hepar.training import checkpoint
+
+STAGES = (
+    "ingest",
+    "train-liver-CT",
+    "train-liver-MR",
+    "pseudo-label",
+    "assemble-pool",
+    "train-universal",
+    "evaluate",
+    "register",
+)
+PLACES = {  # by kind, and for models by role
+    "cohort": "cohort",
+    "pseudo-labels": "pseudo",
+    "pool": "pool",
+    "report": "report",
+    "registration": "registration",
+    "liver teacher CT": "models/liver-ct",
+    "liver teacher MR": "models/liver-mr",
+    "universal": "models/universal",
+}
+LOG_TAIL = 30
+
+
+def run_in_subprocesses(source: str, params: Params, workdir: Path, image: str) -> None:
+    """Run the pipeline by KFP's SubprocessRunner, in this environment; `image` is not used."""
+    run(source, params, workdir, runner="subprocess", image=image)
+
+
+def run_in_containers(source: str, params: Params, workdir: Path, image: str) -> None:
+    """Run the pipeline by KFP's DockerRunner, each stage in a container of `image`."""
+    run(source, params, workdir, runner="docker", image=image)
+
+
+def run(source: str, params: Params, workdir: Path, runner: str, image: str) -> None:
+    """Run all stages below `workdir` and print what came out.
+
+    Raises HeparError naming the stage where one refuses its input or breaks; what an earlier run left in `workdir`
+    stays as it was then.
+    """
+    workdir = workdir.resolve()
+    workdir.mkdir(parents=True, exist_ok=True)
+    kfp_root, board = workdir / ".kfp", workdir / "progress"
+    for folder in (kfp_root, board):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    if source != "phantoms":
+        source = str(Path(source).resolve())
+    request = {"source": source, "params": dump_params(params), "runner": runner, "root": str(kfp_root)}
+    (workdir / "params.yaml").write_text(yaml.safe_dump(request["params"], sort_keys=False))
+    environment = _environment(workdir, params, runner, image)
+    with _tracking_ready(environment, params.register_model.experiment):
+        code = _run_child({**request, "environment": environment}, environment, workdir, board)
+    _raise_failure(code, board, workdir / "run.log")
+    _put_in_place(kfp_root, workdir)
+    Console().print(outcome(workdir, board))
+
+
+def _environment(workdir: Path, params: Params, runner: str, image: str) -> dict[str, str]:
+    """What the stages find in their environment, in whatever process or container they run."""
+    database = f"{tracking.SQLITE}{workdir / 'mlflow.db'}"
+    environment = {
+        tracking.URI_VARIABLE: os.environ.get(tracking.URI_VARIABLE) or database,
+        tracking.EXPERIMENT_VARIABLE: params.register_model.experiment,
+        progress.FOLDER_VARIABLE: str(workdir / "progress"),
+        checkpoint.FOLDER_VARIABLE: os.environ.get(checkpoint.FOLDER_VARIABLE) or str(workdir / "checkpoints"),
+        tracking.COMMIT_VARIABLE: tracking.git_commit(),
+        "HEPAR_IMAGE": image,
+    }
+    if runner == "docker":
+        environment["HOME"] = "/tmp"  # the container runs as the caller, who has no home there
+    return environment
+
+
+@contextmanager
+def _tracking_ready(environment: Mapping[str, str], experiment: str) -> Iterator[None]:
+    """Create the tracking database before two stages try to at the same time."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        tracking.connect(experiment)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _run_child(request: Mapping[str, Any], environment: Mapping[str, str], workdir: Path, board: Path) -> int:
+    """Run the pipeline in a child process and show its progress; its exit code."""
+    console = Console()
+    with (workdir / "run.log").open("w") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.local", json.dumps(request)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            cwd=Path(__file__).parents[1],
+        )
+        try:
+            if console.is_terminal:
+                with Live(console=console, refresh_per_second=2) as live:
+                    while child.poll() is None:
+                        live.update(_board(board))
+                        time.sleep(0.5)
+                    live.update(_board(board))
+            else:
+                _print_changes(child, board)
+            return child.wait()
+        finally:
+            child.terminate()
+
+
+def _print_changes(child: subprocess.Popen[bytes], board: Path) -> None:
+    """One line for each stage that begins, goes on for a while, or ends."""
+    shown: dict[str, tuple[str, float]] = {}
+    alive = True
+    while alive:
+        alive = child.poll() is None
+        for status in _statuses(board):
+            state, seconds = shown.get(status.stage, ("", 0.0))
+            if status.state != state or status.seconds - seconds >= progress.LINE_SECONDS:
+                shown[status.stage] = (status.state, status.seconds)
+                print(f"{status.stage:16} {status.state:8} {status.seconds:6.0f} s  {_steps(status)}", flush=True)
+        time.sleep(0.5 if alive else 0)
+
+
+def _statuses(board: Path) -> list[progress.StageStatus]:
+    """The stages that have begun, in flow order."""
+    found = (board / f"{name}.json" for name in STAGES)
+    return [progress.StageStatus(**json.loads(path.read_text())) for path in found if path.is_file()]
+
+
+def _steps(status: progress.StageStatus) -> str:
+    counted = f"{status.done}/{status.total} " if status.total else ""
+    return counted + status.message
+
+
+def _board(board: Path) -> Table:
+    table = Table("stage", "state", "seconds", "progress")
+    begun = {status.stage: status for status in _statuses(board)}
+    for name in STAGES:
+        if name in begun:
+            status = begun[name]
+            table.add_row(name, status.state, f"{status.seconds:.0f}", _steps(status))
+        else:
+            table.add_row(name, "", "", "")
+    return table
+
+
+def _raise_failure(code: int, board: Path, log: Path) -> None:
+    for status in _statuses(board):
+        if status.state == "failed":
+            if status.mendable:
+                raise HeparError(f"{status.stage}: {status.message}")
+            _fail(f"{status.stage} broke: {status.message}", log)
+    missing = [name for name in STAGES if name not in {status.stage for status in _statuses(board)}]
+    if code != 0 or missing:  # a container that dies may be reported as success
+        _fail(f"the pipeline ended with exit code {code}" + (f" before {missing[0]}" if missing else ""), log)
+
+
+def _fail(what: str, log: Path) -> None:
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL:])
+    print(f"{tail}\nhepar: {what}; the whole output is in {log}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _put_in_place(kfp_root: Path, workdir: Path) -> None:
+    """Move each artifact from KFP's folders to its name in the working directory."""
+    for manifest in sorted(kfp_root.glob(f"*/*/*/{MANIFEST}")):
+        kind = json.loads(manifest.read_text())["kind"]
+        parents = read_manifest(manifest.parent, kind).parents
+        place = workdir / PLACES[parents["role"] if kind == "model" else kind]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        manifest.parent.rename(place)
+    if missing := [place for place in PLACES.values() if not (workdir / place / MANIFEST).is_file()]:
+        _fail(f"the pipeline left no {missing[0]}", workdir / "run.log")
+    shutil.rmtree(kfp_root)
+
+
+def outcome(workdir: Path, board: Path) -> Table:
+    """What a run came to: scores per modality, the registered model, the report, the seconds of each stage."""
+    metrics = json.loads((workdir / "report" / "metrics.json").read_text())
+    registered = json.loads((workdir / "registration" / "registration.json").read_text())
+    table = Table(title="hepar: held-out patients", show_header=True)
+    for column in ("", *metrics):
+        table.add_column(column)
+    rows = {
+        "liver Dice": lambda m: _with_interval(m["liver"]["dice"]),
+        "tumour Dice": lambda m: _with_interval(m["tumour"]["dice"]),
+        "lesion F1 (IoU > 0.1)": lambda m: _number(m["tumour"]["lesion_f1"]["iou>0.1"]["value"]),
+    }
+    for name, read in rows.items():
+        table.add_row(name, *(read(values) for values in metrics.values()))
+    table.add_section()
+    reasons = f" ({'; '.join(registered['reasons'])})" if registered["reasons"] else ""
+    facts = {
+        "model": f"{registered['name']} version {registered['version']}, {registered['alias']}{reasons}",
+        "report": str(workdir / "report" / "report.html"),
+        **{f"seconds {status.stage}": f"{status.seconds:.0f}" for status in _statuses(board)},
+    }
+    for name, value in facts.items():
+        table.add_row(name, value)
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _with_interval(estimate: Mapping[str, Any]) -> str:
+    low_high = estimate["ci95"]
+    interval = "" if low_high is None else f" [{low_high[0]:.3f}, {low_high[1]:.3f}]"
+    return f"{_number(estimate['mean'])}{interval} n={estimate['n']}"
+
+
+def execute(request: Mapping[str, Any]) -> None:
+    """Run the pipeline in this process by one of KFP's local runners. Called in the child process."""
+    from kfp import local
+
+    from pipelines.two_stage import two_stage
+
+    root = Path(request["root"])
+    if request["runner"] == "docker":
+        runner: Any = _docker_runner(request, local)
+    else:
+        runner = local.SubprocessRunner(use_venv=False)
+    local.init(runner=runner, pipeline_root=str(root), raise_on_error=True)
+    two_stage(source=request["source"], **request["params"])
+
+
+def _docker_runner(request: Mapping[str, Any], local: Any) -> Any:
+    """Containers as the caller, on the host's network, that see the working directory and the source."""
+    from docker.types import Mount
+
+    folders = {str(Path(request["root"]).parent): False}
+    if request["source"] != "phantoms":
+        source = Path(request["source"])
+        folders[str(source if source.is_dir() else source.parent)] = True
+    mounts = [Mount(target=path, source=path, type="bind", read_only=fixed) for path, fixed in folders.items()]
+    return local.DockerRunner(
+        mounts=mounts,
+        environment=dict(request["environment"]),
+        network_mode="host",
+        user=f"{os.getuid()}:{os.getgid()}",
+        nano_cpus=available_cores() * 10**9,
+    )
+
+
+if __name__ == "__main__":
+    execute(json.loads(sys.argv[1]))

@@ -1,0 +1,74 @@
+"""The graph: ingest, a liver teacher per modality, pseudo-labels, pool, universal model, evaluation, registration.
+
+Compile with `kfp dsl compile --py pipelines/two_stage.py --output build/two_stage.yaml`. The defaults of the compiled
+pipeline are those of `params.yaml`; a section given to a run replaces that section whole.
+"""
+
+import os
+from pathlib import Path
+
+from kfp import dsl
+
+from components import stages
+from hepar.params import dump_params, load_params
+
+DEFAULTS = dump_params(load_params(Path(os.environ.get("HEPAR_PARAMS", Path(__file__).parents[1] / "params.yaml"))))
+
+
+@dsl.pipeline(name="hepar-two-stage", description="Universal liver-tumour segmentation from mixed labels")
+def two_stage(
+    source: str = "phantoms",
+    ingest: dict = DEFAULTS["ingest"],  # type: ignore[type-arg]
+    preparation: dict = DEFAULTS["preparation"],  # type: ignore[type-arg]
+    network: dict = DEFAULTS["network"],  # type: ignore[type-arg]
+    train_liver: dict = DEFAULTS["train_liver"],  # type: ignore[type-arg]
+    pseudo_label: dict = DEFAULTS["pseudo_label"],  # type: ignore[type-arg]
+    assemble_pool: dict = DEFAULTS["assemble_pool"],  # type: ignore[type-arg]
+    train_universal: dict = DEFAULTS["train_universal"],  # type: ignore[type-arg]
+    evaluate: dict = DEFAULTS["evaluate"],  # type: ignore[type-arg]
+    register: dict = DEFAULTS["register"],  # type: ignore[type-arg]
+) -> None:
+    """One parameter a section of the params."""
+    ingested = stages.ingest(source=source, params=ingest)
+    ingested.set_caching_options(False)  # what lies behind a path may have changed
+    cohort, cohort_hash = ingested.outputs["cohort"], ingested.outputs["Output"]
+
+    teachers = {
+        modality: stages.train_liver(
+            modality=modality,
+            cohort_hash=cohort_hash,
+            preparation=preparation,
+            network=network,
+            params=train_liver,
+            cohort=cohort,
+        ).set_display_name(f"train-liver-{modality.lower()}")
+        for modality in ("CT", "MR")
+    }
+    teacher_inputs = {
+        "teacher_ct": teachers["CT"].outputs["model"],
+        "teacher_mr": teachers["MR"].outputs["model"],
+        "teacher_ct_hash": teachers["CT"].outputs["Output"],
+        "teacher_mr_hash": teachers["MR"].outputs["Output"],
+    }
+    labelled = stages.pseudo_label(cohort=cohort, cohort_hash=cohort_hash, params=pseudo_label, **teacher_inputs)
+    pooled = stages.assemble_pool(
+        cohort=cohort,
+        cohort_hash=cohort_hash,
+        pseudo=labelled.outputs["pseudo"],
+        pseudo_hash=labelled.outputs["Output"],
+        preparation=preparation,
+        params=assemble_pool,
+    )
+    universal = stages.train_universal(
+        pool=pooled.outputs["pool"],
+        pool_hash=pooled.outputs["Output"],
+        network=network,
+        params=train_universal,
+        **teacher_inputs,
+    )
+    model = {"model": universal.outputs["model"], "model_hash": universal.outputs["Output"]}
+    scored = stages.evaluate(cohort=cohort, cohort_hash=cohort_hash, params=evaluate, **model)
+    registered = stages.register(
+        report=scored.outputs["report"], report_hash=scored.outputs["Output"], params=register, **model
+    )
+    registered.set_caching_options(False)  # a registry is not a function of its inputs

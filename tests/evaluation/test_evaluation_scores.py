@@ -1,0 +1,170 @@
+"""Scores of one case: what is known, unknown and absent stays apart."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from hepar.errors import DataError
+from hepar.evaluation import CaseScores, score_case, scores_table
+
+SHAPE = (6, 10, 10)
+SPACING_MM = (5.0, 2.0, 2.0)
+VOXEL_ML = 5 * 2 * 2 / 1000
+EMPTY = np.zeros(SHAPE, dtype=bool)
+
+
+def block(z: slice, y: slice, x: slice) -> np.ndarray:
+    mask = EMPTY.copy()
+    mask[z, y, x] = True
+    return mask
+
+
+LIVER = block(slice(1, 5), slice(2, 8), slice(2, 8))
+TUMOUR = block(slice(2, 4), slice(3, 5), slice(3, 5))
+ELSEWHERE = block(slice(2, 4), slice(6, 8), slice(6, 8))
+
+
+def score(**changes: object) -> CaseScores:
+    """A case predicted perfectly, with what the test changes."""
+    arguments = {
+        "case_id": "ct-1",
+        "patient_id": "p1",
+        "modality": "CT",
+        "sequence": "portal",
+        "source": "A",
+        "liver_reference_zyx": LIVER,
+        "tumour_reference_zyx": TUMOUR,
+        "liver_prediction_zyx": LIVER,
+        "tumour_prediction_zyx": TUMOUR,
+        "spacing_zyx_mm": SPACING_MM,
+        "distances_known": True,
+    }
+    return score_case(**(arguments | changes))  # type: ignore[arg-type]
+
+
+def test_a_perfect_prediction() -> None:
+    case = score()
+    assert case.liver.dice == case.tumour.dice == case.liver.nsd_2mm == 1
+    assert case.liver.hd95_mm == case.liver.rvd == case.liver.voe == case.burden_error == 0
+    assert case.liver.reference_volume_ml == pytest.approx(4 * 6 * 6 * VOXEL_ML)
+    assert case.tumour.prediction_volume_ml == pytest.approx(8 * VOXEL_ML)
+    assert case.burden_reference == pytest.approx(8 / 144)
+    assert case.specific is None
+    assert case.false_positive_volume_ml is None
+    assert case.chaos is not None
+    assert case.chaos.mean == 100
+    assert [detection.counts.f1 for detection in case.lesions or ()] == [1, 1, 1]
+
+
+def test_unknown_is_not_scored() -> None:
+    case = score(tumour_reference_zyx=None, tumour_prediction_zyx=ELSEWHERE)
+    assert not case.tumour.known
+    assert case.tumour.dice is None
+    assert case.tumour.hd95_mm is None
+    assert case.lesions is None
+    assert case.lits is None
+    assert case.specific is None
+    assert case.false_positive_volume_ml is None
+    assert case.burden_error is None
+    assert not case.tumour_free
+    assert case.tumour.prediction_volume_ml == pytest.approx(8 * VOXEL_ML)
+    assert case.liver.dice == 1
+
+
+def test_unknown_liver_leaves_the_tumour_scored() -> None:
+    case = score(liver_reference_zyx=None)
+    assert case.liver.dice is None
+    assert case.chaos is None
+    assert case.burden_error is None
+    assert case.tumour.dice == 1
+    assert case.lits is not None
+    assert case.lits.liver_dice is None
+
+
+def test_a_false_positive_in_a_tumour_free_case_is_counted_everywhere() -> None:
+    case = score(tumour_reference_zyx=EMPTY)
+    assert case.tumour_free
+    assert case.tumour.dice is None
+    assert case.tumour.rvd is None
+    assert case.tumour.voe is None
+    assert case.specific is False
+    assert case.false_positive_volume_ml == pytest.approx(8 * VOXEL_ML)
+    assert case.tumour.one_empty
+    assert case.tumour.hd95_mm == pytest.approx(math.hypot(6 * 5, 10 * 2, 10 * 2))
+    assert [detection.counts.false_positives for detection in case.lesions or ()] == [1, 1, 1]
+    assert case.burden_error == pytest.approx(8 / 144)
+    assert case.lits is not None
+    assert case.lits.tumour_dice == 0
+
+
+def test_a_tumour_free_case_left_alone_is_specific() -> None:
+    case = score(tumour_reference_zyx=EMPTY, tumour_prediction_zyx=EMPTY)
+    assert case.specific is True
+    assert case.false_positive_volume_ml == 0
+    assert case.tumour.both_empty
+    assert not case.tumour.one_empty
+    assert case.tumour.hd95_mm is None
+    assert case.tumour.dice is None
+    assert case.lits is not None
+    assert case.lits.tumour_dice == 1
+
+
+def test_a_missed_tumour_has_dice_0_and_the_diagonal() -> None:
+    case = score(tumour_prediction_zyx=EMPTY)
+    assert case.tumour.dice == case.tumour.nsd_2mm == 0
+    assert case.tumour.rvd == -1
+    assert case.tumour.one_empty
+    assert case.tumour.assd_mm == pytest.approx(math.hypot(6 * 5, 10 * 2, 10 * 2))
+
+
+def test_a_nominal_spacing_leaves_ratios_and_takes_lengths_and_volumes() -> None:
+    case = score(distances_known=False, tumour_reference_zyx=EMPTY)
+    assert case.liver.dice == 1
+    assert case.liver.rvd == 0
+    assert case.liver.voe == 0
+    assert case.liver.hd95_mm is None
+    assert case.liver.nsd_2mm is None
+    assert case.chaos is None
+    assert case.liver.reference_volume_ml is None
+    assert case.tumour.prediction_volume_ml is None
+    assert case.false_positive_volume_ml is None
+    assert case.specific is False
+    assert case.lesions is not None
+    assert case.lesions[0].counts.false_positives == 1
+    assert case.lesions[0].by_size is None
+
+
+def test_lits_takes_tumour_outside_the_liver_as_liver() -> None:
+    outside = block(slice(2, 4), slice(0, 2), slice(0, 2))
+    case = score(tumour_reference_zyx=outside, tumour_prediction_zyx=outside)
+    assert case.lits is not None
+    assert case.lits.liver_dice == 1
+    case = score(tumour_reference_zyx=outside, tumour_prediction_zyx=EMPTY)
+    assert case.lits is not None
+    assert case.lits.liver_dice == pytest.approx(2 * 144 / (144 + 152))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tumour_reference_zyx": TUMOUR[1:]},
+        {"tumour_prediction_zyx": TUMOUR.astype(np.uint8)},
+        {"spacing_zyx_mm": (0.0, 1.0, 1.0)},
+    ],
+)
+def test_what_cannot_be_scored_is_refused_by_name(wrong: dict[str, object]) -> None:
+    with pytest.raises(DataError, match="case ct-1: "):
+        score(**wrong)
+
+
+def test_table_has_a_row_per_case_and_leaves_unknown_empty() -> None:
+    table = scores_table([score(), score(case_id="ct-2", tumour_reference_zyx=None)])
+    assert table["case_id"].tolist() == ["ct-1", "ct-2"]
+    assert table["liver_dice"].tolist() == [1, 1]
+    assert table.loc[0, "tumour_dice"] == 1
+    assert table["tumour_dice"].isna().tolist() == [False, True]
+    assert table["lesion_iou>0_true_positives"].isna().tolist() == [False, True]
+    assert scores_table([]).empty

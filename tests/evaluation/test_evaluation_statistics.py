@@ -1,0 +1,97 @@
+"""The bootstrap: what it resamples, what it leaves out, and that it covers the truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hepar.evaluation.statistics import bootstrap_mean, bootstrap_ratio, paired_difference
+
+
+def test_mean_over_defined_cases() -> None:
+    estimate = bootstrap_mean([1.0, None, 3.0], ["a", "b", "c"], seed=0, resamples=100)
+    assert (estimate.value, estimate.n, estimate.patients) == (2, 2, 2)
+
+
+def test_no_defined_case() -> None:
+    for values in ([], [None]):
+        estimate = bootstrap_mean(values, ["a"] * len(values), seed=0, resamples=100)
+        assert (estimate.value, estimate.ci95, estimate.n) == (None, None, 0)
+
+
+def test_one_patient_has_no_interval_however_many_cases() -> None:
+    estimate = bootstrap_mean([0.1, 0.5, 0.9], ["a", "a", "a"], seed=0, resamples=100)
+    assert estimate.value == pytest.approx(0.5)
+    assert estimate.ci95 is None
+
+
+def test_patients_are_resampled_not_cases() -> None:
+    # within a patient the cases cancel out, so that the mean is 0.5 whoever is drawn
+    values = [0.0, 1.0] * 10
+    patients = [f"p{index // 2}" for index in range(20)]
+    assert bootstrap_mean(values, patients, seed=0, resamples=500).ci95 == (0.5, 0.5)
+    low, high = bootstrap_mean(values, [f"p{index}" for index in range(20)], seed=0, resamples=500).ci95
+    assert low < 0.4
+    assert high > 0.6
+
+
+def test_interval_of_two_patients_spans_both() -> None:
+    # a mean of two draws is 0, 0.5 or 1 with probability 1/4, 1/2, 1/4
+    assert bootstrap_mean([0.0, 1.0], ["a", "b"], seed=0, resamples=2000).ci95 == (0, 1)
+
+
+def test_ratio_pools_before_it_divides() -> None:
+    estimate = bootstrap_ratio([1.0, 0.0], [1.0, 9.0], ["a", "b"], seed=0, resamples=100)
+    assert estimate.value == pytest.approx(0.1)
+
+
+def test_ratio_without_denominator_is_not_defined_and_such_resamples_are_left_out() -> None:
+    assert bootstrap_ratio([0.0, 0.0], [0.0, 0.0], ["a", "b"], seed=0, resamples=100).value is None
+    estimate = bootstrap_ratio([1.0, 0.0], [2.0, 0.0], ["a", "b"], seed=0, resamples=100)
+    assert estimate.ci95 == (0.5, 0.5)
+
+
+def test_unequal_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="2, 1 and 2"):
+        bootstrap_ratio([1.0, 1.0], [1.0], ["a", "b"], seed=0, resamples=10)
+
+
+def test_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(5)
+    patients = [str(index) for index in range(40)]
+    trials = 200
+    covered = 0
+    for trial in range(trials):
+        interval = bootstrap_mean(rng.normal(size=40).tolist(), patients, seed=trial, resamples=400).ci95
+        assert interval is not None
+        covered += interval[0] <= 0 <= interval[1]
+    # 95 % give or take three standard errors of the trials, a little less because the bootstrap is narrow
+    assert 0.88 <= covered / trials <= 0.99
+
+
+def test_paired_difference_is_second_minus_first_over_common_cases() -> None:
+    estimate = paired_difference([0.5, 0.6, None], [0.7, 0.8, 0.9], ["a", "b", "c"], seed=0, resamples=200)
+    assert estimate.value == pytest.approx(0.2)
+    assert estimate.n == 2
+    assert estimate.ci95 == pytest.approx((0.2, 0.2))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.sampled_from("abcd")), min_size=1, max_size=12),
+    st.randoms(use_true_random=False),
+)
+def test_order_of_cases_does_not_matter(cases: list[tuple[float, str]], random: object) -> None:
+    shuffled = list(cases)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    one, other = (
+        bootstrap_mean([value for value, _ in order], [patient for _, patient in order], seed=1, resamples=50)
+        for order in (cases, shuffled)
+    )
+    assert one == other
+    assert one.value is not None
+    assert math.isclose(one.value, sum(value for value, _ in cases) / len(cases))
