@@ -6,7 +6,9 @@ pickled code). Legend: r the two structures liver and tumour.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 import torch
-from monai.inferers.utils import sliding_window_inference
 from pydantic import BaseModel, ConfigDict
 from scipy import ndimage
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from hepar.networks import build_network
 from hepar.params import NetworkParams, SizeZYX
 from hepar.pool import Mask, fill_holes
 from hepar.preparation import Plan, prepare_image
-from hepar.training.losses import LIVER, TUMOUR
+from hepar.training.losses import LIVER, STRUCTURES, TUMOUR
 from hepar.volumes import Geometry, canonical, resample, to_array, to_image
 
 SPEC, WEIGHTS = "model.json", "weights.pt"
@@ -105,25 +106,50 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
 def sliding_window(
     network: nn.Module, image_zyx: npt.NDArray[np.float32], patch_zyx: SizeZYX, overlap: float, device: torch.device
 ) -> Probabilities:
-    """Probabilities r zyx of a prepared image, by Gaussian-weighted overlapping windows."""
-    image_bcdhw = torch.from_numpy(image_zyx[None, None]).to(device)
+    """Probabilities r zyx of a prepared image: overlapping windows, averaged with Gaussian weights.
 
-    def window(patch_bcdhw: Tensor) -> Tensor:
-        output = network(patch_bcdhw.contiguous(memory_format=torch.channels_last_3d))
-        logits: Tensor = output[0] if isinstance(output, list) else output
-        return logits.float().sigmoid()
+    An image smaller than a window is padded by its border. Windows without any contrast, such as air, are not looked
+    at and get probability 0.
+    """
+    padded, inner = _pad_to(image_zyx, patch_zyx)
+    weight_zyx = torch.from_numpy(_gaussian(patch_zyx)).to(device)
+    image = torch.from_numpy(padded).to(device)
+    total_zyx = torch.zeros(padded.shape, device=device)
+    total_rzyx: Tensor | None = None
+    for corner in itertools.product(*(_starts(n, p, overlap) for n, p in zip(padded.shape, patch_zyx, strict=True))):
+        window = tuple(slice(start, start + p) for start, p in zip(corner, patch_zyx, strict=True))
+        patch = image[window]
+        total_zyx[window] += weight_zyx
+        if patch.min() == patch.max():
+            continue
+        output = network(patch[None, None].contiguous(memory_format=torch.channels_last_3d))
+        logits_brdhw: Tensor = output[0] if isinstance(output, list) else output
+        if total_rzyx is None:
+            total_rzyx = torch.zeros((logits_brdhw.shape[1], *padded.shape), device=device)
+        total_rzyx[(slice(None), *window)] += logits_brdhw[0].float().sigmoid() * weight_zyx
+    if total_rzyx is None:
+        return np.zeros((STRUCTURES, *image_zyx.shape), np.float32)
+    return np.asarray((total_rzyx / total_zyx)[(slice(None), *inner)].cpu().numpy())
 
-    probabilities = sliding_window_inference(
-        image_bcdhw,
-        patch_zyx,
-        sw_batch_size=1,
-        predictor=window,
-        overlap=overlap,
-        mode="gaussian",
-        padding_mode="replicate",
-    )
-    assert isinstance(probabilities, Tensor)
-    return np.asarray(probabilities[0].cpu().numpy(), np.float32)
+
+def _pad_to(image_zyx: npt.NDArray[np.float32], patch_zyx: SizeZYX) -> tuple[npt.NDArray[np.float32], tuple[slice, ...]]:
+    """The image, at least as large as a patch, and where in it the original lies."""
+    missing = [max(0, p - n) for n, p in zip(image_zyx.shape, patch_zyx, strict=True)]
+    pad = [(m // 2, m - m // 2) for m in missing]
+    inner = tuple(slice(before, before + n) for (before, _), n in zip(pad, image_zyx.shape, strict=True))
+    return np.pad(image_zyx, pad, mode="edge"), inner
+
+
+def _starts(size: int, patch: int, overlap: float) -> list[int]:
+    """Where windows begin along an axis: evenly spread, the first at 0, the last at the end."""
+    count = 1 + math.ceil((size - patch) / (patch * (1 - overlap)))
+    return [round(i * (size - patch) / max(count - 1, 1)) for i in range(count)]
+
+
+def _gaussian(patch_zyx: SizeZYX) -> npt.NDArray[np.float32]:
+    """Weights of a window's voxels: 1 in the middle, a Gaussian of an eighth of each side, never 0."""
+    axes = [np.exp(-0.5 * ((np.arange(p) - (p - 1) / 2) / (p / 8)) ** 2) for p in patch_zyx]
+    return np.maximum(np.einsum("i,j,k->ijk", *axes), 1e-3).astype(np.float32)
 
 
 def predict_probabilities(

@@ -21,11 +21,14 @@ class Decision:
 
 
 def decide(challenger: Metrics, champion: Metrics | None, gates: PromotionGates) -> Decision:
-    """Compare two `metrics.json`, made on the same test patients. Without a champion only the floors count.
+    """Compare two `metrics.json`, made on the same test patients. Without a champion there is nothing to protect, and
+    the challenger takes its place.
 
     A mean Dice that is not defined (no test case has that structure) is not compared. One that the champion has and
     the challenger lacks stands against the challenger.
     """
+    if champion is None:
+        return Decision(True, ())
     floors = {"liver": gates.min_liver_dice, "tumour": gates.min_tumour_dice}
     own = mean_dice(challenger)
     reasons = [
@@ -35,7 +38,7 @@ def decide(challenger: Metrics, champion: Metrics | None, gates: PromotionGates)
     ]
     if not own:
         reasons.append("the challenger was scored on no case")
-    for (modality, structure), before in (mean_dice(champion) if champion is not None else {}).items():
+    for (modality, structure), before in mean_dice(champion).items():
         after = own.get((modality, structure))
         if after is None:
             reasons.append(f"{modality} {structure} Dice is missing, the champion has {before:.3f}")

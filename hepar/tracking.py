@@ -145,7 +145,7 @@ def log_model(mlflow: Any, model: Path, name: str) -> str:
 
 def serving_requirements() -> list[str]:
     """What a registered version needs beside Python, at the versions installed here."""
-    names = ("mlflow", "torch", "monai", "SimpleITK", "numpy", "scipy", "pandas", "pyarrow", "pydantic", "pyyaml", "rich")
+    names = ("mlflow", "torch", "SimpleITK", "numpy", "scipy", "pandas", "pyarrow", "pydantic", "pyyaml", "rich")
     return [f"{name}=={version(name).split('+')[0]}" for name in names]
 
 

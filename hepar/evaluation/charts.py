@@ -90,9 +90,7 @@ def volume_chart(scores: Sequence[CaseScores]) -> str | None:
     The axes are linear up to 1 ml and logarithmic above, so that a missed or an invented tumour (0 ml) is on
     the chart.
     """
-    panels = [
-        (structure, points) for structure in ("liver", "tumour") if (points := _volumes(scores, structure))
-    ]
+    panels = [(structure, points) for structure in ("liver", "tumour") if (points := _volumes(scores, structure))]
     if not panels:
         return None
     with mpl.rc_context({**_STYLE, "svg.hashsalt": "volume"}):
@@ -228,9 +226,7 @@ def _to_svg(figure: Figure) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     width, height = (round(72 * inches) for inches in figure.get_size_inches())
-    svg = re.sub(
-        r"<svg [^>]*>", f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">', svg, count=1
-    )
+    svg = re.sub(r"<svg [^>]*>", f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">', svg, count=1)
     svg = svg.replace("xlink:href", "href")
     for colour, name in _CSS_VARIABLES.items():
         svg = svg.replace(colour, f"var(--{name})")

@@ -148,8 +148,7 @@ def detect_lesions(matching: LesionMatching, iou_above: float, voxel_mm3: float 
     if voxel_mm3 is None:
         return LesionDetection(iou_above, counts, by_size=None)
     binned = [
-        _count_by_size(sizes_voxels, voxel_mm3)
-        for sizes_voxels in (true_positives, false_negatives, false_positives)
+        _count_by_size(sizes_voxels, voxel_mm3) for sizes_voxels in (true_positives, false_negatives, false_positives)
     ]
     by_size = {name: LesionCounts(*(one[name] for one in binned)) for name in SIZE_BINS}
     return LesionDetection(iou_above, counts, by_size)
@@ -157,7 +156,8 @@ def detect_lesions(matching: LesionMatching, iou_above: float, voxel_mm3: float 
 
 def _label(mask_zyx: Mask) -> tuple[NDArray[np.int32], tuple[int, ...]]:
     """Face-connected components and their sizes in voxels."""
-    labels_zyx, _ = ndimage.label(mask_zyx, output=np.int32)
+    labels_zyx = np.zeros(mask_zyx.shape, dtype=np.int32)
+    ndimage.label(mask_zyx, output=labels_zyx)
     return labels_zyx, tuple(np.bincount(labels_zyx.ravel())[1:].tolist())
 
 

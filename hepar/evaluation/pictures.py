@@ -30,14 +30,12 @@ def slice_svg(case_slice: CaseSlice, distances_known: bool) -> str:
     """
     box = _crop(case_slice)
     height_mm, width_mm = (
-        (part.stop - part.start) * spacing
-        for part, spacing in zip(box, case_slice.spacing_yx_mm, strict=True)
+        (part.stop - part.start) * spacing for part, spacing in zip(box, case_slice.spacing_yx_mm, strict=True)
     )
     spacing_y_mm, spacing_x_mm = case_slice.spacing_yx_mm
     image = base64.b64encode(encode_png(case_slice.image_yx[box])).decode("ascii")
     parts = [
-        f'<svg viewBox="0 0 {width_mm:.6g} {height_mm:.6g}" role="img" '
-        f'aria-label="Slice {case_slice.index_z}">',
+        f'<svg viewBox="0 0 {width_mm:.6g} {height_mm:.6g}" role="img" aria-label="Slice {case_slice.index_z}">',
         f'<image width="{width_mm:.6g}" height="{height_mm:.6g}" preserveAspectRatio="none" '
         f'href="data:image/png;base64,{image}"/>',
         f'<g transform="scale({spacing_x_mm:.6g} {spacing_y_mm:.6g})">',
@@ -50,9 +48,7 @@ def slice_svg(case_slice: CaseSlice, distances_known: bool) -> str:
         for whose, mask_yx in (("reference", reference_yx), ("prediction", prediction_yx)):
             if mask_yx is not None and mask_yx.any():
                 path = outline_path(mask_yx[box])
-                parts.append(
-                    f'<path class="{structure} {whose}" vector-effect="non-scaling-stroke" d="{path}"/>'
-                )
+                parts.append(f'<path class="{structure} {whose}" vector-effect="non-scaling-stroke" d="{path}"/>')
     parts.append("</g>")
     if distances_known:
         parts.append(_scale_bar(width_mm, height_mm))

@@ -16,7 +16,15 @@ from hepar.evaluation.lesions import threshold_name
 from hepar.evaluation.pictures import slice_svg
 from hepar.evaluation.scores import CaseScores
 from hepar.evaluation.slices import CaseSlice
-from hepar.evaluation.tables import TableSection, convention_sections, metric_sections, number, size_sections
+from hepar.evaluation.tables import (
+    NOT_DEFINED,
+    TableSection,
+    convention_sections,
+    interval,
+    metric_sections,
+    number,
+    size_sections,
+)
 
 MAX_PICTURES = 60
 _HISTORY_COLUMNS = ("step", "split", "metric", "value", "modality")
@@ -162,11 +170,6 @@ def _cards(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     return cards
 
 
-def interval(ci95: Sequence[float] | None, digits: int) -> str:
-    """A 95 % interval as text; empty for None."""
-    return "" if ci95 is None else f"{number(ci95[0], digits)} to {number(ci95[1], digits)}"
-
-
 def _tables(metrics: dict[str, Any]) -> dict[str, tuple[list[str], list[TableSection]]]:
     """Column titles and sections of every table on the page."""
     by_source = {
@@ -191,7 +194,7 @@ def _case_row(case: CaseScores) -> list[str]:
         number(case.tumour.dice, 3),
         number(case.tumour.reference_volume_ml, 1),
         number(case.tumour.prediction_volume_ml, 1),
-        ""
+        NOT_DEFINED
         if counts is None
         else f"{counts.true_positives} / {counts.false_negatives} / {counts.false_positives}",
         number(case.liver.dice, 3),

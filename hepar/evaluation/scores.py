@@ -174,9 +174,7 @@ def score_case(
             liver_with_tumour = count_overlap(
                 liver_reference_zyx | tumour_reference_zyx, liver_prediction_zyx | tumour_prediction_zyx
             )
-        lits = _score_lits(
-            matching, count_overlap(tumour_reference_zyx, tumour_prediction_zyx), liver_with_tumour
-        )
+        lits = _score_lits(matching, count_overlap(tumour_reference_zyx, tumour_prediction_zyx), liver_with_tumour)
     tumour_free = tumour.known and not tumour.present
     return CaseScores(
         case_id=case_id,
@@ -211,14 +209,10 @@ def _score_structure(
     voxel_ml = None if spacing_zyx_mm is None else float(np.prod(spacing_zyx_mm)) / 1000
     if reference_zyx is None:
         voxels = int(np.count_nonzero(prediction_zyx))
-        return StructureScores(
-            known=False, prediction_volume_ml=None if voxel_ml is None else voxels * voxel_ml
-        )
+        return StructureScores(known=False, prediction_volume_ml=None if voxel_ml is None else voxels * voxel_ml)
     overlap = count_overlap(reference_zyx, prediction_zyx)
     defined = scored_if_absent or overlap.reference_voxels > 0
-    surface = (
-        None if spacing_zyx_mm is None else surface_scores(reference_zyx, prediction_zyx, spacing_zyx_mm)
-    )
+    surface = None if spacing_zyx_mm is None else surface_scores(reference_zyx, prediction_zyx, spacing_zyx_mm)
     return StructureScores(
         known=True,
         overlap=overlap,
@@ -246,9 +240,7 @@ def _burden(liver: StructureScores, tumour: StructureScores, of_reference: bool)
     return None if liver_voxels == 0 else tumour_voxels / liver_voxels
 
 
-def _score_lits(
-    matching: LesionMatching, tumour: OverlapCounts, liver_with_tumour: OverlapCounts | None
-) -> LitsScores:
+def _score_lits(matching: LesionMatching, tumour: OverlapCounts, liver_with_tumour: OverlapCounts | None) -> LitsScores:
     return LitsScores(
         tumour_dice=lits_tumour_dice(tumour),
         lesions=tuple(lits_lesion_counts(matching, iou_above) for iou_above in _LITS_IOU_THRESHOLDS),

@@ -66,9 +66,7 @@ def bootstrap_ratio(
     return Estimate(value, (float(low), float(high)), len(numerators), patients)
 
 
-def bootstrap_mean(
-    values: Sequence[float | None], patient_ids: Sequence[str], seed: int, resamples: int
-) -> Estimate:
+def bootstrap_mean(values: Sequence[float | None], patient_ids: Sequence[str], seed: int, resamples: int) -> Estimate:
     """Mean over the cases whose value is defined, with an interval from resampled patients.
 
     None (not defined, not scored) is left out. No defined value: value None, n 0.
@@ -91,8 +89,7 @@ def paired_difference(
     Entry i of each sequence is the same case. An interval that excludes 0 says that the two differ.
     """
     differences = [
-        None if one is None or other is None else other - one
-        for one, other in zip(first, second, strict=True)
+        None if one is None or other is None else other - one for one, other in zip(first, second, strict=True)
     ]
     return bootstrap_mean(differences, patient_ids, seed, resamples)
 

@@ -22,13 +22,9 @@ class Bootstrap:
     seed: int
     resamples: int
 
-    def mean(
-        self, cases: Sequence[CaseScores], value_of: Callable[[CaseScores], float | None]
-    ) -> dict[str, Any]:
+    def mean(self, cases: Sequence[CaseScores], value_of: Callable[[CaseScores], float | None]) -> dict[str, Any]:
         """``{"mean", "ci95", "n"}`` of a value over the cases where it is defined."""
-        estimate = bootstrap_mean(
-            [value_of(case) for case in cases], _patients(cases), self.seed, self.resamples
-        )
+        estimate = bootstrap_mean([value_of(case) for case in cases], _patients(cases), self.seed, self.resamples)
         return {"mean": estimate.value, "ci95": _interval(estimate), "n": estimate.n}
 
     def ratio(
@@ -89,14 +85,11 @@ def _summarise_structure(
     def metric_of(metric: str) -> Callable[[CaseScores], float | None]:
         return lambda case: getattr(of(case), metric)
 
-    summary: dict[str, Any] = {
-        metric: bootstrap.mean(cases, metric_of(metric)) for metric in _STRUCTURE_METRICS
-    }
+    summary: dict[str, Any] = {metric: bootstrap.mean(cases, metric_of(metric)) for metric in _STRUCTURE_METRICS}
     summary["absolute_rvd"] = bootstrap.mean(cases, lambda case: _absolute(of(case).rvd))
     both_present = [case for case in cases if of(case).known and not of(case).one_empty]
     summary["where_both_present"] = {
-        metric: bootstrap.mean(both_present, metric_of(metric))
-        for metric in ("nsd_2mm", "hd95_mm", "assd_mm")
+        metric: bootstrap.mean(both_present, metric_of(metric)) for metric in ("nsd_2mm", "hd95_mm", "assd_mm")
     }
     known = [case for case in cases if of(case).known]
     summary["counts"] = {
@@ -126,9 +119,7 @@ def _summarise_tumour(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> dict
             threshold_name(iou_above): _summarise_lesions(known, index, bootstrap)
             for index, iou_above in enumerate(IOU_THRESHOLDS)
         },
-        "specificity": bootstrap.mean(
-            cases, lambda case: None if case.specific is None else float(case.specific)
-        ),
+        "specificity": bootstrap.mean(cases, lambda case: None if case.specific is None else float(case.specific)),
         "false_positive_volume_ml": bootstrap.mean(cases, lambda case: case.false_positive_volume_ml),
         "burden_error": bootstrap.mean(cases, lambda case: case.burden_error),
         "absolute_burden_error": bootstrap.mean(cases, lambda case: _absolute(case.burden_error)),

@@ -88,11 +88,8 @@ def surface_scores(
     )
 
 
-def _nearest_mm(
-    from_points_mm: NDArray[np.float64], to_points_mm: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _nearest_mm(from_points_mm: NDArray[np.float64], to_points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
     """Distance of each point to the nearest of the others."""
     # Median splits are slow where many points share a coordinate, as on a grid; midpoint splits are not.
     tree = KDTree(to_points_mm, balanced_tree=False, compact_nodes=False)
-    distances_mm: NDArray[np.float64] = tree.query(from_points_mm)[0]
-    return distances_mm
+    return np.asarray(tree.query(from_points_mm)[0], dtype=np.float64)

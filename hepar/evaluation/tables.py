@@ -50,12 +50,15 @@ def number(value: float | None, digits: int) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def interval(ci95: Sequence[float] | None, digits: int) -> str:
+    """A 95 % interval as text; empty for None."""
+    return "" if ci95 is None else f"{number(ci95[0], digits)} to {number(ci95[1], digits)}"
+
+
 def metric_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
     """The main table: liver, tumour, lesions and tumour-free cases, one column per group of a summary."""
 
-    def mean(
-        label: str, hint: str, structure: str, metric: str, digits: int, factor: float = 1.0
-    ) -> TableRow:
+    def mean(label: str, hint: str, structure: str, metric: str, digits: int, factor: float = 1.0) -> TableRow:
         return _row(label, hint, groups, lambda group: _mean_cell(group[structure][metric], digits, factor))
 
     sections = [
@@ -168,14 +171,10 @@ def convention_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
 def _lesion_section(groups: Sequence[dict[str, Any]], iou_above: float) -> TableSection:
     threshold = threshold_name(iou_above)
 
-    def ratio(
-        label: str, hint: str, key: str, interval_key: str, digits: int, basis: Callable[..., str]
-    ) -> TableRow:
+    def ratio(label: str, hint: str, key: str, interval_key: str, digits: int, basis: Callable[..., str]) -> TableRow:
         def cell(group: dict[str, Any]) -> Cell:
             lesions = group["tumour"]["lesion_f1"][threshold]
-            return Cell(
-                number(lesions[key], digits), _interval(lesions[interval_key], digits), basis(lesions)
-            )
+            return Cell(number(lesions[key], digits), interval(lesions[interval_key], digits), basis(lesions))
 
         return _row(label, hint, groups, cell)
 
@@ -221,7 +220,7 @@ def _mean_cell(estimate: dict[str, Any], digits: int, factor: float = 1.0, key: 
     if estimate[key] is None:
         return Cell(NOT_DEFINED)
     scaled = None if estimate["ci95"] is None else [factor * bound for bound in estimate["ci95"]]
-    return Cell(number(factor * estimate[key], digits), _interval(scaled, digits), f"n {estimate['n']}")
+    return Cell(number(factor * estimate[key], digits), interval(scaled, digits), f"n {estimate['n']}")
 
 
 def _count_cell(structure: dict[str, Any]) -> Cell:
@@ -229,7 +228,3 @@ def _count_cell(structure: dict[str, Any]) -> Cell:
     labels = {"missed": "missed", "absent": "without", "invented": "of them predicted", "unknown": "unknown"}
     details = [f"{counts[name]} {label}" for name, label in labels.items() if counts[name]]
     return Cell(str(counts["present"]), basis=", ".join(details))
-
-
-def _interval(ci95: Sequence[float] | None, digits: int) -> str:
-    return "" if ci95 is None else f"{number(ci95[0], digits)} to {number(ci95[1], digits)}"

@@ -10,7 +10,24 @@ from torch import nn
 from hepar.errors import ParamsError
 from hepar.networks.medformer import MedFormer
 
-BUILDERS: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {"medformer": MedFormer.from_config}
+
+def _dynunet(config: Mapping[str, Any]) -> nn.Module:
+    from monai.networks.nets.dynunet import DynUNet  # importing monai takes seconds
+
+    return DynUNet(spatial_dims=3, **config)  # type: ignore[no-any-return]
+
+
+def _segresnet(config: Mapping[str, Any]) -> nn.Module:
+    from monai.networks.nets.segresnet import SegResNet
+
+    return SegResNet(spatial_dims=3, **config)  # type: ignore[no-any-return]
+
+
+BUILDERS: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+    "medformer": MedFormer.from_config,
+    "dynunet": _dynunet,
+    "segresnet": _segresnet,
+}
 
 
 def build_network(name: str, config: Mapping[str, Any]) -> nn.Module:

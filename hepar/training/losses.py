@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LIVER, TUMOUR = 0, 1
+STRUCTURES = 2
 _SPACE_AND_BATCH = (0, 2, 3, 4)
 
 

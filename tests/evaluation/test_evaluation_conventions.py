@@ -62,7 +62,5 @@ def test_lits_burden_is_reference_minus_prediction() -> None:
 
 def test_lits_burden_without_predicted_liver_tissue_is_penalised() -> None:
     only_tumour = OverlapCounts(100, 5, 5)
-    assert lits_tumour_burden_difference(only_tumour, OverlapCounts(20, 5, 5)) == pytest.approx(
-        0.2 - LITS_PENALTY
-    )
+    assert lits_tumour_burden_difference(only_tumour, OverlapCounts(20, 5, 5)) == pytest.approx(0.2 - LITS_PENALTY)
     assert lits_tumour_burden_difference(OverlapCounts(0, 5, 0), OverlapCounts(0, 5, 0)) is None

@@ -59,9 +59,7 @@ def test_lesions_under_one_prediction_are_merged_and_both_found() -> None:
 
 def test_a_prediction_joins_the_lesion_that_it_covers_most() -> None:
     matching = match_lesions(line("####.##."), line("#######."))
-    assert [(group.reference_labels, group.prediction_labels) for group in matching.groups] == [
-        ((1, 2), (1,))
-    ]
+    assert [(group.reference_labels, group.prediction_labels) for group in matching.groups] == [((1, 2), (1,))]
     # the second lesion has a better prediction of its own, so it is not merged with the first
     reference, prediction = np.zeros((1, 3, 8), dtype=bool), np.zeros((1, 3, 8), dtype=bool)
     reference[0, 0, :] = True
@@ -130,9 +128,7 @@ def test_every_component_is_in_one_group_and_iou_is_what_the_masks_say(
         labels = [label for group in matching.groups for label in getattr(group, f"{side}_labels")]
         assert sorted(labels) == list(range(1, len(sizes) + 1))
     assert sum(matching.reference_voxels) == np.count_nonzero(reference)
-    assert sum(group.intersection_voxels for group in matching.groups) <= np.count_nonzero(
-        reference & prediction
-    )
+    assert sum(group.intersection_voxels for group in matching.groups) <= np.count_nonzero(reference & prediction)
     assert all(0 <= group.iou <= 1 for group in matching.groups)
 
 
@@ -140,9 +136,7 @@ def test_every_component_is_in_one_group_and_iou_is_what_the_masks_say(
 def test_a_perfect_prediction_finds_every_lesion(mask: np.ndarray) -> None:
     matching = match_lesions(mask, mask)
     for iou_above in IOU_THRESHOLDS:
-        assert detect_lesions(matching, iou_above, None).counts == LesionCounts(
-            len(matching.reference_voxels), 0, 0
-        )
+        assert detect_lesions(matching, iou_above, None).counts == LesionCounts(len(matching.reference_voxels), 0, 0)
 
 
 @given(MASKS, MASKS)

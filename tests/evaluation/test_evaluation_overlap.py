@@ -70,9 +70,7 @@ def test_dice_is_symmetric_and_bounded(one: np.ndarray, other: np.ndarray) -> No
 
 
 @given(MASKS, MASKS, st.tuples(*(st.integers(0, length) for length in SHAPE)))
-def test_overlap_does_not_depend_on_the_place(
-    one: np.ndarray, other: np.ndarray, shift: tuple[int, int, int]
-) -> None:
+def test_overlap_does_not_depend_on_the_place(one: np.ndarray, other: np.ndarray, shift: tuple[int, int, int]) -> None:
     moved = [np.roll(mask, shift, axis=(0, 1, 2)) for mask in (one, other)]
     assert count_overlap(*moved) == count_overlap(one, other)
 

@@ -50,9 +50,7 @@ HISTORY = pd.DataFrame(
 )
 
 
-def write(
-    folder: Path, cases: list[tuple], history: pd.DataFrame = HISTORY, name: str = "report.html"
-) -> str:
+def write(folder: Path, cases: list[tuple], history: pd.DataFrame = HISTORY, name: str = "report.html") -> str:
     scores = [score for score, _ in cases]
     metrics = summarise(scores, seed=1, resamples=50)
     facts = {"cohort": "sha256:12", "git <commit>": "ab&c"}
@@ -76,9 +74,7 @@ class Page(HTMLParser):
         self.tags.append(tag)
         if tag not in self.VOID:
             self.open.append(tag)
-        self.addresses += [
-            value or "" for name, value in attributes if name in {"src", "href", "xlink:href", "data"}
-        ]
+        self.addresses += [value or "" for name, value in attributes if name in {"src", "href", "xlink:href", "data"}]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -170,9 +166,7 @@ def test_a_slice_of_a_case_without_scores_is_refused(tmp_path: Path) -> None:
         write(tmp_path, [(scored("a", 8)[0], scored("b", 8)[1])])
 
 
-def slice_of(
-    tumour: np.ndarray | None, predicted_tumour: np.ndarray, liver: np.ndarray | None = LIVER
-) -> CaseSlice:
+def slice_of(tumour: np.ndarray | None, predicted_tumour: np.ndarray, liver: np.ndarray | None = LIVER) -> CaseSlice:
     return pick_slice("x", np.zeros(SHAPE), liver, tumour, LIVER, predicted_tumour, SPACING_MM, (0.0, 1.0))
 
 

@@ -119,9 +119,7 @@ def test_agrees_with_measuring_each_voxel_against_each(one: np.ndarray, other: n
 
 @settings(deadline=None)
 @given(MASKS, MASKS, st.tuples(*(st.integers(0, 3) for _ in SHAPE)))
-def test_distances_do_not_depend_on_the_place(
-    one: np.ndarray, other: np.ndarray, before: tuple[int, int, int]
-) -> None:
+def test_distances_do_not_depend_on_the_place(one: np.ndarray, other: np.ndarray, before: tuple[int, int, int]) -> None:
     scores = surface_scores(one, other, SPACING_MM)
     if scores is None or scores.one_empty:
         return

@@ -1,0 +1,131 @@
+"""MedFormer against the published architecture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hepar.networks.medformer import MedFormer, load_published
+from hepar.networks.medformer.published import our_name
+
+SMALL = {
+    "in_channels": 1,
+    "classes": 2,
+    "base": 4,
+    "map_size": [2, 2, 2],
+    "conv_blocks": [1, 0, 0, 0, 0, 0, 1, 1],
+    "attention_blocks": [0, 1, 1, 1, 1, 1, 0, 0],
+    "channels": [8, 8, 16, 16, 16, 8, 8, 4],
+    "heads": [1, 1, 2, 4, 2, 1, 1, 1],
+    "fusion_depth": 1,
+    "fusion_dim": 16,
+    "fusion_heads": 2,
+    "expansion": 2,
+    "activation": "relu",
+    "kernel": [[1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]],
+    "stride": [[1, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
+}
+LITS = {
+    "in_channels": 1,
+    "classes": 3,
+    "base": 32,
+    "map_size": [4, 4, 4],
+    "conv_blocks": [2, 0, 0, 0, 0, 0, 2, 2],
+    "attention_blocks": [0, 2, 4, 6, 4, 2, 0, 0],
+    "channels": [64, 128, 256, 320, 256, 128, 64, 32],
+    "heads": [1] * 8,
+    "fusion_depth": 2,
+    "fusion_dim": 320,
+    "fusion_heads": 10,
+    "expansion": 4,
+    "activation": "relu",
+    "kernel": [[3, 3, 3]] * 5,
+    "stride": [[2, 2, 2]] * 4,
+}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_small_setting_gives_the_published_output(real_data: Path, memory_format: torch.memory_format) -> None:
+    with np.load(real_data / "medformer" / "small.npz") as stored:
+        network = MedFormer.from_config(json.loads(str(stored["config"])))
+        load_published(network, {n[2:]: torch.from_numpy(stored[n]) for n in stored.files if n.startswith("w/")})
+        image, expected = torch.from_numpy(stored["input"]), torch.from_numpy(stored["output0"])
+    network = network.eval().to(memory_format=memory_format)  # type: ignore[call-overload]
+    with torch.no_grad():
+        output = network(image.contiguous(memory_format=memory_format))
+    assert (output - expected).abs().max() < 1e-4
+
+
+def test_lits_setting_has_the_published_parameters(real_data: Path) -> None:
+    with torch.device("meta"):
+        own = {name: value.numel() for name, value in MedFormer.from_config(LITS).state_dict().items()}
+    assert sum(own.values()) == 38_585_731
+    rows = (real_data / "medformer" / "lits_parameters.tsv").read_text().split("\n")[1:]
+    published = dict(line.split("\t") for line in rows if line)
+    assert {our_name(name): int(np.prod([int(n) for n in shape.split("x")])) for name, shape in published.items()} == own
+
+
+@pytest.mark.parametrize("size", [(16, 32, 32), (24, 32, 48)])
+def test_output_is_on_the_inputs_grid(size: tuple[int, int, int]) -> None:
+    network = MedFormer.from_config(SMALL).eval()
+    with torch.no_grad():
+        assert network(torch.randn(2, 1, *size)).shape == (2, 2, *size)
+
+
+def test_auxiliary_output_in_training_only() -> None:
+    network = MedFormer.from_config({**SMALL, "aux": True})
+    image = torch.randn(1, 1, 16, 32, 32)
+    outputs = network.train()(image)
+    assert [tuple(o.shape) for o in outputs] == [(1, 2, 16, 32, 32)] * 2
+    assert network.eval()(image).shape == (1, 2, 16, 32, 32)
+
+
+def test_every_parameter_has_an_effect() -> None:
+    network = MedFormer.from_config(SMALL)
+    network(torch.randn(1, 1, 16, 32, 32)).square().mean().backward()
+    idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert idle == []
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    torch.manual_seed(0)
+    network, image = MedFormer.from_config(SMALL), torch.randn(1, 1, 16, 32, 32)
+    grads = []
+    for flag in (False, True):
+        network.gradient_checkpointing = flag
+        network.zero_grad()
+        network(image).square().mean().backward()
+        grads.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"channel": 3}, "unknown settings"),
+        ({"attention_blocks": [1] * 8}, "no semantic map"),
+        ({"heads": [3] * 8}, "do not divide"),
+        ({"activation": "tanh"}, "'tanh'"),
+        ({"kernel": [[2, 3, 3]] * 5}, "odd"),
+    ],
+)
+def test_settings_that_make_no_network_are_refused(change: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        MedFormer.from_config({**SMALL, **change})
+
+
+def test_a_published_parameter_of_another_shape_is_named_and_nothing_is_loaded(real_data: Path) -> None:
+    with np.load(real_data / "medformer" / "small.npz") as stored:
+        network = MedFormer.from_config(json.loads(str(stored["config"])))
+        weights = {n[2:]: torch.from_numpy(stored[n]) for n in stored.files if n.startswith("w/")}
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    weights["inc.conv1.weight"] = torch.zeros(8, 2, 3, 3, 3)
+    with pytest.raises(ValueError, match=r"inc\.conv1\.weight"):
+        load_published(network, weights)
+    with pytest.raises(ValueError, match="nonsense"):
+        load_published(network, {"nonsense": torch.zeros(1)})
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
