@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 IMAGE ?= hepar:latest
 BASE_IMAGE ?= python:3.11-slim
 UV_VERSION := 0.13.9
+TORCH := torch==2.13.0
 # wheels that this machine keeps on disk serve uv as they serve pip
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
@@ -47,8 +48,9 @@ compile: setup ## compile the pipeline to build/two_stage.yaml
 images: ## build the image that the stages run in
 	DOCKER_BUILDKIT=0 docker build --network host --build-arg BASE_IMAGE=$(BASE_IMAGE) -f containers/Dockerfile -t $(IMAGE) .
 
-lock: setup ## resolve the dependencies anew
-	$(BIN)/uv pip compile --quiet --no-header --no-emit-find-links pyproject.toml -o requirements.lock
+lock: ## resolve the dependencies anew
+	test -x $(BIN)/uv || ($(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet uv==$(UV_VERSION))
+	$(BIN)/uv pip compile --quiet --no-header --no-emit-find-links -c <(echo $(TORCH)) pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --no-header --no-emit-find-links --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 	sed -i -E 's/^(torch==[0-9.]+)\+[a-z0-9]+/\1/' requirements.lock requirements-dev.lock
 

@@ -112,6 +112,7 @@ class TrainingParams(Section):
     warmup_steps: Count
     ema_decay: Annotated[float, Field(ge=0, lt=1)]  # the moving average is what is validated and kept
     clip_norm: Positive
+    bce_weights: tuple[Positive, Positive]  # of liver and tumour in the cross entropy
     nesting_weight: Annotated[float, Field(ge=0)]  # weight of the penalty on tumour outside the liver
     validate_every: AtLeastOne  # steps between two validations
     validation_cases: Count  # at most so many cases a modality; 0 validates on none

@@ -12,6 +12,7 @@ from hepar.cases import LabelState
 from hepar.pool import FULL, KnownLabels, Targets, make_targets
 from hepar.training.losses import LIVER, TUMOUR, masked_bce, masked_dice, masked_loss, nesting_penalty
 
+EQUAL = (1.0, 1.0)
 SHAPE = (1, 1, 12)
 SPACING = (1.0, 1.0, 2.0)  # along x 2 mm a voxel
 LIVER_X, TUMOUR_X = slice(4, 8), slice(5, 6)
@@ -96,12 +97,12 @@ def as_batch(targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
 def test_an_unknown_voxel_changes_nothing_and_an_outside_liver_negative_does() -> None:
     y, m = as_batch(row(LabelState.MANUAL, LabelState.UNKNOWN))
     logits = torch.linspace(-2, 2, 24).reshape(1, 2, *SHAPE)
-    before = masked_loss([logits], y, m, nesting_weight=0.0).total
+    before = masked_loss([logits], y, m, 0.0, EQUAL).total
     unknown, known = y.clone(), y.clone()
     unknown[0, TUMOUR, 0, 0, 5] = 1
     known[0, TUMOUR, 0, 0, 0] = 1
-    assert masked_loss([logits], unknown, m, 0.0).total == before
-    assert masked_loss([logits], known, m, 0.0).total != before
+    assert masked_loss([logits], unknown, m, 0.0, EQUAL).total == before
+    assert masked_loss([logits], known, m, 0.0, EQUAL).total != before
 
 
 def test_cross_entropy_is_the_mean_over_what_is_known() -> None:
@@ -110,7 +111,8 @@ def test_cross_entropy_is_the_mean_over_what_is_known() -> None:
     y[0, LIVER, ..., 0] = 1
     logits = torch.full((1, 2, 1, 1, 4), math.log(3))  # p = 3/4
     expected = (-math.log(0.75) - math.log(0.25)) / 2
-    assert masked_bce(logits, y, m).item() == pytest.approx(expected, rel=1e-6)
+    assert masked_bce(logits, y, m, EQUAL).item() == pytest.approx(expected, rel=1e-6)
+    assert masked_bce(logits, y, m, (0.5, 1.0)).item() == pytest.approx(expected / 2, rel=1e-6)
 
 
 def test_dice_is_that_of_the_batch_and_skips_what_the_batch_has_not() -> None:
@@ -131,6 +133,6 @@ def test_nesting_counts_tumour_that_is_likelier_than_liver() -> None:
 def test_scales_are_weighted_by_halves() -> None:
     y, m = as_batch(row(LabelState.MANUAL, LabelState.MANUAL))
     fine, coarse = torch.randn(1, 2, *SHAPE), torch.randn(1, 2, *SHAPE)
-    both = masked_loss([fine, coarse], y, m, 0.0).total
-    parts = [masked_loss([scale], y, m, 0.0).total for scale in (fine, coarse)]
+    both = masked_loss([fine, coarse], y, m, 0.0, EQUAL).total
+    parts = [masked_loss([scale], y, m, 0.0, EQUAL).total for scale in (fine, coarse)]
     assert both.item() == pytest.approx((2 * parts[0] + parts[1]).item() / 3, rel=1e-5)

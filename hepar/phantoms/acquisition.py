@@ -34,7 +34,16 @@ MR_SEQUENCES = {
 }
 _VARIABLE = (Tissue.LIVER, Tissue.SPLEEN, Tissue.VESSEL, Tissue.ARTERY, Tissue.KIDNEY, Tissue.MUSCLE)
 _MR_ORDER = (*_VARIABLE, Tissue.FAT, Tissue.BONE, Tissue.MARROW, Tissue.LUNG, Tissue.WALL, Tissue.FLUID)
-HYPO_SHARE = 0.75
+# how many tumours are darker than the liver; the rest are brighter
+DARK_SHARE = {
+    "non-contrast": 0.95,
+    "arterial": 0.4,
+    "portal-venous": 0.9,
+    "delayed": 0.9,
+    "T1": 0.9,
+    "T2": 0.1,
+    "hepatobiliary": 0.95,
+}
 RIM_SHARE = 0.35
 
 
@@ -53,20 +62,18 @@ def intensities(row: tuple[int, ...], modality: str, rng: np.random.Generator) -
 
 
 def tumour_values(
-    values: Mapping[Tissue, float], modality: str, rng: np.random.Generator
+    values: Mapping[Tissue, float], modality: str, sequence: str, rng: np.random.Generator
 ) -> tuple[float, float | None]:
     """Values of a tumour's core and, for some, of its rim. Dark ones look like contents of bowel, bright ones like
-    vessels (in T2 the other way round: bright is the rule).
+    vessels or the spleen.
     """
     liver = values[Tissue.LIVER]
+    dark = rng.random() < DARK_SHARE[sequence]
     if modality == "CT":
-        dark = rng.random() < HYPO_SHARE
-        core = liver - rng.uniform(28, 60) if dark else liver + rng.uniform(28, 50)
+        core = liver - rng.uniform(30, 65) if dark else liver + rng.uniform(30, 55)
         rim = liver + rng.uniform(5, 30)
     else:
-        bright = values[Tissue.FLUID] > liver
-        usual = rng.random() < HYPO_SHARE
-        core = liver * (rng.uniform(1.35, 2.0) if bright == usual else rng.uniform(0.5, 0.72))
+        core = liver * (rng.uniform(0.45, 0.7) if dark else rng.uniform(1.4, 2.0))
         rim = liver * rng.uniform(1.05, 1.3)
     return float(core), float(rim) if rng.random() < RIM_SHARE else None
 
@@ -82,7 +89,7 @@ def acquire_ct(values: Field, rng: np.random.Generator) -> Field:
 
 def acquire_mr(values: Field, rng: np.random.Generator) -> Field:
     """Coil bias, Rician noise, and a scale that differs from scan to scan."""
-    bias = np.exp(0.18 * smooth_noise(rng, (values.shape[0], values.shape[1], values.shape[2]), 4))
+    bias = np.exp(0.14 * smooth_noise(rng, (values.shape[0], values.shape[1], values.shape[2]), 4))
     signal = ndimage.gaussian_filter(values, 0.35) * bias
     sigma = rng.uniform(4, 7)
     real = signal + sigma * rng.standard_normal(values.shape, dtype=np.float32)

@@ -24,6 +24,8 @@ from hepar.phantoms.shapes import (
 
 NOMINAL_WIDTH_MM = 350.0  # of the field of view that the organs below are drawn for
 NOMINAL_HEIGHT_MM = 260.0
+TUMOUR_MM = (5.0, 50.0)
+MAIN_TUMOUR_MM = (15.0, 50.0)
 SizeZYX = tuple[int, int, int]
 SpacingZYX = tuple[float, float, float]
 
@@ -235,8 +237,11 @@ def draw_tumours(
     index_mm = [np.arange(n, dtype=np.float32) * s for n, s in zip(anatomy.liver.shape, spacing_zyx_mm, strict=True)]
     wobble = smooth_noise(rng, anatomy.liver.shape, 14)
     for number in range(count):
-        smallest = 14.0 if number == 0 else 5.0  # so that each diseased patient has one that a coarse grid shows
-        radius_mm = float(np.exp(rng.uniform(np.log(smallest), np.log(50.0)))) / 2
+        if number == 0:  # the one that a patient comes with: a coarse grid shows it
+            diameter_mm = rng.uniform(*MAIN_TUMOUR_MM)
+        else:  # the smaller, the more frequent
+            diameter_mm = np.exp(rng.uniform(*np.log(TUMOUR_MM)))
+        radius_mm = float(diameter_mm) / 2
         at_capsule = rng.random() < 0.3
         wanted = (0.4 * radius_mm, 0.9 * radius_mm) if at_capsule else (radius_mm, np.inf)
         candidates = np.flatnonzero((depth_mm >= wanted[0]) & (depth_mm <= wanted[1]) & ~anatomy.tumour)

@@ -54,6 +54,6 @@ def make_phantom(
     draw_organs(anatomy, rng)
     count = int(rng.integers(1, 6)) if tumours is None else tumours
     if count:
-        draw_tumours(anatomy, rng, count, spacing_zyx_mm, lambda r: tumour_values(values, modality, r))
+        draw_tumours(anatomy, rng, count, spacing_zyx_mm, lambda r: tumour_values(values, modality, sequence, r))
     image_zyx = acquire_ct(anatomy.values, rng) if modality == "CT" else acquire_mr(anatomy.values, rng)
     return Phantom(image_zyx, anatomy.liver, anatomy.tumour, anatomy.tissue, spacing_zyx_mm, modality, sequence)

@@ -147,7 +147,8 @@ class Trainer:
             group["lr"] = learning_rate(self.at.step, self.params)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
             output = self.network(image)
-        loss = masked_loss(output if isinstance(output, list) else [output], y, m, self.params.nesting_weight).total
+        scales = output if isinstance(output, list) else [output]
+        loss = masked_loss(scales, y, m, self.params.nesting_weight, self.params.bce_weights).total
         value = float(loss.detach())
         if not np.isfinite(value):
             raise HeparError(

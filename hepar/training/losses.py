@@ -32,8 +32,11 @@ def masked_loss(
     y_brdhw: Tensor,
     m_brdhw: Tensor,
     nesting_weight: float,
+    bce_weights: tuple[float, float],
 ) -> LossParts:
     """Cross entropy and Dice over what is known, at every scale, and the penalty on tumour outside the liver.
+
+    `bce_weights` are the weights of liver and tumour in the cross entropy.
 
     Each of `logits_per_scale` is b r d h w on the targets' grid; scale s weighs 2**-s, normalised to 1. The nesting
     term reads the first.
@@ -43,17 +46,18 @@ def masked_loss(
     dice = torch.zeros((), device=y_brdhw.device)
     for weight, logits_brdhw in zip(weights, logits_per_scale, strict=True):
         logits_brdhw = logits_brdhw.float()
-        bce = bce + weight / sum(weights) * masked_bce(logits_brdhw, y_brdhw, m_brdhw)
+        bce = bce + weight / sum(weights) * masked_bce(logits_brdhw, y_brdhw, m_brdhw, bce_weights)
         dice = dice + weight / sum(weights) * masked_dice(logits_brdhw.sigmoid(), y_brdhw, m_brdhw)
     nesting = nesting_penalty(logits_per_scale[0].float().sigmoid())
     return LossParts(bce + dice + nesting_weight * nesting, bce, dice, nesting)
 
 
-def masked_bce(logits_brdhw: Tensor, y_brdhw: Tensor, m_brdhw: Tensor) -> Tensor:
-    """Sum over the structures of the mean cross entropy of known voxels; 0 for one of which nothing is known."""
+def masked_bce(logits_brdhw: Tensor, y_brdhw: Tensor, m_brdhw: Tensor, weights: Sequence[float]) -> Tensor:
+    """Weighted sum over the structures of the mean cross entropy of known voxels; 0 for one of which none is known."""
     per_voxel = m_brdhw * F.binary_cross_entropy_with_logits(logits_brdhw, y_brdhw, reduction="none")
     known_r = m_brdhw.sum(dim=_SPACE_AND_BATCH)
-    return (per_voxel.sum(dim=_SPACE_AND_BATCH) / known_r.clamp(min=1)).sum()
+    mean_r = per_voxel.sum(dim=_SPACE_AND_BATCH) / known_r.clamp(min=1)
+    return (mean_r * mean_r.new_tensor(weights)).sum()
 
 
 def masked_dice(p_brdhw: Tensor, y_brdhw: Tensor, m_brdhw: Tensor, smoothing: float = 1.0) -> Tensor:

@@ -17,6 +17,7 @@ from hepar.params import SamplingParams, SizeZYX
 from hepar.pool import Pool, PoolEntry, PreparedArrays
 
 SIZE_BINS_MM = (10.0, 20.0)  # lesions below, between and above
+MIN_LESION_VOXELS = 8  # a smaller lesion is hardly seen on the plan's grid; it is learned from, but not centred on
 MAX_CENTRES = 4096  # voxels remembered per structure
 Voxels = npt.NDArray[np.int32]
 
@@ -117,6 +118,8 @@ class PatchSampler:
         lesions = []
         for number, region in enumerate(ndimage.find_objects(labels), start=1):
             inside = labels[region] == number
+            if inside.sum() < MIN_LESION_VOXELS:
+                continue
             diameter_mm = self._diameter_mm(int(inside.sum()), entry, arrays)
             start = np.array([part.start for part in region], np.int32)
             voxels = _some_voxels(inside, rng) + start

@@ -99,7 +99,40 @@ class InstanceNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_bcdhw: Tensor) -> Tensor:
+        if x_bcdhw.device.type == "cpu" and x_bcdhw.requires_grad and not torch.compiler.is_compiling():
+            return _CPUInstanceNorm.apply(x_bcdhw, self.eps)  # type: ignore[no-any-return, no-untyped-call]
         return F.group_norm(x_bcdhw, self.channels, eps=self.eps)
+
+
+class _CPUInstanceNorm(torch.autograd.Function):
+    """A group norm whose gradient is taken scan by scan as that of a batch norm.
+
+    The gradients are the same; torch's kernel for the second is some three times faster on channels_last_3d memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_bcdhw: Tensor, eps: float) -> Tensor:
+        batch, channels = x_bcdhw.shape[:2]
+        y_bcdhw, mean_bc, inverse_std_bc = torch.ops.aten.native_group_norm(
+            x_bcdhw, None, None, batch, channels, x_bcdhw[0, 0].numel(), channels, eps
+        )
+        ctx.save_for_backward(x_bcdhw, mean_bc, inverse_std_bc)
+        ctx.eps = eps
+        return y_bcdhw  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        x_bcdhw, mean_bc, inverse_std_bc = ctx.saved_tensors
+        gradient_bcdhw = gradients[0].contiguous(memory_format=torch.channels_last_3d)
+        per_scan = [
+            torch.ops.aten.native_batch_norm_backward(
+                gradient_1cdhw, x_1cdhw, None, None, None, mean_c, inverse_std_c, True, ctx.eps, [True, False, False]
+            )[0]
+            for gradient_1cdhw, x_1cdhw, mean_c, inverse_std_c in zip(
+                gradient_bcdhw.split(1), x_bcdhw.split(1), mean_bc, inverse_std_bc, strict=True
+            )
+        ]
+        return torch.cat(per_scan), None
 
 
 def _norm(channels: int) -> InstanceNorm:
