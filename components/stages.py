@@ -168,6 +168,4 @@ def register(
     from hepar.params import RegisterParams, read_section
     from hepar.stages import register as stage
 
-    stage.run(
-        Path(model.path), Path(report.path), Path(registration.path), read_section(RegisterParams, params)
-    )
+    stage.run(Path(model.path), Path(report.path), Path(registration.path), read_section(RegisterParams, params))

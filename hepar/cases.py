@@ -85,9 +85,7 @@ class Cohort:
     def __len__(self) -> int:
         return len(self.cases)
 
-    def select(
-        self, modality: Modality | None = None, splits: Iterable[Split] | None = None
-    ) -> tuple[Case, ...]:
+    def select(self, modality: Modality | None = None, splits: Iterable[Split] | None = None) -> tuple[Case, ...]:
         """The cases of a modality and of some splits; None takes all."""
         wanted = None if splits is None else set(splits)
         return tuple(
@@ -158,5 +156,3 @@ def check_patients(cases: Sequence[Case]) -> None:
                 f"patient {case.patient_id}: {first.case_id} is in {first.split} but {case.case_id} is in {case.split};"
                 " a patient belongs to one split"
             )
-
-

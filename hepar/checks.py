@@ -38,7 +38,10 @@ def check_mask(name: str, mask: sitk.Image, image: sitk.Image, modality: Modalit
     """Refuse a manual mask on another grid, with a value that is not 0 or 1, empty, or outside the body."""
     own, wanted = Geometry.of(mask), Geometry.of(image)
     if own.size_zyx != wanted.size_zyx:
-        raise Refusal(f"the {name} mask has the image's size", f"{_times(own.size_zyx)} but the image is {_times(wanted.size_zyx)}")
+        raise Refusal(
+            f"the {name} mask has the image's size",
+            f"{_times(own.size_zyx)} but the image is {_times(wanted.size_zyx)}",
+        )
     if not own.agrees_with(wanted):
         raise Refusal(
             f"the {name} mask lies on the image's grid",

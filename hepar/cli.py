@@ -152,7 +152,9 @@ def register(
 def run(
     source: Source = "phantoms",
     workdir: Annotated[Path, typer.Option(help="Everything is written below it.")] = Path("runs/latest"),
-    runner: Annotated[str, typer.Option(help="How stages run: 'subprocess' here, 'docker' in containers.")] = "subprocess",
+    runner: Annotated[
+        str, typer.Option(help="How stages run: 'subprocess' here, 'docker' in containers.")
+    ] = "subprocess",
     image: Annotated[str, typer.Option(help="The image of the docker runner.")] = "hepar:latest",
     params: ParamsFile = PARAMS,
 ) -> None:

@@ -132,7 +132,9 @@ def sliding_window(
     return np.asarray((total_rzyx / total_zyx)[(slice(None), *inner)].cpu().numpy())
 
 
-def _pad_to(image_zyx: npt.NDArray[np.float32], patch_zyx: SizeZYX) -> tuple[npt.NDArray[np.float32], tuple[slice, ...]]:
+def _pad_to(
+    image_zyx: npt.NDArray[np.float32], patch_zyx: SizeZYX
+) -> tuple[npt.NDArray[np.float32], tuple[slice, ...]]:
     """The image, at least as large as a patch, and where in it the original lies."""
     missing = [max(0, p - n) for n, p in zip(image_zyx.shape, patch_zyx, strict=True)]
     pad = [(m // 2, m - m // 2) for m in missing]
@@ -149,7 +151,7 @@ def _starts(size: int, patch: int, overlap: float) -> list[int]:
 def _gaussian(patch_zyx: SizeZYX) -> npt.NDArray[np.float32]:
     """Weights of a window's voxels: 1 in the middle, a Gaussian of an eighth of each side, never 0."""
     axes = [np.exp(-0.5 * ((np.arange(p) - (p - 1) / 2) / (p / 8)) ** 2) for p in patch_zyx]
-    return np.maximum(np.einsum("i,j,k->ijk", *axes), 1e-3).astype(np.float32)
+    return np.asarray(np.maximum(np.einsum("i,j,k->ijk", *axes), 1e-3), np.float32)
 
 
 def predict_probabilities(
@@ -161,9 +163,7 @@ def predict_probabilities(
     and are mirrored back.
     """
     image_zyx, geometry = prepare_image(image, modality, model.spec.plan)
-    probabilities = sliding_window(
-        model.network, vary(image_zyx, variant), model.spec.patch_zyx, overlap, model.device
-    )
+    probabilities = sliding_window(model.network, vary(image_zyx, variant), model.spec.patch_zyx, overlap, model.device)
     return probabilities, geometry
 
 
@@ -181,9 +181,7 @@ def to_grid(probability_zyx: Probabilities, geometry: Geometry, target: Geometry
     return np.asarray(to_array(resample(to_image(probability_zyx, geometry), target)), np.float32)
 
 
-def segment(
-    model: Model, image: sitk.Image, modality: Modality, overlap: float, min_lesion_ml: float
-) -> Segmentation:
+def segment(model: Model, image: sitk.Image, modality: Modality, overlap: float, min_lesion_ml: float) -> Segmentation:
     """Liver and tumour of a scan in any orientation, on its own grid."""
     probabilities, geometry = predict_probabilities(model, canonical(image), modality, overlap)
     own = Geometry.of(image)

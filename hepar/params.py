@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hepar.errors import ParamsError
 
@@ -19,6 +19,15 @@ def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] >= pair[1]:
         raise ValueError(f"{list(pair)} must be ascending")
     return pair
+
+
+def _whole(value: Any) -> Any:
+    """Whole floats as integers, however deep: KFP hands 3 on as 3.0, and a network wants sizes."""
+    if isinstance(value, Mapping):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -71,7 +80,7 @@ class NetworkParams(Section):
     """Which network, and its own settings."""
 
     name: str
-    config: dict[str, Any]
+    config: Annotated[dict[str, Any], BeforeValidator(_whole)]
 
 
 class AugmentationParams(Section):

@@ -61,7 +61,7 @@ def normalise(array_zyx: npt.NDArray[np.float32], modality: Modality, plan: Plan
     spread = float(clipped.std())
     if spread == 0:
         return np.zeros_like(array_zyx)
-    return ((np.clip(array_zyx, low, high) - clipped.mean()) / spread).astype(np.float32)
+    return np.asarray((np.clip(array_zyx, low, high) - clipped.mean()) / spread, np.float32)
 
 
 def guess_modality(image: sitk.Image) -> Modality:

@@ -28,7 +28,7 @@ FILE_SECONDS = 0.5
 
 @dataclass
 class StageStatus:
-    """What a watcher sees of one stage. `state` is running, done or failed; `mendable` if the user's input is at fault."""
+    """What a watcher sees of one stage: `state` running, done or failed; `mendable` if the input is at fault."""
 
     stage: str
     state: str = "running"
@@ -69,7 +69,9 @@ class Stage:
         """One step done, or `to` of them; `facts` are shown beside the bar."""
         status = self.status
         status.done = status.done + 1 if to is None else to
-        shown = " ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items())
+        shown = " ".join(
+            f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items()
+        )
         if shown:
             status.message = shown
         now = time.monotonic()

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from hepar.inference import keep_largest_component
 from hepar.params import GateParams
 from hepar.pool import Mask
 

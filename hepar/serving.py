@@ -30,9 +30,7 @@ class HeparModel(PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         self.model = load_model(Path(context.artifacts["model"]), pick_device())
 
-    def predict(
-        self, context: Any, model_input: Any, params: Mapping[str, Any] | None = None
-    ) -> list[dict[str, Any]]:
+    def predict(self, context: Any, model_input: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Segment one path, a list of paths, or a table with a column `image` and optionally `modality`.
 
         Gives for each scan the `modality`, volumes `liver_ml` and `tumour_ml`, and `labels`, uint8 zyx on the scan's

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,8 @@ COMMIT_VARIABLE = "HEPAR_GIT_COMMIT"
 def connect(experiment: str | None = None) -> Any:
     """The mlflow module, pointed at the tracking server and an experiment, which is made where it is missing."""
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git in a container is no news
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # how a database is set up is no news either
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     import mlflow
 
     uri = os.environ.get(URI_VARIABLE) or DEFAULT_URI

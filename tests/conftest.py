@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hepar.params import Params, load_params
+from hepar.phantoms import write_phantoms
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -25,6 +26,14 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny() -> Params:
     return load_params(ROOT / "params" / "tiny.yaml")
+
+
+@pytest.fixture(scope="session")
+def phantom_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `cohort.csv` and eight small phantoms, to be read and never to be changed."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, cases=8, seed=7, size_zyx=(24, 40, 40))
+    return folder
 
 
 @pytest.fixture(autouse=True)

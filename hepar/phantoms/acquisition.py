@@ -28,8 +28,8 @@ CT_FIXED = {
 }
 # liver, spleen, vein, artery, kidney, muscle, fat, bone, marrow, lung, wall, fluid; air is 0. The liver is about 100
 MR_SEQUENCES = {
-    "T1": (100, 66, 60, 70, 72, 74, 190, 25, 110, 8, 78, 30),
-    "T2": (100, 190, 40, 35, 210, 66, 130, 25, 90, 10, 110, 330),
+    "T1": (100, 66, 60, 70, 72, 68, 190, 25, 110, 8, 72, 30),
+    "T2": (100, 190, 40, 35, 210, 52, 150, 25, 80, 10, 130, 330),
     "hepatobiliary": (100, 52, 48, 52, 88, 46, 80, 12, 52, 5, 50, 26),
 }
 _VARIABLE = (Tissue.LIVER, Tissue.SPLEEN, Tissue.VESSEL, Tissue.ARTERY, Tissue.KIDNEY, Tissue.MUSCLE)
@@ -89,7 +89,7 @@ def acquire_ct(values: Field, rng: np.random.Generator) -> Field:
 
 def acquire_mr(values: Field, rng: np.random.Generator) -> Field:
     """Coil bias, Rician noise, and a scale that differs from scan to scan."""
-    bias = np.exp(0.14 * smooth_noise(rng, (values.shape[0], values.shape[1], values.shape[2]), 4))
+    bias = np.exp(0.08 * smooth_noise(rng, (values.shape[0], values.shape[1], values.shape[2]), 4))
     signal = ndimage.gaussian_filter(values, 0.35) * bias
     sigma = rng.uniform(4, 7)
     real = signal + sigma * rng.standard_normal(values.shape, dtype=np.float32)

@@ -63,7 +63,9 @@ class Anatomy:
     liver: npt.NDArray[np.bool_] = field(init=False)
     tumour: npt.NDArray[np.bool_] = field(init=False)
 
-    def paint(self, tissue: Tissue, distance_mm: Field, box: tuple[slice, ...] = (), value: float | None = None) -> None:
+    def paint(
+        self, tissue: Tissue, distance_mm: Field, box: tuple[slice, ...] = (), value: float | None = None
+    ) -> None:
         """Lay a tissue over what is there, with partial volume at its surface."""
         part = coverage(distance_mm, self.space.voxel_mm)
         target = self.values[box] if box else self.values
@@ -234,13 +236,13 @@ def draw_tumours(
     Each takes at least one voxel.
     """
     depth_mm = ndimage.distance_transform_edt(anatomy.liver, sampling=spacing_zyx_mm)
-    index_mm = [np.arange(n, dtype=np.float32) * s for n, s in zip(anatomy.liver.shape, spacing_zyx_mm, strict=True)]
+    index_mm = [
+        np.arange(n, dtype=np.float32) * np.float32(s) for n, s in zip(anatomy.liver.shape, spacing_zyx_mm, strict=True)
+    ]
     wobble = smooth_noise(rng, anatomy.liver.shape, 14)
     for number in range(count):
-        if number == 0:  # the one that a patient comes with: a coarse grid shows it
-            diameter_mm = rng.uniform(*MAIN_TUMOUR_MM)
-        else:  # the smaller, the more frequent
-            diameter_mm = np.exp(rng.uniform(*np.log(TUMOUR_MM)))
+        # the first is one that a coarse grid shows; of the others, the smaller ones are the more frequent
+        diameter_mm = rng.uniform(*MAIN_TUMOUR_MM) if number == 0 else np.exp(rng.uniform(*np.log(TUMOUR_MM)))
         radius_mm = float(diameter_mm) / 2
         at_capsule = rng.random() < 0.3
         wanted = (0.4 * radius_mm, 0.9 * radius_mm) if at_capsule else (radius_mm, np.inf)
@@ -271,7 +273,7 @@ def _grow(
     distance = np.asarray(np.where(anatomy.liver[box], distance, -1e3), np.float32)
     if rim is not None and radius_mm > 6:
         anatomy.paint(Tissue.RIM, distance, box, value=rim)
-        anatomy.paint(Tissue.TUMOUR, distance - 0.2 * radius_mm, box, value=core)
+        anatomy.paint(Tissue.TUMOUR, distance - np.float32(0.2 * radius_mm), box, value=core)
     else:
         anatomy.paint(Tissue.TUMOUR, distance, box, value=core)
     inside = coverage(distance, anatomy.space.voxel_mm) > 0.5

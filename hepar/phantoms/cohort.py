@@ -16,9 +16,21 @@ from hepar.phantoms.make import Phantom, make_phantom
 
 MIN_CASES = 8
 ORIENTATIONS = ("LPS", "RAS", "LAS", "RPI", "SLP")
-COLUMNS = (
-    "case_id,patient_id,modality,sequence,image,liver,tumour,liver_state,tumour_state,split,source,licence,spacing_known"
-).split(",")
+COLUMNS = [
+    "case_id",
+    "patient_id",
+    "modality",
+    "sequence",
+    "image",
+    "liver",
+    "tumour",
+    "liver_state",
+    "tumour_state",
+    "split",
+    "source",
+    "licence",
+    "spacing_known",
+]
 
 
 @dataclass(frozen=True)
@@ -85,13 +97,16 @@ def write_phantoms(
     return table
 
 
-def _write_case(out: Path, index: int, seed: int, size_zyx: tuple[int, int, int], hidden: Path | None) -> dict[str, str]:
+def _write_case(
+    out: Path, index: int, seed: int, size_zyx: tuple[int, int, int], hidden: Path | None
+) -> dict[str, str]:
     rng = np.random.default_rng([seed, index])
     modality = ("CT", "MR")[index % 2]
     labels = PATTERN[index // 2 % len(PATTERN)]
     sequence = str(rng.choice(list(CT_PHASES if modality == "CT" else MR_SEQUENCES)))
     # the field of view of an abdomen whatever the number of voxels
-    spacing = (rng.uniform(235, 275) / size_zyx[0], *([rng.uniform(330, 365) / size_zyx[2]] * 2))
+    height_mm, width_mm = rng.uniform(235, 275), rng.uniform(330, 365)
+    spacing = (height_mm / size_zyx[0], width_mm / size_zyx[2], width_mm / size_zyx[2])
     healthy = labels.tumour == "absent"
     phantom = make_phantom(int(rng.integers(2**31)), modality, sequence, size_zyx, spacing, 0 if healthy else None)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from hepar.phantoms.acquisition import CT_PHASES, MR_SEQUENCES, acquire_ct, acquire_mr, intensities, tumour_values
-from hepar.phantoms.anatomy import Anatomy, SizeZYX, SpacingZYX, draw_organs, draw_tumours, make_space
+from hepar.phantoms.anatomy import Anatomy, SizeZYX, SpacingZYX, Tissue, draw_organs, draw_tumours, make_space
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ def make_phantom(
 
     Raises ValueError for a modality or sequence that there is not.
     """
-    known = {"CT": CT_PHASES, "MR": MR_SEQUENCES}.get(modality)
+    sequences: Mapping[str, Mapping[str, tuple[int, ...]]] = {"CT": CT_PHASES, "MR": MR_SEQUENCES}
+    known = sequences.get(modality)
     if known is None or sequence not in known:
         raise ValueError(f"phantom {modality} {sequence}: there are CT {tuple(CT_PHASES)} and MR {tuple(MR_SEQUENCES)}")
     rng = np.random.default_rng([seed, 17])
@@ -48,7 +50,7 @@ def make_phantom(
     anatomy = Anatomy(
         space=space,
         intensity=lambda tissue: values[tissue],
-        values=np.full(size_zyx, values[0], np.float32),
+        values=np.full(size_zyx, values[Tissue.AIR], np.float32),
         tissue=np.zeros(size_zyx, np.uint8),
     )
     draw_organs(anatomy, rng)

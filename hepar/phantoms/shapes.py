@@ -78,7 +78,7 @@ def join(a: Field, b: Field, blend_mm: float) -> Field:
 
 def coverage(distance_mm: Field, voxel_mm: float) -> Field:
     """Share of each voxel inside a surface: the partial volume of a plane at that distance."""
-    return np.clip(distance_mm / voxel_mm + 0.5, 0, 1, dtype=np.float32)
+    return np.asarray(np.clip(distance_mm / voxel_mm + 0.5, 0, 1), np.float32)
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int, int], nodes: int) -> Field:

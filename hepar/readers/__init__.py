@@ -27,9 +27,10 @@ def open_source(source: str, phantoms: PhantomParams) -> Iterator[list[SourceCas
     missing or empty.
     """
     if source == PHANTOMS:
-        with tempfile.TemporaryDirectory(prefix="hepar-phantoms-") as folder, current().counting(
-            phantoms.cases, "phantoms"
-        ) as count:
+        with (
+            tempfile.TemporaryDirectory(prefix="hepar-phantoms-") as folder,
+            current().counting(phantoms.cases, "phantoms") as count,
+        ):
             table = write_phantoms(
                 Path(folder),
                 cases=phantoms.cases,

@@ -49,7 +49,8 @@ def _case(table: Path, row: dict[str, Any]) -> SourceCase:
     if not SAFE_ID.fullmatch(case_id):
         raise DataError(f"{table}: case id {case_id!r} must be letters, digits, dots, dashes and underscores")
     states = {
-        name: parse_enum(LabelState, row[name], case_id=case_id, column=name) for name in ("liver_state", "tumour_state")
+        name: parse_enum(LabelState, row[name], case_id=case_id, column=name)
+        for name in ("liver_state", "tumour_state")
     }
     for name, state in states.items():
         structure = name.removesuffix("_state")

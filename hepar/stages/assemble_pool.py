@@ -6,7 +6,7 @@ are left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,7 @@ from hepar.progress import current, stage
 KIND = "pool"
 
 
-def run(
-    cohort: Path, pseudo: Path, pool: Path, preparation: PreparationParams, params: AssemblePoolParams
-) -> None:
+def run(cohort: Path, pseudo: Path, pool: Path, preparation: PreparationParams, params: AssemblePoolParams) -> None:
     """Assemble the pool of training and validation patients by the strategy in `params`."""
     with stage("assemble-pool"):
         parents = {
@@ -70,7 +68,7 @@ def _uses_liver(case: Case, params: AssemblePoolParams) -> bool:
 
 
 def _pseudo_livers(pseudo: Path) -> dict[str, PseudoLiver]:
-    rows: list[Mapping[Any, Any]] = pd.read_parquet(pseudo / "quality.parquet").to_dict(orient="records")
+    rows: Sequence[Mapping[Any, Any]] = pd.read_parquet(pseudo / "quality.parquet").to_dict(orient="records")
     return {
         row["case_id"]: PseudoLiver(
             mask=pseudo / "masks" / row["case_id"] / "liver.nii.gz",

@@ -48,7 +48,11 @@ def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None
         chosen = [case for case in cases.select(None, (Split.TEST,)) if case.modality in loaded.spec.modalities]
         if not chosen:
             raise DataError(f"{cohort} has no test case of {', '.join(loaded.spec.modalities)}")
-        parents = {"cohort": cohort_hash, "model": manifest.hash, **{f"model's {k}": v for k, v in manifest.parents.items()}}
+        parents = {
+            "cohort": cohort_hash,
+            "model": manifest.hash,
+            **{f"model's {k}": v for k, v in manifest.parents.items()},
+        }
         with writing(report, KIND, parents) as folder:
             with current().counting(len(chosen), "cases") as count:
                 scored = []

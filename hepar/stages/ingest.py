@@ -49,7 +49,8 @@ def run(source: str, cohort: Path, params: IngestParams) -> None:
             first = refused[0]
             raise DataError(
                 f"{len(refused)} of {len(listed)} cases are refused, more than ingest.max_refused_share"
-                f" ({params.max_refused_share:g}) allows; the first is case {first.case_id}: {first.rule}: {first.value}"
+                f" ({params.max_refused_share:g}) allows; the first is case {first.case_id}:"
+                f" {first.rule}: {first.value}"
             )
         check_patients(accepted)
         check_trainable(accepted)

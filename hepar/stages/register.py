@@ -7,6 +7,7 @@ gates let it. Writes `registration.json`: name, version, alias, reasons.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hepar.promotion import Decision, decide
 
 KIND = "registration"
 FILE = "registration.json"
+HISTORY_COLUMNS = ["step", "split", "modality", "metric", "value"]
 
 
 def run(model: Path, report: Path, registration: Path, params: RegisterParams) -> None:
@@ -48,7 +50,7 @@ def run(model: Path, report: Path, registration: Path, params: RegisterParams) -
 
 
 def _decide(
-    metrics: dict[str, Any], test_set: str, champion: tracking.Version | None, params: RegisterParams
+    metrics: Mapping[str, Any], test_set: str, champion: tracking.Version | None, params: RegisterParams
 ) -> Decision:
     """The gates' decision; numbers from another test set are not comparable, so that keeps the champion."""
     if champion is not None and champion.test_set != test_set:
@@ -65,9 +67,8 @@ def _log(mlflow: Any, model: Path, report: Path, metrics: dict[str, Any]) -> Non
                 mlflow.log_metric(f"test/{modality}/{structure}_dice", value)
     if not mlflow.MlflowClient().get_run(mlflow.active_run().info.run_id).data.metrics.get("train/loss"):
         history = pd.read_csv(model / "history.csv", keep_default_na=False)
-        for row in history.itertuples():
-            prefix = f"{row.split}/{row.modality}/" if row.modality else f"{row.split}/"
-            mlflow.log_metric(prefix + str(row.metric), float(str(row.value)), step=int(str(row.step)))
+        for step, split, modality, metric, value in history[HISTORY_COLUMNS].values.tolist():
+            mlflow.log_metric("/".join(filter(None, (split, modality, metric))), value, step=step)
 
 
 def promote(number: str, params: RegisterParams, force: bool) -> Decision:

@@ -28,9 +28,7 @@ def run(
         cases = Cohort.load(cohort)
         plan = make_plan(cases.cases, preparation)
         chosen = [
-            case
-            for case in cases.select(modality, (Split.TRAIN, Split.VAL))
-            if case.liver_state == LabelState.MANUAL
+            case for case in cases.select(modality, (Split.TRAIN, Split.VAL)) if case.liver_state == LabelState.MANUAL
         ]
         folder, entries = Path(scratch), []
         with current().counting(len(chosen), "preparing") as count:

@@ -49,13 +49,15 @@ def _affine(
     return moved, (y > 0.5).float(), m
 
 
-def rotation(degrees_zyx: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def rotation(
+    degrees_zyx: np.ndarray[tuple[int], np.dtype[np.float64]],
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """The rotation about z, then y, then x, as a 3x3 matrix over x, y, z."""
     cosine, sine = np.cos(np.deg2rad(degrees_zyx)), np.sin(np.deg2rad(degrees_zyx))
     about_z = np.array([[cosine[0], -sine[0], 0], [sine[0], cosine[0], 0], [0, 0, 1]])
     about_y = np.array([[cosine[1], 0, sine[1]], [0, 1, 0], [-sine[1], 0, cosine[1]]])
     about_x = np.array([[1, 0, 0], [0, cosine[2], -sine[2]], [0, sine[2], cosine[2]]])
-    return about_x @ about_y @ about_z
+    return np.asarray(about_x @ about_y @ about_z)
 
 
 def _intensities(image_cdhw: Tensor, params: AugmentationParams, rng: np.random.Generator) -> Tensor:

@@ -110,7 +110,7 @@ class Trainer:
     ) -> None:
         self.network = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if params.gradient_checkpointing:
-            network.gradient_checkpointing = True
+            setattr(network, "gradient_checkpointing", True)  # noqa: B010, a module types its attributes as tensors
         self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay))
         self.best: dict[str, Tensor] = copy.deepcopy(self.ema.module.state_dict())
         self.optimiser = torch.optim.AdamW(
@@ -156,7 +156,7 @@ class Trainer:
                 f" ({self.params.learning_rate}) or clip_norm ({self.params.clip_norm})"
             )
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.params.clip_norm)
         self.optimiser.step()
         self.ema.update_parameters(self.network)
@@ -170,7 +170,7 @@ class Trainer:
     def _validate(self) -> None:
         """Score the moving average on validation patients; keep its weights if none were better."""
         entries = self._validation_entries()
-        scores = []
+        scores: list[float] = []
         for modality in sorted({entry.modality for entry in entries}):
             dice = self._dice([entry for entry in entries if entry.modality == modality])
             scores.extend(dice.values())
@@ -198,9 +198,7 @@ class Trainer:
         for entry in entries:
             arrays = self.pool.arrays(entry)
             image = arrays.image.astype(np.float32)
-            predicted = sliding_window(
-                self.ema.module, image, self.params.patch_zyx, VALIDATION_OVERLAP, self.device
-            )
+            predicted = sliding_window(self.ema.module, image, self.params.patch_zyx, VALIDATION_OVERLAP, self.device)
             liver.append(_overlap(predicted[LIVER] > 0.5, arrays.liver > 0))
             if entry.tumour_state == LabelState.MANUAL and arrays.tumour.any():
                 tumour.append(_overlap(predicted[TUMOUR] > 0.5, arrays.tumour > 0))
@@ -228,8 +226,12 @@ class Trainer:
         self.ema.load_state_dict(state["ema"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.best = state["best"]
-        self.at = Progressing(state["step"], state["best_score"], [tuple(row) for row in state["history"]], state["losses"])
+        self.at = Progressing(
+            state["step"], state["best_score"], [tuple(row) for row in state["history"]], state["losses"]
+        )
 
 
-def _overlap(a: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], b: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> float:
+def _overlap(
+    a: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], b: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+) -> float:
     return 2 * float((a & b).sum()) / max(float(a.sum() + b.sum()), 1.0)

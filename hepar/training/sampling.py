@@ -167,7 +167,7 @@ class PatchSampler:
         return int(rng.choice(np.array(among), p=weights / weights.sum()))
 
     def _tumour_centre(self, centres: Centres, rng: np.random.Generator) -> tuple[int, Voxels]:
-        """A voxel of a lesion: first a size bin, so that small lesions are seen as often as large ones, then a lesion."""
+        """A voxel of a lesion: first a size bin, so that small ones are seen as often as large ones, then a lesion."""
         size_bin = rng.choice(sorted({lesion.size_bin for lesion in centres.lesions}))
         lesions = [lesion for lesion in centres.lesions if lesion.size_bin == size_bin]
         per_entry = Counter(lesion.entry for lesion in lesions)

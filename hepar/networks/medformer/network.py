@@ -55,7 +55,9 @@ class MedFormerConfig:
             if len(getattr(self, name)) != STAGES:
                 raise ValueError(f"medformer {name}: {len(getattr(self, name))} entries, must be {STAGES}")
         if len(self.kernel) != 5 or len(self.stride) != 4:
-            raise ValueError(f"medformer kernel and stride: {len(self.kernel)} and {len(self.stride)} entries, must be 5 and 4")
+            raise ValueError(
+                f"medformer kernel and stride: {len(self.kernel)} and {len(self.stride)} entries, must be 5 and 4"
+            )
         if self.attention_blocks[0] > 0:
             raise ValueError("medformer attention_blocks[0]: must be 0, the first level has no semantic map")
         if any(k % 2 == 0 for kernel in self.kernel for k in kernel):
@@ -72,7 +74,7 @@ class MedFormerConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> MedFormerConfig:
-        """Read a mapping with exactly these keys (lists become tuples). Raises ValueError on unknown or missing ones."""
+        """Read a mapping with exactly these keys. Raises ValueError for unknown or missing ones."""
         known = {field.name for field in fields(cls)}
         required = known - {"aux"}
         if unknown := sorted(set(config) - known):
@@ -146,7 +148,9 @@ class PreActConv(nn.Module):
         super().__init__()
         self.norm = InstanceNorm(inputs, eps=1e-4)
         if isinstance(activation, nn.ReLU):
-            activation = nn.ReLU(inplace=True)  # nothing else reads the norm's output, and a copy costs a pass of memory
+            activation = nn.ReLU(
+                inplace=True
+            )  # nothing else reads the norm's output, and a copy costs a pass of memory
         self.activation = activation
         self.conv = nn.Conv3d(inputs, outputs, kernel, padding=_same(kernel), groups=groups, bias=False)
 
@@ -218,9 +222,7 @@ class BidirectionalAttention(nn.Module):
     afterwards (`updates_map` false) it is not computed, and None stands in its place.
     """
 
-    def __init__(
-        self, inputs: int, map_dim: int, outputs: int, heads: int, kernel: Triple, updates_map: bool
-    ) -> None:
+    def __init__(self, inputs: int, map_dim: int, outputs: int, heads: int, kernel: Triple, updates_map: bool) -> None:
         super().__init__()
         self.heads = heads
         self.width = outputs
@@ -231,7 +233,7 @@ class BidirectionalAttention(nn.Module):
 
     def _split(self, tokens_bnc: Tensor) -> Tensor:
         """(b, n, k*e) to (b, k, n, e)."""
-        return tokens_bnc.unflatten(-1, (self.heads, self.width // self.heads)).transpose(1, 2)
+        return tokens_bnc.unflatten(-1, (self.heads, self.width // self.heads)).transpose(1, 2)  # type: ignore[no-any-return]
 
     def forward(self, feature_bcdhw: Tensor, map_bmc: Tensor) -> tuple[Tensor, Tensor | None]:
         space = feature_bcdhw.shape[2:]
@@ -293,7 +295,7 @@ class SemanticMap(nn.Module):
     def forward(self, feature_bcdhw: Tensor) -> Tensor:
         values_bnc = self.values(feature_bcdhw).flatten(2).transpose(1, 2)
         weights_bmn = self.weights(feature_bcdhw).flatten(2).softmax(dim=-1)
-        return weights_bmn @ values_bnc
+        return weights_bmn @ values_bnc  # type: ignore[no-any-return]
 
 
 class FusionLayer(nn.Module):
@@ -475,7 +477,9 @@ class MedFormer(nn.Module):
         map2, map3, map_bmc = self.fusion(maps[FIRST_MAP_STAGE:])
 
         aux_bcdhw = None
-        for index, (up, skip, skip_map) in enumerate(zip(self.up, skips[-2::-1], (map3, map2, None, None), strict=True)):
+        for index, (up, skip, skip_map) in enumerate(
+            zip(self.up, skips[-2::-1], (map3, map2, None, None), strict=True)
+        ):
             feature_bcdhw, map_bmc = self._run(up, feature_bcdhw, skip, map_bmc, skip_map)
             if index == 1 and self.aux_head is not None and self.training:
                 aux_bcdhw = self.aux_head(feature_bcdhw)

@@ -1,0 +1,59 @@
+"""Draw docs/images/phantoms.png: one slice of a phantom for each CT phase and MR sequence, with its true outlines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from hepar.phantoms.make import Phantom, make_phantom
+
+OUT = Path(__file__).parent / "images" / "phantoms.png"
+SIZE_ZYX, SPACING_ZYX_MM = (64, 160, 160), (4.0, 2.2, 2.2)
+ROWS = {  # sequence and seed
+    "CT": (("non-contrast", 11), ("arterial", 21), ("portal-venous", 31), ("delayed", 41)),
+    "MR": (("T1", 16), ("T2", 63), ("hepatobiliary", 36)),
+}
+WINDOW_HU = (-160.0, 240.0)
+MR_PERCENTILES = (1.0, 98.5)
+MARGIN = 4  # voxels around the body
+LIVER_COLOUR, TUMOUR_COLOUR = "#35c4e8", "#ffb000"
+
+
+def main() -> None:
+    """Make the phantoms and write the picture."""
+    columns = max(map(len, ROWS.values()))
+    figure, axes = plt.subplots(len(ROWS), columns, figsize=(2.8 * columns, 4.6), layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for row, (modality, drawn) in zip(axes, ROWS.items(), strict=True):
+        for axis, (sequence, seed) in zip(row, drawn, strict=False):
+            show(axis, make_phantom(seed, modality, sequence, SIZE_ZYX, SPACING_ZYX_MM))
+    legend = [Line2D([], [], color=LIVER_COLOUR, label="liver"), Line2D([], [], color=TUMOUR_COLOUR, label="tumour")]
+    axes[-1, -1].legend(handles=legend, loc="center", frameon=False, fontsize=12)
+    OUT.parent.mkdir(exist_ok=True)
+    figure.savefig(OUT, dpi=90, pil_kwargs={"optimize": True})
+
+
+def show(axis: Axes, phantom: Phantom) -> None:
+    """The slice on which the tumours are largest, with the outlines of liver and tumours."""
+    z = int(phantom.tumour_zyx.sum(axis=(1, 2)).argmax())
+    rows = np.flatnonzero((phantom.label_zyx > 0).any(axis=(0, 2)))
+    crop = slice(max(int(rows[0]) - MARGIN, 0), int(rows[-1]) + MARGIN + 1)
+    image = phantom.image_zyx[z, crop]
+    low, high = WINDOW_HU if phantom.modality == "CT" else np.percentile(image, MR_PERCENTILES)
+    axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="bilinear")
+    for mask, colour in ((phantom.liver_zyx, LIVER_COLOUR), (phantom.tumour_zyx, TUMOUR_COLOUR)):
+        axis.contour(mask[z, crop], levels=[0.5], colors=colour, linewidths=1.1)
+    axis.set_title(f"{phantom.modality} {phantom.sequence}", fontsize=11)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Ingest: what is refused and in which words, and that one bad scan does not stop the others."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from hepar.artifacts import read_manifest
+from hepar.cases import Cohort, LabelState, Modality, Split
+from hepar.errors import DataError
+from hepar.listing import cohort_table
+from hepar.params import IngestParams, Params, SplitParams
+from hepar.readers.source import SourceCase
+from hepar.readers.table import read_table
+from hepar.stages.ingest import QUARANTINE, run, split_of
+from hepar.volumes import read_image, to_array
+
+SCAN = "phantom-ct-0006"  # it trains, and its tumour is drawn but not its liver
+SPLIT = SplitParams(test=0.2, val=0.1)
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder of phantoms that a test may spoil."""
+
+    folder: Path
+
+    def rows(self) -> list[Row]:
+        with (self.folder / "cohort.csv").open() as stream:
+            return list(csv.DictReader(stream))
+
+    def rewrite(self, rows: list[Row], columns: list[str] | None = None) -> None:
+        with (self.folder / "cohort.csv").open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, columns or list(self.rows()[0]), extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def change(self, file: str, edit: Callable[[sitk.Image], sitk.Image]) -> None:
+        path = self.folder / file
+        sitk.WriteImage(edit(sitk.ReadImage(str(path))), str(path))
+
+
+@pytest.fixture
+def source(tmp_path: Path, phantom_source: Path) -> Source:
+    shutil.copytree(phantom_source, tmp_path / "source")
+    return Source(tmp_path / "source")
+
+
+def ingest(source: Source, params: IngestParams) -> Path:
+    cohort = source.folder.parent / "cohort"
+    run(str(source.folder), cohort, params)
+    return cohort
+
+
+def quarantine(cohort: Path) -> list[Row]:
+    with (cohort / QUARANTINE).open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def refusal(source: Source, params: IngestParams) -> str:
+    with pytest.raises(DataError) as caught:
+        ingest(source, params)
+    assert not (source.folder.parent / "cohort").exists()
+    return str(caught.value)
+
+
+def with_nan(image: sitk.Image) -> sitk.Image:
+    array = sitk.GetArrayFromImage(image).astype(np.float32)
+    array[3, 4, 5:7] = np.nan
+    changed = sitk.GetImageFromArray(array)
+    changed.CopyInformation(image)
+    return changed
+
+
+def shifted(image: sitk.Image) -> sitk.Image:
+    image.SetOrigin([value + 1 for value in image.GetOrigin()])
+    return image
+
+
+def test_a_sound_source_is_ingested_whole_in_one_orientation(source: Source, tiny: Params) -> None:
+    folder = ingest(source, tiny.ingest)
+    cohort = Cohort.load(folder)
+    assert [case.case_id for case in cohort] == sorted(row["case_id"] for row in source.rows())
+    assert quarantine(folder) == []
+    for case in cohort:
+        image = read_image(cohort.file(case.image))
+        assert np.allclose(np.reshape(image.GetDirection(), (3, 3)), np.eye(3), atol=0.2)  # but for the table's tilt
+        assert case.size == to_array(image).shape == (24, 40, 40)
+        assert bool(case.liver) == (case.liver_state == LabelState.MANUAL)
+        assert bool(case.tumour) == (case.tumour_state == LabelState.MANUAL)
+
+
+def test_the_same_source_gives_the_same_cohort_byte_by_byte(source: Source, tiny: Params) -> None:
+    first = read_manifest(ingest(source, tiny.ingest), "cohort").hash
+    assert read_manifest(ingest(source, tiny.ingest), "cohort").hash == first
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "rule", "value"),
+    [
+        ("image", with_nan, "an image is finite", "2 voxels are NaN or infinite"),
+        ("image", lambda image: image * 0, "an image has contrast", "every voxel is 0"),
+        ("image", lambda image: image[:5, :, :], "an image has at least 8 voxels along each axis", "5×"),
+        ("tumour", lambda mask: mask[:-1, :, :], "the tumour mask has the image's size", " but the image is "),
+        ("tumour", shifted, "the tumour mask lies on the image's grid", " but the image has "),
+        ("tumour", lambda mask: mask * 3, "the tumour mask holds 0 and 1 only", "value 3"),
+        ("tumour", lambda mask: mask * 0, "a manual tumour mask is not empty", "no voxel"),
+    ],
+)
+def test_a_case_that_breaks_a_rule_is_set_aside_with_rule_and_value(
+    source: Source, tiny: Params, file: str, edit: Callable[[sitk.Image], sitk.Image], rule: str, value: str
+) -> None:
+    source.change(f"{SCAN}/{file}.nii.gz", edit)
+    folder = ingest(source, tiny.ingest)
+    (line,) = quarantine(folder)
+    assert line["case_id"] == SCAN
+    assert line["rule"].startswith(rule)
+    assert value in line["value"]
+    assert len(Cohort.load(folder)) == 7
+    assert not (folder / "volumes" / SCAN).exists()
+
+
+def test_a_file_that_is_missing_sets_its_case_aside(source: Source, tiny: Params) -> None:
+    (source.folder / SCAN / "tumour.nii.gz").unlink()
+    (line,) = quarantine(ingest(source, tiny.ingest))
+    assert (line["case_id"], line["rule"]) == (SCAN, "every file can be read")
+    assert line["value"].endswith("tumour.nii.gz does not exist")
+
+
+def test_the_second_of_two_equal_scans_is_set_aside_also_if_it_is_stored_otherwise(
+    source: Source, tiny: Params
+) -> None:
+    rows = source.rows()
+    (original,) = (row for row in rows if row["case_id"] == SCAN)
+    shutil.copytree(source.folder / SCAN, source.folder / "twin")
+    for name in ("image", "tumour"):
+        source.change(f"twin/{name}.nii.gz", lambda image: sitk.DICOMOrient(image, "PIR"))
+    twin = {"case_id": "twin", "image": "twin/image.nii.gz", "tumour": "twin/tumour.nii.gz"}
+    source.rewrite([*rows, {**original, **twin}])
+    (line,) = quarantine(ingest(source, tiny.ingest))
+    assert line == {"case_id": "twin", "rule": "no scan is there twice", "value": f"same voxels as case {SCAN}"}
+
+
+def test_refused_cases_are_listed_below_the_accepted_ones(source: Source, tiny: Params) -> None:
+    source.change(f"{SCAN}/image.nii.gz", with_nan)
+    table = cohort_table(ingest(source, tiny.ingest))
+    assert table.refused.tolist() == [""] * 7 + ["an image is finite: 2 voxels are NaN or infinite"]
+    assert table.case_id.tolist()[-1] == SCAN
+
+
+def test_too_many_refused_cases_stop_the_stage(source: Source, tiny: Params) -> None:
+    for case_id in (SCAN, "phantom-mr-0007"):
+        source.change(f"{case_id}/image.nii.gz", with_nan)
+    said = refusal(source, tiny.ingest)
+    assert said.startswith("2 of 8 cases are refused, more than ingest.max_refused_share (0.2) allows")
+    assert f"case {SCAN}: an image is finite: 2 voxels are NaN or infinite" in said
+    enough = tiny.ingest.model_copy(update={"max_refused_share": 0.25})
+    assert len(Cohort.load(ingest(source, enough))) == 6
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_a_source_without_one_of_the_modalities_is_refused(source: Source, tiny: Params, modality: str) -> None:
+    source.rewrite([row for row in source.rows() if row["modality"] != modality])
+    assert refusal(source, tiny.ingest).startswith(f"the cohort has no {modality} case")
+
+
+def test_a_source_without_any_tumour_is_refused(source: Source, tiny: Params) -> None:
+    source.rewrite([{**row, "tumour": "", "tumour_state": "unknown"} for row in source.rows()])
+    assert refusal(source, tiny.ingest).startswith("the cohort has no training case with a manual tumour")
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [("train", "no CT test case"), ("test", "no CT training case with a manual liver")],
+)
+def test_a_source_that_cannot_be_split_is_refused(source: Source, tiny: Params, split: str, said: str) -> None:
+    source.rewrite([{**row, "split": split} for row in source.rows()])
+    assert said in refusal(source, tiny.ingest)
+
+
+def test_a_patient_that_the_source_puts_in_two_splits_is_refused(source: Source, tiny: Params) -> None:
+    source.rewrite([{**row, "patient_id": "p1"} for row in source.rows()])
+    assert "patient p1: phantom-ct-0000 is in test but " in refusal(source, tiny.ingest)
+
+
+def test_an_empty_or_missing_source_is_refused(source: Source, tiny: Params, tmp_path: Path) -> None:
+    source.rewrite([])
+    assert refusal(source, tiny.ingest) == f"{source.folder / 'cohort.csv'} lists no case"
+    with pytest.raises(DataError, match="there is no table"):
+        run(str(tmp_path / "none"), tmp_path / "cohort", tiny.ingest)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"modality": "PET"}, f"case {SCAN}: modality is 'PET', must be one of CT, MR"),
+        ({"liver_state": "manual"}, f"case {SCAN}: liver_state is manual but column liver is empty"),
+        ({"tumour_state": "unknown"}, f"case {SCAN}: tumour_state is unknown but column tumour is '"),
+        ({"liver_state": "pseudo"}, f"case {SCAN}: liver_state is pseudo"),
+        ({"case_id": "../up"}, "case id '../up' must be letters"),
+    ],
+)
+def test_a_row_that_makes_no_sense_is_named(source: Source, tiny: Params, change: Row, said: str) -> None:
+    source.rewrite([{**row, **change} if row["case_id"] == SCAN else row for row in source.rows()])
+    assert said in refusal(source, tiny.ingest)
+
+
+def test_a_missing_column_is_named(source: Source, tiny: Params) -> None:
+    columns = [name for name in source.rows()[0] if name != "tumour_state"]
+    source.rewrite(source.rows(), columns)
+    assert "column tumour_state is missing" in refusal(source, tiny.ingest)
+
+
+def test_the_split_of_a_patient_stays_as_the_cohort_grows(source: Source) -> None:
+    rows = source.rows()
+    columns = [name for name in rows[0] if name != "split"]
+    splits = []
+    for length in (4, 8):
+        source.rewrite(rows[:length], columns)
+        listed = read_table(source.folder / "cohort.csv")
+        assert all(case.split is None for case in listed)
+        splits.append({case.case_id: split_of(case, SPLIT) for case in listed})
+    assert splits[0].items() <= splits[1].items()
+
+
+def scan_of(patient: str, liver_state: LabelState = LabelState.MANUAL) -> SourceCase:
+    return SourceCase(
+        case_id=f"{patient}-1",
+        patient_id=patient,
+        modality=Modality.CT,
+        sequence="",
+        image=Path("image.nii.gz"),
+        liver=None,
+        tumour=None,
+        liver_state=liver_state,
+        tumour_state=LabelState.UNKNOWN,
+        split=None,
+        source="table",
+        licence="",
+        distances_known=True,
+    )
+
+
+def test_patients_fall_into_splits_by_the_shares_asked_for() -> None:
+    splits = [split_of(scan_of(f"p{number}"), SPLIT) for number in range(2000)]
+    assert splits.count(Split.TEST) / 2000 == pytest.approx(0.2, abs=0.03)
+    assert splits.count(Split.VAL) / 2000 == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_scan_whose_liver_is_unknown_always_trains() -> None:
+    held_out = SplitParams(test=1.0, val=0.0)
+    assert split_of(scan_of("p1"), held_out) == Split.TEST
+    assert split_of(scan_of("p1", LabelState.UNKNOWN), held_out) == Split.TRAIN

@@ -1,0 +1,90 @@
+"""A pool of toy cases, whose livers and tumours are balls with centres and radii that a test chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hepar.cases import LabelState, Modality, Split
+from hepar.pool import FULL, KnownLabels, Pool, PoolEntry, lesion_diameters_mm, make_targets
+from hepar.preparation import Plan
+
+SPACING = (2.0, 2.0, 2.0)
+VOXEL_ML = 0.008
+PLAN = Plan(spacing_zyx_mm=SPACING, window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
+Ball = tuple[tuple[int, int, int], float]  # centre z y x and radius, in voxels
+
+
+@dataclass(frozen=True)
+class Toy:
+    """One case. The image is `level` everywhere, 1 more in the liver and 1 less in a tumour, so a patch tells both."""
+
+    case_id: str
+    modality: Modality = Modality.CT
+    source: str = "toy"
+    split: Split = Split.TRAIN
+    liver_state: LabelState = LabelState.MANUAL
+    tumour_state: LabelState = LabelState.MANUAL
+    shape: tuple[int, int, int] = (24, 24, 24)
+    liver: Ball = ((12, 12, 12), 9)
+    lesions: tuple[Ball, ...] = (((12, 12, 12), 4),)
+    level: float = 0.0
+
+
+def ball(shape: tuple[int, int, int], centre: tuple[int, int, int], radius: float) -> npt.NDArray[np.bool_]:
+    """Voxels whose centre lies within `radius` of the centre of a voxel."""
+    grid = np.indices(shape)
+    squared = sum((axis - c) ** 2 for axis, c in zip(grid, centre, strict=True))
+    return np.asarray(squared <= radius**2)
+
+
+def toy_pool(folder: Path, toys: Sequence[Toy]) -> Pool:
+    """Write the cases and give their pool."""
+    return Pool(folder, PLAN, tuple(_write(folder, toy) for toy in toys))
+
+
+def _write(folder: Path, toy: Toy) -> PoolEntry:
+    liver = ball(toy.shape, *toy.liver)
+    tumour = np.zeros(toy.shape, bool)
+    for centre, radius in toy.lesions:
+        tumour |= ball(toy.shape, centre, radius)
+    known = KnownLabels(
+        toy.liver_state,
+        toy.tumour_state,
+        None if toy.liver_state == LabelState.UNKNOWN else liver,
+        tumour if toy.tumour_state == LabelState.MANUAL else None,
+    )
+    targets = make_targets(known, toy.shape, SPACING, "masked", margin_mm=5.0)
+    np.savez(
+        folder / f"{toy.case_id}.npz",
+        image=(toy.level + 1.0 * liver - 2.0 * tumour).astype(np.float16),
+        liver=targets.liver.astype(np.uint8),
+        tumour=targets.tumour.astype(np.uint8),
+        liver_weight=targets.liver_weight,
+        tumour_weight=targets.tumour_weight,
+    )
+    return PoolEntry(
+        case_id=toy.case_id,
+        patient_id=toy.case_id,
+        source=toy.source,
+        modality=toy.modality,
+        sequence="",
+        split=toy.split,
+        liver_state=toy.liver_state,
+        tumour_state=toy.tumour_state,
+        liver_weight=0.0 if known.liver is None else 1.0,
+        liver_origin="",
+        gate="",
+        reasons="",
+        liver_ml=float(targets.liver.sum() * VOXEL_ML) if known.liver is not None else 0.0,
+        tumour_ml=float(targets.tumour.sum() * VOXEL_ML),
+        known_share=float((targets.liver_weight.mean() + targets.tumour_weight.mean()) / (2 * FULL)),
+        lesion_diameters_mm=lesion_diameters_mm(targets.tumour, VOXEL_ML),
+        licence="",
+        file=f"{toy.case_id}.npz",
+        sha256="",
+    )
