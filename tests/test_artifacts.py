@@ -32,6 +32,12 @@ def write_pool(folder: Path, text: str = "arrays", name: str = "a.txt", parents:
     return read_manifest(folder, "pool").hash
 
 
+def fail_half_way(folder: Path, error: type[BaseException]) -> None:
+    with writing(folder, "pool", {}) as partial:
+        (partial / "a.txt").write_text("half of it")
+        raise error
+
+
 def test_an_artifact_holds_what_was_written_and_says_what_it_is(tmp_path: Path) -> None:
     write_pool(tmp_path / "deep" / "pool", parents={"cohort": "c0"})
     manifest = read_manifest(tmp_path / "deep" / "pool", "pool")
@@ -48,17 +54,15 @@ def test_nothing_is_at_the_final_name_while_it_is_written(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_an_error_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), writing(tmp_path / "pool", "pool", {}) as partial:
-        (partial / "a.txt").write_text("half")
-        raise error
+    with pytest.raises(error):
+        fail_half_way(tmp_path / "pool", error)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_leaves_the_older_artifact_as_it_was(tmp_path: Path) -> None:
     before = write_pool(tmp_path / "pool")
-    with pytest.raises(RuntimeError), writing(tmp_path / "pool", "pool", {}) as partial:
-        (partial / "a.txt").write_text("other")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        fail_half_way(tmp_path / "pool", RuntimeError)
     assert read_manifest(tmp_path / "pool", "pool").hash == before
     assert (tmp_path / "pool" / "a.txt").read_text() == "arrays"
 

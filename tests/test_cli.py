@@ -96,9 +96,7 @@ def test_cases_are_printed_as_csv_for_other_programs(cohort: Path) -> None:
 
 
 def test_cases_are_printed_as_json_that_agrees_with_the_csv(cohort: Path) -> None:
-    printed = [
-        CliRunner().invoke(cli.app, ["cases", str(cohort), "--format", kind]).output for kind in ("csv", "json")
-    ]
+    printed = [CliRunner().invoke(cli.app, ["cases", str(cohort), "--format", kind]).output for kind in ("csv", "json")]
     assert json.loads(printed[1]) == list(csv.DictReader(io.StringIO(printed[0])))
 
 

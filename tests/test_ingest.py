@@ -38,8 +38,9 @@ class Source:
             return list(csv.DictReader(stream))
 
     def rewrite(self, rows: list[Row], columns: list[str] | None = None) -> None:
+        names = columns or list(self.rows()[0])
         with (self.folder / "cohort.csv").open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, columns or list(self.rows()[0]), extrasaction="ignore")
+            writer = csv.DictWriter(stream, names, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
 
@@ -72,12 +73,19 @@ def refusal(source: Source, params: IngestParams) -> str:
     return str(caught.value)
 
 
-def with_nan(image: sitk.Image) -> sitk.Image:
-    array = sitk.GetArrayFromImage(image).astype(np.float32)
+def spoil_with_nan(source: Source, case_id: str) -> None:
+    """Set two voxels to NaN. The image becomes a NRRD file: ITK's NIfTI reader turns NaN into 0."""
+    image = read_image(source.folder / case_id / "image.nii.gz")
+    array = to_array(image).astype(np.float32)
     array[3, 4, 5:7] = np.nan
-    changed = sitk.GetImageFromArray(array)
-    changed.CopyInformation(image)
-    return changed
+    spoiled = sitk.GetImageFromArray(array)
+    spoiled.CopyInformation(image)
+    sitk.WriteImage(spoiled, str(source.folder / case_id / "image.nrrd"))
+    rows = source.rows()
+    for row in rows:
+        if row["case_id"] == case_id:
+            row["image"] = f"{case_id}/image.nrrd"
+    source.rewrite(rows)
 
 
 def shifted(image: sitk.Image) -> sitk.Image:
@@ -106,7 +114,6 @@ def test_the_same_source_gives_the_same_cohort_byte_by_byte(source: Source, tiny
 @pytest.mark.parametrize(
     ("file", "edit", "rule", "value"),
     [
-        ("image", with_nan, "an image is finite", "2 voxels are NaN or infinite"),
         ("image", lambda image: image * 0, "an image has contrast", "every voxel is 0"),
         ("image", lambda image: image[:5, :, :], "an image has at least 8 voxels along each axis", "5×"),
         ("tumour", lambda mask: mask[:-1, :, :], "the tumour mask has the image's size", " but the image is "),
@@ -149,16 +156,20 @@ def test_the_second_of_two_equal_scans_is_set_aside_also_if_it_is_stored_otherwi
     assert line == {"case_id": "twin", "rule": "no scan is there twice", "value": f"same voxels as case {SCAN}"}
 
 
-def test_refused_cases_are_listed_below_the_accepted_ones(source: Source, tiny: Params) -> None:
-    source.change(f"{SCAN}/image.nii.gz", with_nan)
-    table = cohort_table(ingest(source, tiny.ingest))
-    assert table.refused.tolist() == [""] * 7 + ["an image is finite: 2 voxels are NaN or infinite"]
+def test_a_case_with_nan_is_set_aside_and_listed_below_the_accepted_ones(source: Source, tiny: Params) -> None:
+    spoil_with_nan(source, SCAN)
+    folder = ingest(source, tiny.ingest)
+    assert quarantine(folder) == [
+        {"case_id": SCAN, "rule": "an image is finite", "value": "2 voxels are NaN or infinite"}
+    ]
+    table = cohort_table(folder)
     assert table.case_id.tolist()[-1] == SCAN
+    assert table.refused.tolist() == [""] * 7 + ["an image is finite: 2 voxels are NaN or infinite"]
 
 
 def test_too_many_refused_cases_stop_the_stage(source: Source, tiny: Params) -> None:
     for case_id in (SCAN, "phantom-mr-0007"):
-        source.change(f"{case_id}/image.nii.gz", with_nan)
+        spoil_with_nan(source, case_id)
     said = refusal(source, tiny.ingest)
     assert said.startswith("2 of 8 cases are refused, more than ingest.max_refused_share (0.2) allows")
     assert f"case {SCAN}: an image is finite: 2 voxels are NaN or infinite" in said

@@ -1,4 +1,4 @@
-"""Phantoms: the same every time, nested masks, tumours that intensity alone does not give away, labels that disagree."""
+"""Phantoms: repeatable, with nested masks, tumours that intensity alone does not give away, labels that disagree."""
 
 from __future__ import annotations
 

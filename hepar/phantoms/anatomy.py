@@ -25,7 +25,7 @@ from hepar.phantoms.shapes import (
 NOMINAL_WIDTH_MM = 350.0  # of the field of view that the organs below are drawn for
 NOMINAL_HEIGHT_MM = 260.0
 TUMOUR_MM = (5.0, 50.0)
-MAIN_TUMOUR_MM = (15.0, 50.0)
+MAIN_TUMOUR_MM = (20.0, 50.0)
 SizeZYX = tuple[int, int, int]
 SpacingZYX = tuple[float, float, float]
 

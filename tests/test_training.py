@@ -1,0 +1,232 @@
+"""Training: a network learns a ball, a killed run goes on as if nothing had happened, and a NaN says what to do."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+from toy_pool import Toy, toy_pool
+
+from hepar.cases import Modality, Split
+from hepar.errors import HeparError
+from hepar.networks import build_network
+from hepar.params import Params, TrainingParams
+from hepar.pool import Pool
+from hepar.progress import Stage
+from hepar.training.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
+from hepar.training.loop import COLUMNS, Trained, Trainer, batches, learning_rate
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+PATCH = (16, 32, 32)
+TOYS = [
+    Toy("ct-1", shape=PATCH, liver=((8, 16, 16), 7.0), lesions=(((8, 14, 18), 3.0),)),
+    Toy("mr-1", Modality.MR, shape=PATCH, liver=((8, 18, 14), 6.5), lesions=(((8, 18, 12), 3.0),)),
+    Toy("ct-2", split=Split.VAL, shape=PATCH, liver=((8, 15, 16), 7.0), lesions=(((8, 15, 13), 3.0),)),
+]
+# trains in a process of its own and, at a step, dies as by a power cut
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from test_training import TOYS, learner, toy_pool
+from hepar.params import load_params
+from hepar.progress import Stage
+
+def die(step, metrics):
+    if step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+folder = Path(sys.argv[1])
+tiny = load_params(Path(sys.argv[3]))
+learner(toy_pool(folder, TOYS), tiny, folder / "checkpoints", die, steps=8, checkpoint_every=3).run(Stage("train"))
+"""
+
+
+def settings(tiny: Params, **changes: Any) -> TrainingParams:
+    values = {**tiny.train_universal.training.model_dump(), "patch_zyx": PATCH, "validate_every": 4, **changes}
+    return TrainingParams.model_validate(values)
+
+
+def ignore(step: int, metrics: dict[str, float]) -> None:
+    """Metrics that nobody follows."""
+
+
+def learner(
+    pool: Pool, tiny: Params, checkpoints: Path, on_metrics: Any = ignore, seed: int = 3, **changes: Any
+) -> Trainer:
+    """A trainer of the tiny network, always with the same fresh weights."""
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = build_network(tiny.network.name, tiny.network.config)
+    return Trainer(network, pool, settings(tiny, **changes), checkpoints, CPU, on_metrics)
+
+
+def train(trainer: Trainer) -> Trained:
+    return trainer.run(Stage("train"))
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    return toy_pool(tmp_path_factory.mktemp("pool"), TOYS)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(pool: Pool, tiny: Params, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train(learner(pool, tiny, tmp_path_factory.mktemp("once"), steps=8, checkpoint_every=3))
+
+
+def test_the_learning_rate_warms_up_evenly_and_then_falls_towards_zero(tiny: Params) -> None:
+    params = settings(tiny, steps=12, warmup_steps=4, learning_rate=0.8)
+    assert [learning_rate(step, params) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
+    assert learning_rate(8, params) == pytest.approx(0.8 * 0.5**0.9)
+    assert learning_rate(11, params) == pytest.approx(0.8 * 0.125**0.9)
+    assert learning_rate(0, settings(tiny, steps=12, warmup_steps=0, learning_rate=0.8)) == 0.8
+
+
+def test_a_small_network_overfits_one_ball(tiny: Params, tmp_path: Path) -> None:
+    steady = tiny.train_universal.training.augmentation.model_copy(
+        update={"affine_probability": 0.0, "intensity_probability": 0.0, "blur_probability": 0.0}
+    )
+    trainer = learner(
+        toy_pool(tmp_path, TOYS[:1]),
+        tiny,
+        tmp_path / "checkpoints",
+        steps=24,
+        batch_size=1,
+        learning_rate=0.02,
+        augmentation=steady.model_dump(),
+        validate_every=1000,
+        checkpoint_every=1000,
+    )
+    history = train(trainer).history
+    loss = history[history.metric == "loss"].value.to_numpy()
+    assert loss[-1] < 0.2 * loss[0]
+
+
+def test_the_same_training_gives_the_same_weights_and_history(
+    pool: Pool, tiny: Params, tmp_path: Path, uninterrupted: Trained
+) -> None:
+    again = train(learner(pool, tiny, tmp_path, steps=8, checkpoint_every=3))
+    assert equal(again.weights, uninterrupted.weights)
+    pd.testing.assert_frame_equal(again.history, uninterrupted.history)
+
+
+def test_training_changes_the_weights_by_the_seed_of_its_patches(
+    pool: Pool, tiny: Params, tmp_path: Path, uninterrupted: Trained
+) -> None:
+    assert not equal(uninterrupted.weights, train(learner(pool, tiny, tmp_path, steps=4, checkpoint_every=3)).weights)
+
+
+def test_a_run_that_was_killed_goes_on_to_the_very_same_weights(
+    pool: Pool, tiny: Params, tmp_path: Path, uninterrupted: Trained
+) -> None:
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), "5", str(ROOT / "params" / "tiny.yaml")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    left = load_checkpoint(tmp_path / "checkpoints", CPU)
+    assert left is not None
+    assert left["step"] == 3  # two steps after it are lost, and done again
+    resumed = train(learner(pool, tiny, tmp_path / "checkpoints", steps=8, checkpoint_every=3))
+    assert equal(resumed.weights, uninterrupted.weights)
+    pd.testing.assert_frame_equal(resumed.history, uninterrupted.history)
+
+
+def test_a_run_that_failed_after_its_validation_keeps_its_best_weights(
+    pool: Pool, tiny: Params, tmp_path: Path, uninterrupted: Trained
+) -> None:
+    class PowerCutError(Exception):
+        pass
+
+    def fail(step: int, metrics: dict[str, float]) -> None:
+        if step == 7:
+            raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        train(learner(pool, tiny, tmp_path, fail, steps=8, checkpoint_every=3))
+    resumed = train(learner(pool, tiny, tmp_path, seed=99, steps=8, checkpoint_every=3))  # its fresh weights are unused
+    assert equal(resumed.weights, uninterrupted.weights)
+
+
+def test_a_finished_run_has_nothing_left_to_do(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    steps: list[int] = []
+    first = train(learner(pool, tiny, tmp_path, steps=2, checkpoint_every=2))
+    again = train(learner(pool, tiny, tmp_path, lambda step, _: steps.append(step), steps=2, checkpoint_every=2))
+    assert steps == []
+    assert equal(first.weights, again.weights)
+
+
+def test_threads_that_cut_ahead_change_no_batch(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    trainer = learner(pool, tiny, tmp_path, steps=8)
+    alone, ahead = (list(batches(trainer.sampler, 2, settings(tiny, steps=8, workers=n), CPU)) for n in (0, 2))
+    assert len(alone) == len(ahead) == 6
+    assert all(
+        torch.equal(a, b) for one, other in zip(alone, ahead, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_history_tells_losses_and_scores_by_modality(uninterrupted: Trained) -> None:
+    history = uninterrupted.history
+    assert list(history.columns) == COLUMNS
+    assert history[history.split == "train"].step.tolist() == list(range(1, 9))
+    scores = history[history.split == "val"]
+    assert scores.step.unique().tolist() == [4, 8]
+    assert set(scores.modality) == {"CT"}  # no MR case is held out
+    assert set(scores.metric) == {"liver_dice", "tumour_dice"}
+    assert scores.value.between(0, 1).all()
+
+
+def test_a_loss_that_is_no_number_is_told_with_its_step_and_a_way_out(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    trainer = learner(pool, tiny, tmp_path, steps=8, learning_rate=0.004)
+    with torch.no_grad():
+        for parameter in trainer.network.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(
+        HeparError, match=r"^the loss is nan at step 1: lower learning_rate \(0\.004\) or clip_norm \(1"
+    ):
+        train(trainer)
+
+
+def test_without_validation_cases_the_last_average_is_kept(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    trainer = learner(pool, tiny, tmp_path, steps=3, validation_cases=0)
+    weights = train(trainer).weights
+    assert equal(weights, trainer.ema.module.state_dict())
+    assert not equal(weights, trainer.network.state_dict())
+
+
+def test_a_checkpoint_is_replaced_in_one_step(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "checkpoints"
+    assert load_checkpoint(folder, CPU) is None
+    for step in (1, 2):
+        save_checkpoint(folder, {"step": step, "weights": torch.ones(2) * step})
+    state = load_checkpoint(folder, CPU)
+    assert state is not None
+    assert state["step"] == 2
+    assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"]
+
+
+def test_checkpoints_belong_to_one_training_and_lie_where_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "models" / "ct"
+    assert checkpoint_folder(model, "a" * 64) != checkpoint_folder(model, "b" * 64)
+    assert checkpoint_folder(model, "a" * 64).parent.parent == tmp_path / "models"
+    monkeypatch.setenv("HEPAR_CHECKPOINTS", str(tmp_path / "kept"))
+    assert checkpoint_folder(model, "a" * 64).parent == tmp_path / "kept"
