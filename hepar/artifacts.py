@@ -63,7 +63,7 @@ def _seal(folder: Path, kind: str, parents: Mapping[str, str]) -> None:
     files = {
         str(path.relative_to(folder)): sha256_file(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path != folder / MANIFEST
     }
     manifest = {"kind": kind, "hash": sha256_json({"kind": kind, "files": files}), "parents": dict(parents)}
     write_json(folder / MANIFEST, manifest)
@@ -84,10 +84,13 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"{folder} holds no finished {kind}: {MANIFEST} is missing")
-    values = json.loads(path.read_text())
-    if values["kind"] != kind:
-        raise ArtifactError(f"{folder} is a {values['kind']}, a {kind} is needed")
-    return Manifest(**values)
+    try:
+        found = Manifest(**json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise ArtifactError(f"{path} is damaged: it is not a manifest") from None
+    if found.kind != kind:
+        raise ArtifactError(f"{folder} is a {found.kind}, a {kind} is needed")
+    return found
 
 
 def write_json(path: Path, value: object) -> None:

@@ -24,7 +24,7 @@ class Refusal(Exception):
 
 
 def check_image(image: sitk.Image) -> None:
-    """Refuse an image that is too small, has no voxel spacing, is not finite, or is the same everywhere."""
+    """Refuse an image that is too small, is not finite, or is the same everywhere."""
     size_zyx, array = Geometry.of(image).size_zyx, to_array(image)
     if min(size_zyx) < MIN_VOXELS:
         raise Refusal(f"an image has at least {MIN_VOXELS} voxels along each axis", _times(size_zyx))

@@ -33,6 +33,7 @@ from hepar.training.losses import LIVER, STRUCTURES, TUMOUR
 from hepar.volumes import Geometry, canonical, resample, to_array, to_image
 
 SPEC, WEIGHTS = "model.json", "weights.pt"
+WINDOWS_AT_ONCE = 4
 Probabilities = npt.NDArray[np.float32]
 
 
@@ -89,9 +90,12 @@ def load_model(folder: Path, device: torch.device) -> Model:
     """Read a model. Raises ArtifactError where the folder holds none."""
     if not (folder / SPEC).is_file() or not (folder / WEIGHTS).is_file():
         raise ArtifactError(f"{folder} holds no model: {SPEC} or {WEIGHTS} is missing")
-    spec = ModelSpec.model_validate(json.loads((folder / SPEC).read_text()))
-    network = build_network(spec.network.name, spec.network.config)
-    network.load_state_dict(load_weights(folder))
+    try:
+        spec = ModelSpec.model_validate(json.loads((folder / SPEC).read_text()))
+        network = build_network(spec.network.name, spec.network.config)
+        network.load_state_dict(load_weights(folder))
+    except (ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{folder} holds a damaged model: {' '.join(str(error).split())}") from None
     network.to(device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
     return Model(network, spec, device)
 
@@ -116,17 +120,21 @@ def sliding_window(
     image = torch.from_numpy(padded).to(device)
     total_zyx = torch.zeros(padded.shape, device=device)
     total_rzyx: Tensor | None = None
+    waiting: list[tuple[slice, ...]] = []
     for corner in itertools.product(*(_starts(n, p, overlap) for n, p in zip(padded.shape, patch_zyx, strict=True))):
         window = tuple(slice(start, start + p) for start, p in zip(corner, patch_zyx, strict=True))
-        patch = image[window]
         total_zyx[window] += weight_zyx
-        if patch.min() == patch.max():
-            continue
-        output = network(patch[None, None].contiguous(memory_format=torch.channels_last_3d))
+        if image[window].min() < image[window].max():
+            waiting.append(window)
+    for windows in (waiting[i : i + WINDOWS_AT_ONCE] for i in range(0, len(waiting), WINDOWS_AT_ONCE)):
+        # one window alone would go the slow way: torch hands small batches of one to its own convolution
+        patches = torch.stack([image[window] for window in (windows * 2 if len(windows) == 1 else windows)])
+        output = network(patches[:, None].contiguous(memory_format=torch.channels_last_3d))
         logits_brdhw: Tensor = output[0] if isinstance(output, list) else output
         if total_rzyx is None:
             total_rzyx = torch.zeros((logits_brdhw.shape[1], *padded.shape), device=device)
-        total_rzyx[(slice(None), *window)] += logits_brdhw[0].float().sigmoid() * weight_zyx
+        for window, logits_rdhw in zip(windows, logits_brdhw, strict=False):
+            total_rzyx[(slice(None), *window)] += logits_rdhw.float().sigmoid() * weight_zyx
     if total_rzyx is None:
         return np.zeros((STRUCTURES, *image_zyx.shape), np.float32)
     return np.asarray((total_rzyx / total_zyx)[(slice(None), *inner)].cpu().numpy())
@@ -159,8 +167,7 @@ def predict_probabilities(
 ) -> tuple[Probabilities, Geometry]:
     """Probabilities r zyx on the plan's grid of a canonical scan.
 
-    `variant` 0 is the plain prediction; others see the image in another contrast and, by turns, mirrored along an axis,
-    and are mirrored back.
+    `variant` 0 is the plain prediction; others see the image in another contrast and brightness.
     """
     image_zyx, geometry = prepare_image(image, modality, model.spec.plan)
     probabilities = sliding_window(model.network, vary(image_zyx, variant), model.spec.patch_zyx, overlap, model.device)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from hepar.cases import Cohort
+from hepar.errors import DataError
 
 QUARANTINE = "quarantine.csv"
 COLUMNS = ["case_id", "patient_id", "modality", "sequence", "liver_state", "tumour_state", "split", "size", "refused"]
@@ -28,6 +29,8 @@ def cohort_table(folder: Path) -> pd.DataFrame:
         }
         for case in Cohort.load(folder)
     ]
+    if not (folder / QUARANTINE).is_file():
+        raise DataError(f"{folder} is not a whole cohort: {QUARANTINE} is missing")
     quarantine = pd.read_csv(folder / QUARANTINE, dtype=str, keep_default_na=False)
     refused = [
         {"case_id": row.case_id, "refused": f"{row.rule}: {row.value}"} for row in quarantine.itertuples(index=False)

@@ -264,6 +264,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise ParamsError(f"params file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParamsError(f"params file {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise ParamsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -271,6 +273,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = values.pop("extends", None)
     if base is None:
         return values
+    if not isinstance(base, str):
+        raise ParamsError(f"{path}: extends is {base!r}, must name a params file")
     return _merge(_read(path.parent / base, (*seen, path.resolve())), values)
 
 

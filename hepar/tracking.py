@@ -1,4 +1,4 @@
-"""MLflow: runs, metrics, and the registry with its aliases. The only module that imports mlflow.
+"""MLflow: runs, metrics, and the registry with its aliases. Beside it only `hepar.serving` imports mlflow.
 
 The tracking server is MLFLOW_TRACKING_URI; without it, the file `mlflow.db` in the working directory, with artifacts
 in `mlartifacts` beside it.
@@ -34,10 +34,10 @@ COMMIT_VARIABLE = "HEPAR_GIT_COMMIT"
 def connect(experiment: str | None = None) -> Any:
     """The mlflow module, pointed at the tracking server and an experiment, which is made where it is missing."""
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git in a container is no news
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # how a database is set up is no news either
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     import mlflow
 
+    for chatty in ("mlflow", "alembic"):  # how a database is set up is no news either
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     uri = os.environ.get(URI_VARIABLE) or DEFAULT_URI
     mlflow.set_tracking_uri(uri)
     name = experiment or os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT

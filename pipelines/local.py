@@ -104,7 +104,7 @@ def _environment(workdir: Path, params: Params, runner: str, image: str) -> dict
 
 @contextmanager
 def _tracking_ready(environment: Mapping[str, str], experiment: str) -> Iterator[None]:
-    """Create the tracking database before two stages try to at the same time."""
+    """Create the tracking database here, before stages that may run side by side do."""
     before = dict(os.environ)
     os.environ.update(environment)
     try:

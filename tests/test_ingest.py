@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -242,7 +242,7 @@ def test_the_split_of_a_patient_stays_as_the_cohort_grows(source: Source) -> Non
     assert splits[0].items() <= splits[1].items()
 
 
-def scan_of(patient: str, liver_state: LabelState = LabelState.MANUAL) -> SourceCase:
+def scan_of(patient: str) -> SourceCase:
     return SourceCase(
         case_id=f"{patient}-1",
         patient_id=patient,
@@ -251,7 +251,7 @@ def scan_of(patient: str, liver_state: LabelState = LabelState.MANUAL) -> Source
         image=Path("image.nii.gz"),
         liver=None,
         tumour=None,
-        liver_state=liver_state,
+        liver_state=LabelState.MANUAL,
         tumour_state=LabelState.UNKNOWN,
         split=None,
         source="table",
@@ -266,7 +266,8 @@ def test_patients_fall_into_splits_by_the_shares_asked_for() -> None:
     assert splits.count(Split.VAL) / 2000 == pytest.approx(0.1, abs=0.03)
 
 
-def test_a_scan_whose_liver_is_unknown_always_trains() -> None:
-    held_out = SplitParams(test=1.0, val=0.0)
-    assert split_of(scan_of("p1"), held_out) == Split.TEST
-    assert split_of(scan_of("p1", LabelState.UNKNOWN), held_out) == Split.TRAIN
+def test_all_scans_of_a_patient_share_its_split_whatever_they_are() -> None:
+    for number in range(50):
+        scan = scan_of(f"p{number}")
+        others = (replace(scan, modality=Modality.MR), replace(scan, liver_state=LabelState.UNKNOWN))
+        assert {split_of(other, SPLIT) for other in others} == {split_of(scan, SPLIT)}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hepar.networks.medformer import MedFormer, load_published
+from hepar.networks.medformer.network import InstanceNorm
 from hepar.networks.medformer.published import our_name
 
 SMALL = {
@@ -66,7 +67,8 @@ def test_lits_setting_has_the_published_parameters(real_data: Path) -> None:
     assert sum(own.values()) == 38_585_731
     rows = (real_data / "medformer" / "lits_parameters.tsv").read_text().split("\n")[1:]
     published = dict(line.split("\t") for line in rows if line)
-    assert {our_name(name): int(np.prod([int(n) for n in shape.split("x")])) for name, shape in published.items()} == own
+    numel = {our_name(name): int(np.prod([int(n) for n in shape.split("x")])) for name, shape in published.items()}
+    assert numel == own
 
 
 @pytest.mark.parametrize("size", [(16, 32, 32), (24, 32, 48)])
@@ -129,3 +131,17 @@ def test_a_published_parameter_of_another_shape_is_named_and_nothing_is_loaded(r
     with pytest.raises(ValueError, match="nonsense"):
         load_published(network, {"nonsense": torch.zeros(1)})
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_the_norms_own_gradient_is_that_of_a_group_norm(memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64).to(memory_format=memory_format)
+    upstream = torch.randn_like(image)
+    gradients = []
+    for norm in (InstanceNorm(3, 1e-4), lambda x: torch.nn.functional.group_norm(x, 3, eps=1e-4)):
+        leaf = image.clone().requires_grad_()
+        norm(leaf).backward(upstream)
+        assert leaf.grad is not None
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)

@@ -1,4 +1,4 @@
-"""The whole pipeline at its smallest: through kfp.local, by `dvc repro` and stage by stage, always to the same numbers."""
+"""The whole pipeline at its smallest: through kfp.local, by `dvc repro` and stage by stage, to the same numbers."""
 
 from __future__ import annotations
 

@@ -29,11 +29,11 @@ SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it names a file
 def read_table(path: Path) -> list[SourceCase]:
     """The cases of a table; paths in it are relative to the table.
 
-    Raises DataError naming table, case, column and value where a column is missing, a value is none of its column's,
-    or a row is there twice.
+    An empty cell of an optional column means what a missing column means. Raises DataError naming table, case, column
+    and value where a column is missing or a value is none of its column's.
     """
     try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
+        frame = _read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
     except (ValueError, OSError) as error:
         raise DataError(f"{path} cannot be read as a table: {str(error).strip()}") from None
     if missing := [name for name in REQUIRED if name not in frame.columns]:
@@ -41,7 +41,12 @@ def read_table(path: Path) -> list[SourceCase]:
     if frame.empty:
         raise DataError(f"{path} lists no case")
     rows = frame.fillna("").astype(str).to_dict(orient="records")
-    return [_case(path, {**OPTIONAL, **{str(key): value for key, value in row.items()}}) for row in rows]
+    return [_case(path, {**OPTIONAL, **{str(key): value for key, value in row.items() if value}}) for row in rows]
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    """A Parquet table whose whole numbers stay whole where cells are empty: a patient 1 is never 1.0."""
+    return pd.read_parquet(path, dtype_backend="numpy_nullable").convert_dtypes().astype("string")
 
 
 def _case(table: Path, row: dict[str, Any]) -> SourceCase:

@@ -126,13 +126,11 @@ def _header(original: sitk.Image) -> str:
 
 
 def split_of(case: SourceCase, params: SplitParams) -> Split:
-    """The split of a patient whom the source assigns to none: by a hash of the id, so it never changes.
+    """The split of a patient whom the source assigns to none: by a hash of the id alone.
 
-    A scan without a manual liver could not be scored and always trains.
+    So all scans of a patient share it, and it stays the same whatever is added to the cohort or labelled later.
     """
-    if case.liver_state != LabelState.MANUAL:
-        return Split.TRAIN
-    digest = hashlib.sha256(f"{case.modality}/{case.patient_id}".encode()).digest()
+    digest = hashlib.sha256(case.patient_id.encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
     if position < params.test:
         return Split.TEST
@@ -147,8 +145,8 @@ def check_trainable(cases: Sequence[Case]) -> None:
             raise DataError(f"the cohort has no {modality} case: a liver teacher of each modality is needed")
         if not any(case.split == Split.TRAIN and case.liver_state == LabelState.MANUAL for case in members):
             raise DataError(f"the cohort has no {modality} training case with a manual liver: its teacher cannot learn")
-        if not any(case.split == Split.TEST for case in members):
-            raise DataError(f"the cohort has no {modality} test case: the model could not be evaluated")
+        if not any(case.split == Split.TEST and case.liver_state == LabelState.MANUAL for case in members):
+            raise DataError(f"the cohort has no {modality} test case with a manual liver: it could not be evaluated")
     if not any(case.split == Split.TRAIN and case.tumour_state == LabelState.MANUAL for case in cases):
         raise DataError("the cohort has no training case with a manual tumour: there is nothing to learn tumours from")
 

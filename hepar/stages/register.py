@@ -1,7 +1,7 @@
 """Stage 7: register the model with its report, and let the gates decide on its alias.
 
-The first version that passes the floors becomes `champion`; a later one becomes `challenger`, and `champion` if the
-gates let it. Writes `registration.json`: name, version, alias, reasons.
+The first version becomes `champion`, since there is nothing to protect; a later one becomes `challenger`, and
+`champion` if the gates let it. Writes `registration.json`: name, version, alias, reasons.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ class Trainer:
         for modality in sorted({entry.modality for entry in entries}):
             dice = self._dice([entry for entry in entries if entry.modality == modality])
             scores.extend(dice.values())
-            self._log("val", modality, dice)
+            self._log("val", str(modality), dice)
         score = float(np.mean(scores)) if scores else self.at.best_score
         if score >= self.at.best_score:
             self.at.best_score = score
