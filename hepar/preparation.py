@@ -10,7 +10,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from pydantic import BaseModel, ConfigDict
 
-from hepar.cases import Case, Modality
+from hepar.cases import Case, Modality, Split
 from hepar.errors import DataError
 from hepar.params import Interval, PreparationParams, SpacingZYX
 from hepar.volumes import Geometry, resample, to_array
@@ -30,10 +30,10 @@ class Plan(BaseModel):
 
 
 def make_plan(cases: Sequence[Case], params: PreparationParams) -> Plan:
-    """The plan for a cohort: its median spacing where the parameters name none."""
+    """The plan for a cohort: the median spacing of its training and validation cases where the parameters name none."""
     spacing = params.spacing_zyx_mm
     if spacing is None:
-        z, y, x = np.median([case.spacing_mm for case in cases], axis=0).round(2).tolist()
+        z, y, x = np.median([case.spacing_mm for case in cases if case.split != Split.TEST], axis=0).round(2).tolist()
         spacing = (z, y, x)
     return Plan(spacing_zyx_mm=spacing, window_hu=params.window_hu, mr_percentiles=params.mr_percentiles)
 

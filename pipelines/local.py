@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,8 @@ def run(source: str, params: Params, workdir: Path, runner: str, image: str) -> 
         code = _run_child({**request, "environment": environment}, environment, workdir, board)
     _raise_failure(code, board, workdir / "run.log")
     _put_in_place(kfp_root, workdir)
-    Console().print(outcome(workdir, board))
+    Console().print(scores(workdir))
+    print(facts(workdir, board))
 
 
 def _environment(workdir: Path, params: Params, runner: str, image: str) -> dict[str, str]:
@@ -98,7 +99,7 @@ def _environment(workdir: Path, params: Params, runner: str, image: str) -> dict
         "HEPAR_IMAGE": image,
     }
     if runner == "docker":
-        environment["HOME"] = "/tmp"  # the container runs as the caller, who has no home there
+        environment.update(HOME="/tmp", USER="hepar")  # the container runs as the caller, whom it does not know
     return environment
 
 
@@ -208,30 +209,32 @@ def _put_in_place(kfp_root: Path, workdir: Path) -> None:
     shutil.rmtree(kfp_root)
 
 
-def outcome(workdir: Path, board: Path) -> Table:
-    """What a run came to: scores per modality, the registered model, the report, the seconds of each stage."""
+def scores(workdir: Path) -> Table:
+    """The scores on held-out patients by modality: mean, 95 % interval, number of patients."""
     metrics = json.loads((workdir / "report" / "metrics.json").read_text())
-    registered = json.loads((workdir / "registration" / "registration.json").read_text())
     table = Table(title="hepar: held-out patients", show_header=True)
     for column in ("", *metrics):
         table.add_column(column)
-    rows = {
+    rows: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         "liver Dice": lambda m: _with_interval(m["liver"]["dice"]),
         "tumour Dice": lambda m: _with_interval(m["tumour"]["dice"]),
         "lesion F1 (IoU > 0.1)": lambda m: _number(m["tumour"]["lesion_f1"]["iou>0.1"]["value"]),
     }
     for name, read in rows.items():
         table.add_row(name, *(read(values) for values in metrics.values()))
-    table.add_section()
+    return table
+
+
+def facts(workdir: Path, board: Path) -> str:
+    """The registered model, the report, and the seconds of each stage, one fact a line."""
+    registered = json.loads((workdir / "registration" / "registration.json").read_text())
     reasons = f" ({'; '.join(registered['reasons'])})" if registered["reasons"] else ""
-    facts = {
+    lines = {
         "model": f"{registered['name']} version {registered['version']}, {registered['alias']}{reasons}",
         "report": str(workdir / "report" / "report.html"),
-        **{f"seconds {status.stage}": f"{status.seconds:.0f}" for status in _statuses(board)},
+        **{f"seconds of {status.stage}": f"{status.seconds:.0f}" for status in _statuses(board)},
     }
-    for name, value in facts.items():
-        table.add_row(name, value)
-    return table
+    return "\n".join(f"{name:26} {value}" for name, value in lines.items())
 
 
 def _number(value: float | None) -> str:

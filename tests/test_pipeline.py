@@ -85,7 +85,7 @@ def test_a_run_ends_with_a_report_and_a_registered_model(by_kfp: Path) -> None:
     assert "<html" in page
     assert "http://" not in page.replace("http://www.w3.org", "")  # nothing is fetched from elsewhere
     screen = (by_kfp / "screen.txt").read_text()
-    for fact in ("liver Dice", "tumour Dice", "lesion F1", "hepar-tiny version 1", "champion", "seconds evaluate"):
+    for fact in ("liver Dice", "tumour Dice", "lesion F1", "hepar-tiny version 1", "champion", "seconds of evaluate"):
         assert fact in screen
 
 

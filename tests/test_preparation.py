@@ -99,7 +99,9 @@ def test_the_plan_takes_the_named_spacing_whatever_the_cohort() -> None:
 def test_the_plan_takes_the_median_spacing_of_each_axis_where_none_is_named() -> None:
     params = PreparationParams(spacing_zyx_mm=None, window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
     spacings = [(5.0, 0.7, 0.8), (1.0, 0.9, 0.6), (2.5, 0.8, 0.7)]
-    plan = make_plan([replace(CASE, spacing_mm=spacing) for spacing in spacings], params)
+    cases = [replace(CASE, spacing_mm=spacing, split=Split.TRAIN) for spacing in spacings]
+    unseen = [replace(CASE, spacing_mm=(9.0, 9.0, 9.0), split=Split.TEST)] * 5
+    plan = make_plan([*cases, *unseen], params)
     assert plan.spacing_zyx_mm == (2.5, 0.8, 0.7)
 
 

@@ -26,11 +26,12 @@ CT_FIXED = {
     Tissue.WALL: 70,
     Tissue.FLUID: 8,
 }
-# liver, spleen, vein, artery, kidney, muscle, fat, bone, marrow, lung, wall, fluid; air is 0. The liver is about 100
+# liver, spleen, vein, artery, kidney, muscle, fat, bone, marrow, lung, wall, fluid; air is 0. The liver is about
+# 100. T2 and hepatobiliary scans are fat-suppressed
 MR_SEQUENCES = {
     "T1": (100, 66, 60, 70, 72, 68, 190, 25, 110, 8, 72, 30),
-    "T2": (100, 190, 40, 35, 210, 52, 150, 25, 80, 10, 130, 330),
-    "hepatobiliary": (100, 52, 48, 52, 88, 46, 80, 12, 52, 5, 50, 26),
+    "T2": (100, 190, 40, 35, 210, 55, 38, 25, 60, 10, 120, 330),
+    "hepatobiliary": (100, 52, 48, 52, 88, 46, 28, 12, 40, 5, 50, 26),
 }
 _VARIABLE = (Tissue.LIVER, Tissue.SPLEEN, Tissue.VESSEL, Tissue.ARTERY, Tissue.KIDNEY, Tissue.MUSCLE)
 _MR_ORDER = (*_VARIABLE, Tissue.FAT, Tissue.BONE, Tissue.MARROW, Tissue.LUNG, Tissue.WALL, Tissue.FLUID)

@@ -103,7 +103,7 @@ def _write_case(
     rng = np.random.default_rng([seed, index])
     modality = ("CT", "MR")[index % 2]
     labels = PATTERN[index // 2 % len(PATTERN)]
-    sequence = str(rng.choice(list(CT_PHASES if modality == "CT" else MR_SEQUENCES)))
+    sequence = _sequence(modality, index // 2, seed)
     # the field of view of an abdomen whatever the number of voxels
     height_mm, width_mm = rng.uniform(235, 275), rng.uniform(330, 365)
     spacing = (height_mm / size_zyx[0], width_mm / size_zyx[2], width_mm / size_zyx[2])
@@ -145,6 +145,13 @@ def _write_case(
         "licence": "CC0-1.0",
         "spacing_known": "yes",
     }
+
+
+def _sequence(modality: str, number: int, seed: int) -> str:
+    """The phase or sequence of a modality's case: each once, in random order, before any comes again."""
+    names = list(CT_PHASES if modality == "CT" else MR_SEQUENCES)
+    turn, position = divmod(number, len(names))
+    return names[int(np.random.default_rng([seed, turn, len(names)]).permutation(len(names))[position])]
 
 
 def _place(
