@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -126,6 +127,7 @@ def _run_child(request: Mapping[str, Any], environment: Mapping[str, str], workd
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
             cwd=Path(__file__).parents[1],
+            start_new_session=True,
         )
         try:
             if console.is_terminal:
@@ -138,7 +140,8 @@ def _run_child(request: Mapping[str, Any], environment: Mapping[str, str], workd
                 _print_changes(child, board)
             return child.wait()
         finally:
-            child.terminate()
+            if child.poll() is None:  # interrupted: the stages that it started end with it
+                os.killpg(child.pid, signal.SIGTERM)
 
 
 def _print_changes(child: subprocess.Popen[bytes], board: Path) -> None:

@@ -27,9 +27,9 @@ CT_FIXED = {
     Tissue.FLUID: 8,
 }
 # liver, spleen, vein, artery, kidney, muscle, fat, bone, marrow, lung, wall, fluid; air is 0. The liver is about
-# 100. T2 and hepatobiliary scans are fat-suppressed
+# 100. Fat is suppressed, as is usual for the liver
 MR_SEQUENCES = {
-    "T1": (100, 66, 60, 70, 72, 68, 190, 25, 110, 8, 72, 30),
+    "T1": (100, 66, 60, 70, 72, 68, 30, 25, 45, 8, 72, 28),
     "T2": (100, 190, 40, 35, 210, 55, 38, 25, 60, 10, 120, 330),
     "hepatobiliary": (100, 52, 48, 52, 88, 46, 28, 12, 40, 5, 50, 26),
 }
