@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch  # takes seconds, and not every process that counts its cores computes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
 
@@ -17,6 +19,8 @@ def use_threads(threads: int) -> None:
     glibc returns large freed blocks to the kernel at once, and a network's activations are such blocks: keeping them
     saves the page faults of every step (a small MedFormer trains about a fifth faster).
     """
+    import torch
+
     torch.set_num_threads(threads or available_cores())
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -31,4 +35,6 @@ def available_cores() -> int:
 
 def pick_device() -> torch.device:
     """The first CUDA device where there is one, else the CPU."""
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

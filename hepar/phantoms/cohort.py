@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from hepar.compute import available_cores
 from hepar.phantoms.acquisition import CT_PHASES, MR_SEQUENCES
 from hepar.phantoms.make import Phantom, make_phantom
 
 MIN_CASES = 8
+MIN_PARALLEL_CASES = 16
 ORIENTATIONS = ("LPS", "RAS", "LAS", "RPI", "SLP")
 COLUMNS = [
     "case_id",
@@ -52,18 +58,18 @@ PATTERN = (
     Labels("train", *_TUMOUR_ONLY),
     Labels("train", *_LIVER_ONLY),
     Labels("train", *_BOTH),
-    Labels("test", *_BOTH),
     Labels("train", *_NONE),
-    Labels("train", *_TUMOUR_ONLY),
-    Labels("val", *_BOTH),
-    Labels("train", *_HEALTHY),
-    Labels("test", *_BOTH),
     Labels("train", *_BOTH),
-    Labels("train", *_LIVER_ONLY),
+    Labels("test", *_BOTH),
+    Labels("train", *_HEALTHY),
     Labels("train", *_TUMOUR_ONLY),
+    Labels("train", *_BOTH),
+    Labels("val", *_BOTH),
+    Labels("train", *_BOTH),
     Labels("test", *_HEALTHY),
     Labels("train", *_BOTH),
-    Labels("train", *_NONE),
+    Labels("train", *_TUMOUR_ONLY),
+    Labels("train", *_BOTH),
 )
 
 
@@ -85,16 +91,28 @@ def write_phantoms(
         raise ValueError(f"a phantom cohort has at least {MIN_CASES} cases, {cases} are too few")
     out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for index in range(cases):
-        rows.append(_write_case(out, index, seed, size_zyx, hidden))
-        if progress is not None:
-            progress(index + 1, cases)
+    write = partial(_write_case, out, seed=seed, size_zyx=size_zyx, hidden=hidden)
+    with _many(cases) as run:
+        for row in run(write, range(cases)):
+            rows.append(row)
+            if progress is not None:
+                progress(len(rows), cases)
     table = out / "cohort.csv"
     with table.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
     return table
+
+
+@contextmanager
+def _many(cases: int) -> Iterator[Callable[..., Iterable[dict[str, str]]]]:
+    """A `map` over all cores, or a plain one where starting processes would take longer than the work."""
+    if cases < MIN_PARALLEL_CASES or available_cores() == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(available_cores(), mp_context=get_context("spawn")) as executor:
+        yield executor.map
 
 
 def _write_case(
