@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,20 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_content(path: Path) -> str:
+    """SHA-256 of a file; of an `.npz` that of its arrays, since builds of zlib compress the same bytes differently."""
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        return sha256_file(path)
+    digest = hashlib.sha256()
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(archive.namelist()):
+            digest.update(f"{name}\0{archive.getinfo(name).file_size}\0".encode())
+            with archive.open(name) as stream:
+                while block := stream.read(2**20):
+                    digest.update(block)
+    return digest.hexdigest()
 
 
 def sha256_json(value: object) -> str:
@@ -61,7 +76,7 @@ def writing(folder: Path, kind: str, parents: Mapping[str, str]) -> Iterator[Pat
 
 def _seal(folder: Path, kind: str, parents: Mapping[str, str]) -> None:
     files = {
-        str(path.relative_to(folder)): sha256_file(path)
+        str(path.relative_to(folder)): sha256_content(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / MANIFEST
     }

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import ndimage
 
-from hepar.artifacts import sha256_file, write_json
+from hepar.artifacts import sha256_content, write_json
 from hepar.cases import Case, LabelState, Modality, Split
 from hepar.errors import ArtifactError
 from hepar.preparation import Plan, prepare_image
@@ -255,7 +255,7 @@ def write_entry(
         lesion_diameters_mm=lesion_diameters_mm(targets.tumour, geometry.voxel_ml),
         licence=case.licence,
         file=str(file.relative_to(folder)),
-        sha256=sha256_file(file),
+        sha256=sha256_content(file),
     )
 
 

@@ -30,13 +30,13 @@ class HeparModel(PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         self.model = load_model(Path(context.artifacts["model"]), pick_device())
 
-    def predict(self, context: Any, model_input: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Segment one path, a list of paths, or a table with a column `image` and optionally `modality`.
 
         Gives for each scan the `modality`, volumes `liver_ml` and `tumour_ml`, and `labels`, uint8 zyx on the scan's
         own grid: 0 background, 1 liver, 2 tumour. With `params={"output": FOLDER}` the labels are also written there
         and `mask` names the file. An undeclared modality is told by the scan's intensities.
-        """
+        """  # without annotations, of which MLflow would make a schema that has no room for a path
         output = (params or {}).get("output")
         return [self._segment(row, Path(output) if output else None) for row in _rows(model_input)]
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import subprocess
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -135,14 +136,16 @@ def log_model(mlflow: Any, model: Path, name: str) -> str:
     The version holds the preprocessing, the plan and this package's code; `hepar.serving` says what it predicts.
     """
     package = Path(__file__).parent
-    info = mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(package / "serving.py"),
-        artifacts={"model": str(model)},
-        code_paths=[str(package)],
-        pip_requirements=serving_requirements(),
-        registered_model_name=name,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*type hints.*", UserWarning)  # serving.py says why it has none
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(package / "serving.py"),
+            artifacts={"model": str(model)},
+            code_paths=[str(package)],
+            pip_requirements=serving_requirements(),
+            registered_model_name=name,
+        )
     return str(info.registered_model_version)
 
 

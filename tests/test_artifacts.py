@@ -9,9 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from hepar.artifacts import MANIFEST, read_manifest, sha256_file, sha256_json, write_json, writing
+from hepar.artifacts import MANIFEST, read_manifest, sha256_content, sha256_file, sha256_json, write_json, writing
 from hepar.errors import ArtifactError
 
 KILLED_WHILE_WRITING = """
@@ -138,3 +139,15 @@ def test_json_is_written_whole_and_never_holds_a_nan(tmp_path: Path) -> None:
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 2, "b": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_the_content_of_an_npz_is_its_arrays_however_compressed(tmp_path: Path) -> None:
+    array = np.arange(1000)
+    np.savez(tmp_path / "plain.npz", a=array)
+    np.savez_compressed(tmp_path / "small.npz", a=array)
+    np.savez(tmp_path / "other.npz", a=array + 1)
+    np.savez(tmp_path / "renamed.npz", b=array)
+    plain = sha256_content(tmp_path / "plain.npz")
+    assert sha256_file(tmp_path / "plain.npz") != sha256_file(tmp_path / "small.npz")
+    assert sha256_content(tmp_path / "small.npz") == plain
+    assert plain not in {sha256_content(tmp_path / "other.npz"), sha256_content(tmp_path / "renamed.npz")}

@@ -117,7 +117,7 @@ def test_the_middle_of_a_window_counts_more_than_its_border() -> None:
         """Certain of liver in the last voxels of a window, certain of none in the others."""
 
         def forward(self, image: Tensor) -> Tensor:
-            logits = torch.full((1, 2, *image.shape[2:]), -50.0)
+            logits = torch.full((len(image), 2, *image.shape[2:]), -50.0)
             logits[..., -2:] = 50.0
             return logits
 

@@ -189,12 +189,10 @@ def test_a_stage_that_refuses_its_input_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "cohort").exists()
 
 
-def test_the_pipeline_compiles_to_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        output = str(tmp_path / f"{name}.yaml")
-        succeed("kfp", "dsl", "compile", "--py", "pipelines/two_stage.py", "--output", output, cwd=ROOT)
-    assert (tmp_path / "a.yaml").read_bytes() == (tmp_path / "b.yaml").read_bytes()
-    compiled = next(yaml.safe_load_all((tmp_path / "a.yaml").read_text()))
+def test_the_pipeline_compiles(tmp_path: Path) -> None:
+    output = tmp_path / "two_stage.yaml"
+    succeed("kfp", "dsl", "compile", "--py", "pipelines/two_stage.py", "--output", str(output), cwd=ROOT)
+    compiled = next(yaml.safe_load_all(output.read_text()))
     assert set(compiled["root"]["dag"]["tasks"]) == {
         "ingest",
         "train-liver",
