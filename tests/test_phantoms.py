@@ -68,6 +68,25 @@ def test_ct_is_in_whole_hounsfield_units() -> None:
         assert np.median(image[tissue == Tissue.FAT]) == pytest.approx(-100, abs=40)
 
 
+@pytest.mark.parametrize("phase", CT_PHASES)
+def test_organs_measure_what_their_phase_gives_them(phase: str) -> None:
+    """Five standard deviations around the drawn value: what is painted later must not tint what lies there."""
+    usual = dict(zip((Tissue.LIVER, Tissue.SPLEEN), CT_PHASES[phase], strict=False))
+    for seed in range(3):
+        phantom = make_phantom(seed, "CT", phase, (40, 60, 60), (6.5, 5.8, 5.8))
+        for tissue, hu in usual.items():
+            assert np.median(phantom.image_zyx[phantom.label_zyx == tissue]) == pytest.approx(hu, abs=25)
+
+
+def test_the_liver_is_as_bright_against_the_spleen_as_its_sequence_says() -> None:
+    for sequence, usual in MR_SEQUENCES.items():
+        phantom = make_phantom(2, "MR", sequence, (40, 60, 60), (6.5, 5.8, 5.8))
+        liver, spleen = (
+            np.median(phantom.image_zyx[phantom.label_zyx == tissue]) for tissue in (Tissue.LIVER, Tissue.SPLEEN)
+        )
+        assert liver / spleen == pytest.approx(usual[0] / usual[1], rel=0.3)
+
+
 def test_mr_is_a_magnitude_of_arbitrary_scale() -> None:
     images = [small(seed, "MR", "T1").image_zyx for seed in range(4)]
     assert all(image.min() >= 0 for image in images)

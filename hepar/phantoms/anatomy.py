@@ -121,7 +121,7 @@ def draw_organs(anatomy: Anatomy, rng: np.random.Generator) -> None:
             shift = rng.uniform(-1, 1, 3) * (22, 22, 40)
             _ball(anatomy, Tissue.FLUID, tuple((np.array(middle) + shift).tolist()), float(rng.uniform(5, 14)))
     gallbladder = ellipsoid(space, jitter((-38, -52, -22), 8), sized((13, 15, 26), 0.25))
-    outside_liver = np.where(anatomy.tissue == Tissue.LIVER, np.float32(-1), gallbladder)
+    outside_liver = np.where(anatomy.tissue == Tissue.LIVER, np.float32(-1e3), gallbladder)
     anatomy.paint(Tissue.FLUID, outside_liver)
 
 

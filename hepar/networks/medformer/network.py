@@ -126,15 +126,16 @@ class _CPUInstanceNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         x_bcdhw, mean_bc, inverse_std_bc = ctx.saved_tensors
         gradient_bcdhw = gradients[0].contiguous(memory_format=torch.channels_last_3d)
-        per_scan = [
-            torch.ops.aten.native_batch_norm_backward(
-                gradient_1cdhw, x_1cdhw, None, None, None, mean_c, inverse_std_c, True, ctx.eps, [True, False, False]
-            )[0]
-            for gradient_1cdhw, x_1cdhw, mean_c, inverse_std_c in zip(
-                gradient_bcdhw.split(1), x_bcdhw.split(1), mean_bc, inverse_std_bc, strict=True
+        out_bcdhw = torch.empty_like(gradient_bcdhw)
+        for out_1cdhw, gradient_1cdhw, x_1cdhw, mean_c, inverse_std_c in zip(
+            out_bcdhw.split(1), gradient_bcdhw.split(1), x_bcdhw.split(1), mean_bc, inverse_std_bc, strict=True
+        ):
+            out_1cdhw.copy_(
+                torch.ops.aten.native_batch_norm_backward(
+                    gradient_1cdhw, x_1cdhw, None, None, None, mean_c, inverse_std_c, True, ctx.eps, [True, False, False]
+                )[0]
             )
-        ]
-        return torch.cat(per_scan), None
+        return out_bcdhw, None
 
 
 def _norm(channels: int) -> InstanceNorm:
