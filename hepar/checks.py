@@ -6,21 +6,13 @@ import numpy as np
 import SimpleITK as sitk
 
 from hepar.cases import Modality
+from hepar.errors import Refusal
 from hepar.volumes import Array, Geometry, to_array
 
 MIN_VOXELS = 8  # along each axis
 MIN_IN_BODY = 0.5  # share of a structure's voxels that lie in the body
 CT_AIR_HU = -400.0
 MR_AIR = 0.05  # of the 99th percentile
-
-
-class Refusal(Exception):
-    """Why a case is refused: the rule that it breaks and the value that breaks it."""
-
-    def __init__(self, rule: str, value: str) -> None:
-        super().__init__(f"{rule}: {value}")
-        self.rule = rule
-        self.value = value
 
 
 def check_image(image: sitk.Image) -> None:

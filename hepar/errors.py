@@ -3,6 +3,7 @@
 HeparError
 ├── ParamsError     a parameter is unknown, missing or out of range
 ├── DataError       a scan, a mask or a table breaks a rule; names case, rule and value
+│   └── Refusal     one case breaks a rule: it goes to quarantine and the others go on
 └── ArtifactError   a folder handed from stage to stage is missing, half-written or of another kind
 """
 
@@ -19,6 +20,15 @@ class ParamsError(HeparError):
 
 class DataError(HeparError):
     """A scan, a mask or a table breaks a rule."""
+
+
+class Refusal(DataError):
+    """Why a case is refused: the rule that it breaks and the value that breaks it."""
+
+    def __init__(self, rule: str, value: str) -> None:
+        super().__init__(f"{rule}: {value}")
+        self.rule = rule
+        self.value = value
 
 
 class ArtifactError(HeparError):

@@ -64,6 +64,8 @@ class IngestParams(Section):
     """Reading, checking and canonicalising the source."""
 
     phantoms: PhantomParams
+    layout: str  # of a folder or zip: auto, or one of those that docs/data.md names
+    uneven_slices: Literal["refuse", "resample"]  # of DICOM series with unequal steps or a tilted gantry
     split: SplitParams
     max_refused_share: Share  # a larger share of refused cases fails the stage
 

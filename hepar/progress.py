@@ -83,6 +83,10 @@ class Stage:
         if now - self._last_file >= FILE_SECONDS:
             self.publish()
 
+    def say(self, text: str) -> None:
+        """Tell something once, beside the counting."""
+        self._console.print(f"{self.status.stage}: {text}", markup=False, highlight=False)
+
     def publish(self) -> None:
         """Write the status file, where a watcher asked for it."""
         folder = os.environ.get(FOLDER_VARIABLE)

@@ -1,27 +1,108 @@
-"""A case as its source declares it, before anything of it was read."""
+"""A case as its source declares it, before any voxel of it was read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import SimpleITK as sitk
 
 from hepar.cases import LabelState, Modality, Split
+from hepar.errors import Refusal
+from hepar.volumes import read_image
+
+
+class Volume(Protocol):
+    """What a reader found and knows to read: an image or a mask."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that the voxels come from."""
+
+    def read(self) -> sitk.Image:
+        """The volume as stored. Raises DataError where a file is missing, unreadable or breaks a rule."""
+
+
+@dataclass(frozen=True)
+class VolumeFile:
+    """One file that SimpleITK reads: NIfTI, NRRD, MetaImage."""
+
+    path: Path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    def read(self) -> sitk.Image:
+        return read_image(self.path)
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Voxels of a label map that have one of `values`, as 1. `declared` are all values that the layout knows."""
+
+    volume: Volume
+    values: frozenset[int]
+    declared: frozenset[int]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.volume.files
+
+    def read(self) -> sitk.Image:
+        labels = self.volume.read()
+        array = sitk.GetArrayFromImage(labels)
+        if strange := sorted(set(np.unique(array).tolist()) - self.declared):
+            known = ", ".join(map(str, sorted(self.declared)))
+            raise Refusal(f"a label map holds declared values ({known}) only", f"value {strange[0]:g}")
+        mask = sitk.GetImageFromArray(np.isin(array, list(self.values)).astype(np.uint8))
+        mask.CopyInformation(labels)
+        return mask
+
+
+@dataclass(frozen=True)
+class Union:
+    """Voxels that any of several masks on one grid holds."""
+
+    volumes: tuple[Volume, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(path for volume in self.volumes for path in volume.files)
+
+    def read(self) -> sitk.Image:
+        union = self.volumes[0].read() != 0
+        for volume in self.volumes[1:]:
+            mask = volume.read()
+            if mask.GetSize() != union.GetSize():
+                raise Refusal("the masks of a structure have one size", f"{mask.GetSize()} and {union.GetSize()}")
+            union = union | (mask != 0)
+        return union
 
 
 @dataclass(frozen=True)
 class SourceCase:
-    """Files and declarations of one case. `split` is None where the source names none."""
+    """Volumes and declarations of one case. `split` is None where the source names none.
+
+    A mask whose state is MANUAL may turn out to be empty where `empty_is_absent`: then the expert who drew the other
+    masks found none.
+    """
 
     case_id: str
     patient_id: str
     modality: Modality
     sequence: str
-    image: Path
-    liver: Path | None
-    tumour: Path | None
+    image: Volume
+    liver: Volume | None
+    tumour: Volume | None
     liver_state: LabelState
     tumour_state: LabelState
     split: Split | None
     source: str
     licence: str
-    distances_known: bool
+    distances_known: bool = True
+    empty_is_absent: bool = False
+    facts: Mapping[str, str] = field(default_factory=dict)  # of the header, none of which tells who the patient is

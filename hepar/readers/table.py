@@ -10,7 +10,7 @@ import pandas as pd
 
 from hepar.cases import LabelState, Modality, Split, parse_enum
 from hepar.errors import DataError
-from hepar.readers.source import SourceCase
+from hepar.readers.source import SourceCase, VolumeFile
 
 REQUIRED = ("case_id", "modality", "image", "liver_state", "tumour_state")
 OPTIONAL = {
@@ -69,9 +69,9 @@ def _case(table: Path, row: dict[str, Any]) -> SourceCase:
         patient_id=row["patient_id"] or case_id,
         modality=parse_enum(Modality, row["modality"], case_id=case_id, column="modality"),
         sequence=row["sequence"],
-        image=table.parent / row["image"],
-        liver=table.parent / row["liver"] if row["liver"] else None,
-        tumour=table.parent / row["tumour"] if row["tumour"] else None,
+        image=VolumeFile(table.parent / row["image"]),
+        liver=VolumeFile(table.parent / row["liver"]) if row["liver"] else None,
+        tumour=VolumeFile(table.parent / row["tumour"]) if row["tumour"] else None,
         liver_state=states["liver_state"],
         tumour_state=states["tumour_state"],
         split=parse_enum(Split, row["split"], case_id=case_id, column="split") if row["split"] else None,

@@ -17,12 +17,12 @@ import SimpleITK as sitk
 
 from hepar.artifacts import sha256_file, writing
 from hepar.cases import Case, Cohort, LabelState, Modality, Split, check_patients
-from hepar.checks import Refusal, check_image, check_mask
-from hepar.errors import DataError
+from hepar.checks import check_image, check_mask
+from hepar.errors import DataError, Refusal
 from hepar.params import IngestParams, SplitParams
 from hepar.progress import current, stage
 from hepar.readers import SourceCase, open_source
-from hepar.volumes import Geometry, canonical, read_image, to_array, write_image
+from hepar.volumes import Geometry, canonical, to_array, write_image
 
 KIND = "cohort"
 QUARANTINE = "quarantine.csv"
@@ -42,7 +42,7 @@ def run(source: str, cohort: Path, params: IngestParams) -> None:
 
     Raises DataError where the source is empty, too many cases are refused, or what is left cannot be trained on.
     """
-    with stage("ingest"), open_source(source, params.phantoms) as listed, writing(cohort, KIND, {}) as folder:
+    with stage("ingest"), open_source(source, params) as listed, writing(cohort, KIND, {}) as folder:
         accepted, refused = _ingest(listed, folder, params.split)
         _write_quarantine(folder / QUARANTINE, refused)
         if len(refused) > params.max_refused_share * len(listed):
@@ -75,10 +75,10 @@ def _ingest(listed: Sequence[SourceCase], folder: Path, split: SplitParams) -> t
 
 def _ingest_case(source: SourceCase, folder: Path, split: SplitParams, seen: dict[str, str]) -> Case:
     """Check one case and write its canonical volumes. Raises Refusal."""
-    original = read_image(source.image)
+    original = source.image.read()
     check_image(original)
     masks = {"liver": source.liver, "tumour": source.tumour}
-    originals = {name: read_image(path) for name, path in masks.items() if path is not None}
+    originals = {name: volume.read() for name, volume in masks.items() if volume is not None}
     for name, mask in originals.items():
         check_mask(name, mask, original, source.modality)
 

@@ -1,0 +1,31 @@
+"""Finding files by their names, as every layout of a public data set does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+
+
+def by_key(folder: Path, pattern: str) -> dict[str, Path]:
+    """Files of a folder whose whole name matches `pattern`, by the pattern's first group; hidden files are left out."""
+    if not folder.is_dir():
+        return {}
+    names = {path.name: path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
+    found = ((re.fullmatch(pattern, name), path) for name, path in sorted(names.items()))
+    return {match.group(1): path for match, path in found if match}
+
+
+def folders(root: Path) -> Iterator[Path]:
+    """The folder and all folders below it, in order of their names; hidden ones are left out."""
+    yield root
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and not path.name.startswith("."):
+            yield from folders(path)
+
+
+def safe_id(text: str) -> str:
+    """A name as a case id: other characters than letters, digits, dots, dashes and underscores become dashes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "case"
