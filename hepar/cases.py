@@ -59,6 +59,8 @@ class Case:
     image_sha256: str = ""
     liver_sha256: str = ""
     tumour_sha256: str = ""
+    source_sha256: str = ""  # of the declaration and of every file that the case was made from
+    voxels_sha256: str = ""  # of the canonical image's voxels
     header: str = field(default="{}")  # facts of the source's header, as JSON
 
 

@@ -17,6 +17,8 @@ import SimpleITK as sitk
 from hepar.errors import DataError
 
 CANONICAL = "LPS"
+MAX_EXPANSION = 1100  # voxels a byte: gzip packs zeros to about a thousandth
+MIN_VOXEL_LIMIT = 2**27
 Array = npt.NDArray[Any]
 
 
@@ -65,6 +67,7 @@ def read_image(path: Path) -> sitk.Image:
     if not path.is_file():
         raise DataError(f"{path} does not exist")
     try:
+        _check_size(path)
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise DataError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from None
@@ -75,10 +78,29 @@ def read_image(path: Path) -> sitk.Image:
     return image
 
 
+def _check_size(path: Path) -> None:
+    """Refuse a header that claims more voxels than its file could hold, before anything is allocated."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    voxels, stored = int(np.prod([int(n) for n in reader.GetSize()])), path.stat().st_size
+    if voxels > max(MAX_EXPANSION * stored, MIN_VOXEL_LIMIT):
+        size = "×".join(map(str, reader.GetSize()))
+        raise DataError(f"{path} claims {size} voxels, but the file has {stored} bytes")
+
+
+def without_texts(image: sitk.Image) -> sitk.Image:
+    """The image without the texts of its header, which may say anything about anybody."""
+    bare = sitk.Image(image)
+    for key in bare.GetMetaDataKeys():
+        bare.EraseMetaData(key)
+    return bare
+
+
 def write_image(image: sitk.Image, path: Path) -> None:
-    """Write a volume, compressed; the folder is made where needed."""
+    """Write a volume, compressed and without the texts of its header; the folder is made where needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(image, str(path), useCompression=True)
+    sitk.WriteImage(without_texts(image), str(path), useCompression=True)
 
 
 def canonical(image: sitk.Image) -> sitk.Image:

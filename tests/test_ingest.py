@@ -205,7 +205,7 @@ def test_a_patient_that_the_source_puts_in_two_splits_is_refused(source: Source,
 def test_an_empty_or_missing_source_is_refused(source: Source, tiny: Params, tmp_path: Path) -> None:
     source.rewrite([])
     assert refusal(source, tiny.ingest) == f"{source.folder / 'cohort.csv'} lists no case"
-    with pytest.raises(DataError, match="there is no table"):
+    with pytest.raises(DataError, match="there is no such file or folder"):
         run(str(tmp_path / "none"), tmp_path / "cohort", tiny.ingest)
 
 

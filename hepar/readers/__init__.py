@@ -90,7 +90,8 @@ def open_source(source: str, params: IngestParams) -> Iterator[list[SourceCase]]
 def _choose(source: str, folder: Path) -> str:
     for name, layout in LAYOUTS.items():
         if reason := layout.recognise(folder):
-            current().say(f"layout {name}: {reason}")
+            if name != "table":
+                current().say(f"layout {name}: {reason}")
             return name
     raise DataError(f"source {source}: no layout is recognised; there are {', '.join(LAYOUTS)}")
 

@@ -1,7 +1,7 @@
 """Stage 1: read a source, check and canonicalise its cases, split them by patient.
 
 Writes a cohort: `cases.parquet`, `volumes/<case>/*.nii.gz`, and `quarantine.csv` with every refused case, the rule it
-breaks and the value.
+breaks and the value. A case that an earlier cohort in the same place holds, made from the same files, is linked.
 """
 
 from __future__ import annotations
@@ -9,16 +9,24 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import SimpleITK as sitk
 
-from hepar.artifacts import sha256_file, writing
+from hepar.artifacts import sha256_file, sha256_json, writing
 from hepar.cases import Case, Cohort, LabelState, Modality, Split, check_patients
-from hepar.checks import check_image, check_mask
-from hepar.errors import DataError, Refusal
+from hepar.checks import check_image, check_mask, check_placement, check_tumour_in_liver, check_volume
+from hepar.compute import available_cores
+from hepar.errors import ArtifactError, DataError, Refusal
 from hepar.params import IngestParams, SplitParams
 from hepar.progress import current, stage
 from hepar.readers import SourceCase, open_source
@@ -26,6 +34,9 @@ from hepar.volumes import Geometry, canonical, to_array, write_image
 
 KIND = "cohort"
 QUARANTINE = "quarantine.csv"
+RULES_VERSION = 2  # a new one has every case checked and written anew
+MIN_PARALLEL_CASES = 16  # below it, starting processes takes longer than the work
+AHEAD = 2  # cases a process has waiting, so that results in memory stay few
 
 
 @dataclass(frozen=True)
@@ -38,18 +49,23 @@ class Refused:
 
 
 def run(source: str, cohort: Path, params: IngestParams) -> None:
-    """Ingest `source` (a table, a folder with `cohort.csv`, or `phantoms`) into the folder `cohort`.
+    """Ingest `source` (a table, a folder or zip of a known layout, or `phantoms`) into the folder `cohort`.
 
-    Raises DataError where the source is empty, too many cases are refused, or what is left cannot be trained on.
+    Raises DataError where the source is empty, too many cases are refused, or what is left cannot be trained on. The
+    quarantine list then lies beside the cohort, as `<cohort>.quarantine.csv`.
     """
+    rejected = cohort.with_name(f"{cohort.name}.{QUARANTINE}")
     with stage("ingest"), open_source(source, params) as listed, writing(cohort, KIND, {}) as folder:
-        accepted, refused = _ingest(listed, folder, params.split)
+        _check_ids(listed)
+        accepted, refused = _ingest(listed, folder, params.split, _earlier(cohort))
         _write_quarantine(folder / QUARANTINE, refused)
+        rejected.unlink(missing_ok=True)
         if len(refused) > params.max_refused_share * len(listed):
+            _write_quarantine(rejected, refused)
             first = refused[0]
             raise DataError(
                 f"{len(refused)} of {len(listed)} cases are refused, more than ingest.max_refused_share"
-                f" ({params.max_refused_share:g}) allows; the first is case {first.case_id}:"
+                f" ({params.max_refused_share:g}) allows; {rejected} lists them; the first is case {first.case_id}:"
                 f" {first.rule}: {first.value}"
             )
         check_patients(accepted)
@@ -57,37 +73,142 @@ def run(source: str, cohort: Path, params: IngestParams) -> None:
         Cohort(folder, tuple(sorted(accepted, key=lambda case: case.case_id))).save()
 
 
-def _ingest(listed: Sequence[SourceCase], folder: Path, split: SplitParams) -> tuple[list[Case], list[Refused]]:
+def _check_ids(listed: Sequence[SourceCase]) -> None:
+    seen: set[str] = set()
+    for case in listed:
+        if case.case_id in seen:
+            raise DataError(f"case {case.case_id}: the id is used twice")
+        seen.add(case.case_id)
+
+
+def _earlier(cohort: Path) -> Cohort | None:
+    """The cohort that is there already, if it is whole."""
+    try:
+        return Cohort.load(cohort) if cohort.is_dir() else None
+    except (DataError, ArtifactError, KeyError, TypeError):
+        return None
+
+
+def _ingest(
+    listed: Sequence[SourceCase], folder: Path, split: SplitParams, earlier: Cohort | None
+) -> tuple[list[Case], list[Refused]]:
     accepted: list[Case] = []
     refused: list[Refused] = []
     seen: dict[str, str] = {}
-    with current().counting(len(listed), "cases") as count:
-        for source_case in listed:
-            try:
-                accepted.append(_ingest_case(source_case, folder, split, seen))
-            except Refusal as refusal:
-                refused.append(Refused(source_case.case_id, refusal.rule, refusal.value))
-            except DataError as error:
-                refused.append(Refused(source_case.case_id, "every file can be read", str(error)))
+    known = {case.case_id: case for case in earlier or ()}
+    work = partial(_ingest_case, folder=folder, split=split, earlier=earlier.folder if earlier else None)
+    jobs = [(case, known.get(case.case_id)) for case in listed]
+    with current().counting(len(jobs), "cases") as count, _many(len(jobs)) as run_all:
+        for result in run_all(work, jobs):
+            if isinstance(result, Case) and (twin := seen.setdefault(result.voxels_sha256, result.case_id)) != (
+                result.case_id
+            ):
+                shutil.rmtree(folder / "volumes" / result.case_id)
+                result = Refused(result.case_id, "no scan is there twice", f"same voxels as case {twin}")
+            if isinstance(result, Case):
+                accepted.append(result)
+            else:
+                refused.append(result)
             count.advance(accepted=str(len(accepted)), refused=str(len(refused)))
     return accepted, refused
 
 
-def _ingest_case(source: SourceCase, folder: Path, split: SplitParams, seen: dict[str, str]) -> Case:
+Job = tuple[SourceCase, Case | None]
+Work = Callable[[Job], "Case | Refused"]
+
+
+@contextmanager
+def _many(count: int) -> Iterator[Callable[[Work, Sequence[Job]], Iterator[Case | Refused]]]:
+    """A `map` in order over all cores that never holds more than a few results; a plain one for few cases."""
+    workers = available_cores()
+    if count < MIN_PARALLEL_CASES or workers == 1:
+        yield lambda work, jobs: map(work, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as executor:
+
+        def run_all(work: Work, jobs: Sequence[Job]) -> Iterator[Case | Refused]:
+            waiting: deque[Future[Case | Refused]] = deque()
+            for job in jobs:
+                waiting.append(executor.submit(work, job))
+                if len(waiting) >= AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+        yield run_all
+
+
+def _one_thread() -> None:
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def _ingest_case(job: Job, folder: Path, split: SplitParams, earlier: Path | None) -> Case | Refused:
+    """The case as it enters the cohort, its volumes written; or why it does not."""
+    source, known = job
+    try:
+        origin = _origin(source)
+        if known is not None and earlier is not None and known.source_sha256 == origin:
+            _link(known, earlier, folder)
+            return replace(known, split=source.split or split_of(source, split))
+        return _make(source, origin, folder, split)
+    except Refusal as refusal:
+        return Refused(source.case_id, refusal.rule, refusal.value)
+    except DataError as error:
+        return Refused(source.case_id, "every file can be read", str(error))
+
+
+def _origin(source: SourceCase) -> str:
+    """Hash of what a case is made from: what its source declares, and every file."""
+    volumes = [volume for volume in (source.image, source.liver, source.tumour) if volume is not None]
+    paths = {path for volume in volumes for path in volume.files}
+    if missing := sorted(path for path in paths if not path.is_file()):
+        raise DataError(f"{missing[0]} does not exist")
+    digests = {path: sha256_file(path) for path in paths}
+    declared = [
+        source.case_id,
+        source.patient_id,
+        str(source.modality),
+        source.sequence,
+        str(source.liver_state),
+        str(source.tumour_state),
+        source.source,
+        source.licence,
+        source.distances_known,
+        dict(source.facts),
+    ]
+    contents = [[type(volume).__name__, [digests[path] for path in volume.files]] for volume in volumes]
+    return sha256_json([RULES_VERSION, declared, contents])
+
+
+def _link(case: Case, earlier: Path, folder: Path) -> None:
+    """Take over the volumes of an earlier cohort without copying them, where the file system can."""
+    for name in filter(None, (case.image, case.liver, case.tumour)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(earlier / name, folder / name)
+        except OSError:
+            shutil.copyfile(earlier / name, folder / name)
+
+
+def _make(source: SourceCase, origin: str, folder: Path, split: SplitParams) -> Case:
     """Check one case and write its canonical volumes. Raises Refusal."""
     original = source.image.read()
-    check_image(original)
-    masks = {"liver": source.liver, "tumour": source.tumour}
-    originals = {name: volume.read() for name, volume in masks.items() if volume is not None}
-    for name, mask in originals.items():
+    check_image(original, source.modality)
+    states = {"liver": source.liver_state, "tumour": source.tumour_state}
+    masks: dict[str, sitk.Image] = {}
+    for name, volume in (("liver", source.liver), ("tumour", source.tumour)):
+        if volume is None:
+            continue
+        mask = volume.read()
+        if source.empty_is_absent and not to_array(mask).any():
+            states[name] = LabelState.ABSENT
+            continue
         check_mask(name, mask, original, source.modality)
+        masks[name] = sitk.Cast(canonical(mask), sitk.sitkUInt8)
 
     image = sitk.Cast(canonical(original), sitk.sitkInt16 if source.modality == Modality.CT else sitk.sitkFloat32)
-    digest = hashlib.sha256(to_array(image).tobytes()).hexdigest()
-    if (twin := seen.setdefault(digest, source.case_id)) != source.case_id:
-        raise Refusal("no scan is there twice", f"same voxels as case {twin}")
-
-    files = {"image": image} | {name: sitk.Cast(canonical(mask), sitk.sitkUInt8) for name, mask in originals.items()}
+    _check_anatomy(image, masks, source.distances_known)
+    files = {"image": image} | masks
     paths = {name: f"volumes/{source.case_id}/{name}.nii.gz" for name in files}
     for name, volume in files.items():
         write_image(volume, folder / paths[name])
@@ -102,27 +223,43 @@ def _ingest_case(source: SourceCase, folder: Path, split: SplitParams, seen: dic
         image=paths["image"],
         liver=paths.get("liver", ""),
         tumour=paths.get("tumour", ""),
-        liver_state=source.liver_state,
-        tumour_state=source.tumour_state,
+        liver_state=states["liver"],
+        tumour_state=states["tumour"],
         split=source.split or split_of(source, split),
         spacing_mm=geometry.spacing_zyx_mm,
         size=geometry.size_zyx,
         distances_known=source.distances_known,
         licence=source.licence,
-        header=_header(original),
+        source_sha256=origin,
+        voxels_sha256=hashlib.sha256(to_array(image).tobytes()).hexdigest(),
+        header=_header(original, source.facts),
         **hashes,
     )
 
 
-def _header(original: sitk.Image) -> str:
-    facts = {
+def _check_anatomy(image: sitk.Image, masks: Mapping[str, sitk.Image], distances_known: bool) -> None:
+    """What masks have to be in a patient: the liver of a size and in a place, the tumour near it."""
+    geometry = Geometry.of(image)
+    arrays = {name: to_array(mask) > 0 for name, mask in masks.items()}
+    if "liver" not in arrays:
+        return
+    liver = arrays["liver"] | arrays["tumour"] if "tumour" in arrays else arrays["liver"]
+    if distances_known:
+        check_volume(liver, geometry)
+    if "tumour" in arrays:
+        check_tumour_in_liver(arrays["tumour"], arrays["liver"], geometry.spacing_zyx_mm)
+    check_placement(liver, to_array(image), geometry.spacing_zyx_mm)
+
+
+def _header(original: sitk.Image, facts: Mapping[str, str]) -> str:
+    geometry = {
         "size_xyz": original.GetSize(),
         "spacing_xyz_mm": original.GetSpacing(),
         "origin_lps_mm": original.GetOrigin(),
         "direction": original.GetDirection(),
         "voxel_type": original.GetPixelIDTypeAsString(),
     }
-    return json.dumps(facts, sort_keys=True)
+    return json.dumps({**facts, **geometry}, sort_keys=True)
 
 
 def split_of(case: SourceCase, params: SplitParams) -> Split:
