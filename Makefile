@@ -53,6 +53,7 @@ images: ## build the image that the stages run in
 
 lock: ## resolve the dependencies anew
 	test -x $(BIN)/uv || ($(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet uv==$(UV_VERSION))
+	sed -i '/^torch==/d' requirements.lock requirements-dev.lock
 	$(BIN)/uv pip compile --quiet --no-header --no-emit-find-links -c <(echo $(TORCH)) pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --no-header --no-emit-find-links --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 	sed -i -E 's/^(torch==[0-9.]+)\+[a-z0-9]+/\1/' requirements.lock requirements-dev.lock

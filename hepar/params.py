@@ -21,6 +21,12 @@ def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def _none_or_enough(cases: int) -> int:
+    if cases != 0 and cases < MIN_PHANTOMS:
+        raise ValueError(f"{cases} phantoms are too few, must be 0 or at least {MIN_PHANTOMS}")
+    return cases
+
+
 def _whole(value: Any) -> Any:
     """Whole floats as integers, however deep: KFP hands 3 on as 3.0, and a network wants sizes."""
     if isinstance(value, Mapping):
@@ -30,6 +36,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+MIN_PHANTOMS = 8
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -48,7 +55,7 @@ class Section(BaseModel):
 class PhantomParams(Section):
     """The built-in digital abdomens, read where the source is `phantoms`."""
 
-    cases: Annotated[int, Field(ge=8)]  # half CT, half MR
+    cases: Annotated[int, Field(ge=MIN_PHANTOMS)]  # half CT, half MR
     seed: Count
     size_zyx: SizeZYX  # voxels; the field of view stays an abdomen
 
@@ -64,6 +71,7 @@ class IngestParams(Section):
     """Reading, checking and canonicalising the source."""
 
     phantoms: PhantomParams
+    added_phantoms: Annotated[int, AfterValidator(_none_or_enough)]  # that join another source's training patients
     layout: str  # of a folder or zip: auto, or one of those that docs/data.md names
     uneven_slices: Literal["refuse", "resample"]  # of DICOM series with unequal steps or a tilted gantry
     split: SplitParams

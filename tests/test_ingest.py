@@ -271,3 +271,18 @@ def test_all_scans_of_a_patient_share_its_split_whatever_they_are() -> None:
         scan = scan_of(f"p{number}")
         others = (replace(scan, modality=Modality.MR), replace(scan, liver_state=LabelState.UNKNOWN))
         assert {split_of(other, SPLIT) for other in others} == {split_of(scan, SPLIT)}
+
+
+def test_added_phantoms_teach_and_are_never_held_out(source: Source, tiny: Params) -> None:
+    own = {row["case_id"] for row in source.rows()}
+    cohort = Cohort.load(ingest(source, tiny.ingest.model_copy(update={"added_phantoms": 10})))
+    added = [case for case in cohort if case.case_id not in own]
+    assert len(added) == 10
+    assert {case.split for case in added} == {Split.TRAIN}
+    assert {case.modality for case in added} == {Modality.CT, Modality.MR}
+    assert all(case.liver_state == case.tumour_state == LabelState.MANUAL for case in added)
+
+
+def test_too_few_added_phantoms_are_refused(tiny: Params) -> None:
+    with pytest.raises(ValueError, match="3 phantoms are too few, must be 0 or at least 8"):
+        IngestParams.model_validate({**tiny.ingest.model_dump(), "added_phantoms": 3})

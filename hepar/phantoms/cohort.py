@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,6 +71,8 @@ PATTERN = (
     Labels("train", *_TUMOUR_ONLY),
     Labels("train", *_BOTH),
 )
+# to learn from beside other data: nothing is hidden, nothing held out
+TEACHING = (Labels("train", *_BOTH),)
 
 
 def write_phantoms(
@@ -80,10 +82,12 @@ def write_phantoms(
     size_zyx: tuple[int, int, int] = (64, 96, 96),
     progress: Callable[[int, int], None] | None = None,
     hidden: Path | None = None,
+    pattern: Sequence[Labels] = PATTERN,
 ) -> Path:
     """Write `out/cohort.csv` and the volumes of `cases` scans, CT and MR in turn; gives the table's path.
 
-    A mask whose state is not manual is not written; with `hidden` every true mask goes there too, as
+    Splits and label states of each modality follow `pattern` in turn. A mask whose state is not manual is not
+    written; with `hidden` every true mask goes there too, as
     `<case>_liver.nii.gz` and `<case>_tumour.nii.gz`. A cohort of the same seed with more cases begins with these.
     Raises ValueError for fewer than 8 cases.
     """
@@ -91,7 +95,7 @@ def write_phantoms(
         raise ValueError(f"a phantom cohort has at least {MIN_CASES} cases, {cases} are too few")
     out.mkdir(parents=True, exist_ok=True)
     rows = []
-    write = partial(_write_case, out, seed=seed, size_zyx=size_zyx, hidden=hidden)
+    write = partial(_write_case, out, seed=seed, size_zyx=size_zyx, hidden=hidden, pattern=tuple(pattern))
     with _many(cases) as run:
         for row in run(write, range(cases)):
             rows.append(row)
@@ -116,11 +120,16 @@ def _many(cases: int) -> Iterator[Callable[..., Iterable[dict[str, str]]]]:
 
 
 def _write_case(
-    out: Path, index: int, seed: int, size_zyx: tuple[int, int, int], hidden: Path | None
+    out: Path,
+    index: int,
+    seed: int,
+    size_zyx: tuple[int, int, int],
+    hidden: Path | None,
+    pattern: Sequence[Labels],
 ) -> dict[str, str]:
     rng = np.random.default_rng([seed, index])
     modality = ("CT", "MR")[index % 2]
-    labels = PATTERN[index // 2 % len(PATTERN)]
+    labels = pattern[index // 2 % len(pattern)]
     sequence = _sequence(modality, index // 2, seed)
     # the field of view of an abdomen whatever the number of voxels
     height_mm, width_mm = rng.uniform(235, 275), rng.uniform(330, 365)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hepar.errors import DataError
-from hepar.params import IngestParams
-from hepar.phantoms import write_phantoms
+from hepar.params import IngestParams, PhantomParams
+from hepar.phantoms import PATTERN, TEACHING, Labels, write_phantoms
 from hepar.progress import current
 from hepar.readers import bids, chaos, dicom_tree, ircadb, lits, nnunet, pairs, totalsegmentator
 from hepar.readers.archive import unpacked
@@ -66,13 +66,26 @@ LAYOUTS = {
 def open_source(source: str, params: IngestParams) -> Iterator[list[SourceCase]]:
     """The cases of a source: a table, a folder or zip of a known layout, or the word `phantoms`.
 
-    What has to be unpacked or made lies in a temporary folder as long as the context. Raises DataError where the
-    source is missing, empty, or of no layout.
+    With `params.added_phantoms` so many phantoms join the training patients of any other source. What has to be
+    unpacked or made lies in a temporary folder as long as the context. Raises DataError where the source is missing,
+    empty, or of no layout.
     """
-    if source == PHANTOMS:
-        with _phantoms(params) as cases:
-            yield cases
-        return
+    phantoms = params.phantoms
+    with ExitStack() as stack:
+        if source == PHANTOMS:
+            yield stack.enter_context(_phantoms(phantoms, phantoms.cases, PATTERN))
+            return
+        cases = stack.enter_context(_opened(source, params))
+        if params.added_phantoms:
+            # of another seed, so that they differ from phantoms that a source may hold
+            others = phantoms.model_copy(update={"seed": phantoms.seed + 1})
+            added = stack.enter_context(_phantoms(others, params.added_phantoms, TEACHING))
+            cases = [*cases, *(_named_as_added(case) for case in added)]
+        yield cases
+
+
+@contextmanager
+def _opened(source: str, params: IngestParams) -> Iterator[list[SourceCase]]:
     path = Path(source)
     if not path.exists():
         raise DataError(f"source {source}: there is no such file or folder")
@@ -81,10 +94,16 @@ def open_source(source: str, params: IngestParams) -> Iterator[list[SourceCase]]
         return
     with unpacked(path) as folder:
         layout = _choose(source, folder) if params.layout == AUTO else params.layout
+        if layout not in LAYOUTS:
+            raise DataError(f"ingest.layout is {layout!r}, must be one of {AUTO}, {', '.join(LAYOUTS)}")
         cases = LAYOUTS[layout].read(folder, params)
         if not cases:
             raise DataError(f"source {source}: layout {layout} finds no case in it")
         yield cases
+
+
+def _named_as_added(case: SourceCase) -> SourceCase:
+    return replace(case, case_id=f"added-{case.case_id}", patient_id=f"added-{case.patient_id}")
 
 
 def _choose(source: str, folder: Path) -> str:
@@ -97,17 +116,17 @@ def _choose(source: str, folder: Path) -> str:
 
 
 @contextmanager
-def _phantoms(params: IngestParams) -> Iterator[list[SourceCase]]:
-    phantoms = params.phantoms
+def _phantoms(params: PhantomParams, cases: int, pattern: Sequence[Labels]) -> Iterator[list[SourceCase]]:
     with (
         tempfile.TemporaryDirectory(prefix="hepar-phantoms-") as folder,
-        current().counting(phantoms.cases, "phantoms") as count,
+        current().counting(cases, "phantoms") as count,
     ):
         table = write_phantoms(
             Path(folder),
-            cases=phantoms.cases,
-            seed=phantoms.seed,
-            size_zyx=phantoms.size_zyx,
+            cases=cases,
+            seed=params.seed,
+            size_zyx=params.size_zyx,
             progress=lambda done, total: count.advance(done),
+            pattern=pattern,
         )
         yield read_table(table)

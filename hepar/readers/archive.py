@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 import tempfile
@@ -81,7 +80,7 @@ def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:
         raise DataError(f"{archive}: it would unpack to {total} bytes, more than {limit}")
     for member in members:
         path = PurePosixPath(member.filename.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or os.path.isabs(member.filename):
+        if path.is_absolute() or ".." in path.parts:
             raise DataError(f"{archive}: member {member.filename!r} leaves the folder")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise DataError(f"{archive}: member {member.filename!r} is a link")

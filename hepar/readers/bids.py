@@ -13,7 +13,9 @@ from hepar.cases import LabelState, Modality
 from hepar.readers.files import folders, safe_id
 from hepar.readers.source import SourceCase, VolumeFile
 
-IMAGE = re.compile(r"(sub-[A-Za-z0-9]+(?:_[a-z]+-[A-Za-z0-9]+)*)_(ct|CT|T1w|T2w|PDw|T2starw|FLAIR|dwi|MR)\.nii(?:\.gz)?")
+IMAGE = re.compile(
+    r"(sub-[A-Za-z0-9]+(?:_[a-z]+-[A-Za-z0-9]+)*)_(ct|CT|T1w|T2w|PDw|T2starw|FLAIR|dwi|MR)\.nii(?:\.gz)?"
+)
 ENTITY = re.compile(r"([a-z]+)-([A-Za-z0-9]+)")
 LABELS = {"liver": ("liver",), "tumour": ("tumour", "tumor", "lesion")}
 

@@ -49,9 +49,9 @@ class PngMask:
         return mask
 
 
-def _between(array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], greys: tuple[int, int]) -> np.ndarray[
-    tuple[int, ...], np.dtype[np.uint8]
-]:
+def _between(
+    array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], greys: tuple[int, int]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return ((array >= greys[0]) & (array <= greys[1])).astype(np.uint8)
 
 
@@ -62,10 +62,7 @@ def recognise(folder: Path) -> str:
 
 def read(folder: Path, uneven: Uneven = "refuse") -> list[SourceCase]:
     """Each volume; one without `Ground/`, as in the test sets, has an unknown liver."""
-    cases = []
-    for place in _scans(folder):
-        for stack in stacks(scan(place / SCANS)):
-            cases.append(_case(folder, place, stack, uneven))
+    cases = [_case(folder, place, stack, uneven) for place in _scans(folder) for stack in stacks(scan(place / SCANS))]
     return sorted(cases, key=lambda case: case.case_id)
 
 

@@ -220,7 +220,13 @@ def _grid(instance: Instance) -> tuple[object, ...]:
     """What slices of one volume share."""
     orientation = tuple(round(float(value), 3) for value in instance.get("ImageOrientationPatient"))
     spacing = tuple(round(float(value), 4) for value in instance.get("PixelSpacing"))
-    return (str(instance.get("SeriesInstanceUID")), orientation, spacing, int(instance.get("Rows")), int(instance.get("Columns")))
+    return (
+        str(instance.get("SeriesInstanceUID")),
+        orientation,
+        spacing,
+        int(instance.get("Rows")),
+        int(instance.get("Columns")),
+    )
 
 
 def _told_apart(members: Sequence[Instance]) -> list[list[Instance]]:

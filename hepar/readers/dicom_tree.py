@@ -1,4 +1,4 @@
-"""Any tree of DICOM files: image volumes, and masks as DICOM-SEG, RTSTRUCT or series whose name says liver or tumour."""
+"""Any tree of DICOM files: image volumes, and masks as DICOM-SEG, RTSTRUCT or series named liver or tumour."""
 
 from __future__ import annotations
 
@@ -150,7 +150,9 @@ def _belongs(mask: Stack, image: Stack, images: Sequence[Stack]) -> bool:
         return False
     same_study = [other for other in images if fits(other)]
     if len(same_study) > 1:
-        mates = [other for other in same_study if other.first.get("StudyInstanceUID") == mask.first.get("StudyInstanceUID")]
+        mates = [
+            other for other in same_study if other.first.get("StudyInstanceUID") == mask.first.get("StudyInstanceUID")
+        ]
         return image is (mates or same_study)[0]
     return True
 

@@ -1,4 +1,4 @@
-"""3D-IRCADb (IRCAD, Strasbourg): `PATIENT_DICOM/` and `MASKS_DICOM/STRUCTURE/`, every mask a DICOM series of its own."""
+"""3D-IRCADb (IRCAD, Strasbourg): `PATIENT_DICOM/` and `MASKS_DICOM/STRUCTURE/`, each mask a DICOM series."""
 
 from __future__ import annotations
 

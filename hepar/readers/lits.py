@@ -21,7 +21,9 @@ def read(folder: Path) -> list[SourceCase]:
     parts = list(folders(folder))
     masks = {key: path for part in parts for key, path in by_key(part, r"segmentation-(\d+)\.nii(?:\.gz)?").items()}
     volumes = {key: path for part in parts for key, path in _volumes(part).items()}
-    return [_case(int(key), path, masks.get(key)) for key, path in sorted(volumes.items(), key=lambda item: int(item[0]))]
+    return [
+        _case(int(key), path, masks.get(key)) for key, path in sorted(volumes.items(), key=lambda item: int(item[0]))
+    ]
 
 
 def _volumes(folder: Path) -> dict[str, Path]:

@@ -43,7 +43,9 @@ def test_every_voxel_lies_where_its_slice_says(orientation: tuple[float, ...], t
     for z, path in enumerate(paths):
         header = pydicom.dcmread(path, stop_before_pixels=True)
         assert np.allclose(image.TransformIndexToPhysicalPoint((0, 0, z)), header.ImagePositionPatient, atol=1e-3)
-    along_row = np.subtract(image.TransformIndexToPhysicalPoint((1, 0, 0)), image.TransformIndexToPhysicalPoint((0, 0, 0)))
+    along_row = np.subtract(
+        image.TransformIndexToPhysicalPoint((1, 0, 0)), image.TransformIndexToPhysicalPoint((0, 0, 0))
+    )
     assert np.allclose(along_row, 0.7 * np.array(orientation[:3]), atol=1e-3)  # PixelSpacing is rows first
 
 
@@ -127,7 +129,7 @@ def test_doubled_slices_that_nothing_tells_apart_are_refused(tmp_path: Path) -> 
     series = generate_uid()
     write_series(tmp_path, phantom_voxels(), series=series)
     write_series(tmp_path, phantom_voxels(seed=1)[:2], series=series, names="again{}")
-    with pytest.raises(Refusal, match="no two slices of a volume lie at one place: 2 of 14"):
+    with pytest.raises(Refusal, match=r"no two slices of a volume lie at one place: 2 of 14"):
         one(tmp_path).image.read()
 
 
@@ -135,7 +137,7 @@ def test_uneven_steps_are_refused_or_resampled(tmp_path: Path) -> None:
     heights = [0, 3, 6, 9, 12, 15, 18, 22, 26, 30, 34, 38]
     ramp = np.broadcast_to(np.array(heights, float)[:, None, None] * 10, (12, 20, 24))
     write_series(tmp_path, ramp, heights=heights)
-    with pytest.raises(Refusal, match="slices are evenly spaced: 3.00 to 4.00 mm"):
+    with pytest.raises(Refusal, match=r"slices are evenly spaced: 3.00 to 4.00 mm"):
         one(tmp_path).image.read()
     image = one(tmp_path, uneven="resample").image.read()
     step = image.GetSpacing()[2]
@@ -147,7 +149,7 @@ def test_a_tilted_gantry_is_refused_or_straightened(tmp_path: Path) -> None:
     upright[:, 15:25, 8:16] = 100  # a column along the body's axis
     tilted = np.stack([np.roll(plane, -index, axis=0) for index, plane in enumerate(upright)])
     write_series(tmp_path, tilted, sideways_mm=0.8)  # one row a slice
-    with pytest.raises(Refusal, match="the gantry is not tilted: slices lie askew by 14.9 degrees"):
+    with pytest.raises(Refusal, match=r"the gantry is not tilted: slices lie askew by 14.9 degrees"):
         one(tmp_path).image.read()
     assert np.array_equal(array(one(tmp_path, uneven="resample").image.read()), upright)
 

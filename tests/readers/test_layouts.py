@@ -177,9 +177,7 @@ def test_a_layout_is_recognised_and_read(
 
 
 @pytest.mark.parametrize(("layout", "make"), {(row[0], row[1]) for row in CASES if row[0] != "atlas"})
-def test_no_other_layout_reads_it(
-    layout: str, make: Callable[[Path], None], tmp_path: Path, tiny: Params
-) -> None:
+def test_no_other_layout_reads_it(layout: str, make: Callable[[Path], None], tmp_path: Path, tiny: Params) -> None:
     make(tmp_path)
     others = [name for name, other in LAYOUTS.items() if name != layout and other.recognise(tmp_path)]
     assert others == []
@@ -202,19 +200,19 @@ def test_an_nnunet_set_of_several_channels_is_refused(tmp_path: Path, tiny: Para
     description = json.loads((tmp_path / "dataset.json").read_text())
     description["channel_names"] = {"0": "T1", "1": "T2"}
     (tmp_path / "dataset.json").write_text(json.dumps(description))
-    with pytest.raises(DataError, match="channel_names has 2 channels, must have one"):
+    with pytest.raises(DataError, match=r"channel_names has 2 channels, must have one"):
         found(tmp_path, tiny)
 
 
 def test_a_folder_of_no_layout_is_refused_with_the_list_of_layouts(tmp_path: Path, tiny: Params) -> None:
     write(tmp_path / "something.nii.gz")
-    with pytest.raises(DataError, match="no layout is recognised; there are table, msd-liver, .*, dicom"):
+    with pytest.raises(DataError, match=r"no layout is recognised; there are table, msd-liver, .*, dicom"):
         found(tmp_path, tiny)
 
 
 def test_a_layout_that_is_asked_for_and_not_there_finds_no_case(tmp_path: Path, tiny: Params) -> None:
     lits(tmp_path)
-    with pytest.raises(DataError, match="layout amos finds no case"):
+    with pytest.raises(DataError, match=r"layout amos finds no case"):
         found(tmp_path, tiny, layout="amos")
 
 
@@ -231,7 +229,7 @@ def test_a_zip_reads_as_the_folder_that_it_holds(tmp_path: Path, tiny: Params) -
 def test_a_zip_that_writes_outside_its_folder_is_refused(name: str, tmp_path: Path, tiny: Params) -> None:
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.writestr(name, b"0")
-    with pytest.raises(DataError, match="leaves the folder"), open_source(str(tmp_path / "bad.zip"), tiny.ingest):
+    with pytest.raises(DataError, match=r"leaves the folder"), open_source(str(tmp_path / "bad.zip"), tiny.ingest):
         pass
     assert not list(tmp_path.rglob("outside.nii"))
 
@@ -242,5 +240,8 @@ def test_a_zip_that_expands_beyond_all_measure_is_refused(
     monkeypatch.setattr("hepar.readers.archive.MIN_LIMIT_BYTES", 10_000)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", bytes(10**7))
-    with pytest.raises(DataError, match="unpack to 10000000 bytes"), open_source(str(tmp_path / "bomb.zip"), tiny.ingest):
+    with (
+        pytest.raises(DataError, match=r"unpack to 10000000 bytes"),
+        open_source(str(tmp_path / "bomb.zip"), tiny.ingest),
+    ):
         pass

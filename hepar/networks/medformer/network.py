@@ -132,7 +132,16 @@ class _CPUInstanceNorm(torch.autograd.Function):
         ):
             out_1cdhw.copy_(
                 torch.ops.aten.native_batch_norm_backward(
-                    gradient_1cdhw, x_1cdhw, None, None, None, mean_c, inverse_std_c, True, ctx.eps, [True, False, False]
+                    gradient_1cdhw,
+                    x_1cdhw,
+                    None,
+                    None,
+                    None,
+                    mean_c,
+                    inverse_std_c,
+                    True,
+                    ctx.eps,
+                    [True, False, False],
                 )[0]
             )
         return out_bcdhw, None
