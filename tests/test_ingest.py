@@ -17,6 +17,7 @@ from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
 from hepar.listing import cohort_table
 from hepar.params import IngestParams, Params, SplitParams
+from hepar.phantoms import write_phantoms
 from hepar.readers.source import SourceCase
 from hepar.readers.table import read_table
 from hepar.stages.ingest import QUARANTINE, run, split_of
@@ -286,3 +287,91 @@ def test_added_phantoms_teach_and_are_never_held_out(source: Source, tiny: Param
 def test_too_few_added_phantoms_are_refused(tiny: Params) -> None:
     with pytest.raises(ValueError, match="3 phantoms are too few, must be 0 or at least 8"):
         IngestParams.model_validate({**tiny.ingest.model_dump(), "added_phantoms": 3})
+
+
+def identity(path: Path) -> int:
+    return path.stat().st_ino
+
+
+def test_a_second_ingest_links_what_did_not_change_and_writes_what_did(source: Source, tiny: Params) -> None:
+    folder = ingest(source, tiny.ingest)
+    before = {case.case_id: (case, identity(folder / case.image)) for case in Cohort.load(folder)}
+    tumour = next(row["tumour"] for row in source.rows() if row["case_id"] == SCAN)
+    source.change(tumour, lambda mask: sitk.BinaryDilate(mask, (1, 1, 1)))
+    after = {case.case_id: (case, identity(folder / case.image)) for case in Cohort.load(ingest(source, tiny.ingest))}
+    assert after.keys() == before.keys()
+    for case_id, (case, inode) in after.items():
+        assert (case == before[case_id][0]) == (case_id != SCAN)
+        assert (inode == before[case_id][1]) == (case_id != SCAN)
+
+
+def test_linked_and_new_cohorts_have_the_same_content(source: Source, tiny: Params) -> None:
+    rows = source.rows()
+    source.rewrite(rows[:-2])
+    ingest(source, tiny.ingest.model_copy(update={"max_refused_share": 1.0}))
+    source.rewrite(rows)
+    grown = read_manifest(ingest(source, tiny.ingest), "cohort").hash
+    shutil.rmtree(source.folder.parent / "cohort")
+    assert read_manifest(ingest(source, tiny.ingest), "cohort").hash == grown
+
+
+def test_cases_done_by_several_processes_are_those_of_one(
+    source: Source, tiny: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = read_manifest(ingest(source, tiny.ingest), "cohort").hash
+    shutil.rmtree(source.folder.parent / "cohort")
+    monkeypatch.setattr("hepar.stages.ingest.MIN_PARALLEL_CASES", 1)
+    assert read_manifest(ingest(source, tiny.ingest), "cohort").hash == one
+
+
+def test_the_quarantine_list_survives_a_failed_ingest(source: Source, tiny: Params) -> None:
+    for row in source.rows():
+        source.change(row["image"], lambda image: image * 0)
+    assert "cohort.quarantine.csv lists them" in refusal(source, tiny.ingest)
+    with (source.folder.parent / "cohort.quarantine.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 8
+
+
+def flip(axis: int) -> Callable[[sitk.Image], sitk.Image]:
+    def edit(mask: sitk.Image) -> sitk.Image:
+        flipped = sitk.GetImageFromArray(np.flip(sitk.GetArrayFromImage(mask), axis))
+        flipped.CopyInformation(mask)
+        return flipped
+
+    return edit
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_mirrored_liver_is_refused(axis: int, tmp_path: Path, tiny: Params) -> None:
+    write_phantoms(tmp_path / "source", cases=8, seed=5, size_zyx=(40, 60, 60))
+    source = Source(tmp_path / "source")
+    row = next(row for row in source.rows() if row["liver"] and row["tumour"] and row["split"] == "val")
+    for name in ("liver", "tumour"):
+        source.change(row[name], flip(axis))
+    (line,) = quarantine(ingest(source, tiny.ingest))
+    assert line["case_id"] == row["case_id"]
+    assert "lies" in line["rule"]
+
+
+def test_mr_declared_as_ct_and_ct_declared_as_mr_are_refused(source: Source, tiny: Params) -> None:
+    other = {"CT": "MR", "MR": "CT"}
+    for number in (6, 7):
+        rows = source.rows()
+        rows[number]["modality"] = other[rows[number]["modality"]]
+        source.rewrite(rows)
+        lines = quarantine(ingest(source, tiny.ingest.model_copy(update={"max_refused_share": 1.0})))
+        assert rows[number]["case_id"] in {
+            line["case_id"] for line in lines if "values of an image are those of its modality" in line["rule"]
+        }
+
+
+def test_a_header_that_claims_a_tebibyte_allocates_nothing(source: Source, tiny: Params) -> None:
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 10000 10000 10000\nElementType = MET_UCHAR\n"
+    (source.folder / SCAN / "image.mha").write_text(header + "ElementDataFile = LOCAL\n")
+    rows = source.rows()
+    for row in rows:
+        if row["case_id"] == SCAN:
+            row["image"] = f"{SCAN}/image.mha"
+    source.rewrite(rows)
+    (line,) = quarantine(ingest(source, tiny.ingest))
+    assert "claims 10000×10000×10000 voxels, but the file has" in line["value"]
