@@ -28,6 +28,7 @@ from hepar.artifacts import MANIFEST, read_manifest
 from hepar.compute import available_cores
 from hepar.errors import HeparError
 from hepar.params import Params, dump_params
+from hepar.readers import keys
 from hepar.training import checkpoint
 
 STAGES = (
@@ -270,13 +271,15 @@ def _docker_runner(request: Mapping[str, Any], local: Any) -> Any:
     from docker.types import Mount
 
     folders = {str(Path(request["root"]).parent): False}
+    environment = dict(request["environment"])
     if request["source"] != "phantoms":
         source = Path(request["source"])
         folders[str(source if source.is_dir() else source.parent)] = True
+        environment[keys.VARIABLE] = keys.patient_key().decode()  # or each container would make one of its own
     mounts = [Mount(target=path, source=path, type="bind", read_only=fixed) for path, fixed in folders.items()]
     return local.DockerRunner(
         mounts=mounts,
-        environment=dict(request["environment"]),
+        environment=environment,
         network_mode="host",
         user=f"{os.getuid()}:{os.getgid()}",
         nano_cpus=available_cores() * 10**9,

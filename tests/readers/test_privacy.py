@@ -66,4 +66,3 @@ def test_the_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path, monkey
     monkeypatch.setenv(VARIABLE, "short")
     with pytest.raises(DataError, match=f"the patient key in {VARIABLE} has 5 characters, must have 16 or more"):
         patient_key()
-
