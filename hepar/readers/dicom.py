@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -125,16 +125,19 @@ class Instance:
         return float(self.axes[2] @ self.position)
 
 
-def scan(root: Path) -> list[Instance]:
+def scan(root: Path) -> Iterator[Instance]:
     """Headers of all DICOM files below a folder; other files are passed over."""
-    found = []
     for folder in folders(root):
         for path in sorted(folder.iterdir()):
             if path.is_file() and not path.name.startswith("."):
                 instance = read_header(path)
                 if instance is not None:
-                    found.append(instance)
-    return found
+                    yield instance
+
+
+def holds_images(root: Path) -> bool:
+    """Whether there is a CT or MR instance below a folder; reads until the first."""
+    return any(instance.get("SOPClassUID") in {**CLASSIC, **ENHANCED} for instance in scan(root))
 
 
 def read_header(path: Path) -> Instance | None:

@@ -20,6 +20,7 @@ from hepar.readers.dicom import (
     Instance,
     Stack,
     Uneven,
+    holds_images,
     keyed_hash,
     scan,
     stacks,
@@ -27,6 +28,7 @@ from hepar.readers.dicom import (
 from hepar.readers.source import SourceCase, Union, Volume
 from hepar.volumes import Geometry
 
+CONTOUR_TOLERANCE = 0.4  # of the step between slices
 WORDS = {
     "liver": re.compile(r"\b(whole[ _-]?)?(liver|hepar|leber|foie)\b", re.IGNORECASE),
     "tumour": re.compile(
@@ -36,13 +38,12 @@ WORDS = {
 
 
 def recognise(folder: Path) -> str:
-    count = sum(1 for stack in stacks(scan(folder)) if not structure_of(stack))
-    return f"{count} DICOM volumes" if count else ""
+    return "it holds DICOM images of CT or MR" if holds_images(folder) else ""
 
 
 def read(folder: Path, key: bytes, uneven: Uneven = "refuse") -> list[SourceCase]:
     """One case for each CT or MR volume that is no mask; ids are keyed hashes of the patient's and the series' ids."""
-    instances = scan(folder)
+    instances = list(scan(folder))
     found = stacks(instances)
     masks = [(structure, stack) for stack in found if (structure := structure_of(stack))]
     images = [stack for stack in found if not structure_of(stack)]
@@ -261,6 +262,8 @@ def _read_contours(drawn: Drawn, image: sitk.Image) -> sitk.Image:
             points = np.array(contour.ContourData, float).reshape(-1, 3)
             index = np.array([image.TransformPhysicalPointToContinuousIndex(point.tolist()) for point in points])
             z = round(float(index[:, 2].mean()))
+            if float(np.abs(index[:, 2] - z).max()) > CONTOUR_TOLERANCE:
+                raise Refusal("every contour lies in a slice of its image", f"one from {index[:, 2].min():.1f} on")
             if not 0 <= z < size_zyx[0]:
                 raise Refusal("every contour lies inside its image", f"a contour at slice {z} of {size_zyx[0]}")
             low = np.maximum(np.floor(index[:, :2].min(axis=0)).astype(int), 0)
