@@ -60,6 +60,13 @@ class PhantomParams(Section):
     size_zyx: SizeZYX  # voxels; the field of view stays an abdomen
 
 
+class AddedPhantoms(Section):
+    """Phantoms of each modality, all masks known, that join the training patients of another source; 0 for none."""
+
+    CT: Annotated[int, AfterValidator(_none_or_enough)]
+    MR: Annotated[int, AfterValidator(_none_or_enough)]
+
+
 class SplitParams(Section):
     """Shares of patients held out, where the source names no split of its own."""
 
@@ -71,7 +78,7 @@ class IngestParams(Section):
     """Reading, checking and canonicalising the source."""
 
     phantoms: PhantomParams
-    added_phantoms: Annotated[int, AfterValidator(_none_or_enough)]  # that join another source's training patients
+    added_phantoms: AddedPhantoms
     layout: str  # of a folder or zip: auto, or one of those that docs/data.md names
     uneven_slices: Literal["refuse", "resample"]  # of DICOM series with unequal steps or a tilted gantry
     split: SplitParams

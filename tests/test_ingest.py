@@ -16,7 +16,7 @@ from hepar.artifacts import read_manifest
 from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
 from hepar.listing import cohort_table
-from hepar.params import IngestParams, Params, SplitParams
+from hepar.params import AddedPhantoms, IngestParams, Params, SplitParams
 from hepar.phantoms import write_phantoms
 from hepar.readers.source import SourceCase
 from hepar.readers.table import read_table
@@ -276,17 +276,18 @@ def test_all_scans_of_a_patient_share_its_split_whatever_they_are() -> None:
 
 def test_added_phantoms_teach_and_are_never_held_out(source: Source, tiny: Params) -> None:
     own = {row["case_id"] for row in source.rows()}
-    cohort = Cohort.load(ingest(source, tiny.ingest.model_copy(update={"added_phantoms": 10})))
-    added = [case for case in cohort if case.case_id not in own]
-    assert len(added) == 10
-    assert {case.split for case in added} == {Split.TRAIN}
-    assert {case.modality for case in added} == {Modality.CT, Modality.MR}
-    assert all(case.liver_state == case.tumour_state == LabelState.MANUAL for case in added)
+    added = AddedPhantoms(CT=10, MR=0)
+    cohort = Cohort.load(ingest(source, tiny.ingest.model_copy(update={"added_phantoms": added})))
+    others = [case for case in cohort if case.case_id not in own]
+    assert len(others) == 10
+    assert {case.split for case in others} == {Split.TRAIN}
+    assert {case.modality for case in others} == {Modality.CT}
+    assert all(case.liver_state == case.tumour_state == LabelState.MANUAL for case in others)
 
 
-def test_too_few_added_phantoms_are_refused(tiny: Params) -> None:
+def test_too_few_added_phantoms_are_refused() -> None:
     with pytest.raises(ValueError, match="3 phantoms are too few, must be 0 or at least 8"):
-        IngestParams.model_validate({**tiny.ingest.model_dump(), "added_phantoms": 3})
+        AddedPhantoms(CT=0, MR=3)
 
 
 def identity(path: Path) -> int:

@@ -83,8 +83,9 @@ def write_phantoms(
     progress: Callable[[int, int], None] | None = None,
     hidden: Path | None = None,
     pattern: Sequence[Labels] = PATTERN,
+    modalities: Sequence[str] = ("CT", "MR"),
 ) -> Path:
-    """Write `out/cohort.csv` and the volumes of `cases` scans, CT and MR in turn; gives the table's path.
+    """Write `out/cohort.csv` and the volumes of `cases` scans, `modalities` in turn; gives the table's path.
 
     Splits and label states of each modality follow `pattern` in turn. A mask whose state is not manual is not
     written; with `hidden` every true mask goes there too, as
@@ -95,7 +96,15 @@ def write_phantoms(
         raise ValueError(f"a phantom cohort has at least {MIN_CASES} cases, {cases} are too few")
     out.mkdir(parents=True, exist_ok=True)
     rows = []
-    write = partial(_write_case, out, seed=seed, size_zyx=size_zyx, hidden=hidden, pattern=tuple(pattern))
+    write = partial(
+        _write_case,
+        out,
+        seed=seed,
+        size_zyx=size_zyx,
+        hidden=hidden,
+        pattern=tuple(pattern),
+        modalities=tuple(modalities),
+    )
     with _many(cases) as run:
         for row in run(write, range(cases)):
             rows.append(row)
@@ -126,11 +135,13 @@ def _write_case(
     size_zyx: tuple[int, int, int],
     hidden: Path | None,
     pattern: Sequence[Labels],
+    modalities: Sequence[str],
 ) -> dict[str, str]:
     rng = np.random.default_rng([seed, index])
-    modality = ("CT", "MR")[index % 2]
-    labels = pattern[index // 2 % len(pattern)]
-    sequence = _sequence(modality, index // 2, seed)
+    number, turn = divmod(index, len(modalities))
+    modality = modalities[turn]
+    labels = pattern[number % len(pattern)]
+    sequence = _sequence(modality, number, seed)
     # the field of view of an abdomen whatever the number of voxels
     height_mm, width_mm = rng.uniform(235, 275), rng.uniform(330, 365)
     spacing = (height_mm / size_zyx[0], width_mm / size_zyx[2], width_mm / size_zyx[2])

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hepar.cases import Modality
 from hepar.errors import DataError
 from hepar.params import IngestParams, PhantomParams
 from hepar.phantoms import PATTERN, TEACHING, Labels, write_phantoms
@@ -66,21 +67,22 @@ LAYOUTS = {
 def open_source(source: str, params: IngestParams) -> Iterator[list[SourceCase]]:
     """The cases of a source: a table, a folder or zip of a known layout, or the word `phantoms`.
 
-    With `params.added_phantoms` so many phantoms join the training patients of any other source. What has to be
+    With `params.added_phantoms` phantoms join the training patients of any other source. What has to be
     unpacked or made lies in a temporary folder as long as the context. Raises DataError where the source is missing,
     empty, or of no layout.
     """
     phantoms = params.phantoms
     with ExitStack() as stack:
         if source == PHANTOMS:
-            yield stack.enter_context(_phantoms(phantoms, phantoms.cases, PATTERN))
+            yield stack.enter_context(_phantoms(phantoms, phantoms.cases, PATTERN, tuple(Modality)))
             return
         cases = stack.enter_context(_opened(source, params))
-        if params.added_phantoms:
-            # of another seed, so that they differ from phantoms that a source may hold
-            others = phantoms.model_copy(update={"seed": phantoms.seed + 1})
-            added = stack.enter_context(_phantoms(others, params.added_phantoms, TEACHING))
-            cases = [*cases, *(_named_as_added(case) for case in added)]
+        # of another seed, so that they differ from phantoms that a source may hold
+        others = phantoms.model_copy(update={"seed": phantoms.seed + 1})
+        for modality, count in ((Modality.CT, params.added_phantoms.CT), (Modality.MR, params.added_phantoms.MR)):
+            if count:
+                added = stack.enter_context(_phantoms(others, count, TEACHING, (modality,)))
+                cases = [*cases, *(_named_as_added(case) for case in added)]
         yield cases
 
 
@@ -116,7 +118,9 @@ def _choose(source: str, folder: Path) -> str:
 
 
 @contextmanager
-def _phantoms(params: PhantomParams, cases: int, pattern: Sequence[Labels]) -> Iterator[list[SourceCase]]:
+def _phantoms(
+    params: PhantomParams, cases: int, pattern: Sequence[Labels], modalities: Sequence[Modality]
+) -> Iterator[list[SourceCase]]:
     with (
         tempfile.TemporaryDirectory(prefix="hepar-phantoms-") as folder,
         current().counting(cases, "phantoms") as count,
@@ -128,5 +132,6 @@ def _phantoms(params: PhantomParams, cases: int, pattern: Sequence[Labels]) -> I
             size_zyx=params.size_zyx,
             progress=lambda done, total: count.advance(done),
             pattern=pattern,
+            modalities=[str(modality) for modality in modalities],
         )
         yield read_table(table)
