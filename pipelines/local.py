@@ -99,6 +99,7 @@ def _environment(workdir: Path, params: Params, runner: str, image: str) -> dict
         checkpoint.FOLDER_VARIABLE: os.environ.get(checkpoint.FOLDER_VARIABLE) or str(workdir / "checkpoints"),
         tracking.COMMIT_VARIABLE: tracking.git_commit(),
         "HEPAR_IMAGE": image,
+        "GOMP_SPINCOUNT": "100000",  # stages follow one another: nobody waits for the idle threads of another
     }
     if runner == "docker":
         environment.update(HOME="/tmp", USER="hepar")  # the container runs as the caller, whom it does not know
