@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from dicom_files import phantom_voxels, write_series
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
@@ -19,7 +20,6 @@ from hepar.errors import Refusal
 from hepar.readers import dicom_tree
 from hepar.readers.source import SourceCase
 from hepar.volumes import canonical
-from tests.readers.dicom_files import phantom_voxels, write_series
 
 KEY = b"a key of the tests"
 OBLIQUE = (0.9800, 0.1990, 0.0, -0.1849, 0.9107, 0.3694)

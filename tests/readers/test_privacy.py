@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_files import IDENTIFIERS, phantom_voxels, write_series
 
 from hepar.cases import Cohort
 from hepar.errors import DataError
@@ -18,7 +19,6 @@ from hepar.readers import dicom_tree
 from hepar.readers.keys import FILE_VARIABLE, VARIABLE, patient_key
 from hepar.stages.ingest import _ingest, _write_quarantine
 from hepar.volumes import write_image
-from tests.readers.dicom_files import IDENTIFIERS, phantom_voxels, write_series
 
 
 def test_no_identifier_of_a_dicom_header_is_written_anywhere(tmp_path: Path, tiny: Params) -> None:
