@@ -4,6 +4,7 @@ HeparError
 ├── ParamsError     a parameter is unknown, missing or out of range
 ├── DataError       a scan, a mask or a table breaks a rule; names case, rule and value
 │   └── Refusal     one case breaks a rule: it goes to quarantine and the others go on
+├── StorageError    a store or server does not give what it should; the case is not to blame
 └── ArtifactError   a folder handed from stage to stage is missing, half-written or of another kind
 """
 
@@ -29,6 +30,10 @@ class Refusal(DataError):
         super().__init__(f"{rule}: {value}")
         self.rule = rule
         self.value = value
+
+
+class StorageError(HeparError):
+    """A store or server is out of reach, refuses, or fails: nothing is wrong with a case."""
 
 
 class ArtifactError(HeparError):

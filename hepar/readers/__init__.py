@@ -6,24 +6,37 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from hepar.cases import Modality
 from hepar.errors import DataError
 from hepar.params import IngestParams, PhantomParams
 from hepar.phantoms import PATTERN, TEACHING, Labels, write_phantoms
 from hepar.progress import current
-from hepar.readers import bids, chaos, dicom_tree, ircadb, lits, nnunet, pairs, totalsegmentator
+from hepar.readers import bids, chaos, dicom_tree, dicomweb, ircadb, lits, nnunet, pairs, s3, totalsegmentator
 from hepar.readers.archive import unpacked
+from hepar.readers.dicom import Uneven
 from hepar.readers.keys import patient_key
+from hepar.readers.remote import RemoteFile, in_parallel
 from hepar.readers.source import SourceCase
 from hepar.readers.table import read_table
 
 PHANTOMS = "phantoms"
 TABLE = "cohort.csv"
 AUTO = "auto"
+Read = Callable[[Path, IngestParams, Callable[[str], Path]], list[SourceCase]]  # the last places `s3://` addresses
 
-__all__ = ["AUTO", "LAYOUTS", "PHANTOMS", "Layout", "SourceCase", "open_source"]
+__all__ = ["AUTO", "LAYOUTS", "PHANTOMS", "Layout", "SourceCase", "is_remote", "open_source"]
+
+
+class Store(Protocol):
+    """A folder whose files stand for those of a store."""
+
+    root: Path
+
+    def remote(self, path: Path) -> RemoteFile: ...
 
 
 @dataclass(frozen=True)
@@ -31,15 +44,19 @@ class Layout:
     """How a source may be laid out. `recognise` says in words what speaks for it; an empty string is no."""
 
     recognise: Callable[[Path], str]
-    read: Callable[[Path, IngestParams], list[SourceCase]]
+    read: Read
 
 
-def _plain(read: Callable[[Path], list[SourceCase]]) -> Callable[[Path, IngestParams], list[SourceCase]]:
-    return lambda folder, params: read(folder)
+def _plain(read: Callable[[Path], list[SourceCase]]) -> Read:
+    return lambda folder, params, elsewhere: read(folder)
 
 
-def _read_dicom(folder: Path, params: IngestParams) -> list[SourceCase]:
-    return dicom_tree.read(folder, patient_key(), params.uneven_slices)
+def _with_slices(read: Callable[[Path, Uneven], list[SourceCase]]) -> Read:
+    return lambda folder, params, elsewhere: read(folder, params.uneven_slices)
+
+
+def _read_dicom(folder: Path, uneven: Uneven) -> list[SourceCase]:
+    return dicom_tree.read(folder, patient_key(), uneven)
 
 
 def _has_table(folder: Path) -> str:
@@ -48,7 +65,7 @@ def _has_table(folder: Path) -> str:
 
 # in the order in which `auto` asks: what is told by more precise signs comes first
 LAYOUTS = {
-    "table": Layout(_has_table, lambda folder, params: read_table(folder / TABLE)),
+    "table": Layout(_has_table, lambda folder, params, elsewhere: read_table(folder / TABLE, elsewhere)),
     "msd-liver": Layout(pairs.MSD_LIVER.recognise, _plain(pairs.MSD_LIVER.read)),
     "msd-hepatic-vessel": Layout(pairs.MSD_VESSEL.recognise, _plain(pairs.MSD_VESSEL.read)),
     "amos": Layout(pairs.AMOS.recognise, _plain(pairs.AMOS.read)),
@@ -57,15 +74,16 @@ LAYOUTS = {
     "lits": Layout(lits.recognise, _plain(lits.read)),
     "totalsegmentator": Layout(totalsegmentator.recognise, _plain(totalsegmentator.read)),
     "bids": Layout(bids.recognise, _plain(bids.read)),
-    "chaos": Layout(chaos.recognise, lambda folder, params: chaos.read(folder, params.uneven_slices)),
-    "ircadb": Layout(ircadb.recognise, lambda folder, params: ircadb.read(folder, params.uneven_slices)),
-    "dicom": Layout(dicom_tree.recognise, _read_dicom),
+    "chaos": Layout(chaos.recognise, _with_slices(chaos.read)),
+    "ircadb": Layout(ircadb.recognise, _with_slices(ircadb.read)),
+    "dicom": Layout(dicom_tree.recognise, _with_slices(_read_dicom)),
 }
 
 
 @contextmanager
 def open_source(source: str, params: IngestParams) -> Iterator[list[SourceCase]]:
-    """The cases of a source: a table, a folder or zip of a known layout, or the word `phantoms`.
+    """The cases of a source: a table, a folder or zip of a known layout, an `s3://` or `dicomweb+https://` address, or
+    the word `phantoms`.
 
     With `params.added_phantoms` phantoms join the training patients of any other source. What has to be
     unpacked or made lies in a temporary folder as long as the context. Raises DataError where the source is missing,
@@ -88,17 +106,46 @@ def open_source(source: str, params: IngestParams) -> Iterator[list[SourceCase]]
 
 @contextmanager
 def _opened(source: str, params: IngestParams) -> Iterator[list[SourceCase]]:
-    path = Path(source)
+    with tempfile.TemporaryDirectory(prefix="hepar-remote-") as name:
+        buckets = s3.Buckets(Path(name))
+        if source.startswith(dicomweb.SCHEMES):
+            store: Store = (server := dicomweb.Server(Path(name), source))
+            path = server.mirror()
+        else:
+            store = buckets
+            path = buckets.mirror(source) if is_remote(source) else Path(source)
+        with _listed(source, path, params, buckets.path) as cases:
+            yield in_parallel(partial(_with_remote, store=store), cases)
+
+
+def is_remote(source: str) -> bool:
+    """Whether a source lies in a store or behind a server, not on a disk."""
+    return source.startswith((s3.SCHEME, *dicomweb.SCHEMES))
+
+
+def _with_remote(case: SourceCase, store: Store) -> SourceCase:
+    """The case with the place of every file that is not here: those below the store's folder stand for such."""
+    real = {path: path.resolve() for path in case.files}
+    return replace(
+        case, remote={path: store.remote(place) for path, place in real.items() if place.is_relative_to(store.root)}
+    )
+
+
+@contextmanager
+def _listed(
+    source: str, path: Path, params: IngestParams, elsewhere: Callable[[str], Path]
+) -> Iterator[list[SourceCase]]:
+    """The cases at a place of this disk."""
     if not path.exists():
         raise DataError(f"source {source}: there is no such file or folder")
     if path.is_file() and path.suffix != ".zip":
-        yield read_table(path)
+        yield read_table(path, elsewhere)
         return
     with unpacked(path) as folder:
         layout = _choose(source, folder) if params.layout == AUTO else params.layout
         if layout not in LAYOUTS:
             raise DataError(f"ingest.layout is {layout!r}, must be one of {AUTO}, {', '.join(LAYOUTS)}")
-        cases = LAYOUTS[layout].read(folder, params)
+        cases = LAYOUTS[layout].read(folder, params, elsewhere)
         if not cases:
             raise DataError(f"source {source}: layout {layout} finds no case in it")
         yield cases

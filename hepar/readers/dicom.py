@@ -26,7 +26,7 @@ import SimpleITK as sitk
 from pydicom.errors import InvalidDicomError
 
 from hepar.cases import Modality
-from hepar.errors import DataError, Refusal
+from hepar.errors import Refusal
 from hepar.readers.files import folders
 
 Uneven = Literal["refuse", "resample"]
@@ -271,7 +271,9 @@ class DicomVolume:
         """Raises Refusal where slices are missing, doubled or, unless they are to be resampled, uneven or tilted."""
         instances = [instance for instance in map(read_header, self.paths) if instance is not None]
         if len(instances) != len(self.paths):
-            raise DataError(f"{self.paths[0].parent}: a file of the series is no DICOM instance any more")
+            raise Refusal(
+                "every slice is a DICOM instance", f"{len(self.paths) - len(instances)} of {len(self.paths)} are none"
+            )
         if len(instances) == 1 and instances[0].get("SOPClassUID") in ENHANCED:
             image = _read_enhanced(self.paths[0])
         else:

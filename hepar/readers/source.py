@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,14 @@ import SimpleITK as sitk
 
 from hepar.cases import LabelState, Modality, Split
 from hepar.errors import Refusal
+from hepar.readers.remote import RemoteFile
 from hepar.volumes import read_image
+
+DETACHED = {  # headers that may name the file of their voxels: MetaImage and NRRD
+    ".mhd": re.compile(rb"^ElementDataFile\s*=\s*(.+)$", re.MULTILINE),
+    ".nhdr": re.compile(rb"^data file:\s*(.+)$", re.MULTILINE | re.IGNORECASE),
+}
+HEADER_BYTES = 2**16
 
 
 class Volume(Protocol):
@@ -34,7 +42,13 @@ class VolumeFile:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (self.path,)
+        """The file, and the one that holds its voxels where a header names another."""
+        pattern = DETACHED.get(self.path.suffix.lower())
+        if pattern is None or not self.path.is_file():
+            return (self.path,)
+        found = pattern.search(self.path.read_bytes()[:HEADER_BYTES])
+        name = Path(found[1].decode(errors="replace").strip()).name if found else "LOCAL"
+        return (self.path,) if name in ("LOCAL", "LIST") else (self.path, self.path.with_name(name))
 
     def read(self) -> sitk.Image:
         return read_image(self.path)
@@ -106,3 +120,10 @@ class SourceCase:
     distances_known: bool = True
     empty_is_absent: bool = False
     facts: Mapping[str, str] = field(default_factory=dict)  # of the header, none of which tells who the patient is
+    remote: Mapping[Path, RemoteFile] = field(default_factory=dict)  # files that are not on this disk
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file of the case, once."""
+        volumes = [volume for volume in (self.image, self.liver, self.tumour) if volume is not None]
+        return tuple(sorted({path for volume in volumes for path in volume.files}))

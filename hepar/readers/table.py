@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pandas as pd
 
 from hepar.cases import LabelState, Modality, Split, parse_enum
 from hepar.errors import DataError
+from hepar.readers.s3 import SCHEME
 from hepar.readers.source import SourceCase, VolumeFile
 
 REQUIRED = ("case_id", "modality", "image", "liver_state", "tumour_state")
@@ -26,8 +29,8 @@ OPTIONAL = {
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it names a file
 
 
-def read_table(path: Path) -> list[SourceCase]:
-    """The cases of a table; paths in it are relative to the table.
+def read_table(path: Path, elsewhere: Callable[[str], Path] | None = None) -> list[SourceCase]:
+    """The cases of a table; paths in it are relative to the table, or `s3://` addresses, which `elsewhere` places.
 
     An empty cell of an optional column means what a missing column means. Raises DataError naming table, case, column
     and value where a column is missing or a value is none of its column's.
@@ -41,7 +44,14 @@ def read_table(path: Path) -> list[SourceCase]:
     if frame.empty:
         raise DataError(f"{path} lists no case")
     rows = frame.fillna("").astype(str).to_dict(orient="records")
-    return [_case(path, {**OPTIONAL, **{str(key): value for key, value in row.items() if value}}) for row in rows]
+
+    def locate(cell: str) -> Path:
+        if elsewhere is not None and cell.startswith(SCHEME):
+            return elsewhere(cell)
+        return Path(os.path.normpath(path.parent / cell))
+
+    cells = [{**OPTIONAL, **{str(key): value for key, value in row.items() if value}} for row in rows]
+    return [_case(path, row, locate) for row in cells]
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -49,7 +59,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return pd.read_parquet(path, dtype_backend="numpy_nullable").convert_dtypes().astype("string")
 
 
-def _case(table: Path, row: dict[str, Any]) -> SourceCase:
+def _case(table: Path, row: dict[str, Any], locate: Callable[[str], Path]) -> SourceCase:
     case_id = row["case_id"]
     if not SAFE_ID.fullmatch(case_id):
         raise DataError(f"{table}: case id {case_id!r} must be letters, digits, dots, dashes and underscores")
@@ -69,9 +79,9 @@ def _case(table: Path, row: dict[str, Any]) -> SourceCase:
         patient_id=row["patient_id"] or case_id,
         modality=parse_enum(Modality, row["modality"], case_id=case_id, column="modality"),
         sequence=row["sequence"],
-        image=VolumeFile(table.parent / row["image"]),
-        liver=VolumeFile(table.parent / row["liver"]) if row["liver"] else None,
-        tumour=VolumeFile(table.parent / row["tumour"]) if row["tumour"] else None,
+        image=VolumeFile(locate(row["image"])),
+        liver=VolumeFile(locate(row["liver"])) if row["liver"] else None,
+        tumour=VolumeFile(locate(row["tumour"])) if row["tumour"] else None,
         liver_state=states["liver_state"],
         tumour_state=states["tumour_state"],
         split=parse_enum(Split, row["split"], case_id=case_id, column="split") if row["split"] else None,

@@ -30,6 +30,8 @@ from hepar.errors import ArtifactError, DataError, Refusal
 from hepar.params import IngestParams, SplitParams
 from hepar.progress import current, stage
 from hepar.readers import SourceCase, open_source
+from hepar.readers.files import VOLUME_ENDINGS
+from hepar.readers.remote import digests, local
 from hepar.volumes import Geometry, canonical, to_array, write_image
 
 KIND = "cohort"
@@ -147,23 +149,36 @@ def _ingest_case(job: Job, folder: Path, split: SplitParams, earlier: Path | Non
     source, known = job
     try:
         origin = _origin(source)
-        if known is not None and earlier is not None and known.source_sha256 == origin:
-            _link(known, earlier, folder)
-            return replace(known, split=source.split or split_of(source, split))
-        return _make(source, origin, folder, split)
-    except Refusal as refusal:
-        return Refused(source.case_id, refusal.rule, refusal.value)
     except DataError as error:
-        return Refused(source.case_id, "every file can be read", str(error))
+        return _refused(source, error)
+    if known is not None and earlier is not None and known.source_sha256 == origin:
+        _link(known, earlier, folder)
+        return replace(known, split=source.split or split_of(source, split))
+    with local(source, source.remote) as here:
+        try:
+            return _make(here, origin, folder, split)
+        except DataError as error:
+            return _refused(here, error)
+
+
+def _refused(source: SourceCase, error: DataError) -> Refused:
+    """The line of a refusal. Files go by their names, of DICOM by their numbers: folders may be named by patients."""
+    rule, value = ("every file can be read", str(error))
+    if isinstance(error, Refusal):
+        rule, value = error.rule, error.value
+    for number, path in enumerate(source.files, start=1):
+        is_volume = path.name.endswith(VOLUME_ENDINGS)
+        value = value.replace(str(path), path.name if is_volume else f"file {number} of {len(source.files)}")
+    return Refused(source.case_id, rule, value)
 
 
 def _origin(source: SourceCase) -> str:
     """Hash of what a case is made from: what its source declares, and every file."""
     volumes = [volume for volume in (source.image, source.liver, source.tumour) if volume is not None]
-    paths = {path for volume in volumes for path in volume.files}
-    if missing := sorted(path for path in paths if not path.is_file()):
+    here = [path for path in source.files if path not in source.remote]
+    if missing := [path for path in here if not path.is_file()]:
         raise DataError(f"{missing[0]} does not exist")
-    digests = {path: sha256_file(path) for path in paths}
+    sha256 = digests(source.remote) | {path: sha256_file(path) for path in here}
     declared = [
         source.case_id,
         source.patient_id,
@@ -176,7 +191,7 @@ def _origin(source: SourceCase) -> str:
         source.distances_known,
         dict(source.facts),
     ]
-    contents = [[type(volume).__name__, [digests[path] for path in volume.files]] for volume in volumes]
+    contents = [[type(volume).__name__, [sha256[path] for path in volume.files]] for volume in volumes]
     return sha256_json([RULES_VERSION, declared, contents])
 
 
