@@ -19,7 +19,7 @@ from rich.table import Table
 from hepar import __version__
 from hepar.cases import Modality
 from hepar.errors import HeparError
-from hepar.params import dump_params, load_params
+from hepar.params import Params, dump_params, load_params
 
 RUNNERS = "hepar.runners"  # the entry point group in which runners of the whole pipeline announce themselves
 
@@ -36,7 +36,21 @@ STAGES, TOOLS = "Stages, in flow order", "Tools"
 ParamsFile = Annotated[Path, typer.Option("--params", help="The params file; it may extend another.")]
 Source = Annotated[
     str,
-    typer.Option(help="A CSV or Parquet table of cases, a folder that holds cohort.csv, or 'phantoms'."),
+    typer.Option(
+        help="A table of cases, a folder or zip of a known layout, s3://BUCKET/PREFIX, dicomweb+https://HOST/PATH,"
+        " or 'phantoms'."
+    ),
+]
+Layout = Annotated[
+    str | None, typer.Option(help="How the source is laid out; overrides ingest.layout.", show_default="auto")
+]
+SplitFrom = Annotated[
+    str | None,
+    typer.Option(
+        help="A table of official splits (case_id or patient_id, split), or an earlier cohort; overrides"
+        " ingest.split_from.",
+        show_default="none: by a hash of the patient",
+    ),
 ]
 CohortFolder = Annotated[Path, typer.Option("--cohort", help="The cohort, written by 'hepar ingest'.")]
 PseudoFolder = Annotated[Path, typer.Option("--pseudo", help="The pseudo-labels, written by 'hepar pseudo-label'.")]
@@ -59,11 +73,17 @@ def _main(show_version: Annotated[bool, typer.Option("--version", help="Print th
 
 
 @app.command(rich_help_panel=STAGES)
-def ingest(source: Source = "phantoms", cohort: CohortFolder = COHORT, params: ParamsFile = PARAMS) -> None:
+def ingest(
+    source: Source = "phantoms",
+    cohort: CohortFolder = COHORT,
+    layout: Layout = None,
+    split_from: SplitFrom = None,
+    params: ParamsFile = PARAMS,
+) -> None:
     """Read a source, check every case, bring it to one orientation and split it by patient."""
     from hepar.stages import ingest as this
 
-    this.run(source, cohort, load_params(params).ingest)
+    this.run(source, cohort, _with_options(load_params(params), layout, split_from).ingest)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -156,11 +176,20 @@ def run(
         str, typer.Option(help="How stages run: 'subprocess' here, 'docker' in containers.")
     ] = "subprocess",
     image: Annotated[str, typer.Option(help="The image of the docker runner.")] = "hepar:latest",
+    layout: Layout = None,
+    split_from: SplitFrom = None,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Run the whole pipeline through kfp.local and print what came out."""
-    loaded = load_params(params)
+    loaded = _with_options(load_params(params), layout, split_from)
     _runner(runner)(source=source, params=loaded, workdir=workdir, image=image)
+
+
+def _with_options(params: Params, layout: str | None, split_from: str | None) -> Params:
+    """The parameters, with those of ingest that options name in place of the file's."""
+    given = {"layout": layout, "split_from": split_from}
+    ingest = params.ingest.model_copy(update={name: value for name, value in given.items() if value is not None})
+    return params.model_copy(update={"ingest": ingest})
 
 
 def _runner(name: str) -> Callable[..., None]:

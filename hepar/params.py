@@ -82,6 +82,7 @@ class IngestParams(Section):
     layout: str  # of a folder or zip: auto, or one of those that docs/data.md names
     uneven_slices: Literal["refuse", "resample"]  # of DICOM series with unequal steps or a tilted gantry
     split: SplitParams
+    split_from: str  # a table, a cohort or an s3:// address: case_id or patient_id, split; empty: none
     max_refused_share: Share  # a larger share of refused cases fails the stage
 
 

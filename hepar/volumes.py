@@ -6,6 +6,7 @@ to the patient's left, y to the back, z to the head.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,22 @@ def write_image(image: sitk.Image, path: Path) -> None:
 def canonical(image: sitk.Image) -> sitk.Image:
     """The same voxels with their axes permuted and flipped to the canonical orientation; no interpolation."""
     return sitk.DICOMOrient(image, CANONICAL)
+
+
+def to_source_grid(volume: sitk.Image, header: str) -> sitk.Image:
+    """A canonical volume of a case back on the grid of the case's source, voxel by voxel; the inverse of `canonical`.
+
+    `header` is the case's record of the source's header. Raises DataError where the volume has another size.
+    """
+    source = json.loads(header)
+    orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(source["direction"])
+    back = sitk.DICOMOrient(volume, orientation)
+    if list(back.GetSize()) != source["size_xyz"]:
+        raise DataError(f"a volume of {back.GetSize()} voxels is none of a source with {tuple(source['size_xyz'])}")
+    back.SetOrigin(source["origin_lps_mm"])
+    back.SetSpacing(source["spacing_xyz_mm"])
+    back.SetDirection(source["direction"])
+    return back
 
 
 def to_array(image: sitk.Image) -> Array:

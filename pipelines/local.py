@@ -28,7 +28,7 @@ from hepar.artifacts import MANIFEST, read_manifest
 from hepar.compute import available_cores
 from hepar.errors import HeparError
 from hepar.params import Params, dump_params
-from hepar.readers import keys
+from hepar.readers import PHANTOMS, is_remote, keys
 from hepar.training import checkpoint
 
 STAGES = (
@@ -52,6 +52,7 @@ PLACES = {  # by kind, and for models by role
     "universal": "models/universal",
 }
 LOG_TAIL = 30
+STORE_VARIABLES = ("AWS_", "HEPAR_DICOMWEB_", "HEPAR_CACHE_")  # what stages need to reach a store
 
 
 def run_in_subprocesses(source: str, params: Params, workdir: Path, image: str) -> None:
@@ -76,8 +77,7 @@ def run(source: str, params: Params, workdir: Path, runner: str, image: str) -> 
     for folder in (kfp_root, board):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-    if source != "phantoms":
-        source = str(Path(source).resolve())
+    source, params = _absolute(source), _with_absolute_paths(params)
     request = {"source": source, "params": dump_params(params), "runner": runner, "root": str(kfp_root)}
     (workdir / "params.yaml").write_text(yaml.safe_dump(request["params"], sort_keys=False))
     environment = _environment(workdir, params, runner, image)
@@ -87,6 +87,20 @@ def run(source: str, params: Params, workdir: Path, runner: str, image: str) -> 
     _put_in_place(kfp_root, workdir)
     Console().print(scores(workdir))
     print(facts(workdir, board))
+
+
+def _is_here(source: str) -> bool:
+    return source not in ("", PHANTOMS) and not is_remote(source)
+
+
+def _absolute(source: str) -> str:
+    """A place on this disk by its full path, since stages run in other folders; all else as it is."""
+    return str(Path(source).resolve()) if _is_here(source) else source
+
+
+def _with_absolute_paths(params: Params) -> Params:
+    ingest = params.ingest.model_copy(update={"split_from": _absolute(params.ingest.split_from)})
+    return params.model_copy(update={"ingest": ingest})
 
 
 def _environment(workdir: Path, params: Params, runner: str, image: str) -> dict[str, str]:
@@ -272,10 +286,12 @@ def _docker_runner(request: Mapping[str, Any], local: Any) -> Any:
     from docker.types import Mount
 
     folders = {str(Path(request["root"]).parent): False}
-    environment = dict(request["environment"])
-    if request["source"] != "phantoms":
-        source = Path(request["source"])
-        folders[str(source if source.is_dir() else source.parent)] = True
+    environment = {name: value for name, value in os.environ.items() if name.startswith(STORE_VARIABLES)}
+    environment |= dict(request["environment"])
+    for place in (request["source"], request["params"]["ingest"]["split_from"]):
+        if _is_here(place):
+            folders[place if Path(place).is_dir() else str(Path(place).parent)] = True
+    if request["source"] != PHANTOMS:
         environment[keys.VARIABLE] = keys.patient_key().decode()  # or each container would make one of its own
     mounts = [Mount(target=path, source=path, type="bind", read_only=fixed) for path, fixed in folders.items()]
     return local.DockerRunner(

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hepar.artifacts import read_manifest
 from hepar.cases import Cohort, LabelState, Modality, Split
@@ -20,8 +22,8 @@ from hepar.params import AddedPhantoms, IngestParams, Params, SplitParams
 from hepar.phantoms import write_phantoms
 from hepar.readers.source import SourceCase
 from hepar.readers.table import read_table
-from hepar.stages.ingest import QUARANTINE, run, split_of
-from hepar.volumes import read_image, to_array
+from hepar.stages.ingest import QUARANTINE, _ingest, run, split_of
+from hepar.volumes import read_image, to_array, to_source_grid
 
 SCAN = "phantom-ct-0006"  # it trains, and its tumour is drawn but not its liver
 SPLIT = SplitParams(test=0.2, val=0.1)
@@ -376,3 +378,84 @@ def test_a_header_that_claims_a_tebibyte_allocates_nothing(source: Source, tiny:
     source.rewrite(rows)
     (line,) = quarantine(ingest(source, tiny.ingest))
     assert "claims 10000×10000×10000 voxels, but the file has" in line["value"]
+
+
+@pytest.mark.parametrize("column", ["case_id", "patient_id"])
+def test_an_official_split_goes_before_all_others(column: str, source: Source, tiny: Params, tmp_path: Path) -> None:
+    before = {case.case_id: case.split for case in Cohort.load(ingest(source, tiny.ingest))}
+    moved = next(
+        row for row in source.rows() if before[row["case_id"]] == Split.TRAIN and row["liver_state"] == "unknown"
+    )
+    assert moved["case_id"] != moved["patient_id"]
+    (tmp_path / "split.csv").write_text(f"{column},split\n{moved[column]},val\nsomebody-else,test\n")
+    params = tiny.ingest.model_copy(update={"split_from": str(tmp_path / "split.csv")})
+    after = {case.case_id: case.split for case in Cohort.load(ingest(source, params))}
+    changed = {case_id for case_id in before if before[case_id] != after[case_id]}
+    patients = {row["case_id"]: row["patient_id"] for row in source.rows()}
+    assert moved["case_id"] in changed
+    assert {patients[case_id] for case_id in changed} == {moved["patient_id"]}
+    assert {after[case_id] for case_id in changed} == {Split.VAL}
+
+
+def test_the_splits_of_an_earlier_cohort_are_kept(source: Source, tiny: Params, tmp_path: Path) -> None:
+    earlier = ingest(source, tiny.ingest).rename(tmp_path / "earlier")
+    other = SplitParams(test=0.9, val=0.05)
+    params = tiny.ingest.model_copy(update={"split": other, "split_from": str(earlier)})
+    splits = {case.case_id: case.split for case in Cohort.load(ingest(source, params))}
+    assert splits == {case.case_id: case.split for case in Cohort.load(earlier)}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("case_id,split\nphantom-ct-0000,testing\n", "split is 'testing'"),
+        ("case_id,split\nx,test\nx,train\n", "x is in test and in train"),
+        ("case_id,part\nx,test\n", "needs columns case_id or patient_id, and split"),
+        ("case_id,split\nx,test\n", "names none of the source's cases and patients"),
+    ],
+)
+def test_a_split_table_that_is_wrong_is_named(
+    content: str, words: str, source: Source, tiny: Params, tmp_path: Path
+) -> None:
+    (tmp_path / "split.csv").write_text(content)
+    with pytest.raises(DataError) as caught:
+        ingest(source, tiny.ingest.model_copy(update={"split_from": str(tmp_path / "split.csv")}))
+    assert words in str(caught.value)
+
+
+@given(
+    orientation=st.sampled_from(["LPS", "RAS", "LAI", "PIR", "SAL", "IPR", "ARS"]),
+    degrees=st.floats(-20, 20),
+    scale=st.tuples(*[st.floats(0.9, 1.1)] * 3),
+)
+@settings(max_examples=15, deadline=None)
+def test_a_mask_comes_back_to_the_grid_of_its_source_bit_for_bit(
+    phantom_source: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    orientation: str,
+    degrees: float,
+    scale: tuple[float, float, float],
+) -> None:
+    folder = tmp_path_factory.mktemp("oblique")
+    turn = sitk.Euler3DTransform()
+    turn.SetRotation(*np.deg2rad([degrees, -degrees / 2, degrees / 3]).tolist())
+    originals = {}
+    for name in ("image", "liver"):
+        volume = sitk.DICOMOrient(read_image(phantom_source / "phantom-ct-0000" / f"{name}.nii.gz"), orientation)
+        axes = np.array(turn.GetMatrix()).reshape(3, 3) @ np.array(volume.GetDirection()).reshape(3, 3)
+        volume.SetDirection(axes.ravel().tolist())
+        volume.SetSpacing([mm * by for mm, by in zip(volume.GetSpacing(), scale, strict=True)])
+        sitk.WriteImage(volume, str(folder / f"{name}.nii.gz"))
+        originals[name] = sitk.ReadImage(str(folder / f"{name}.nii.gz"))
+    (folder / "table.csv").write_text(
+        "case_id,modality,image,liver,liver_state,tumour_state\none,CT,image.nii.gz,liver.nii.gz,manual,unknown\n"
+    )
+    (case,), refused = _ingest(read_table(folder / "table.csv"), folder / "cohort", SPLIT, None)
+    assert refused == []
+    for name, original in originals.items():
+        back = to_source_grid(read_image(folder / "cohort" / getattr(case, name)), case.header)
+        assert np.array_equal(to_array(back), to_array(original))
+        assert (back.GetOrigin(), back.GetSpacing()) == (original.GetOrigin(), original.GetSpacing())
+        assert back.GetDirection() == original.GetDirection()
+    with pytest.raises(DataError, match="is none of a source with"):
+        to_source_grid(back[1:, :, :], case.header)

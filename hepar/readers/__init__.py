@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from hepar.cases import Modality
+from hepar.cases import Cohort, Modality, Split, parse_enum
 from hepar.errors import DataError
 from hepar.params import IngestParams, PhantomParams
 from hepar.phantoms import PATTERN, TEACHING, Labels, write_phantoms
@@ -21,14 +21,14 @@ from hepar.readers.dicom import Uneven
 from hepar.readers.keys import patient_key
 from hepar.readers.remote import RemoteFile, in_parallel
 from hepar.readers.source import SourceCase
-from hepar.readers.table import read_table
+from hepar.readers.table import read_frame, read_table
 
 PHANTOMS = "phantoms"
 TABLE = "cohort.csv"
 AUTO = "auto"
 Read = Callable[[Path, IngestParams, Callable[[str], Path]], list[SourceCase]]  # the last places `s3://` addresses
 
-__all__ = ["AUTO", "LAYOUTS", "PHANTOMS", "Layout", "SourceCase", "is_remote", "open_source"]
+__all__ = ["AUTO", "LAYOUTS", "PHANTOMS", "Layout", "SourceCase", "is_remote", "open_source", "read_splits"]
 
 
 class Store(Protocol):
@@ -116,6 +116,28 @@ def _opened(source: str, params: IngestParams) -> Iterator[list[SourceCase]]:
             path = buckets.mirror(source) if is_remote(source) else Path(source)
         with _listed(source, path, params, buckets.path) as cases:
             yield in_parallel(partial(_with_remote, store=store), cases)
+
+
+def read_splits(source: str) -> dict[str, Split]:
+    """The official splits of a table by case or patient id: a CSV or Parquet file, a cohort's folder, or one in S3.
+
+    Raises DataError naming table, id and value where it is none, or an id has two splits.
+    """
+    with tempfile.TemporaryDirectory(prefix="hepar-remote-") as name:
+        path = s3.Buckets(Path(name)).mirror(source) if source.startswith(s3.SCHEME) else Path(source)
+        path = path / Cohort.TABLE if path.is_dir() else path
+        if not path.is_file():
+            raise DataError(f"ingest.split_from {source}: there is no such table")
+        frame = read_frame(path)
+    column = next((name for name in ("case_id", "patient_id") if name in frame.columns), None)
+    if column is None or "split" not in frame.columns:
+        raise DataError(f"ingest.split_from {source}: needs columns case_id or patient_id, and split")
+    splits: dict[str, Split] = {}
+    for name, value in zip(frame[column], frame["split"], strict=True):
+        split = parse_enum(Split, value, case_id=name, column="split")
+        if splits.setdefault(name, split) != split:
+            raise DataError(f"ingest.split_from {source}: {name} is in {splits[name]} and in {split}")
+    return splits
 
 
 def is_remote(source: str) -> bool:

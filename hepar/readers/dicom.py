@@ -36,7 +36,13 @@ CT_IMAGE, MR_IMAGE = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_CT, ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.4.1"
 SEGMENTATION, RTSTRUCT = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.481.3"
 CLASSIC = {CT_IMAGE: Modality.CT, MR_IMAGE: Modality.MR}
-ENHANCED = {ENHANCED_CT: Modality.CT, ENHANCED_MR: Modality.MR}
+LEGACY_CT, LEGACY_MR = "1.2.840.10008.5.1.4.1.1.2.2", "1.2.840.10008.5.1.4.1.1.4.4"  # classic ones, converted
+ENHANCED = {
+    ENHANCED_CT: Modality.CT,
+    ENHANCED_MR: Modality.MR,
+    LEGACY_CT: Modality.CT,
+    LEGACY_MR: Modality.MR,
+}
 MIN_SLICES = 8
 SPACING_TOLERANCE = 0.02  # of the step between slices
 TILT_TOLERANCE = 0.02  # sideways, of the step between slices

@@ -35,15 +35,12 @@ def read_table(path: Path, elsewhere: Callable[[str], Path] | None = None) -> li
     An empty cell of an optional column means what a missing column means. Raises DataError naming table, case, column
     and value where a column is missing or a value is none of its column's.
     """
-    try:
-        frame = _read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path} cannot be read as a table: {str(error).strip()}") from None
+    frame = read_frame(path)
     if missing := [name for name in REQUIRED if name not in frame.columns]:
         raise DataError(f"{path}: column {missing[0]} is missing; columns are {', '.join(map(str, frame.columns))}")
     if frame.empty:
         raise DataError(f"{path} lists no case")
-    rows = frame.fillna("").astype(str).to_dict(orient="records")
+    rows = frame.to_dict(orient="records")
 
     def locate(cell: str) -> Path:
         if elsewhere is not None and cell.startswith(SCHEME):
@@ -52,6 +49,15 @@ def read_table(path: Path, elsewhere: Callable[[str], Path] | None = None) -> li
 
     cells = [{**OPTIONAL, **{str(key): value for key, value in row.items() if value}} for row in rows]
     return [_case(path, row, locate) for row in cells]
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """A table with every cell as text, an empty one as "". Raises DataError where it cannot be read."""
+    try:
+        frame = _read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} cannot be read as a table: {str(error).strip()}") from None
+    return frame.fillna("").astype(str)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:

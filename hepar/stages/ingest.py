@@ -1,7 +1,8 @@
 """Stage 1: read a source, check and canonicalise its cases, split them by patient.
 
-Writes a cohort: `cases.parquet`, `volumes/<case>/*.nii.gz`, and `quarantine.csv` with every refused case, the rule it
-breaks and the value. A case that an earlier cohort in the same place holds, made from the same files, is linked.
+Writes a cohort: `cases.parquet`, `volumes/<case>/*.nii.gz`, `fingerprints.npz`, and `quarantine.csv` with every refused
+case, the rule it breaks and the value. A case that an earlier cohort in the same place holds, made from the same files,
+is linked.
 """
 
 from __future__ import annotations
@@ -27,18 +28,27 @@ from hepar.cases import Case, Cohort, LabelState, Modality, Split, check_patient
 from hepar.checks import check_image, check_mask, check_placement, check_tumour_in_liver, check_volume
 from hepar.compute import available_cores
 from hepar.errors import ArtifactError, DataError, Refusal
+from hepar.fingerprint import Fingerprint, Seen, fingerprint, load_fingerprints
 from hepar.params import IngestParams, SplitParams
 from hepar.progress import current, stage
-from hepar.readers import SourceCase, open_source
+from hepar.readers import SourceCase, open_source, read_splits
 from hepar.readers.files import VOLUME_ENDINGS
 from hepar.readers.remote import digests, local
 from hepar.volumes import Geometry, canonical, to_array, write_image
 
 KIND = "cohort"
-QUARANTINE = "quarantine.csv"
-RULES_VERSION = 2  # a new one has every case checked and written anew
+QUARANTINE, FINGERPRINTS = "quarantine.csv", "fingerprints.npz"
+RULES_VERSION = 3  # a new one has every case checked and written anew
 MIN_PARALLEL_CASES = 16  # below it, starting processes takes longer than the work
 AHEAD = 2  # cases a process has waiting, so that results in memory stay few
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A case whose volumes are written; `fingerprint` is None where the earlier cohort's is kept."""
+
+    case: Case
+    fingerprint: Fingerprint | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,8 @@ def run(source: str, cohort: Path, params: IngestParams) -> None:
     rejected = cohort.with_name(f"{cohort.name}.{QUARANTINE}")
     with stage("ingest"), open_source(source, params) as listed, writing(cohort, KIND, {}) as folder:
         _check_ids(listed)
+        if params.split_from:
+            listed = _officially_split(listed, read_splits(params.split_from))
         accepted, refused = _ingest(listed, folder, params.split, _earlier(cohort))
         _write_quarantine(folder / QUARANTINE, refused)
         rejected.unlink(missing_ok=True)
@@ -83,6 +95,14 @@ def _check_ids(listed: Sequence[SourceCase]) -> None:
         seen.add(case.case_id)
 
 
+def _officially_split(listed: Sequence[SourceCase], official: Mapping[str, Split]) -> list[SourceCase]:
+    """The cases with the splits that a table gives to them or their patients. Raises DataError where it names none."""
+    given = {case.case_id: official.get(case.case_id, official.get(case.patient_id)) for case in listed}
+    if not any(given.values()):
+        raise DataError(f"ingest.split_from names none of the source's cases and patients, such as {listed[0].case_id}")
+    return [replace(case, split=given[case.case_id] or case.split) for case in listed]
+
+
 def _earlier(cohort: Path) -> Cohort | None:
     """The cohort that is there already, if it is whole."""
     try:
@@ -96,31 +116,48 @@ def _ingest(
 ) -> tuple[list[Case], list[Refused]]:
     accepted: list[Case] = []
     refused: list[Refused] = []
-    seen: dict[str, str] = {}
+    seen = Seen()
     known = {case.case_id: case for case in earlier or ()}
+    kept = load_fingerprints(earlier.folder / FINGERPRINTS) if earlier else {}
+    known = {case_id: case for case_id, case in known.items() if case_id in kept}
     work = partial(_ingest_case, folder=folder, split=split, earlier=earlier.folder if earlier else None)
     jobs = [(case, known.get(case.case_id)) for case in listed]
     with current().counting(len(jobs), "cases") as count, _many(len(jobs)) as run_all:
         for result in run_all(work, jobs):
-            if isinstance(result, Case) and (twin := seen.setdefault(result.voxels_sha256, result.case_id)) != (
-                result.case_id
-            ):
-                shutil.rmtree(folder / "volumes" / result.case_id)
-                result = Refused(result.case_id, "no scan is there twice", f"same voxels as case {twin}")
-            if isinstance(result, Case):
-                accepted.append(result)
+            if isinstance(result, Accepted):
+                case = result.case
+                found = kept[case.case_id] if result.fingerprint is None else result.fingerprint
+                result = _twin(case, seen, found) or result
+            if isinstance(result, Accepted):
+                accepted.append(result.case)
+                seen.add(result.case, found)
             else:
+                shutil.rmtree(folder / "volumes" / result.case_id, ignore_errors=True)
                 refused.append(result)
             count.advance(accepted=str(len(accepted)), refused=str(len(refused)))
+    seen.save(folder / FINGERPRINTS)
     return accepted, refused
 
 
+def _twin(case: Case, seen: Seen, found: Fingerprint) -> Refused | None:
+    """The refusal of a scan that an earlier case is: by its voxels, or nearly so and under another patient's name."""
+    rule = "no scan is there twice"
+    if same := seen.same(case):
+        return Refused(case.case_id, rule, f"same voxels as case {same}")
+    if alike := seen.alike(case, found):
+        value = (
+            f"as case {alike.case_id} of another patient, resampled or mirrored: correlation {alike.correlation:.3f}"
+        )
+        return Refused(case.case_id, rule, value)
+    return None
+
+
 Job = tuple[SourceCase, Case | None]
-Work = Callable[[Job], "Case | Refused"]
+Work = Callable[[Job], "Accepted | Refused"]
 
 
 @contextmanager
-def _many(count: int) -> Iterator[Callable[[Work, Sequence[Job]], Iterator[Case | Refused]]]:
+def _many(count: int) -> Iterator[Callable[[Work, Sequence[Job]], Iterator[Accepted | Refused]]]:
     """A `map` in order over all cores that never holds more than a few results; a plain one for few cases."""
     workers = available_cores()
     if count < MIN_PARALLEL_CASES or workers == 1:
@@ -128,8 +165,8 @@ def _many(count: int) -> Iterator[Callable[[Work, Sequence[Job]], Iterator[Case 
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as executor:
 
-        def run_all(work: Work, jobs: Sequence[Job]) -> Iterator[Case | Refused]:
-            waiting: deque[Future[Case | Refused]] = deque()
+        def run_all(work: Work, jobs: Sequence[Job]) -> Iterator[Accepted | Refused]:
+            waiting: deque[Future[Accepted | Refused]] = deque()
             for job in jobs:
                 waiting.append(executor.submit(work, job))
                 if len(waiting) >= AHEAD * workers:
@@ -144,7 +181,7 @@ def _one_thread() -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
-def _ingest_case(job: Job, folder: Path, split: SplitParams, earlier: Path | None) -> Case | Refused:
+def _ingest_case(job: Job, folder: Path, split: SplitParams, earlier: Path | None) -> Accepted | Refused:
     """The case as it enters the cohort, its volumes written; or why it does not."""
     source, known = job
     try:
@@ -153,7 +190,7 @@ def _ingest_case(job: Job, folder: Path, split: SplitParams, earlier: Path | Non
         return _refused(source, error)
     if known is not None and earlier is not None and known.source_sha256 == origin:
         _link(known, earlier, folder)
-        return replace(known, split=source.split or split_of(source, split))
+        return Accepted(replace(known, split=source.split or split_of(source, split)), None)
     with local(source, source.remote) as here:
         try:
             return _make(here, origin, folder, split)
@@ -205,7 +242,7 @@ def _link(case: Case, earlier: Path, folder: Path) -> None:
             shutil.copyfile(earlier / name, folder / name)
 
 
-def _make(source: SourceCase, origin: str, folder: Path, split: SplitParams) -> Case:
+def _make(source: SourceCase, origin: str, folder: Path, split: SplitParams) -> Accepted:
     """Check one case and write its canonical volumes. Raises Refusal."""
     original = source.image.read()
     check_image(original, source.modality)
@@ -228,8 +265,8 @@ def _make(source: SourceCase, origin: str, folder: Path, split: SplitParams) -> 
     for name, volume in files.items():
         write_image(volume, folder / paths[name])
     hashes = {f"{name}_sha256": sha256_file(folder / path) for name, path in paths.items()}
-    geometry = Geometry.of(image)
-    return Case(
+    geometry, voxels = Geometry.of(image), to_array(image)
+    case = Case(
         case_id=source.case_id,
         patient_id=source.patient_id,
         source=source.source,
@@ -246,10 +283,11 @@ def _make(source: SourceCase, origin: str, folder: Path, split: SplitParams) -> 
         distances_known=source.distances_known,
         licence=source.licence,
         source_sha256=origin,
-        voxels_sha256=hashlib.sha256(to_array(image).tobytes()).hexdigest(),
+        voxels_sha256=hashlib.sha256(voxels.tobytes()).hexdigest(),
         header=_header(original, source.facts),
         **hashes,
     )
+    return Accepted(case, fingerprint(voxels, source.modality))
 
 
 def _check_anatomy(image: sitk.Image, masks: Mapping[str, sitk.Image], distances_known: bool) -> None:

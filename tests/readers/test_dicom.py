@@ -18,8 +18,9 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
 from hepar.cases import LabelState, Modality
 from hepar.errors import Refusal
 from hepar.readers import dicom_tree
+from hepar.readers.dicom import ENHANCED_CT
 from hepar.readers.source import SourceCase
-from hepar.volumes import canonical
+from hepar.volumes import Geometry, canonical
 
 KEY = b"a key of the tests"
 OBLIQUE = (0.9800, 0.1990, 0.0, -0.1849, 0.9107, 0.3694)
@@ -266,3 +267,27 @@ def test_segments_of_a_dicom_seg_lie_on_their_image(orientation: tuple[float, ..
         mask = volume.read()
         assert np.array_equal(array(mask), expected)
         assert canonical(mask).GetOrigin() == pytest.approx(canonical(image).GetOrigin())
+
+
+@pytest.mark.parametrize("enhanced", [True, False])
+@pytest.mark.parametrize("orientation", [(1.0, 0, 0, 0, 1, 0), OBLIQUE])
+def test_a_multi_frame_file_is_read_as_its_slices_are(
+    orientation: tuple[float, ...], enhanced: bool, tmp_path: Path
+) -> None:
+    import highdicom
+
+    voxels = phantom_voxels()
+    paths = write_series(tmp_path / "classic", voxels, orientation=orientation, slope=2.0, intercept=-2048.0)
+    expected = one(tmp_path / "classic").image.read()
+    frames = highdicom.legacy.LegacyConvertedEnhancedCTImage(
+        [pydicom.dcmread(path) for path in reversed(paths)], generate_uid(), 1, generate_uid(), 1
+    )
+    if enhanced:
+        frames.SOPClassUID = frames.file_meta.MediaStorageSOPClassUID = ENHANCED_CT
+    (tmp_path / "multi").mkdir()
+    frames.save_as(tmp_path / "multi" / "frames.dcm")
+    case = one(tmp_path / "multi")
+    assert case.modality == Modality.CT
+    read, wanted = canonical(case.image.read()), canonical(expected)
+    assert np.array_equal(array(read), array(wanted))
+    assert Geometry.of(read).agrees_with(Geometry.of(wanted))

@@ -34,7 +34,7 @@ def test_no_identifier_of_a_dicom_header_is_written_anywhere(tmp_path: Path, tin
     words = {word for value in IDENTIFIERS.values() for word in value.replace("^", " ").split() if len(word) > 5}
     words = words - {"portal", "venous", "control"} | {"1.2.826.7730021.99", paths[0].name}
     written = [path for path in folder.rglob("*") if path.is_file()]
-    assert {path.suffix for path in written} == {".gz", ".parquet", ".csv"}
+    assert {path.suffix for path in written} == {".gz", ".parquet", ".csv", ".npz"}
     for path in written:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         for word in words:
