@@ -14,7 +14,7 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,10 +45,10 @@ AHEAD = 2  # cases a process has waiting, so that results in memory stay few
 
 @dataclass(frozen=True)
 class Accepted:
-    """A case whose volumes are written; `fingerprint` is None where the earlier cohort's is kept."""
+    """A case that enters the cohort."""
 
     case: Case
-    fingerprint: Fingerprint | None
+    fingerprint: Fingerprint
 
 
 @dataclass(frozen=True)
@@ -117,20 +117,22 @@ def _ingest(
     accepted: list[Case] = []
     refused: list[Refused] = []
     seen = Seen()
-    known = {case.case_id: case for case in earlier or ()}
-    kept = load_fingerprints(earlier.folder / FINGERPRINTS) if earlier else {}
-    known = {case_id: case for case_id, case in known.items() if case_id in kept}
-    work = partial(_ingest_case, folder=folder, split=split, earlier=earlier.folder if earlier else None)
-    jobs = [(case, known.get(case.case_id)) for case in listed]
-    with current().counting(len(jobs), "cases") as count, _many(len(jobs)) as run_all:
-        for result in run_all(work, jobs):
+    kept = _unchanged(listed, earlier) if earlier else {}
+    jobs = [case for case in listed if case.case_id not in kept]
+    with current().counting(len(listed), "cases") as count, _many(len(jobs)) as run_all:
+        made = run_all(partial(_ingest_case, folder=folder, split=split), jobs)
+        for source in listed:
+            result: Accepted | Refused | None = kept.get(source.case_id)
+            if earlier is not None and isinstance(result, Accepted):
+                result = replace(result, case=replace(result.case, split=source.split or split_of(source, split)))
+                _link(result.case, earlier.folder, folder)
+            else:
+                result = next(made)
             if isinstance(result, Accepted):
-                case = result.case
-                found = kept[case.case_id] if result.fingerprint is None else result.fingerprint
-                result = _twin(case, seen, found) or result
+                result = _twin(result, seen) or result
             if isinstance(result, Accepted):
                 accepted.append(result.case)
-                seen.add(result.case, found)
+                seen.add(result.case, result.fingerprint)
             else:
                 shutil.rmtree(folder / "volumes" / result.case_id, ignore_errors=True)
                 refused.append(result)
@@ -139,12 +141,30 @@ def _ingest(
     return accepted, refused
 
 
-def _twin(case: Case, seen: Seen, found: Fingerprint) -> Refused | None:
+def _unchanged(listed: Sequence[SourceCase], earlier: Cohort) -> dict[str, Accepted]:
+    """The cases of an earlier cohort whose sources are as they were then; files are hashed, several at a time."""
+    found = load_fingerprints(earlier.folder / FINGERPRINTS)
+    known = {case.case_id: Accepted(case, found[case.case_id]) for case in earlier if case.case_id in found}
+
+    def is_same(source: SourceCase) -> bool:
+        try:
+            return known[source.case_id].case.source_sha256 == _origin(source)
+        except DataError:
+            return False
+
+    candidates = [source for source in listed if source.case_id in known]
+    with ThreadPoolExecutor(available_cores()) as executor:
+        same = executor.map(is_same, candidates)
+        return {source.case_id: known[source.case_id] for source, is_it in zip(candidates, same, strict=True) if is_it}
+
+
+def _twin(accepted: Accepted, seen: Seen) -> Refused | None:
     """The refusal of a scan that an earlier case is: by its voxels, or nearly so and under another patient's name."""
+    case = accepted.case
     rule = "no scan is there twice"
     if same := seen.same(case):
         return Refused(case.case_id, rule, f"same voxels as case {same}")
-    if alike := seen.alike(case, found):
+    if alike := seen.alike(case, accepted.fingerprint):
         value = (
             f"as case {alike.case_id} of another patient, resampled or mirrored: correlation {alike.correlation:.3f}"
         )
@@ -152,12 +172,11 @@ def _twin(case: Case, seen: Seen, found: Fingerprint) -> Refused | None:
     return None
 
 
-Job = tuple[SourceCase, Case | None]
-Work = Callable[[Job], "Accepted | Refused"]
+Work = Callable[[SourceCase], "Accepted | Refused"]
 
 
 @contextmanager
-def _many(count: int) -> Iterator[Callable[[Work, Sequence[Job]], Iterator[Accepted | Refused]]]:
+def _many(count: int) -> Iterator[Callable[[Work, Sequence[SourceCase]], Iterator[Accepted | Refused]]]:
     """A `map` in order over all cores that never holds more than a few results; a plain one for few cases."""
     workers = available_cores()
     if count < MIN_PARALLEL_CASES or workers == 1:
@@ -165,7 +184,7 @@ def _many(count: int) -> Iterator[Callable[[Work, Sequence[Job]], Iterator[Accep
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as executor:
 
-        def run_all(work: Work, jobs: Sequence[Job]) -> Iterator[Accepted | Refused]:
+        def run_all(work: Work, jobs: Sequence[SourceCase]) -> Iterator[Accepted | Refused]:
             waiting: deque[Future[Accepted | Refused]] = deque()
             for job in jobs:
                 waiting.append(executor.submit(work, job))
@@ -181,16 +200,12 @@ def _one_thread() -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
-def _ingest_case(job: Job, folder: Path, split: SplitParams, earlier: Path | None) -> Accepted | Refused:
+def _ingest_case(source: SourceCase, folder: Path, split: SplitParams) -> Accepted | Refused:
     """The case as it enters the cohort, its volumes written; or why it does not."""
-    source, known = job
     try:
         origin = _origin(source)
     except DataError as error:
         return _refused(source, error)
-    if known is not None and earlier is not None and known.source_sha256 == origin:
-        _link(known, earlier, folder)
-        return Accepted(replace(known, split=source.split or split_of(source, split)), None)
     with local(source, source.remote) as here:
         try:
             return _make(here, origin, folder, split)
