@@ -93,9 +93,7 @@ class Seen:
         others = [i for i, other in enumerate(self._cases) if other.patient_id != case.patient_id]
         if not others:
             return None
-        grid = _unit(found).reshape(SIZE_ZYX)
-        flipped = np.stack([grid[tuple(slice(None, None, sign) for sign in signs)].ravel() for signs in FLIPS])
-        alike = (self._units[: len(self._cases)] @ flipped.T).max(axis=1)[others]
+        alike = _best(self._units[: len(self._cases)], found)[others]
         at = int(alike.argmax())
         return Alike(self._cases[others[at]].case_id, float(alike[at])) if alike[at] >= SAME else None
 
@@ -116,6 +114,18 @@ def load_fingerprints(path: Path) -> dict[str, Fingerprint]:
             }
     except (OSError, ValueError, KeyError, BadZipFile):
         return {}
+
+
+def correlation(one: Fingerprint, other: Fingerprint) -> float:
+    """How alike two scans are, 1 for the same, whichever axes of one are mirrored."""
+    return float(_best(_unit(one)[None], other)[0])
+
+
+def _best(units: npt.NDArray[np.float32], found: Fingerprint) -> npt.NDArray[np.float32]:
+    """The highest correlation of each row with the mirror images of a fingerprint."""
+    grid = _unit(found).reshape(SIZE_ZYX)
+    flipped = np.stack([grid[tuple(slice(None, None, sign) for sign in signs)].ravel() for signs in FLIPS])
+    return np.asarray((units @ flipped.T).max(axis=1))
 
 
 def _unit(found: Fingerprint) -> npt.NDArray[np.float32]:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -459,3 +465,26 @@ def test_a_mask_comes_back_to_the_grid_of_its_source_bit_for_bit(
         assert back.GetDirection() == original.GetDirection()
     with pytest.raises(DataError, match="is none of a source with"):
         to_source_grid(back[1:, :, :], case.header)
+
+
+@pytest.mark.parametrize("written", [1, 5])
+def test_a_killed_ingest_leaves_nothing_and_the_next_one_gives_the_same_bytes(
+    written: int, phantom_source: Path, tmp_path: Path, tiny: Params
+) -> None:
+    cohort, whole = tmp_path / "cohort", tmp_path / "whole"
+    run(str(phantom_source), whole, tiny.ingest)
+    code = "import sys; from hepar.cli import main; main()"
+    command = [sys.executable, "-c", code, "ingest", "--source", phantom_source, "--cohort", cohort]
+    victim = subprocess.Popen(
+        [*command, "--params", ROOT / "params" / "tiny.yaml"], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    partial = tmp_path / ".cohort.partial" / "volumes"
+    while victim.poll() is None and len(list(partial.glob("*/image.nii.gz"))) < written:
+        time.sleep(0.001)
+    os.killpg(victim.pid, signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL, "it ended before it was killed"
+    assert not cohort.exists()
+    run(str(phantom_source), cohort, tiny.ingest)
+    assert read_manifest(cohort, "cohort") == read_manifest(whole, "cohort")
+    for path in whole.rglob("*.*"):
+        assert (cohort / path.relative_to(whole)).read_bytes() == path.read_bytes()

@@ -1,0 +1,60 @@
+"""How alike the fingerprints of one scan on other grids are, and those of different patients.
+
+`python benchmarks/duplicates.py [TABLE]`: by default on 60 phantoms, else on the scans of a table.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from hepar.fingerprint import SAME, Fingerprint, correlation, fingerprint
+from hepar.phantoms import write_phantoms
+from hepar.readers.table import read_table
+from hepar.volumes import Geometry, canonical, resample, to_array
+
+
+def copies(image: sitk.Image) -> dict[str, sitk.Image]:
+    """What happens to scans between two data sets."""
+    geometry = Geometry.of(image)
+    z, y, x = (1.6 * mm for mm in geometry.spacing_zyx_mm)
+    return {
+        "coarser by 1.6": resample(image, geometry.with_spacing((z, y, x))),
+        "isotropic 3 mm": resample(image, geometry.with_spacing((3.0, 3.0, 3.0))),
+        "twice the values": sitk.Cast(image, sitk.sitkFloat32) * 2,
+        "mirrored": sitk.Flip(image, (True, False, False)),
+        "two slices less at both ends": image[:, :, 2:-2],
+    }
+
+
+def main(table: Path) -> None:
+    found: list[tuple[str, str, Fingerprint]] = []
+    lowest: dict[str, tuple[float, str]] = {}
+    for case in read_table(table):
+        image = canonical(case.image.read())
+        own = fingerprint(to_array(image), case.modality)
+        found.append((case.case_id, case.patient_id, own))
+        for name, copy in copies(image).items():
+            alike = correlation(own, fingerprint(to_array(copy), case.modality))
+            lowest[name] = min(lowest.get(name, (2.0, "")), (alike, case.case_id))
+    for name, (alike, case_id) in lowest.items():
+        print(f"{name}: at least {alike:.4f} (case {case_id})")
+    pairs = [
+        (correlation(a, b), one, other)
+        for i, (one, patient, a) in enumerate(found)
+        for other, another, b in found[:i]
+        if patient != another
+    ]
+    alike, one, other = max(pairs)
+    print(f"{len(pairs)} pairs of different patients: at most {alike:.4f} (cases {one}, {other}); the limit is {SAME}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            main(write_phantoms(Path(folder), cases=60, seed=5))
