@@ -48,11 +48,13 @@ class Stage:
         self._last_line = self._last_file = -1e9
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
+        self._counted_from: tuple[int, float] | None = None  # steps done, and when: what a resumed run skipped is none
 
     @contextmanager
     def counting(self, total: int, what: str) -> Iterator[Stage]:
         """Count `total` steps of one kind of work inside the stage."""
         self.status.done, self.status.total, self.status.message = 0, total, what
+        self._counted_from = None
         if not self._console.is_terminal:
             yield self
             return
@@ -75,13 +77,22 @@ class Stage:
         if shown:
             status.message = shown
         now = time.monotonic()
+        rate = self._rate(now)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=status.done, facts=shown)
+            self._bar.update(self._bar.task_ids[0], completed=status.done, facts=f"{rate} {shown}".strip())
         elif now - self._last_line >= LINE_SECONDS or status.done == status.total:
             self._last_line = now
-            print(f"{status.stage}: {status.done}/{status.total} {status.message}", file=sys.stderr, flush=True)
+            line = filter(None, (f"{status.stage}: {status.done}/{status.total}", rate, status.message))
+            print(" ".join(line), file=sys.stderr, flush=True)
         if now - self._last_file >= FILE_SECONDS:
             self.publish()
+
+    def _rate(self, now: float) -> str:
+        """Steps a second since the first one was counted."""
+        if self._counted_from is None:
+            self._counted_from = self.status.done, now
+        done, since = self._counted_from
+        return f"{(self.status.done - done) / max(now - since, 1e-9):.2f}/s" if self.status.done > done else ""
 
     def say(self, text: str) -> None:
         """Tell something once, beside the counting."""
