@@ -1,8 +1,12 @@
-"""Ingest: cases a second and peak memory as the cohort grows, and DICOM to a canonical volume against other ways.
+"""Ingest as the cohort grows, DICOM against other ways to read it, and patches of prepared arrays against other files.
 
-`python benchmarks/ingest.py [--cases 1 10 100 1000] [--dicom ZIP_OR_FOLDER]`. The first part ingests phantoms of a
-written table, then once more unchanged. The second reads one DICOM series (CHAOS CT of 78 slices in the README's
-figure) and writes it as NIfTI: by hepar, by SimpleITK's series reader alone, and by dicom2nifti.
+`python benchmarks/ingest.py [--cases 1 10 100 1000] [--dicom ZIP_OR_FOLDER] [--no-patches]`:
+
+1. phantoms of a written table are ingested, then once more unchanged;
+2. one DICOM series (by default CHAOS CT, 78 slices) is written as NIfTI by hepar, by SimpleITK's series reader alone,
+   and by dicom2nifti;
+3. random patches of 128³ with their labels are read from a prepared case of 200×512×512, from `.nii.gz` files, and from
+   files as nnU-Net v2 writes them: Blosc2 with zstd at level 8, float32, chunks of 1 MiB and blocks of 16 KiB.
 """
 
 from __future__ import annotations
@@ -16,15 +20,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import blosc2
+import numpy as np
 import SimpleITK as sitk
 
 from hepar.params import load_params
-from hepar.phantoms import write_phantoms
+from hepar.phantoms import TEACHING, write_phantoms
+from hepar.pool import FULL, PreparedArrays, Targets
+from hepar.preparation import Plan, normalise
 from hepar.readers import open_source
 from hepar.readers.archive import unpacked
-from hepar.volumes import canonical, write_image
+from hepar.readers.source import Volume
+from hepar.readers.table import read_table
+from hepar.training.sampling import cut
+from hepar.volumes import canonical, to_array, write_image
 
 ROOT = Path(__file__).parents[1]
 SIZE_ZYX = (48, 72, 72)
@@ -133,6 +146,60 @@ def series(source: Path, work: Path) -> None:
     print(f"hepar takes {best['hepar'] / min(best['SimpleITK'], best['dicom2nifti']):.2f} of the faster other way")
 
 
+def enlarged(volume: Volume) -> np.ndarray:
+    """The voxels of a volume, four times as many along each axis."""
+    return to_array(canonical(volume.read())).repeat(4, 0).repeat(4, 1).repeat(4, 2)
+
+
+def patches(work: Path) -> None:
+    """Random patches of a large case, by three formats in turns."""
+    rng = np.random.default_rng(1)
+    case = read_table(write_phantoms(work / "large", 8, 3, (50, 128, 128), pattern=TEACHING, modalities=["CT"]))[0]
+    assert case.liver is not None
+    assert case.tumour is not None
+    masks = [enlarged(mask) for mask in (case.liver, case.tumour)]
+    image = (enlarged(case.image) + rng.normal(0, 12, masks[0].shape)).astype(np.int16)
+    plan = Plan(spacing_zyx_mm=(1.0, 1.0, 1.0), window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
+    known = np.full(image.shape, FULL, np.uint8)
+    prepared = normalise(image.astype(np.float32), case.modality, plan)
+
+    PreparedArrays.of(prepared, Targets(masks[0] > 0, masks[1] > 0, known, known)).save(work / "ours")
+    for name, array in (("image", image), ("liver", masks[0]), ("tumour", masks[1])):
+        write_image(sitk.GetImageFromArray(array), work / "nifti" / f"{name}.nii.gz")
+    settings: dict[str, Any] = {"mode": "w", "cparams": {"codec": blosc2.Codec.ZSTD, "clevel": 8, "nthreads": 1}}
+    (work / "nnunet").mkdir()
+    labels = (masks[0] + masks[1]).astype(np.int8)
+    for name, array, block in (("image", prepared.astype(np.float32), 16), ("labels", labels, 32)):
+        shape = {"chunks": (1, 64, 64, 64), "blocks": (1, 16, block, block)}
+        blosc2.asarray(array[None], urlpath=str(work / "nnunet" / f"{name}.b2nd"), **shape, **settings)
+
+    def ours(part: tuple[slice, ...], centre: np.ndarray) -> None:
+        cut(PreparedArrays.open(work / "ours"), centre, (128, 128, 128))
+
+    def nifti(part: tuple[slice, ...], centre: np.ndarray) -> None:
+        for name in ("image", "liver", "tumour"):
+            sitk.GetArrayFromImage(sitk.ReadImage(str(work / "nifti" / f"{name}.nii.gz")))[part].copy()
+
+    def nnunet(part: tuple[slice, ...], centre: np.ndarray) -> None:
+        for name in ("image", "labels"):
+            file = str(work / "nnunet" / f"{name}.b2nd")
+            blosc2.open(file, mode="r", mmap_mode="r", dparams={"nthreads": 1})[(slice(None), *part)]
+
+    ways = {"ours": ours, "nifti": nifti, "nnunet": nnunet}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(40):
+        start = [int(rng.integers(n - 128 + 1)) for n in image.shape]
+        part, centre = tuple(slice(a, a + 128) for a in start), np.array(start, np.int32) + 64
+        for name, way in ways.items():
+            if name != "nifti" or turn % 10 == 0:  # it is slow
+                seconds[name].append(_seconds(partial(way, part, centre)))
+    print("\npatches of 128³ of a case of 200×512×512, the median")
+    for name, values in seconds.items():
+        stored = sum(path.stat().st_size for path in (work / name).iterdir())
+        ratio = float(np.median(values) / np.median(seconds["ours"]))
+        print(f"{name:7s} {1000 * float(np.median(values)):8.1f} ms  {ratio:6.1f} of ours  {stored / 2**20:6.0f} MiB")
+
+
 def _seconds(way: Callable[[], None]) -> float:
     start = time.perf_counter()
     way()
@@ -143,6 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, nargs="*", default=[1, 10, 100, 1000])
     parser.add_argument("--dicom", type=Path, default=ROOT.parent / "shared" / "data" / "chaos-ct-dicom.zip")
+    parser.add_argument("--no-patches", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         if options.cases:
@@ -151,6 +219,8 @@ def main() -> None:
             series(options.dicom, Path(name))
         else:
             print(f"no DICOM series at {options.dicom}: that part was left out")
+        if not options.no_patches:
+            patches(Path(name))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from hepar.chunked import SUFFIX, sha256_chunked
 from hepar.errors import ArtifactError
 
 MANIFEST = "manifest.json"
@@ -37,7 +38,9 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_content(path: Path) -> str:
-    """SHA-256 of a file; of an `.npz` that of its arrays, since builds of zlib compress the same bytes differently."""
+    """SHA-256 of a file; of compressed arrays (`.npz`, `.b2nd`) that of the arrays, since builds of a codec differ."""
+    if path.suffix == SUFFIX:
+        return sha256_chunked(path)
     if path.suffix != ".npz" or not zipfile.is_zipfile(path):
         return sha256_file(path)
     digest = hashlib.sha256()

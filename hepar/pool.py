@@ -1,7 +1,8 @@
 """The mixed-label pool: for every voxel of every case, what is known about liver and tumour, and how far.
 
 Two nested structures: L, the whole liver including tumour, and T, tumour. `y` is the target, `m` in 0..1 says how far
-it is known. A pool is a table (`pool.parquet`), one compressed file of prepared arrays a case, and the plan.
+it is known. A pool is a table (`pool.parquet`), the plan, and a folder of prepared arrays a case (`image.b2nd` and
+`labels.b2nd` in `cases/<case>`), in chunks, so that a patch is read without the rest.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import ndimage
 
-from hepar.artifacts import sha256_content, write_json
+from hepar.artifacts import sha256_json, write_json
 from hepar.cases import Case, LabelState, Modality, Split
+from hepar.chunked import Sliceable, open_chunked, read_facts, sha256_chunked, write_chunked
 from hepar.errors import ArtifactError
 from hepar.preparation import Plan, prepare_image
 from hepar.volumes import Geometry, canonical, read_image, resample_mask
@@ -28,6 +30,7 @@ UnknownTumour = Literal["masked", "ignored", "background"]
 FULL = 255  # weight 1 as stored
 TABLE = "pool.parquet"
 PLAN = "plan.json"
+IMAGE, LABELS = "image.b2nd", "labels.b2nd"
 
 
 @dataclass(frozen=True)
@@ -126,19 +129,63 @@ class PoolEntry:
     known_share: float  # of all voxels and both structures, weighted; 0 teaches nothing
     lesion_diameters_mm: tuple[float, ...]
     licence: str
-    file: str
+    file: str  # the folder of its arrays
     sha256: str
 
 
 @dataclass(frozen=True)
 class PreparedArrays:
-    """The arrays of one case: `image` float16 zyx, targets and weights uint8 zyx."""
+    """The arrays of one case, in memory or on disk: `image` float16 zyx, `code` uint8 zyx.
 
-    image: npt.NDArray[np.float16]
-    liver: npt.NDArray[np.uint8]
-    tumour: npt.NDArray[np.uint8]
-    liver_weight: npt.NDArray[np.uint8]
-    tumour_weight: npt.NDArray[np.uint8]
+    A code is a row of `palette`, uint8 n x 4: liver, tumour, weight of the liver, weight of the tumour; few of their
+    combinations occur in a case. `darkest` is the image's lowest value.
+    """
+
+    image: Sliceable
+    code: Sliceable
+    palette: npt.NDArray[np.uint8]
+    darkest: float
+
+    @classmethod
+    def of(cls, image: npt.NDArray[np.float32], targets: Targets) -> PreparedArrays:
+        """The arrays as they are stored. Raises ValueError where more than 256 combinations occur."""
+        columns = (targets.liver, targets.tumour, targets.liver_weight, targets.tumour_weight)
+        shifts = (24, 16, 8, 0)
+        joined = sum(column.astype(np.uint32) << shift for column, shift in zip(columns, shifts, strict=True))
+        values, code = np.unique(np.asarray(joined), return_inverse=True)
+        if len(values) > 256:
+            raise ValueError(f"{len(values)} combinations of labels and weights in one case, at most 256 can be stored")
+        palette = np.stack([(values >> shift & 255).astype(np.uint8) for shift in shifts], axis=1)
+        stored = image.astype(np.float16)
+        return cls(stored, code.reshape(image.shape).astype(np.uint8), palette, float(stored.min()))
+
+    @classmethod
+    def open(cls, folder: Path) -> PreparedArrays:
+        """The arrays on disk, of which a slice reads only its chunks. Raises ArtifactError where they are missing."""
+        image, code = open_chunked(folder / IMAGE), open_chunked(folder / LABELS)
+        return cls(image, code, np.array(read_facts(code)["palette"], np.uint8), read_facts(image)["darkest"])
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays."""
+        write_chunked(folder / IMAGE, np.asarray(self.image[:]), darkest=self.darkest)
+        write_chunked(folder / LABELS, np.asarray(self.code[:]), palette=self.palette.tolist())
+
+    def loaded(self) -> PreparedArrays:
+        """The arrays in memory."""
+        return PreparedArrays(np.asarray(self.image[:]), np.asarray(self.code[:]), self.palette, self.darkest)
+
+    @property
+    def liver(self) -> npt.NDArray[np.uint8]:
+        return self.palette[:, 0].take(np.asarray(self.code[:]))
+
+    @property
+    def tumour(self) -> npt.NDArray[np.uint8]:
+        return self.palette[:, 1].take(np.asarray(self.code[:]))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return 3 * int(np.prod(self.image.shape))
 
 
 @dataclass(frozen=True)
@@ -150,9 +197,8 @@ class Pool:
     entries: tuple[PoolEntry, ...]
 
     def arrays(self, entry: PoolEntry) -> PreparedArrays:
-        """Read the prepared arrays of one case."""
-        with np.load(self.folder / entry.file) as stored:
-            return PreparedArrays(**{item.name: stored[item.name] for item in fields(PreparedArrays)})
+        """The prepared arrays of one case, on disk."""
+        return PreparedArrays.open(self.folder / entry.file)
 
     def select(self, split: Split) -> tuple[PoolEntry, ...]:
         """The entries of a split of which anything is known."""
@@ -225,16 +271,8 @@ def write_entry(
     known = _known_labels(case, cohort_folder, geometry, pseudo, use_liver, use_tumour)
     targets = make_targets(known, geometry.size_zyx, geometry.spacing_zyx_mm, unknown_tumour, margin_mm)
 
-    file = folder / "cases" / f"{case.case_id}.npz"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        file,
-        image=prepared.astype(np.float16),
-        liver=targets.liver.astype(np.uint8),
-        tumour=targets.tumour.astype(np.uint8),
-        liver_weight=targets.liver_weight,
-        tumour_weight=targets.tumour_weight,
-    )
+    place = folder / "cases" / case.case_id
+    PreparedArrays.of(prepared, targets).save(place)
     from_teacher = pseudo is not None and known.liver_state == LabelState.PSEUDO
     return PoolEntry(
         case_id=case.case_id,
@@ -254,8 +292,8 @@ def write_entry(
         known_share=float((targets.liver_weight.mean() + targets.tumour_weight.mean()) / (2 * FULL)),
         lesion_diameters_mm=lesion_diameters_mm(targets.tumour, geometry.voxel_ml),
         licence=case.licence,
-        file=str(file.relative_to(folder)),
-        sha256=sha256_content(file),
+        file=str(place.relative_to(folder)),
+        sha256=sha256_json([sha256_chunked(place / IMAGE), sha256_chunked(place / LABELS)]),
     )
 
 

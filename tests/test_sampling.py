@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import pytest
 from toy_pool import Toy, toy_pool
 
 from hepar.cases import LabelState, Modality
-from hepar.errors import DataError
+from hepar.errors import ArtifactError, DataError
 from hepar.params import SamplingParams
-from hepar.pool import FULL, Pool, PreparedArrays
-from hepar.training.sampling import ArrayCache, Patch, PatchSampler, cut
+from hepar.pool import FULL, Pool, PreparedArrays, Targets
+from hepar.training.sampling import Patch, PatchSampler, cut
 
 PATCH = (8, 8, 8)
 ON_TUMOURS = SamplingParams(tumour_share=1.0, liver_share=0.0)
@@ -23,8 +24,8 @@ MIXED = SamplingParams(tumour_share=0.34, liver_share=0.33)
 CT, MR = Toy("ct"), Toy("mr", Modality.MR, level=10.0)
 
 
-def sampler(pool: Pool, params: SamplingParams, seed: int = 1) -> PatchSampler:
-    return PatchSampler(pool, pool.entries, PATCH, params, seed, memory_bytes=2**24)
+def sampler(pool: Pool, params: SamplingParams, seed: int = 1, memory_bytes: int = 2**24) -> PatchSampler:
+    return PatchSampler(pool, pool.entries, PATCH, params, seed, memory_bytes)
 
 
 def drawn(pool: Pool, params: SamplingParams, steps: int = 50) -> list[Patch]:
@@ -43,8 +44,7 @@ def same(a: list[Patch], b: list[Patch]) -> bool:
 def arrays(shape: tuple[int, int, int]) -> PreparedArrays:
     """A volume of distinct voxels 1, 2, … of which everything is known and everything is liver."""
     image = np.arange(1, 1 + np.prod(shape), dtype=np.float16).reshape(shape)
-    ones = np.ones(shape, np.uint8)
-    return PreparedArrays(image, ones, ones * 0, ones * FULL, ones * FULL)
+    return PreparedArrays(image, np.zeros(shape, np.uint8), np.array([[1, 0, FULL, FULL]], np.uint8), darkest=1.0)
 
 
 def test_a_batch_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
@@ -146,38 +146,37 @@ def test_what_pads_a_small_volume_is_dark_and_unknown(centre: tuple[int, int, in
     assert patch.image.shape == (6, 5, 4)
     known = patch.m[0] > 0
     assert known.sum() == 4 * 4 * 4
-    assert np.array_equal(patch.image[known], volume.image.ravel())  # all of it, in its order
+    assert np.array_equal(patch.image[known], np.ravel(volume.image))  # all of it, in its order
     assert (patch.image[~known] == 1).all()  # the darkest voxel
     assert not patch.y[:, ~known].any()
     assert not patch.m[:, ~known].any()
 
 
-def test_the_cache_drops_what_was_used_least_recently() -> None:
-    reads: list[int] = []
-
-    def read(index: int) -> PreparedArrays:
-        reads.append(index)
-        return arrays((4, 4, 4))
-
-    size = sum(array.nbytes for array in vars(arrays((4, 4, 4))).values())
-    cache = ArrayCache(read, limit_bytes=2 * size)
-    for index in (0, 1, 0, 2):  # the third use keeps 0, so 2 takes the place of 1
-        cache(index)
-    assert reads == [0, 1, 2]
-    cache(0)
-    assert reads == [0, 1, 2]
-    cache(1)
-    assert reads == [0, 1, 2, 1]
+def test_patches_from_disk_are_those_from_memory(tmp_path: Path) -> None:
+    pool = toy_pool(tmp_path, [CT, MR])
+    in_memory, on_disk = sampler(pool, MIXED), sampler(pool, MIXED, memory_bytes=1)
+    for step in range(20):
+        assert same(in_memory.batch(step, 2), on_disk.batch(step, 2))
+    shutil.rmtree(tmp_path / pool.entries[0].file)
+    in_memory.batch(0, 2)
+    with pytest.raises(ArtifactError, match="is no chunked array"):
+        [on_disk.batch(step, 2) for step in range(4)]
 
 
-def test_the_cache_holds_one_case_however_small_its_limit() -> None:
-    reads: list[int] = []
-
-    def read(index: int) -> PreparedArrays:
-        reads.append(index)
-        return arrays((4, 4, 4))
-
-    cache = ArrayCache(read, limit_bytes=0)
-    for index in (0, 0, 1, 1, 0):
-        cache(index)
-    assert reads == [0, 1, 0]
+def test_stored_arrays_keep_labels_and_weights_as_they_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    shape = (9, 10, 11)
+    weights = rng.choice(np.array([0, 3, 128, 255], np.uint8), (2, *shape))
+    targets = Targets(rng.random(shape) > 0.5, rng.random(shape) > 0.9, weights[0], weights[1])
+    image = rng.normal(size=shape).astype(np.float32)
+    PreparedArrays.of(image, targets).save(tmp_path)
+    stored = PreparedArrays.open(tmp_path)
+    patch = cut(stored, np.array([4, 5, 5], np.int32), shape)
+    assert np.array_equal(patch.image, image.astype(np.float16))
+    assert np.array_equal(patch.y, np.stack([targets.liver, targets.tumour]))
+    assert np.array_equal(np.round(patch.m * FULL), weights)
+    assert np.array_equal(stored.loaded().liver, targets.liver)
+    assert np.array_equal(stored.tumour, targets.tumour)
+    many = np.arange(np.prod(shape)).reshape(shape)
+    with pytest.raises(ValueError, match="at most 256"):
+        PreparedArrays.of(image, Targets(many > 400, many > 900, many.astype(np.uint8), weights[1]))

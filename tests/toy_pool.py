@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hepar.cases import LabelState, Modality, Split
-from hepar.pool import FULL, KnownLabels, Pool, PoolEntry, lesion_diameters_mm, make_targets
+from hepar.pool import FULL, KnownLabels, Pool, PoolEntry, PreparedArrays, lesion_diameters_mm, make_targets
 from hepar.preparation import Plan
 
 SPACING = (2.0, 2.0, 2.0)
@@ -59,14 +59,8 @@ def _write(folder: Path, toy: Toy) -> PoolEntry:
         tumour if toy.tumour_state == LabelState.MANUAL else None,
     )
     targets = make_targets(known, toy.shape, SPACING, "masked", margin_mm=5.0)
-    np.savez(
-        folder / f"{toy.case_id}.npz",
-        image=(toy.level + 1.0 * liver - 2.0 * tumour).astype(np.float16),
-        liver=targets.liver.astype(np.uint8),
-        tumour=targets.tumour.astype(np.uint8),
-        liver_weight=targets.liver_weight,
-        tumour_weight=targets.tumour_weight,
-    )
+    image = (toy.level + 1.0 * liver - 2.0 * tumour).astype(np.float32)
+    PreparedArrays.of(image, targets).save(folder / toy.case_id)
     return PoolEntry(
         case_id=toy.case_id,
         patient_id=toy.case_id,
@@ -85,6 +79,6 @@ def _write(folder: Path, toy: Toy) -> PoolEntry:
         known_share=float((targets.liver_weight.mean() + targets.tumour_weight.mean()) / (2 * FULL)),
         lesion_diameters_mm=lesion_diameters_mm(targets.tumour, VOXEL_ML),
         licence="",
-        file=f"{toy.case_id}.npz",
+        file=toy.case_id,
         sha256="",
     )

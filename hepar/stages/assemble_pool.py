@@ -1,6 +1,6 @@
 """Stage 4: manual livers, pseudo-livers and tumour labels become one mixed-label pool of prepared arrays.
 
-Writes `pool.parquet` (what is known of each case, and from where), `plan.json` and `cases/<case>.npz`. Test patients
+Writes `pool.parquet` (what is known of each case, and from where), `plan.json` and `cases/<case>/`. Test patients
 are left out.
 """
 

@@ -30,7 +30,7 @@ from hepar.training.checkpoint import load_checkpoint, save_checkpoint
 from hepar.training.losses import LIVER, TUMOUR, masked_loss
 from hepar.training.sampling import PatchSampler
 
-MEMORY_BYTES = 8 * 2**30  # prepared arrays kept in memory
+MEMORY_BYTES = 8 * 2**30  # prepared arrays are kept in memory up to it, else patches are read from disk
 POLYNOMIAL_POWER = 0.9
 VALIDATION_OVERLAP = 0.25
 LOG_POINTS = 50  # training losses kept in the history
@@ -196,8 +196,8 @@ class Trainer:
         self.ema.module.eval()
         liver, tumour = [], []
         for entry in entries:
-            arrays = self.pool.arrays(entry)
-            image = arrays.image.astype(np.float32)
+            arrays = self.pool.arrays(entry).loaded()
+            image = np.asarray(arrays.image, np.float32)
             predicted = sliding_window(self.ema.module, image, self.params.patch_zyx, VALIDATION_OVERLAP, self.device)
             liver.append(_overlap(predicted[LIVER] > 0.5, arrays.liver > 0))
             if entry.tumour_state == LabelState.MANUAL and arrays.tumour.any():

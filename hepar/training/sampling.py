@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ from scipy import ndimage
 from hepar.cases import LabelState, Modality
 from hepar.errors import DataError
 from hepar.params import SamplingParams, SizeZYX
-from hepar.pool import Pool, PoolEntry, PreparedArrays
+from hepar.pool import FULL, Pool, PoolEntry, PreparedArrays
 
 SIZE_BINS_MM = (10.0, 20.0)  # lesions below, between and above
 MIN_LESION_VOXELS = 8  # a smaller lesion is hardly seen on the plan's grid; it is learned from, but not centred on
@@ -50,35 +49,6 @@ class Centres:
     lesions: tuple[Lesion, ...]
 
 
-class ArrayCache:
-    """Prepared arrays kept in memory, the least recently used dropped above a limit. Safe to share by threads."""
-
-    def __init__(self, read: Callable[[int], PreparedArrays], limit_bytes: int) -> None:
-        self._read = read
-        self._limit_bytes = limit_bytes
-        self._held: OrderedDict[int, PreparedArrays] = OrderedDict()
-        self._bytes = 0
-        self._lock = Lock()
-
-    def __call__(self, index: int) -> PreparedArrays:
-        with self._lock:
-            if index in self._held:
-                self._held.move_to_end(index)
-                return self._held[index]
-        arrays = self._read(index)
-        with self._lock:
-            if index not in self._held:
-                self._held[index] = arrays
-                self._bytes += _nbytes(arrays)
-            while self._bytes > self._limit_bytes and len(self._held) > 1:
-                self._bytes -= _nbytes(self._held.popitem(last=False)[1])
-        return arrays
-
-
-def _nbytes(arrays: PreparedArrays) -> int:
-    return sum(array.nbytes for array in vars(arrays).values())
-
-
 class PatchSampler:
     """Cuts the batch of a step. The same (pool, params, seed, step) gives the same batch."""
 
@@ -91,28 +61,35 @@ class PatchSampler:
         seed: int,
         memory_bytes: int,
     ) -> None:
+        """Arrays stay in memory where all of them together take at most `memory_bytes`."""
         if not entries:
             raise DataError("the pool has no training case")
         self.entries = tuple(entries)
         self.patch_zyx = patch_zyx
         self.params = params
         self.seed = seed
-        self.arrays = ArrayCache(lambda index: pool.arrays(self.entries[index]), memory_bytes)
+        self._pool = pool
+        fits = sum(pool.arrays(entry).nbytes for entry in self.entries) <= memory_bytes
+        self._loaded = [pool.arrays(entry).loaded() for entry in self.entries] if fits else None
         self._liver_voxels: dict[int, Voxels] = {}
         lesions = [self._index(index) for index in range(len(self.entries))]
         modalities = sorted({entry.modality for entry in self.entries})
         self.centres = [self._centres(modality, lesions) for modality in modalities]
 
+    def arrays(self, index: int) -> PreparedArrays:
+        """The arrays of an entry: in memory where all of them fit, else on disk, opened anew for each thread's sake."""
+        return self._loaded[index] if self._loaded else self._pool.arrays(self.entries[index])
+
     def _index(self, index: int) -> list[Lesion]:
         """Remember where a case's liver and lesions lie."""
         entry, arrays = self.entries[index], self.arrays(index)
         rng = np.random.default_rng([self.seed, index])
-        liver = _some_voxels(arrays.liver > 0, rng)
+        liver, tumour = _some_voxels(arrays.liver > 0, rng), arrays.tumour
         if entry.liver_weight > 0 and len(liver):
             self._liver_voxels[index] = liver
         if entry.tumour_state != LabelState.MANUAL:
             return []
-        labels, count = ndimage.label(arrays.tumour)
+        labels, count = ndimage.label(tumour)
         if count == 0:
             return []
         lesions = []
@@ -120,14 +97,14 @@ class PatchSampler:
             inside = labels[region] == number
             if inside.sum() < MIN_LESION_VOXELS:
                 continue
-            diameter_mm = self._diameter_mm(int(inside.sum()), entry, arrays)
+            diameter_mm = self._diameter_mm(int(inside.sum()), entry, tumour)
             start = np.array([part.start for part in region], np.int32)
             voxels = _some_voxels(inside, rng) + start
             lesions.append(Lesion(index, int(np.searchsorted(SIZE_BINS_MM, diameter_mm, side="right")), voxels))
         return lesions
 
-    def _diameter_mm(self, voxels: int, entry: PoolEntry, arrays: PreparedArrays) -> float:
-        voxel_mm3 = entry.tumour_ml * 1000 / max(int(arrays.tumour.sum()), 1)
+    def _diameter_mm(self, voxels: int, entry: PoolEntry, tumour: npt.NDArray[np.uint8]) -> float:
+        voxel_mm3 = entry.tumour_ml * 1000 / max(int(tumour.sum()), 1)
         return float(np.cbrt(6 * voxels * voxel_mm3 / np.pi))
 
     def _centres(self, modality: Modality, lesions: Sequence[Sequence[Lesion]]) -> Centres:
@@ -197,12 +174,13 @@ def cut(arrays: PreparedArrays, centre_zyx: Voxels, patch_zyx: SizeZYX) -> Patch
     inside = tuple(slice(max(s, 0), min(s + p, n)) for s, p, n in zip(starts, patch_zyx, shape, strict=True))
     pad = [(part.start - s, s + p - part.stop) for part, s, p in zip(inside, starts, patch_zyx, strict=True)]
 
-    def take(array: npt.NDArray[np.generic], scale: float, fill: float) -> npt.NDArray[np.float32]:
-        piece = np.asarray(array[inside], np.float32) * np.float32(scale)
-        return np.pad(piece, pad, constant_values=fill) if any(map(any, pad)) else piece
-
-    return Patch(
-        image=take(arrays.image, 1.0, float(arrays.image.min())),
-        y=np.stack([take(arrays.liver, 1.0, 0.0), take(arrays.tumour, 1.0, 0.0)]),
-        m=np.stack([take(arrays.liver_weight, 1 / 255, 0.0), take(arrays.tumour_weight, 1 / 255, 0.0)]),
-    )
+    image = np.asarray(arrays.image[inside], np.float32)
+    code = np.asarray(arrays.code[inside], np.intp)
+    columns = np.asarray(arrays.palette.T, np.float32) * np.array([[1], [1], [1 / FULL], [1 / FULL]], np.float32)
+    labels = np.empty((len(columns), *code.shape), np.float32)
+    for column, label in zip(columns, labels, strict=True):
+        np.take(column, code, out=label, mode="clip")  # without clip numpy checks every index first
+    if any(map(any, pad)):
+        image = np.pad(image, pad, constant_values=arrays.darkest)
+        labels = np.pad(labels, [(0, 0), *pad])
+    return Patch(image=image, y=labels[:2], m=labels[2:])
