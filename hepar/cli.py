@@ -18,7 +18,7 @@ from rich.table import Table
 
 from hepar import __version__
 from hepar.cases import Modality
-from hepar.errors import HeparError
+from hepar.errors import HeparError, ParamsError
 from hepar.params import Params, dump_params, load_params
 
 RUNNERS = "hepar.runners"  # the entry point group in which runners of the whole pipeline announce themselves
@@ -31,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+EVERY_NETWORK = 32  # a patch whose sides are multiples of it suits every network
 STAGES, TOOLS = "Stages, in flow order", "Tools"
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The params file; it may extend another.")]
@@ -240,6 +241,28 @@ def predict(
     write_image(to_image(found.labels, Geometry.of(scan)), out)
     result = {"labels": str(out), "modality": str(kind), "liver_ml": found.liver_ml, "tumour_ml": found.tumour_ml}
     print(json.dumps(result))
+
+
+@app.command(rich_help_panel=TOOLS)
+def networks(params: ParamsFile = PARAMS) -> None:
+    """List the networks with their parameters and multiply-adds, for the patch of train_universal."""
+    from hepar.networks import BUILDERS, cost
+
+    loaded = load_params(params)
+    patch = loaded.train_universal.training.patch_zyx
+    z, y, x = (-(-side // EVERY_NETWORK) * EVERY_NETWORK for side in patch)
+    table = Table("network.name", "patch z×y×x", "parameters", "multiply-adds", "settings")
+    for name in BUILDERS:
+        own = name == loaded.network.name
+        if name == "medformer" and not own:
+            continue  # it has no settings but those of a params file
+        try:
+            sides, counted = patch, cost(name, loaded.network.config if own else {}, patch)
+        except ParamsError:
+            sides, counted = (z, y, x), cost(name, {}, (z, y, x))
+        amounts = f"{counted.parameters / 1e6:.2f} M", f"{counted.multiply_adds / 1e9:.1f} G"
+        table.add_row(name, "×".join(map(str, sides)), *amounts, "of the params file" if own else "by default")
+    Console().print(table)
 
 
 @app.command(rich_help_panel=TOOLS)

@@ -92,7 +92,7 @@ def load_model(folder: Path, device: torch.device) -> Model:
         raise ArtifactError(f"{folder} holds no model: {SPEC} or {WEIGHTS} is missing")
     try:
         spec = ModelSpec.model_validate(json.loads((folder / SPEC).read_text()))
-        network = build_network(spec.network.name, spec.network.config)
+        network = build_network(spec.network.name, spec.network.config, spec.patch_zyx)
         network.load_state_dict(load_weights(folder))
     except (ValueError, RuntimeError) as error:
         raise ArtifactError(f"{folder} holds a damaged model: {' '.join(str(error).split())}") from None

@@ -190,7 +190,7 @@ def test_lesions_below_the_least_volume_are_dropped_and_stay_liver() -> None:
 
 def spec_of(network: NetworkParams) -> ModelSpec:
     return ModelSpec(
-        network=network, plan=PLAN, patch_zyx=(8, 8, 8), modalities=(Modality.CT,), origin={"cohort": "c0"}
+        network=network, plan=PLAN, patch_zyx=(8, 16, 16), modalities=(Modality.CT,), origin={"cohort": "c0"}
     )
 
 
@@ -211,7 +211,7 @@ def test_a_scan_is_segmented_on_its_own_grid_whatever_its_orientation(orientatio
 
 
 def test_a_model_is_read_back_as_it_was_written(tmp_path: Path, tiny: Params) -> None:
-    network = build_network(tiny.network.name, tiny.network.config)
+    network = build_network(tiny.network.name, tiny.network.config, tiny.train_universal.training.patch_zyx)
     save_model(tmp_path, network.state_dict(), spec_of(tiny.network))
     model = load_model(tmp_path, CPU)
     assert model.spec == spec_of(tiny.network)
@@ -223,7 +223,7 @@ def test_a_model_is_read_back_as_it_was_written(tmp_path: Path, tiny: Params) ->
 
 @pytest.mark.parametrize("missing", [SPEC, WEIGHTS])
 def test_a_folder_that_lacks_a_part_holds_no_model(tmp_path: Path, tiny: Params, missing: str) -> None:
-    network = build_network(tiny.network.name, tiny.network.config)
+    network = build_network(tiny.network.name, tiny.network.config, tiny.train_universal.training.patch_zyx)
     save_model(tmp_path, network.state_dict(), spec_of(tiny.network))
     (tmp_path / missing).unlink()
     with pytest.raises(ArtifactError, match="holds no model"):

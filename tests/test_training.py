@@ -65,7 +65,7 @@ def learner(
     torch.set_num_threads(1)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = build_network(tiny.network.name, tiny.network.config)
+        network = build_network(tiny.network.name, tiny.network.config, tiny.train_universal.training.patch_zyx)
     return Trainer(network, pool, settings(tiny, **changes), checkpoints, CPU, on_metrics)
 
 

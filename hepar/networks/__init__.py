@@ -3,38 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hepar.errors import ParamsError
+from hepar.networks import from_monai
 from hepar.networks.medformer import MedFormer
+from hepar.params import SizeZYX
 
-
-def _dynunet(config: Mapping[str, Any]) -> nn.Module:
-    from monai.networks.nets.dynunet import DynUNet  # importing monai takes seconds
-
-    return DynUNet(spatial_dims=3, **config)  # type: ignore[no-any-return]
-
-
-def _segresnet(config: Mapping[str, Any]) -> nn.Module:
-    from monai.networks.nets.segresnet import SegResNet
-
-    return SegResNet(spatial_dims=3, **config)  # type: ignore[no-any-return]
-
-
-BUILDERS: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
-    "medformer": MedFormer.from_config,
-    "dynunet": _dynunet,
-    "segresnet": _segresnet,
+BUILDERS: dict[str, Callable[[Mapping[str, Any], SizeZYX], nn.Module]] = {
+    "medformer": lambda config, patch_zyx: MedFormer.from_config(config),
+    **from_monai.BUILDERS,
 }
 
 
-def build_network(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """A network with fresh weights. Raises ParamsError for an unknown name or a setting that it refuses."""
+def build_network(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
+    """A network with fresh weights for patches of a size.
+
+    Raises ParamsError for an unknown name, a setting that it refuses, or a patch whose sides it cannot divide.
+    """
     if name not in BUILDERS:
         raise ParamsError(f"network.name is {name!r}, must be one of {', '.join(sorted(BUILDERS))}")
     try:
-        return BUILDERS[name](config)
-    except (TypeError, ValueError) as error:
-        raise ParamsError(f"network.config: {error}") from None
+        network = BUILDERS[name](config, patch_zyx)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ParamsError(f"network.config of {name}: {error}") from None
+    divisor: Any = network.divisor
+    if any(side % by for side, by in zip(patch_zyx, divisor, strict=True)):
+        raise ParamsError(f"training.patch_zyx is {patch_zyx}: {name} needs each side to be a multiple of {divisor}")
+    return network
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs: parameters, and multiply-adds of one patch forwards."""
+
+    parameters: int
+    multiply_adds: int
+
+
+def cost(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> Cost:
+    """Count a network's parameters and multiply-adds, without computing anything. Raises as `build_network` does."""
+    network = build_network(name, config, patch_zyx).to("meta")
+    channels = int(config.get("in_channels", from_monai.IN_CHANNELS))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, channels, *patch_zyx, device="meta"))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return Cost(parameters, int(counter.get_total_flops()) // 2)

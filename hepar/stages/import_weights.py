@@ -22,7 +22,7 @@ def run(checkpoint: Path, model: Path, network: NetworkParams, plan: Plan, patch
 
     Raises ParamsError if the network is not a MedFormer, DataError naming the first parameter that does not fit.
     """
-    built = build_network(network.name, network.config)
+    built = build_network(network.name, network.config, patch_zyx)
     if not isinstance(built, MedFormer):
         raise ParamsError(f"network.name is {network.name!r}: published weights can be imported for medformer only")
     try:

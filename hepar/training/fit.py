@@ -13,7 +13,6 @@ from torch import Tensor
 from hepar.artifacts import read_manifest, sha256_json, writing
 from hepar.cases import Modality
 from hepar.compute import pick_device, use_threads
-from hepar.errors import ParamsError
 from hepar.inference import ModelSpec, save_model
 from hepar.networks import build_network
 from hepar.params import NetworkParams, TrainingParams
@@ -51,8 +50,7 @@ def fit_model(
     use_threads(recipe.training.threads)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.training.seed)
-        network = build_network(recipe.network.name, recipe.network.config)
-    _check_patch(network, recipe.training)
+        network = build_network(recipe.network.name, recipe.network.config, recipe.training.patch_zyx)
     if start is not None:
         network.load_state_dict(start)
     spec = ModelSpec(
@@ -73,9 +71,3 @@ def fit_model(
             trained.history.to_csv(folder / HISTORY, index=False)
         tracked.made(read_manifest(model, KIND).hash)
     shutil.rmtree(checkpoints, ignore_errors=True)
-
-
-def _check_patch(network: torch.nn.Module, training: TrainingParams) -> None:
-    divisor = getattr(network, "divisor", (1, 1, 1))
-    if any(side % d for side, d in zip(training.patch_zyx, divisor, strict=True)):
-        raise ParamsError(f"training.patch_zyx is {training.patch_zyx}: each side must be a multiple of {divisor}")

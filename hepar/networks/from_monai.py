@@ -1,0 +1,144 @@
+"""Networks of MONAI behind the same door: settings that a name alone gives, and what a `config` changes of them.
+
+A setting is an argument of MONAI's class. What follows from the patch (levels, strides, position embeddings) is worked
+out from it, as nnU-Net does (Isensee et al., Nature Methods 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from hepar.params import SizeZYX
+
+IN_CHANNELS, STRUCTURES = 1, 2
+MIN_SIDE = 4  # of a feature map on the lowest level
+MAX_LEVELS = 6
+FILTERS, MAX_FILTERS = 32, 320
+
+
+class Wrapped(nn.Module):
+    """A network that tells by `divisor` what sides of a patch it takes, and lists its outputs at several scales."""
+
+    def __init__(self, network: nn.Module, divisor: SizeZYX) -> None:
+        super().__init__()
+        self.network = network
+        self.divisor = divisor
+
+    def forward(self, image_bcdhw: Tensor) -> Tensor | list[Tensor]:
+        """Logits b r d h w; while training with deep supervision a list of them, the full resolution first."""
+        output: Tensor = self.network(image_bcdhw)
+        return list(output.unbind(1)) if output.dim() == 6 else output
+
+
+def dynunet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
+    """The U-Net of nnU-Net with residual encoder: an axis is halved as long as it keeps `MIN_SIDE` voxels."""
+    from monai.networks.nets.dynunet import DynUNet  # importing monai takes seconds
+
+    strides = _strides(patch_zyx)
+    settings: dict[str, Any] = {
+        "spatial_dims": 3,
+        "in_channels": IN_CHANNELS,
+        "out_channels": STRUCTURES,
+        "kernel_size": [[3, 3, 3]] * (len(strides) + 1),
+        "strides": [[1, 1, 1], *strides],
+        "upsample_kernel_size": strides,
+        "filters": [min(FILTERS * 2**level, MAX_FILTERS) for level in range(len(strides) + 1)],
+        "res_block": True,
+        "deep_supervision": len(strides) > 2,
+        "deep_supr_num": min(3, max(1, len(strides) - 1)),
+        **config,
+    }
+    divisor = tuple(_product(stride[axis] for stride in settings["strides"]) for axis in range(3))
+    return Wrapped(DynUNet(**settings), divisor)  # type: ignore[arg-type]
+
+
+def segresnet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
+    from monai.networks.nets.segresnet import SegResNet
+
+    settings = {"spatial_dims": 3, "in_channels": IN_CHANNELS, "out_channels": STRUCTURES, "init_filters": 16, **config}
+    return Wrapped(SegResNet(**settings), _cubed(2 ** (len(settings.get("blocks_down", (1, 2, 2, 4))) - 1)))
+
+
+def swinunetr(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
+    from monai.networks.nets.swin_unetr import SwinUNETR
+
+    settings = {"in_channels": IN_CHANNELS, "out_channels": STRUCTURES, "feature_size": 24, **config}
+    return Wrapped(SwinUNETR(spatial_dims=3, **settings), _cubed(32))
+
+
+def unetr(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
+    """Its position embeddings are as many as the patch has tokens, so it works on patches of this size only."""
+    from monai.networks.nets.unetr import UNETR
+
+    settings = {"in_channels": IN_CHANNELS, "out_channels": STRUCTURES, "img_size": tuple(patch_zyx), **config}
+    network = UNETR(spatial_dims=3, **settings)
+    for name, weight in network.named_parameters():
+        if "cross_attn" in name:  # of blocks that attend to a second input, which there is none of
+            weight.requires_grad_(False)
+    return Wrapped(network, _cubed(16))
+
+
+def mednext(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
+    from monai.networks.nets.mednext import MedNeXt
+
+    settings = {"spatial_dims": 3, "in_channels": IN_CHANNELS, "out_channels": STRUCTURES, **config}
+    return Wrapped(MedNeXt(**settings), _cubed(16))
+
+
+def unet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
+    from monai.networks.nets.unet import UNet
+
+    settings: dict[str, Any] = {
+        "spatial_dims": 3,
+        "in_channels": IN_CHANNELS,
+        "out_channels": STRUCTURES,
+        "channels": (16, 32, 64, 128, 256),
+        "strides": (2, 2, 2, 2),
+        "num_res_units": 2,
+        **config,
+    }
+    return Wrapped(UNet(**settings), _cubed(_product(settings["strides"])))
+
+
+def vnet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
+    from monai.networks.nets.vnet import VNet
+
+    settings = {"spatial_dims": 3, "in_channels": IN_CHANNELS, "out_channels": STRUCTURES, **config}
+    return Wrapped(VNet(**settings), _cubed(16))
+
+
+BUILDERS: dict[str, Callable[[Mapping[str, Any], SizeZYX], nn.Module]] = {
+    "dynunet": dynunet,
+    "mednext": mednext,
+    "segresnet": segresnet,
+    "swinunetr": swinunetr,
+    "unet": unet,
+    "unetr": unetr,
+    "vnet": vnet,
+}
+
+
+def _strides(patch_zyx: SizeZYX) -> list[list[int]]:
+    strides: list[list[int]] = []
+    sides = list(patch_zyx)
+    while len(strides) < MAX_LEVELS - 1:
+        stride = [2 if side % 2 == 0 and side // 2 >= MIN_SIDE else 1 for side in sides]
+        if max(stride) == 1:
+            break
+        strides.append(stride)
+        sides = [side // by for side, by in zip(sides, stride, strict=True)]
+    return strides
+
+
+def _product(values: Any) -> int:
+    result = 1
+    for value in values:
+        result *= int(value)
+    return result
+
+
+def _cubed(side: int) -> SizeZYX:
+    return (side, side, side)
