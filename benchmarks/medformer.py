@@ -1,0 +1,136 @@
+"""MedFormer against a plain transcription of its formulas (`plain_medformer.py`): time, peak memory, same numbers.
+
+`python benchmarks/medformer.py [--repeats 5] [--sizes small lits-64 lits-96]`. Both networks hold the same weights and
+take turns, so that what else the machine does meets both. On the CPU memory is that of a process of its own; on a GPU
+it is what torch allocates, in bf16, with and without `torch.compile`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from plain_medformer import PlainMedFormer
+from torch import nn
+
+from hepar.compute import available_cores, use_threads
+from hepar.networks import build_network
+from hepar.params import load_params
+
+ROOT = Path(__file__).parents[1]
+SIZES = {  # params file, sides of the cubic patch, scans a batch
+    "small": ("params.yaml", 48, 2),
+    "lits-64": ("params/full.yaml", 64, 1),
+    "lits-96": ("params/full.yaml", 96, 1),
+}
+
+
+def pair(size: str, device: torch.device) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    """Ours, the plain one with the same weights, and an image."""
+    file, side, batch = SIZES[size]
+    network = load_params(ROOT / file).network
+    torch.manual_seed(1)
+    ours = build_network(network.name, network.config, (side, side, side))
+    plain = PlainMedFormer(ours).to(device)
+    image = torch.randn(batch, 1, side, side, side, device=device)
+    return ours.to(device, memory_format=torch.channels_last_3d), plain, image
+
+
+def step(network: nn.Module, image: torch.Tensor, backward: bool) -> None:
+    if not backward:
+        with torch.no_grad():
+            network(image)
+        return
+    output = network(image)
+    outputs = output if isinstance(output, list) else [output]
+    sum(logits.square().mean() for logits in outputs).backward()  # type: ignore[union-attr]
+    for parameter in network.parameters():
+        parameter.grad = None
+
+
+def seconds(work: Callable[[], None], device: torch.device) -> float:
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def compare(size: str, repeats: int, device: torch.device) -> None:
+    ours, plain, image = pair(size, device)
+    ours.eval(), plain.eval()
+    with torch.no_grad():
+        expected = plain(image)
+        difference = float((ours(image) - expected).abs().max() / expected.abs().max())
+    print(f"\n{size}: {tuple(image.shape)} on {device.type}, largest difference {difference:.1e} of the largest logit")
+    kinds = {"ours": ours, "plain": plain}
+    if device.type == "cuda":
+        kinds["ours compiled"] = torch.compile(ours)  # type: ignore[assignment]
+        kinds["plain compiled"] = torch.compile(plain)  # type: ignore[assignment]
+    for name, backward in (("forward", False), ("forward and backward", True)):
+        best = dict.fromkeys(kinds, float("inf"))
+        memory: dict[str, float] = {}
+        for turn in range(repeats + 1):
+            for kind, network in kinds.items():
+                network.train(backward)
+                own = image.contiguous(memory_format=torch.channels_last_3d) if "ours" in kind else image
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    taken = seconds(partial(step, network, own, backward), device)
+                if turn:  # the first is for warming up
+                    best[kind] = min(best[kind], taken)
+                if device.type == "cuda":
+                    memory[kind] = torch.cuda.max_memory_allocated() / 2**20
+        if device.type != "cuda":
+            memory = {kind: peak_mib(size, kind, backward) for kind in kinds}
+        for kind, value in best.items():
+            print(f"  {name:21s} {kind:15s} {value:7.3f} s  {memory[kind]:7.0f} MiB")
+        ratios = best["plain"] / best["ours"], memory["plain"] / memory["ours"]
+        print(f"  {name:21s} plain / ours    {ratios[0]:7.2f}    {ratios[1]:7.2f}")
+
+
+def peak_mib(size: str, kind: str, backward: bool) -> float:
+    """By how much the resident memory of a fresh process grows at most during one step (Linux)."""
+    command = [sys.executable, __file__, "--one", size, kind, str(int(backward))]
+    return float(subprocess.check_output(command))
+
+
+def one(size: str, kind: str, backward: str) -> None:
+    ours, plain, image = pair(size, torch.device("cpu"))
+    network = (ours if kind == "ours" else plain).train(backward == "1")
+    own = image.contiguous(memory_format=torch.channels_last_3d) if kind == "ours" else image
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+    before = status_mib("VmRSS")
+    step(network, own, backward == "1")
+    print(status_mib("VmHWM") - before)
+
+
+def status_mib(name: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    return next(float(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(f"{name}:"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    use_threads(available_cores())
+    if options.one:
+        one(*options.one)
+        return
+    for device in [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available():
+        for size in options.sizes:
+            compare(size, options.repeats, device)
+
+
+if __name__ == "__main__":
+    main()
