@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from hepar import __version__
 from hepar.cases import Modality
-from hepar.errors import HeparError, ParamsError
+from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.params import Params, dump_params, load_params
 
 RUNNERS = "hepar.runners"  # the entry point group in which runners of the whole pipeline announce themselves
@@ -335,12 +336,12 @@ def cases(
 
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:
-    """Print what the user can mend as one sentence and exit with code 2."""
+    """Print what the user can mend as one sentence and exit with code 2, or 75 where the same command can go on."""
     try:
         yield
     except HeparError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"hepar: {error}", markup=False)
-        sys.exit(2)
+        sys.exit(os.EX_TEMPFAIL if isinstance(error, Preempted) else 2)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ HeparError
 ├── DataError       a scan, a mask or a table breaks a rule; names case, rule and value
 │   └── Refusal     one case breaks a rule: it goes to quarantine and the others go on
 ├── StorageError    a store or server does not give what it should; the case is not to blame
+├── Preempted       the run was told to stop and can go on: exit code 75
 └── ArtifactError   a folder handed from stage to stage is missing, half-written or of another kind
 """
 
@@ -34,6 +35,10 @@ class Refusal(DataError):
 
 class StorageError(HeparError):
     """A store or server is out of reach, refuses, or fails: nothing is wrong with a case."""
+
+
+class Preempted(HeparError):
+    """SIGTERM came, what was done is saved, and the same command goes on from there."""
 
 
 class ArtifactError(HeparError):

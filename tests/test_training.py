@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,8 @@ from torch import Tensor
 from toy_pool import Toy, toy_pool
 
 from hepar.cases import Modality, Split
-from hepar.errors import HeparError
+from hepar.cli import errors_as_sentences
+from hepar.errors import HeparError, Preempted
 from hepar.networks import build_network
 from hepar.params import Params, TrainingParams
 from hepar.pool import Pool
@@ -34,6 +39,8 @@ TOYS = [
 # trains in a process of its own and, at a step, dies as by a power cut
 KILLED = """
 import os, signal, sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from test_training import TOYS, learner, toy_pool
 from hepar.params import load_params
@@ -211,15 +218,81 @@ def test_without_validation_cases_the_last_average_is_kept(pool: Pool, tiny: Par
     assert not equal(weights, trainer.network.state_dict())
 
 
-def test_a_checkpoint_is_replaced_in_one_step(tmp_path: Path) -> None:
+def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "checkpoints"
     assert load_checkpoint(folder, CPU) is None
-    for step in (1, 2):
+    for step in (1, 2, 3):
         save_checkpoint(folder, {"step": step, "weights": torch.ones(2) * step})
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "previous.pt"]
+    assert loaded_step(folder) == 3
+    with (folder / "checkpoint.pt").open("r+b") as stream:
+        stream.truncate(100)
+    assert loaded_step(folder) == 2
+    (folder / "checkpoint.pt").unlink()  # as when the machine dies between the two renames
+    assert loaded_step(folder) == 2
+
+
+def loaded_step(folder: Path) -> int:
     state = load_checkpoint(folder, CPU)
     assert state is not None
-    assert state["step"] == 2
-    assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"]
+    assert torch.equal(state["weights"][:2], torch.ones(2) * state["step"])
+    return int(state["step"])
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_whole(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"step": 1, "weights": torch.ones(2)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(HeparError, match="the checkpoint of step 2 cannot be written to"):
+            save_checkpoint(tmp_path, {"step": 2, "weights": torch.ones(100_000) * 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert loaded_step(tmp_path) == 1
+
+
+def test_a_run_that_is_told_to_stop_saves_its_step_and_goes_on_to_the_same_weights(
+    pool: Pool, tiny: Params, tmp_path: Path, uninterrupted: Trained
+) -> None:
+    def tell(step: int, metrics: dict[str, float]) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="stopped by SIGTERM at step 5, which is saved"), errors_as_exit_code(75):
+        train(learner(pool, tiny, tmp_path, tell, steps=8, checkpoint_every=100))
+    assert signal.getsignal(signal.SIGTERM) == before
+    resumed = train(learner(pool, tiny, tmp_path, seed=99, steps=8, checkpoint_every=100))
+    assert equal(resumed.weights, uninterrupted.weights)
+
+
+@contextmanager
+def errors_as_exit_code(code: int) -> Iterator[None]:
+    """Checks the exit code that the command line gives to the error that passes."""
+    try:
+        yield
+    except HeparError as error:
+        with pytest.raises(SystemExit) as caught, errors_as_sentences():
+            raise error
+        assert caught.value.code == code
+        raise
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce fail] can't allocate memory: 9 GB")]
+)
+def test_too_little_memory_is_told_with_a_way_out(
+    error: RuntimeError, pool: Pool, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = learner(pool, tiny, tmp_path, steps=8)
+
+    def fail(*batch: torch.Tensor) -> float:
+        raise error
+
+    monkeypatch.setattr(trainer, "_step", fail)
+    with pytest.raises(HeparError, match=r"out of memory at step 1: lower training.batch_size"):
+        train(trainer)
 
 
 def test_checkpoints_belong_to_one_training_and_lie_where_the_environment_says(

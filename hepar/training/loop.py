@@ -7,11 +7,14 @@ stopped. The exponential moving average of the weights is what is validated and 
 from __future__ import annotations
 
 import copy
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import current_thread, main_thread
 
 import numpy as np
 import pandas as pd
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hepar.cases import LabelState, Split
-from hepar.errors import HeparError
+from hepar.errors import HeparError, Preempted
 from hepar.inference import sliding_window
 from hepar.params import TrainingParams
 from hepar.pool import Pool, PoolEntry
@@ -96,6 +99,20 @@ def batches(sampler: PatchSampler, first: int, params: TrainingParams, device: t
             yield ahead.popleft().result()
 
 
+@contextmanager
+def sigterm() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM came, as the scheduler of a cluster sends it some time before it kills; for the main thread."""
+    came: list[int] = []
+    if current_thread() is not main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Trainer:
     """Trains one network on one pool."""
 
@@ -124,10 +141,14 @@ class Trainer:
         self.at = Progressing()
 
     def run(self, stage: Stage) -> Trained:
-        """Train to the last step, from the last checkpoint where there is one. Raises HeparError on a NaN loss."""
+        """Train to the last step, from the last checkpoint where there is one.
+
+        Raises HeparError on a NaN loss and where the memory is too small, and Preempted, with a checkpoint saved, on
+        SIGTERM.
+        """
         self._resume()
         log_every = max(1, self.params.steps // LOG_POINTS)
-        with stage.counting(self.params.steps, "training") as count:
+        with stage.counting(self.params.steps, "training") as count, sigterm() as told_to_stop, self._enough_memory():
             for image, y, m in batches(self.sampler, self.at.step, self.params, self.device):
                 self.at.losses.append(self._step(image, y, m))
                 self.at.step += 1
@@ -137,9 +158,23 @@ class Trainer:
                     self.at.losses.clear()
                 if self.at.step % self.params.validate_every == 0 or self.at.step == self.params.steps:
                     self._validate()
-                if self.at.step % self.params.checkpoint_every == 0:
+                if self.at.step % self.params.checkpoint_every == 0 or told_to_stop():
                     self._save()
+                if told_to_stop():
+                    raise Preempted(f"stopped by SIGTERM at step {self.at.step}, which is saved: run again to go on")
         return Trained(self.best, pd.DataFrame(self.at.history, columns=COLUMNS))
+
+    @contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU the allocator's words tell
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise HeparError(
+                f"out of memory at step {self.at.step + 1}: lower training.batch_size ({self.params.batch_size}) or"
+                f" patch_zyx ({self.params.patch_zyx}), or set gradient_checkpointing"
+            ) from None
 
     def _step(self, image: Tensor, y: Tensor, m: Tensor) -> float:
         self.network.train()
