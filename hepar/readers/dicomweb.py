@@ -23,6 +23,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.uid import ExplicitVRLittleEndian
 
 from hepar.errors import DataError, StorageError
+from hepar.progress import current
 from hepar.readers.dicom import RTSTRUCT, SEGMENTATION, TAGS
 from hepar.readers.remote import in_parallel
 
@@ -81,7 +82,9 @@ class Server:
             ]
         if not found:
             raise DataError(f"source {self.server}: no series of {', '.join(MODALITIES)} is found")
-        in_parallel(self._series, list(enumerate(sorted(set(found)))))
+        series = list(enumerate(sorted(set(found))))
+        with current().counting(len(series), "series listed") as count:
+            in_parallel(self._series, series, count.advance)
         return self.root
 
     def remote(self, path: Path) -> WebInstance:

@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -29,6 +29,7 @@ from hepar.errors import DataError
 FOLDER_VARIABLE, LIMIT_VARIABLE = "HEPAR_CACHE", "HEPAR_CACHE_GIB"
 DEFAULT_LIMIT_GIB = 20.0
 CONNECTIONS = 8
+BATCH = 256
 STALE_SECONDS = 24 * 3600  # a download that old was given up
 BUSY_SECONDS = 60  # that the index of digests may be locked by another process
 Located = TypeVar("Located")
@@ -69,13 +70,19 @@ class Cache:
             raise DataError(f"{LIMIT_VARIABLE} is {given!r}, must be a number of GiB above 0")
         return cls(Path(os.environ.get(FOLDER_VARIABLE) or home / "hepar"), int(limit * 2**30))
 
-    def digest(self, file: RemoteFile) -> str:
-        """SHA-256 of a file; it is fetched only if this version of it never was."""
-        with self._digests() as digests:
-            row = digests.execute("SELECT sha256 FROM digest WHERE version = ?", (file.version,)).fetchone()
-        if row:
-            return str(row[0])
-        return self._fetch(file)[1]
+    def digests(self, files: Sequence[RemoteFile]) -> list[str]:
+        """SHA-256 of each file; those are fetched of which this version never was."""
+        known: dict[str, str] = {}
+        with self._digests() as table:
+            for some in batches(files):
+                marks = ", ".join("?" * len(some))
+                query = f"SELECT version, sha256 FROM digest WHERE version IN ({marks})"
+                known.update(table.execute(query, [file.version for file in some]))
+        missing = [file for file in files if file.version not in known]
+        known.update(
+            (file.version, digest) for file, digest in zip(missing, in_parallel(self._fetch, missing), strict=True)
+        )
+        return [known[file.version] for file in files]
 
     def place(self, file: RemoteFile, target: Path) -> None:
         """Put a file at `target`, from the cache or its store."""
@@ -109,7 +116,7 @@ class Cache:
                 path.unlink(missing_ok=True)
                 total -= 0 if partial else size
 
-    def _fetch(self, file: RemoteFile) -> tuple[Path, str]:
+    def _fetch(self, file: RemoteFile) -> str:
         kept = self._kept(file)
         partial = kept.with_name(f".{kept.name}.{uuid4().hex}")
         try:
@@ -118,16 +125,17 @@ class Cache:
             partial.replace(kept)
         finally:
             partial.unlink(missing_ok=True)
-        with self._digests() as digests:
-            digests.execute("INSERT OR REPLACE INTO digest VALUES (?, ?)", (file.version, digest))
-        return kept, digest
+        with self._digests() as table:
+            table.execute("INSERT OR REPLACE INTO digest VALUES (?, ?)", (file.version, digest))
+        return digest
 
     def _kept(self, file: RemoteFile) -> Path:
         return self._files() / hashlib.sha256(file.version.encode()).hexdigest()
 
     def _files(self) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # addresses and files may name patients
         files = self.folder / "files"
-        files.mkdir(parents=True, exist_ok=True, mode=0o700)
+        files.mkdir(exist_ok=True, mode=0o700)
         return files
 
     @contextmanager
@@ -140,8 +148,7 @@ class Cache:
 
 def digests(files: Mapping[Path, RemoteFile]) -> dict[Path, str]:
     """SHA-256 of every file, several fetched at a time where they must be."""
-    cache = Cache.of_user()
-    return dict(zip(files, in_parallel(cache.digest, files.values()), strict=True))
+    return dict(zip(files, Cache.of_user().digests(list(files.values())), strict=True)) if files else {}
 
 
 @contextmanager
@@ -154,7 +161,7 @@ def local(item: Located, remote: Mapping[Path, RemoteFile]) -> Iterator[Located]
     with tempfile.TemporaryDirectory(prefix="hepar-case-") as name:
         root = Path(os.path.commonpath([path.parent for path in remote]))
         moved = {path: Path(name) / path.relative_to(root) for path in remote}
-        in_parallel(lambda path: cache.place(remote[path], moved[path]), remote)
+        in_parallel(lambda path: cache.place(remote[path], moved[path]), list(remote))
         cache.trim()
         yield relocated(item, moved)
 
@@ -175,12 +182,18 @@ def _relocated(item: Any, moved: Mapping[Path, Path]) -> Any:
     return item
 
 
-def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """`work` of every item in their order, over several connections; the first error ends it."""
+def in_parallel(
+    work: Callable[[Item], Result], items: Sequence[Item], done: Callable[[int], None] = lambda count: None
+) -> list[Result]:
+    """`work` of every item in their order, over several connections; `done` hears how many are. An error ends it."""
+    results: list[Result] = []
     with ThreadPoolExecutor(CONNECTIONS) as executor:
-        futures = [executor.submit(work, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            executor.shutdown(cancel_futures=True)
-            raise
+        for some in batches(items):
+            results += executor.map(work, some)
+            done(len(results))
+    return results
+
+
+def batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """The items, some hundred at a time."""
+    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))

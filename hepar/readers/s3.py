@@ -22,6 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pydicom.errors import InvalidDicomError
 
 from hepar.errors import DataError, Refusal, StorageError
+from hepar.progress import current
 from hepar.readers.dicom import CLASSIC, ENHANCED
 from hepar.readers.files import VOLUME_ENDINGS
 from hepar.readers.remote import CONNECTIONS, in_parallel
@@ -148,7 +149,8 @@ class Buckets:
             raise DataError(f"source {url}: there is no such object or prefix, or nothing in it")
         for item in objects:
             self._known[self.path_of(item)] = item
-        in_parallel(self._stub, objects)
+        with current().counting(len(objects), "files listed") as count:
+            in_parallel(self._stub, objects, count.advance)
         return path
 
     def path_of(self, item: S3Object) -> Path:
@@ -173,7 +175,8 @@ class Buckets:
 
     def _stub(self, item: S3Object) -> None:
         path = self.path_of(item)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with _said(item.url):
+            path.parent.mkdir(parents=True, exist_ok=True)
         name = path.name.lower()
         if name.endswith(WHOLE):
             self._whole(path, item)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -164,6 +165,7 @@ def test_dicom_is_listed_by_its_headers_alone(store: Any, tmp_path: Path, tiny: 
         assert len(stubs) == len(paths)
         assert max(path.stat().st_size for path in stubs) < 8192
         for case in cases:
+            assert pickle.loads(pickle.dumps(case)) == case  # it goes to another process
             with remote.local(case, case.remote) as here:
                 read = here.image.read()
                 assert not set(here.files) & set(case.files)
@@ -250,6 +252,13 @@ def test_a_source_that_is_not_there_is_named(source: str, words: str, store: Any
         pass
 
 
+def test_a_key_that_is_a_file_and_a_folder_is_named(store: Any, tiny: Params) -> None:
+    for key in ("a/b.json", "a/b.json/c.json"):
+        store.put_object(Bucket=BUCKET, Key=key, Body=b"{}")
+    with pytest.raises(StorageError, match=r"s3://scans/a/b\.json"), open_source(f"s3://{BUCKET}/a", tiny.ingest):
+        pass
+
+
 def test_a_key_that_climbs_out_is_refused(store: Any, tiny: Params) -> None:
     store.put_object(Bucket=BUCKET, Key="a/../../../evil.nii.gz", Body=b"x")
     with pytest.raises(DataError, match="the key leaves its bucket"), open_source(f"s3://{BUCKET}/a", tiny.ingest):
@@ -284,8 +293,9 @@ def test_the_cache_keeps_below_its_limit_and_the_newest(tmp_path: Path, store: A
     assert [cache._kept(item).is_file() for item in items] == [False] * 3 + [True] * 3
     for number, item in enumerate(items):
         assert (tmp_path / "out" / item.key).read_bytes() == bytes([number]) * 1000
-        assert cache.digest(item) == sha256_file(tmp_path / "out" / item.key)
+    assert cache.digests(items) == [sha256_file(tmp_path / "out" / item.key) for item in items]
     assert not cache._kept(items[0]).is_file()  # its digest is remembered
+    assert [path.stat().st_mode & 0o077 for path in (tmp_path / "small", tmp_path / "small" / "files")] == [0, 0]
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "much"])
