@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hepar import __version__
-from hepar.cases import Modality
+from hepar.cases import Cohort, Modality
 from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.params import Params, dump_params, load_params
 
@@ -242,6 +242,38 @@ def predict(
     write_image(to_image(found.labels, Geometry.of(scan)), out)
     result = {"labels": str(out), "modality": str(kind), "liver_ml": found.liver_ml, "tumour_ml": found.tumour_ml}
     print(json.dumps(result))
+
+
+@app.command(rich_help_panel=TOOLS)
+def plan(
+    cohort: CohortFolder = COHORT,
+    memory_gib: Annotated[float, typer.Option(min=0.1, help="What a training step may take.")] = 8.0,
+    out: Annotated[Path | None, typer.Option(help="Write the proposals as a params file.")] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Propose spacing, CT window, strides, patch and batch for a cohort, and say why."""
+    from hepar.planning import describe, in_words, propose, write_preset
+
+    loaded = load_params(params)
+    facts = describe(Cohort.load(cohort))
+    proposals = propose(facts, loaded.network, memory_gib)
+    console = Console(soft_wrap=True, highlight=False)
+    for sentence in in_words(facts):
+        console.print(sentence, markup=False)
+    now = dump_params(loaded)
+    for proposal in proposals:
+        console.print(f"\n{proposal.key}: {proposal.value}", markup=False)
+        console.print(f"  {proposal.reason}.", markup=False)
+        console.print(f"  {params} has {_value(now, proposal.key)}.", markup=False)
+    if out is not None:
+        write_preset(out, params, proposals)
+        console.print(f"\nwritten to {out}", markup=False)
+
+
+def _value(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
 @app.command(rich_help_panel=TOOLS)

@@ -38,6 +38,15 @@ def build_network(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> n
     return network
 
 
+def without_values(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
+    """A network on torch's meta device, whose tensors have shapes and no values: to count with. Raises as above."""
+    try:
+        with torch.device("meta"):
+            return build_network(name, config, patch_zyx)
+    except RuntimeError:  # SwinUNETR reads a value while it is built
+        return build_network(name, config, patch_zyx).to("meta")
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a network costs: parameters, and multiply-adds of one patch forwards."""
@@ -48,7 +57,7 @@ class Cost:
 
 def cost(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> Cost:
     """Count a network's parameters and multiply-adds, without computing anything. Raises as `build_network` does."""
-    network = build_network(name, config, patch_zyx).to("meta")
+    network = without_values(name, config, patch_zyx)
     channels = int(config.get("in_channels", from_monai.IN_CHANNELS))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, channels, *patch_zyx, device="meta"))

@@ -1,0 +1,141 @@
+"""Plans: what a cohort is like decides them, in ways that can be followed by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from hepar.cases import Cohort, LabelState, Modality, Split
+from hepar.errors import DataError
+from hepar.params import NetworkParams, Params, load_params
+from hepar.planning import (
+    BACKWARD,
+    MIN_SHARE,
+    ModalityFacts,
+    _kernels,
+    _share,
+    _strides,
+    describe,
+    in_words,
+    propose,
+    training_bytes,
+    write_preset,
+)
+from hepar.stages import ingest
+
+BOX_MM = (150.0, 160.0, 200.0)
+PLAIN = NetworkParams(name="unet", config={"channels": [4, 8], "strides": [1], "num_res_units": 0})
+
+
+def facts(
+    spacing: tuple[float, ...] = (3.0, 2.0, 2.0), box: tuple[float, ...] = (150.0, 160.0, 200.0)
+) -> ModalityFacts:
+    return ModalityFacts(
+        scans=5,
+        sequences={"arterial": 5},
+        spacing_mm=np.array([spacing] * 5),
+        liver_box_mm=np.array([BOX_MM] * 5),
+        intensities=np.arange(0, 201, dtype=float),
+        lesion_diameters_mm=(5.0, 10.0),
+    )
+
+
+def proposed(found: dict[Modality, ModalityFacts], network: NetworkParams, memory_gib: float) -> dict[str, Any]:
+    return {proposal.key: proposal.value for proposal in propose(found, network, memory_gib)}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory, phantom_source: Path, tiny: Params) -> Cohort:
+    folder = tmp_path_factory.mktemp("plan") / "cohort"
+    ingest.run(str(phantom_source), folder, tiny.ingest)
+    return Cohort.load(folder)
+
+
+def test_the_same_cohort_gives_the_same_plan_that_a_run_takes(cohort: Cohort, tiny: Params, tmp_path: Path) -> None:
+    first, again = (propose(describe(cohort), tiny.network, 1.0) for _ in range(2))
+    assert first == again
+    write_preset(tmp_path / "own.yaml", ROOT / "params" / "tiny.yaml", first)
+    loaded = load_params(tmp_path / "own.yaml")
+    values = {proposal.key: proposal.value for proposal in first}
+    assert list(loaded.preparation.spacing_zyx_mm or ()) == values["preparation.spacing_zyx_mm"]
+    assert list(loaded.train_universal.training.patch_zyx) == values["train_universal.training.patch_zyx"]
+    assert loaded.evaluate == tiny.evaluate
+
+
+def test_test_patients_are_not_looked_at(cohort: Cohort) -> None:
+    found = describe(cohort)
+    held_out = [case for case in cohort if case.split == Split.TEST]
+    assert held_out
+    assert sum(facts.scans for facts in found.values()) == len(cohort) - len(held_out)
+    livers = [case for case in cohort if case.split != Split.TEST and case.liver_state == LabelState.MANUAL]
+    assert sum(len(facts.liver_box_mm) for facts in found.values()) == len(livers)
+    assert any("lesions, diameters" in sentence for sentence in in_words(found))
+
+
+def test_modalities_count_alike_and_a_far_coarser_axis_is_refined() -> None:
+    many = replace(facts((2.0, 1.0, 1.0)), spacing_mm=np.array([[2.0, 1.0, 1.0]] * 100))
+    plan = proposed({Modality.CT: many, Modality.MR: facts((4.0, 2.0, 2.0))}, PLAIN, 8.0)
+    assert plan["preparation.spacing_zyx_mm"] == [3.0, 1.5, 1.5]
+    thick = np.array([[mm, 1.0, 1.0] for mm in np.linspace(4, 8, 11)])
+    plan = proposed({Modality.CT: replace(facts(), spacing_mm=thick)}, PLAIN, 8.0)
+    assert plan["preparation.spacing_zyx_mm"] == [4.4, 1.0, 1.0]  # the 10th percentile, not the median of 6
+
+
+def test_the_window_holds_99_percent_of_the_liver() -> None:
+    window = proposed({Modality.CT: facts()}, PLAIN, 8.0)["preparation.window_hu"]
+    assert window == [0.0, 200.0]
+    assert "preparation.window_hu" not in proposed({Modality.MR: facts()}, PLAIN, 8.0)
+
+
+def test_strides_even_the_spacing_out() -> None:
+    assert _strides((5.0, 1.0, 1.0)) == [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
+    assert _strides((1.0, 0.8, 0.8)) == [[2, 2, 2]] * 4
+    assert _kernels(_strides((5.0, 1.0, 1.0))) == [[1, 3, 3], [1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]]
+
+
+def test_less_memory_gives_a_smaller_patch_and_then_a_coarser_spacing() -> None:
+    plans = [proposed({Modality.CT: facts((1.0, 1.0, 1.0))}, PLAIN, gib) for gib in (64.0, 1.0, 0.1)]
+    patches = [plan["train_universal.training.patch_zyx"] for plan in plans]
+    assert np.prod(patches[0]) > np.prod(patches[1]) > np.prod(patches[2])
+    assert patches[0] == [160, 160, 208]  # the whole box, to the next multiple of 16
+    spacings = [plan["preparation.spacing_zyx_mm"][0] for plan in plans]
+    assert spacings[0] == 1.0
+    assert spacings[2] > 1.0
+    for plan, patch, gib in zip(plans, patches, (64.0, 1.0, 0.1), strict=True):
+        spacing = tuple(plan["preparation.spacing_zyx_mm"])
+        assert _share(tuple(patch), spacing, np.array(BOX_MM)) > MIN_SHARE - 0.01
+        batch = plan["train_universal.training.batch_size"]
+        assert training_bytes(PLAIN.name, PLAIN.config, tuple(patch), batch) <= gib * 2**30
+
+
+def test_what_a_convolution_keeps_is_counted_by_hand() -> None:
+    settings = {"channels": [2, 2], "strides": [1], "num_res_units": 0, "norm": None, "act": None, "bias": False}
+    one = training_bytes("unet", settings, (16, 16, 16), 1)
+    three = training_bytes("unet", settings, (16, 16, 16), 3)
+    kept = (three - one) // 2
+    volume = 4 * 16**3
+    # the inputs of its convolutions, channel for channel: 1, 2, and the joined 4
+    assert kept >= BACKWARD * (1 + 2 + 4) * volume
+    assert kept <= 2 * BACKWARD * (1 + 2 + 4) * volume
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"spacing_mm": np.empty((0, 3))}, "no scan of the cohort has a known spacing"),
+        ({"liver_box_mm": np.empty((0, 3))}, "no training or validation scan has a manual liver"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        propose({Modality.CT: replace(facts(), **changes)}, PLAIN, 8.0)
+
+
+def test_a_budget_that_holds_no_patch_is_refused() -> None:
+    with pytest.raises(DataError, match=r"no patch of unet fits 0\.001 GiB"):
+        propose({Modality.CT: facts()}, PLAIN, 0.001)
