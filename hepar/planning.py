@@ -151,7 +151,7 @@ def propose(facts: Mapping[Modality, ModalityFacts], network: NetworkParams, mem
 
 
 def training_bytes(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX, batch: int) -> int:
-    """Bytes that a float32 training step takes: weights, optimiser, activations and their gradients, by shapes alone."""
+    """Bytes that a float32 training step takes: weights, optimiser, activations, their gradients; by shapes alone."""
     network = without_values(name, config, patch_zyx).train()
     weights = {id(parameter.untyped_storage()): parameter.untyped_storage() for parameter in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
