@@ -28,6 +28,7 @@ import blosc2
 import numpy as np
 import SimpleITK as sitk
 
+from hepar.cases import Modality
 from hepar.params import load_params
 from hepar.phantoms import TEACHING, write_phantoms
 from hepar.pool import FULL, PreparedArrays, Targets
@@ -174,7 +175,7 @@ def patches(work: Path) -> None:
         blosc2.asarray(array[None], urlpath=str(work / "nnunet" / f"{name}.b2nd"), **shape, **settings)
 
     def ours(part: tuple[slice, ...], centre: np.ndarray) -> None:
-        cut(PreparedArrays.open(work / "ours"), centre, (128, 128, 128))
+        cut(PreparedArrays.open(work / "ours"), centre, (128, 128, 128), Modality.CT)
 
     def nifti(part: tuple[slice, ...], centre: np.ndarray) -> None:
         for name in ("image", "liver", "tumour"):

@@ -113,6 +113,15 @@ class AugmentationParams(Section):
     brightness: Annotated[float, Field(ge=0)]  # shift in units of the normalised image
     noise: Annotated[float, Field(ge=0)]  # largest standard deviation of added noise
     blur_probability: Share
+    elastic_probability: Share
+    elastic_voxels: Annotated[float, Field(ge=0)]  # largest standard deviation of a smooth displacement
+    gamma_probability: Share
+    gamma: Annotated[float, Field(ge=0)]  # exponent drawn from e^-gamma..e^gamma
+    low_resolution_probability: Share
+    low_resolution: Annotated[float, Field(ge=1)]  # voxels up to so many times larger, then interpolated back
+    bias_field_probability: Share  # of an MR patch
+    bias_field: Annotated[float, Field(ge=0)]  # largest logarithm of a smooth factor
+    remap_probability: Share  # values pass through a random curve, so that organs change places in brightness
 
 
 class SamplingParams(Section):

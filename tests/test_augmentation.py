@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from hepar.params import AugmentationParams
@@ -23,6 +25,15 @@ OFF = AugmentationParams(
     brightness=0.3,
     noise=0.2,
     blur_probability=0.0,
+    elastic_probability=0.0,
+    elastic_voxels=2.0,
+    gamma_probability=0.0,
+    gamma=0.5,
+    low_resolution_probability=0.0,
+    low_resolution=3.0,
+    bias_field_probability=0.0,
+    bias_field=0.5,
+    remap_probability=0.0,
 )
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -41,7 +52,14 @@ def batch(size: int = 2, side: int = 16) -> Batch:
 
 def changed(settings: AugmentationParams, seed: int = 0, make: Callable[[], Batch] = batch) -> Batch:
     image, y, m = make()
-    return augment(image, y, m, settings, np.random.default_rng(seed))
+    return augment(image, y, m, settings, np.random.default_rng(seed), is_mr=[True] * len(image))
+
+
+def graded(size: int = 1) -> Batch:
+    """Values from 0 to 1 in many steps."""
+    image = torch.linspace(0, 1, 16**3).view(1, 1, 16, 16, 16).repeat(size, 1, 1, 1, 1)
+    labels = torch.ones(size, 2, 16, 16, 16)
+    return image, labels, labels.clone()
 
 
 def test_with_every_probability_at_zero_nothing_changes() -> None:
@@ -56,13 +74,18 @@ def test_with_every_probability_at_zero_nothing_changes() -> None:
         params(affine_probability=1.0),
         params(intensity_probability=1.0),
         params(blur_probability=1.0),
+        params(elastic_probability=1.0),
+        params(gamma_probability=1.0),
+        params(low_resolution_probability=1.0),
+        params(bias_field_probability=1.0),
+        params(remap_probability=1.0),
     ],
-    ids=["mirror", "affine", "intensity", "blur"],
+    ids=["mirror", "affine", "intensity", "blur", "elastic", "gamma", "low-resolution", "bias-field", "remap"],
 )
 def test_the_same_generator_gives_the_same_batch_and_another_one_another(settings: AugmentationParams) -> None:
-    first, again = changed(settings, seed=1), changed(settings, seed=1)
+    first, again = changed(settings, 1, graded), changed(settings, 1, graded)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    others = [changed(settings, seed=seed)[0] for seed in range(2, 6)]
+    others = [changed(settings, seed, graded)[0] for seed in range(2, 6)]
     assert any(not torch.equal(first[0], other) for other in others)
 
 
@@ -154,3 +177,67 @@ def test_a_blur_keeps_a_constant_image_and_softens_an_edge() -> None:
     assert ((edge > 0.05) & (edge < 0.95)).any()
     assert edge.min() >= 0
     assert edge.max() <= 1
+
+
+def test_an_elastic_change_bends_image_and_labels_alike_and_tears_nothing() -> None:
+    settings = params(elastic_probability=1.0)
+    bent = 0
+    for seed in range(8):
+        image, y, m = changed(settings, seed, lambda: batch(size=1, side=32))
+        known = m[:, 0] > 0.999
+        bent += not torch.equal(y, batch(size=1, side=32)[1])
+        assert torch.equal((image[:, 0] > 0.5)[known], (y[:, 0] > 0.5)[known])
+        _, pieces = ndimage.label(y[0, 0].numpy())
+        assert pieces == 1
+    assert bent > 4  # else the drawn displacement is below a voxel
+
+
+def test_gamma_keeps_the_range_and_the_order_of_values() -> None:
+    exponents = set()
+    for seed in range(20):
+        image, _, _ = changed(params(gamma_probability=1.0), seed, graded)
+        assert (float(image.min()), float(image.max())) == (0.0, pytest.approx(1.0))
+        assert (image.flatten().diff() >= 0).all()
+        exponents.add(float(image.flatten()[2048].log() / graded()[0].flatten()[2048].log()))
+    assert math.exp(-0.5) - 1e-4 <= min(exponents) < 0.8
+    assert 1.25 < max(exponents) <= math.exp(0.5) + 1e-4
+
+
+def test_low_resolution_loses_detail_and_nothing_else() -> None:
+    board = (torch.arange(16)[:, None, None] + torch.arange(16)[:, None] + torch.arange(16)) % 2
+    labels = torch.ones(1, 2, 16, 16, 16)
+    make = lambda: (board.float()[None, None].clone(), labels.clone(), labels.clone())  # noqa: E731
+    image, y, _ = changed(params(low_resolution_probability=1.0), 3, make)
+    assert image.std() < 0.8 * board.float().std()
+    assert float(image.mean()) == pytest.approx(0.5, abs=0.05)
+    assert torch.equal(y, labels)
+
+
+def test_a_bias_field_is_smooth_bounded_and_for_mr_alone() -> None:
+    ones = lambda: (torch.cat([torch.zeros(2, 1, 1, 16, 16), torch.ones(2, 1, 15, 16, 16)], 2), *graded(2)[1:])  # noqa: E731
+    image, y, m = ones()
+    before = image.clone()
+    image, _, _ = augment(image, y, m, params(bias_field_probability=1.0), np.random.default_rng(1), [True, False])
+    assert torch.equal(image[1], before[1])
+    field = image[0, 0, 1:].log()
+    assert float(field.abs().max()) <= 0.5
+    assert float(field.std()) > 0.05
+    assert float(field.diff(dim=1).abs().max()) < 0.5 * 2 / 7  # from knot to knot at most the whole range
+    image, y, m = ones()
+    assert torch.equal(augment(image, y, m, params(bias_field_probability=1.0), np.random.default_rng(1))[0], before)
+
+
+def test_a_random_curve_changes_the_order_of_values_and_keeps_flat_what_is_flat() -> None:
+    turned = 0
+    for seed in range(10):
+        image, _, _ = changed(params(remap_probability=1.0), seed, graded)
+        assert float(image.min()) >= 0
+        assert float(image.max()) <= 1
+        steps = image.flatten().diff()
+        assert float(steps.abs().max()) <= 4 / (16**3 - 1) + 1e-6  # a curve of five knots, continuous
+        turned += bool((steps < 0).any() and (steps > 0).any())
+    assert turned > 5
+    flat = torch.full((1, 1, 8, 8, 8), 3.0)
+    labels = torch.ones(1, 2, 8, 8, 8)
+    after, _, _ = changed(params(remap_probability=1.0), 0, lambda: (flat.clone(), labels, labels))
+    assert torch.allclose(after, flat, atol=1e-5)

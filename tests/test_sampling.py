@@ -126,14 +126,14 @@ def test_a_pool_without_training_cases_is_refused(tmp_path: Path) -> None:
 
 def test_a_patch_is_cut_around_its_centre() -> None:
     volume = arrays((6, 6, 6))
-    patch = cut(volume, np.array([3, 2, 4], np.int32), (2, 2, 2))
+    patch = cut(volume, np.array([3, 2, 4], np.int32), (2, 2, 2), Modality.CT)
     assert np.array_equal(patch.image, volume.image[2:4, 1:3, 3:5])
 
 
 @pytest.mark.parametrize(("centre", "start"), [((0, 0, 0), 0), ((5, 5, 5), 2), ((-9, -9, -9), 0), ((99, 99, 99), 2)])
 def test_a_patch_that_would_leave_the_volume_is_moved_inwards(centre: tuple[int, int, int], start: int) -> None:
     volume = arrays((6, 6, 6))
-    patch = cut(volume, np.array(centre, np.int32), (4, 4, 4))
+    patch = cut(volume, np.array(centre, np.int32), (4, 4, 4), Modality.CT)
     inside = (slice(start, start + 4),) * 3
     assert np.array_equal(patch.image, volume.image[inside])
     assert (patch.m == 1).all()
@@ -142,7 +142,7 @@ def test_a_patch_that_would_leave_the_volume_is_moved_inwards(centre: tuple[int,
 @pytest.mark.parametrize("centre", [(0, 0, 0), (2, 3, 1), (3, 3, 3), (9, 9, 9)])
 def test_what_pads_a_small_volume_is_dark_and_unknown(centre: tuple[int, int, int]) -> None:
     volume = arrays((4, 4, 4))
-    patch = cut(volume, np.array(centre, np.int32), (6, 5, 4))
+    patch = cut(volume, np.array(centre, np.int32), (6, 5, 4), Modality.CT)
     assert patch.image.shape == (6, 5, 4)
     known = patch.m[0] > 0
     assert known.sum() == 4 * 4 * 4
@@ -171,7 +171,7 @@ def test_stored_arrays_keep_labels_and_weights_as_they_are(tmp_path: Path) -> No
     image = rng.normal(size=shape).astype(np.float32)
     PreparedArrays.of(image, targets).save(tmp_path)
     stored = PreparedArrays.open(tmp_path)
-    patch = cut(stored, np.array([4, 5, 5], np.int32), shape)
+    patch = cut(stored, np.array([4, 5, 5], np.int32), shape, Modality.CT)
     assert np.array_equal(patch.image, image.astype(np.float16))
     assert np.array_equal(patch.y, np.stack([targets.liver, targets.tumour]))
     assert np.array_equal(np.round(patch.m * FULL), weights)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hepar.cases import LabelState, Split
+from hepar.cases import LabelState, Modality, Split
 from hepar.errors import HeparError, Preempted
 from hepar.inference import sliding_window
 from hepar.params import TrainingParams
@@ -78,7 +78,8 @@ def make_batch(sampler: PatchSampler, step: int, params: TrainingParams, device:
     y = torch.from_numpy(np.stack([patch.y for patch in patches])).to(device)
     m = torch.from_numpy(np.stack([patch.m for patch in patches])).to(device)
     rng = np.random.default_rng([params.seed, step, 1])
-    image, y, m = augment(image, y, m, params.augmentation, rng)
+    is_mr = [patch.modality == Modality.MR for patch in patches]
+    image, y, m = augment(image, y, m, params.augmentation, rng, is_mr)
     return image.contiguous(memory_format=torch.channels_last_3d), y, m
 
 

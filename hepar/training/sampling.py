@@ -28,6 +28,7 @@ class Patch:
     image: npt.NDArray[np.float32]
     y: npt.NDArray[np.float32]
     m: npt.NDArray[np.float32]
+    modality: Modality
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ class PatchSampler:
             shape = self.arrays(index).image.shape
             centre = np.array([rng.integers(n) for n in shape], np.int32)
         shift = [rng.integers(-(n // 4), n // 4 + 1) for n in self.patch_zyx]
-        return cut(self.arrays(index), centre + np.array(shift, np.int32), self.patch_zyx)
+        modality = self.entries[index].modality
+        return cut(self.arrays(index), centre + np.array(shift, np.int32), self.patch_zyx, modality)
 
     def _draw(self, centres: Centres, among: Sequence[int], rng: np.random.Generator) -> int:
         weight = dict(zip(centres.entries, centres.weights, strict=True))
@@ -161,7 +163,7 @@ def _some_voxels(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> Voxel
     return voxels
 
 
-def cut(arrays: PreparedArrays, centre_zyx: Voxels, patch_zyx: SizeZYX) -> Patch:
+def cut(arrays: PreparedArrays, centre_zyx: Voxels, patch_zyx: SizeZYX, modality: Modality) -> Patch:
     """A patch around a voxel, moved inwards where it would leave the volume.
 
     Where the volume is smaller than the patch, the image is padded with its darkest value and nothing is known.
@@ -183,4 +185,4 @@ def cut(arrays: PreparedArrays, centre_zyx: Voxels, patch_zyx: SizeZYX) -> Patch
     if any(map(any, pad)):
         image = np.pad(image, pad, constant_values=arrays.darkest)
         labels = np.pad(labels, [(0, 0), *pad])
-    return Patch(image=image, y=labels[:2], m=labels[2:])
+    return Patch(image, labels[:2], labels[2:], modality)
