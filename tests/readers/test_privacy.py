@@ -16,7 +16,7 @@ from hepar.cases import Cohort
 from hepar.errors import DataError
 from hepar.params import Params
 from hepar.readers import dicom_tree
-from hepar.readers.keys import FILE_VARIABLE, VARIABLE, patient_key
+from hepar.readers.keys import EPHEMERAL_VARIABLE, FILE_VARIABLE, VARIABLE, patient_key
 from hepar.stages.ingest import _ingest, _write_quarantine
 from hepar.volumes import write_image
 
@@ -66,3 +66,13 @@ def test_the_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path, monkey
     monkeypatch.setenv(VARIABLE, "short")
     with pytest.raises(DataError, match=f"the patient key in {VARIABLE} has 5 characters, must have 16 or more"):
         patient_key()
+
+
+def test_a_container_makes_no_key_that_it_would_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv(EPHEMERAL_VARIABLE, "1")
+    with pytest.raises(DataError, match=f"would be lost: set {VARIABLE} or {FILE_VARIABLE}"):
+        patient_key()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv(VARIABLE, "a key of the tests")
+    assert patient_key() == b"a key of the tests"
