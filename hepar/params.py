@@ -142,8 +142,10 @@ class TrainingParams(Section):
 
     steps: AtLeastOne
     batch_size: AtLeastOne
+    accumulate: AtLeastOne  # batches whose gradients are averaged for one step
     patch_zyx: SizeZYX
     learning_rate: Positive
+    schedule: Literal["polynomial", "cosine"]  # how the learning rate falls to zero after the warm-up
     weight_decay: Annotated[float, Field(ge=0)]
     warmup_steps: Count
     ema_decay: Annotated[float, Field(ge=0, lt=1)]  # the moving average is what is validated and kept
@@ -152,6 +154,7 @@ class TrainingParams(Section):
     nesting_weight: Annotated[float, Field(ge=0)]  # weight of the penalty on tumour outside the liver
     validate_every: AtLeastOne  # steps between two validations
     validation_cases: Count  # at most so many cases a modality; 0 validates on none
+    patience: Count  # validations without a better score after which training ends; 0: it never does
     checkpoint_every: AtLeastOne  # steps between two checkpoints
     threads: Count  # CPU threads; 0: all cores. Results repeat bit for bit only at the same number
     workers: Count  # threads that cut patches ahead of the step; 0: none

@@ -26,7 +26,7 @@ from hepar.params import Params, TrainingParams
 from hepar.pool import Pool
 from hepar.progress import Stage
 from hepar.training.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
-from hepar.training.loop import COLUMNS, Trained, Trainer, batches, learning_rate
+from hepar.training.loop import COLUMNS, Trained, Trainer, batches, learning_rate, make_batch
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -100,6 +100,33 @@ def test_the_learning_rate_warms_up_evenly_and_then_falls_towards_zero(tiny: Par
     assert learning_rate(8, params) == pytest.approx(0.8 * 0.5**0.9)
     assert learning_rate(11, params) == pytest.approx(0.8 * 0.125**0.9)
     assert learning_rate(0, settings(tiny, steps=12, warmup_steps=0, learning_rate=0.8)) == 0.8
+    cosine = settings(tiny, steps=12, warmup_steps=4, learning_rate=0.8, schedule="cosine")
+    assert [learning_rate(step, cosine) for step in (4, 8, 10)] == pytest.approx([0.8, 0.4, 0.4 * (1 - 0.5**0.5)])
+
+
+def test_accumulated_batches_give_the_mean_of_their_gradients(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    one = learner(pool, tiny, tmp_path / "one", steps=1, batch_size=1, accumulate=3, clip_norm=1e9)
+    losses, gradients = [], []
+    for number in range(3):
+        lone = learner(pool, tiny, tmp_path / "lone", steps=3, batch_size=1, clip_norm=1e9)
+        losses.append(lone._step([make_batch(lone.sampler, number, lone.params, CPU)]))
+        gradients.append([parameter.grad for parameter in lone.network.parameters()])
+    together = one._step(list(batches(one.sampler, 0, one.params, CPU)))
+    assert together == pytest.approx(sum(losses) / 3, rel=1e-5)
+    for parameter, *parts in zip(one.network.parameters(), *gradients, strict=True):
+        assert parameter.grad is not None
+        assert torch.allclose(parameter.grad, sum(parts) / 3, atol=1e-5)
+
+
+def test_training_ends_when_validations_get_no_better(
+    pool: Pool, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.6, 0.6, 0.55, 0.9])
+    monkeypatch.setattr(Trainer, "_dice", lambda self, entries: {"liver_dice": next(scores)})
+    trainer = learner(pool, tiny, tmp_path, steps=10, validate_every=2, patience=2, checkpoint_every=100)
+    history = train(trainer).history
+    assert history[history.split == "val"].value.tolist() == [0.5, 0.6, 0.6, 0.55]
+    assert trainer.at.step == 8
 
 
 def test_a_small_network_overfits_one_ball(tiny: Params, tmp_path: Path) -> None:
@@ -287,7 +314,7 @@ def test_too_little_memory_is_told_with_a_way_out(
 ) -> None:
     trainer = learner(pool, tiny, tmp_path, steps=8)
 
-    def fail(*batch: torch.Tensor) -> float:
+    def fail(parts: Any) -> float:
         raise error
 
     monkeypatch.setattr(trainer, "_step", fail)

@@ -27,7 +27,8 @@ def patient_key() -> bytes:
     if not path.is_file():
         if os.environ.get(EPHEMERAL_VARIABLE):
             raise DataError(
-                f"no patient key is given, and one made in this container would be lost: set {VARIABLE} or {FILE_VARIABLE}"
+                f"no patient key is given, and one made in this container would be lost: set {VARIABLE} or"
+                f" {FILE_VARIABLE}"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

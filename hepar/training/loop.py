@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from threading import current_thread, main_thread
 
@@ -48,6 +49,7 @@ class Progressing:
 
     step: int = 0
     best_score: float = -1.0
+    validations_since_best: int = 0
     history: list[Row] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # since the last one that was logged
 
@@ -61,39 +63,41 @@ class Trained:
 
 
 def learning_rate(step: int, params: TrainingParams) -> float:
-    """Linear warm-up, then polynomial decay to zero."""
+    """Linear warm-up, then polynomial or cosine decay to zero."""
     if step < params.warmup_steps:
         return params.learning_rate * (step + 1) / params.warmup_steps
     remaining = 1 - (step - params.warmup_steps) / max(params.steps - params.warmup_steps, 1)
+    if params.schedule == "cosine":
+        return float(params.learning_rate * (1 - np.cos(np.pi * remaining)) / 2)
     return float(params.learning_rate * remaining**POLYNOMIAL_POWER)
 
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-def make_batch(sampler: PatchSampler, step: int, params: TrainingParams, device: torch.device) -> Batch:
-    """Image b c d h w, targets and weights b r d h w of a step, augmented."""
-    patches = sampler.batch(step, params.batch_size)
+def make_batch(sampler: PatchSampler, number: int, params: TrainingParams, device: torch.device) -> Batch:
+    """Image b c d h w, targets and weights b r d h w of a batch by its number, augmented."""
+    patches = sampler.batch(number, params.batch_size)
     image = torch.from_numpy(np.stack([patch.image[None] for patch in patches])).to(device)
     y = torch.from_numpy(np.stack([patch.y for patch in patches])).to(device)
     m = torch.from_numpy(np.stack([patch.m for patch in patches])).to(device)
-    rng = np.random.default_rng([params.seed, step, 1])
+    rng = np.random.default_rng([params.seed, number, 1])
     is_mr = [patch.modality == Modality.MR for patch in patches]
     image, y, m = augment(image, y, m, params.augmentation, rng, is_mr)
     return image.contiguous(memory_format=torch.channels_last_3d), y, m
 
 
 def batches(sampler: PatchSampler, first: int, params: TrainingParams, device: torch.device) -> Iterator[Batch]:
-    """The batches of the steps from `first` on, cut ahead by threads where there are workers."""
+    """The batches of the steps from `first` on, `accumulate` a step, cut ahead by threads where there are workers."""
+    numbers = range(first * params.accumulate, params.steps * params.accumulate)
     if params.workers == 0:
-        for step in range(first, params.steps):
-            yield make_batch(sampler, step, params, device)
+        for number in numbers:
+            yield make_batch(sampler, number, params, device)
         return
     with ThreadPoolExecutor(params.workers) as executor:
-        steps = iter(range(first, params.steps))
         ahead: deque[Future[Batch]] = deque()
-        for step in steps:
-            ahead.append(executor.submit(make_batch, sampler, step, params, device))
+        for number in numbers:
+            ahead.append(executor.submit(make_batch, sampler, number, params, device))
             if len(ahead) > 2 * params.workers:
                 yield ahead.popleft().result()
         while ahead:
@@ -150,8 +154,9 @@ class Trainer:
         self._resume()
         log_every = max(1, self.params.steps // LOG_POINTS)
         with stage.counting(self.params.steps, "training") as count, sigterm() as told_to_stop, self._enough_memory():
-            for image, y, m in batches(self.sampler, self.at.step, self.params, self.device):
-                self.at.losses.append(self._step(image, y, m))
+            of_all = batches(self.sampler, self.at.step, self.params, self.device)
+            while self.at.step < self.params.steps and not self._is_stale():
+                self.at.losses.append(self._step(list(islice(of_all, self.params.accumulate))))
                 self.at.step += 1
                 count.advance(self.at.step, loss=self.at.losses[-1])
                 if self.at.step % log_every == 0:
@@ -177,22 +182,29 @@ class Trainer:
                 f" patch_zyx ({self.params.patch_zyx}), or set gradient_checkpointing"
             ) from None
 
-    def _step(self, image: Tensor, y: Tensor, m: Tensor) -> float:
+    def _is_stale(self) -> bool:
+        """Whether as many validations as `patience` were no better than the best."""
+        return 0 < self.params.patience <= self.at.validations_since_best
+
+    def _step(self, parts: Sequence[Batch]) -> float:
+        """One step of the optimiser on the mean gradient of some batches; the mean of their losses."""
         self.network.train()
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.at.step, self.params)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
-            output = self.network(image)
-        scales = output if isinstance(output, list) else [output]
-        loss = masked_loss(scales, y, m, self.params.nesting_weight, self.params.bce_weights).total
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            raise HeparError(
-                f"the loss is {value} at step {self.at.step + 1}: lower learning_rate"
-                f" ({self.params.learning_rate}) or clip_norm ({self.params.clip_norm})"
-            )
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        value = 0.0
+        for image, y, m in parts:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
+                output = self.network(image)
+            scales = output if isinstance(output, list) else [output]
+            loss = masked_loss(scales, y, m, self.params.nesting_weight, self.params.bce_weights).total / len(parts)
+            value += float(loss.detach())
+            if not np.isfinite(value):
+                raise HeparError(
+                    f"the loss is {value} at step {self.at.step + 1}: lower learning_rate"
+                    f" ({self.params.learning_rate}) or clip_norm ({self.params.clip_norm})"
+                )
+            loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.params.clip_norm)
         self.optimiser.step()
         self.ema.update_parameters(self.network)
@@ -212,6 +224,8 @@ class Trainer:
             scores.extend(dice.values())
             self._log("val", str(modality), dice)
         score = float(np.mean(scores)) if scores else self.at.best_score
+        if scores:
+            self.at.validations_since_best = 0 if score > self.at.best_score else self.at.validations_since_best + 1
         if score >= self.at.best_score:
             self.at.best_score = score
             self.best = copy.deepcopy(self.ema.module.state_dict())
@@ -249,6 +263,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "step": self.at.step,
             "best_score": self.at.best_score,
+            "validations_since_best": self.at.validations_since_best,
             "history": self.at.history,
             "losses": self.at.losses,
         }
@@ -263,7 +278,11 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.best = state["best"]
         self.at = Progressing(
-            state["step"], state["best_score"], [tuple(row) for row in state["history"]], state["losses"]
+            state["step"],
+            state["best_score"],
+            state["validations_since_best"],
+            [tuple(row) for row in state["history"]],
+            state["losses"],
         )
 
 
