@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,78 @@ def test_checkpointing_changes_no_gradient() -> None:
         network(image).square().mean().backward()
         grads.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"in_channels": 2, "aux": True},
+        {"conv_blocks": [1, 1, 0, 0, 1, 0, 1, 1], "attention_blocks": [0, 1, 2, 1, 1, 2, 1, 0]},
+        {"stride": [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]]},
+    ],
+    ids=["small", "two channels", "mixed blocks", "flat strides"],
+)
+def test_it_computes_what_the_formulas_of_the_paper_say(change: dict[str, object]) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    from plain_medformer import PlainMedFormer  # shares no code with the forward pass
+
+    torch.manual_seed(0)
+    network = MedFormer.from_config({**SMALL, **change})
+    image = torch.randn(2, network.config.in_channels, 16, 32, 32)
+    plain = PlainMedFormer(network)
+    own = network.to(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        expected = plain.eval()(image)
+        assert torch.allclose(own.eval()(image), expected, atol=1e-4 * float(expected.abs().max()))
+
+    own, plain, image = own.double().train(), plain.double().train(), image.double()
+    ours, theirs = own(image), plain(image)
+    pairs = list(zip(ours, theirs, strict=True) if isinstance(ours, list) else [(ours, theirs)])
+    for a, b in pairs:
+        assert torch.allclose(a, b, atol=1e-9)
+    for outputs in zip(*pairs, strict=True):
+        sum(output.square().mean() for output in outputs).backward()
+    others = dict(plain.weights.named_parameters())
+    for name, parameter in own.named_parameters():
+        other = others[name].grad
+        assert (parameter.grad is None) == (other is None)
+        if other is not None and parameter.grad is not None:
+            assert torch.allclose(parameter.grad, other, atol=1e-9), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_it_is_one_graph_for_the_compiler(training: bool) -> None:
+    torch.manual_seed(0)
+    network = MedFormer.from_config({**SMALL, "aux": True}).train(training)
+    image = torch.randn(1, 1, 16, 32, 32).contiguous(memory_format=torch.channels_last_3d)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)  # a break in the graph is an error
+    for a, b in zip(network(image), compiled(image), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_under_bf16_it_stays_finite_and_near() -> None:
+    torch.manual_seed(0)
+    network, image = MedFormer.from_config(SMALL).eval(), torch.randn(1, 1, 16, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        near = network(image)
+    with torch.no_grad():
+        exact = network(image)
+    assert near.dtype == torch.bfloat16
+    assert float((near.float() - exact).abs().mean()) < 0.05 * float(exact.abs().mean())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_it_runs_from_onnx(tmp_path: Path) -> None:
+    import onnxruntime
+
+    torch.manual_seed(0)
+    network, image = MedFormer.from_config(SMALL).eval(), torch.randn(1, 1, 16, 32, 32)
+    torch.onnx.export(network, (image,), dynamo=True, verbose=False).save(str(tmp_path / "medformer.onnx"))
+    session = onnxruntime.InferenceSession(tmp_path / "medformer.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    with torch.no_grad():
+        assert np.allclose(found, network(image).numpy(), atol=1e-3)
 
 
 @pytest.mark.parametrize(
