@@ -37,6 +37,8 @@ def _whole(value: Any) -> Any:
 
 
 MIN_PHANTOMS = 8
+REGISTERED = "models:/"
+WARM_START = rf"^(none|CT|MR|{REGISTERED}.+)$"
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -141,8 +143,9 @@ class TrainingParams(Section):
     """The optimisation of one network."""
 
     steps: AtLeastOne
-    batch_size: AtLeastOne
+    batch_size: AtLeastOne  # patches, over all processes together
     accumulate: AtLeastOne  # batches whose gradients are averaged for one step
+    processes: Count  # that share each batch; 0: one for each GPU, as far as they divide the batch
     patch_zyx: SizeZYX
     learning_rate: Positive
     schedule: Literal["polynomial", "cosine"]  # how the learning rate falls to zero after the warm-up
@@ -158,8 +161,11 @@ class TrainingParams(Section):
     checkpoint_every: AtLeastOne  # steps between two checkpoints
     threads: Count  # CPU threads; 0: all cores. Results repeat bit for bit only at the same number
     workers: Count  # threads that cut patches ahead of the step; 0: none
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]  # of the forward pass; fp16 scales its loss
+    compile: bool  # by torch.compile: the first step takes a minute, the others less
     gradient_checkpointing: bool
+    consistency_weight: Annotated[float, Field(ge=0)]  # pull to the moving average's prediction where nothing is known
+    consistency_rampup_steps: Count  # over which that weight grows from almost nothing
     seed: Count
     sampling: SamplingParams
     augmentation: AugmentationParams
@@ -206,7 +212,7 @@ class AssemblePoolParams(Section):
 class TrainUniversalParams(Section):
     """Stage 2: one model for both modalities."""
 
-    warm_start: Literal["none", "CT", "MR"]  # the teacher whose weights it starts from
+    warm_start: Annotated[str, Field(pattern=WARM_START)]  # none; the teacher CT or MR; a registered models:/NAME@ALIAS
     training: TrainingParams
 
 

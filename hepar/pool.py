@@ -200,9 +200,11 @@ class Pool:
         """The prepared arrays of one case, on disk."""
         return PreparedArrays.open(self.folder / entry.file)
 
-    def select(self, split: Split) -> tuple[PoolEntry, ...]:
-        """The entries of a split of which anything is known."""
-        return tuple(entry for entry in self.entries if entry.split == split and entry.known_share > 0)
+    def select(self, split: Split, also_unknown: bool = False) -> tuple[PoolEntry, ...]:
+        """The entries of a split of which anything is known, or all of them."""
+        return tuple(
+            entry for entry in self.entries if entry.split == split and (also_unknown or entry.known_share > 0)
+        )
 
     def save(self) -> None:
         """Write table and plan; the same entries give the same bytes."""

@@ -46,7 +46,8 @@ class Stage:
         self.status = StageStatus(name)
         self._began = time.monotonic()
         self._last_line = self._last_file = -1e9
-        self._console = Console(stderr=True)
+        self._quiet = os.environ.get("RANK", "0") != "0"  # of several processes of one training, the first speaks
+        self._console = Console(stderr=True, quiet=self._quiet)
         self._bar: Progress | None = None
         self._counted_from: tuple[int, float] | None = None  # steps done, and when: what a resumed run skipped is none
 
@@ -80,7 +81,7 @@ class Stage:
         rate = self._rate(now)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=status.done, facts=f"{rate} {shown}".strip())
-        elif now - self._last_line >= LINE_SECONDS or status.done == status.total:
+        elif not self._quiet and (now - self._last_line >= LINE_SECONDS or status.done == status.total):
             self._last_line = now
             line = filter(None, (f"{status.stage}: {status.done}/{status.total}", rate, status.message))
             print(" ".join(line), file=sys.stderr, flush=True)
@@ -101,7 +102,7 @@ class Stage:
     def publish(self) -> None:
         """Write the status file, where a watcher asked for it."""
         folder = os.environ.get(FOLDER_VARIABLE)
-        if not folder:
+        if not folder or self._quiet:
             return
         self.status.seconds = round(time.monotonic() - self._began, 3)
         self._last_file = time.monotonic()

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hepar.inference import ModelSpec
+from hepar.errors import ArtifactError
+from hepar.inference import SPEC, ModelSpec
 from hepar.params import TrainingParams
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -71,7 +73,8 @@ class TrainingRun:
 
     def __enter__(self) -> Self:
         self._mlflow = connect()
-        self._mlflow.start_run(run_name=self._name)
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # no GPU to watch is no news
+        self._mlflow.start_run(run_name=self._name, log_system_metrics=True)
         self._mlflow.log_params(flatten(self._training.model_dump(mode="json"), "training"))
         self._mlflow.log_params(flatten(self._spec.network.model_dump(mode="json"), "network"))
         self._mlflow.log_params(flatten(self._spec.plan.model_dump(mode="json"), "plan"))
@@ -153,6 +156,23 @@ def serving_requirements() -> list[str]:
     """What a registered version needs beside Python, at the versions installed here."""
     names = ("mlflow", "torch", "SimpleITK", "numpy", "scipy", "pandas", "pyarrow", "pydantic", "pyyaml", "rich")
     return [f"{name}=={version(name).split('+')[0]}" for name in names]
+
+
+@contextlib.contextmanager
+def downloaded_model(uri: str) -> Iterator[Path]:
+    """The model folder inside a registered version, such as `models:/NAME@champion`, as long as it is needed.
+
+    Raises ArtifactError where there is no such version, or one that hepar did not register.
+    """
+    mlflow = connect()
+    with tempfile.TemporaryDirectory(prefix="hepar-") as scratch:
+        try:
+            place = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
+        except mlflow.MlflowException as error:
+            raise ArtifactError(f"{uri} cannot be fetched: {error.message}") from None
+        if not (specs := sorted(place.rglob(SPEC))):
+            raise ArtifactError(f"{uri} holds no model of hepar: {SPEC} is missing")
+        yield specs[0].parent
 
 
 def version_by_alias(mlflow: Any, name: str, alias: str) -> Version | None:

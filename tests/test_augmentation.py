@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from hepar.params import AugmentationParams
-from hepar.training.augmentation import augment, rotation
+from hepar.training.augmentation import move, recolour, rotation
 
 OFF = AugmentationParams(
     affine_probability=0.0,
@@ -50,9 +50,17 @@ def batch(size: int = 2, side: int = 16) -> Batch:
     return y[:, :1].clone(), y, torch.ones_like(y)
 
 
+def augment(
+    image: Tensor, y: Tensor, m: Tensor, settings: AugmentationParams, seed: int, is_mr: Sequence[bool] | None = None
+) -> Batch:
+    """Geometry and intensities, as a training does them; of MR patches, if nothing else is said."""
+    rngs = [np.random.default_rng([seed, number]) for number in range(len(image))]
+    image, y, m = move(image, y, m, settings, rngs)
+    return recolour(image, settings, rngs, [True] * len(image) if is_mr is None else is_mr), y, m
+
+
 def changed(settings: AugmentationParams, seed: int = 0, make: Callable[[], Batch] = batch) -> Batch:
-    image, y, m = make()
-    return augment(image, y, m, settings, np.random.default_rng(seed), is_mr=[True] * len(image))
+    return augment(*make(), settings, seed)
 
 
 def graded(size: int = 1) -> Batch:
@@ -94,7 +102,7 @@ def test_a_mirrored_scan_is_mirrored_along_its_axis_with_its_labels(axis: Litera
     image, y, m = batch(size=16)
     m[..., :8] = 0.5
     before_image, before_y, before_m = image.clone(), y.clone(), m.clone()
-    after_image, after_y, after_m = augment(image, y, m, params(mirror_axes=(axis,)), np.random.default_rng(0))
+    after_image, after_y, after_m = augment(image, y, m, params(mirror_axes=(axis,)), 0)
     flipped = [b for b in range(16) if not torch.equal(after_y[b], before_y[b])]
     assert 0 < len(flipped) < 16
     for b in flipped:
@@ -116,7 +124,7 @@ def test_what_a_shrinking_pulls_in_from_outside_has_no_weight() -> None:
     whole = (torch.ones(1, 1, 16, 16, 16), torch.ones(1, 2, 16, 16, 16), torch.ones(1, 2, 16, 16, 16))
     corners = {}
     for seed in range(40):
-        image, y, m = augment(*(tensor.clone() for tensor in whole), settings, np.random.default_rng(seed))
+        image, y, m = augment(*(tensor.clone() for tensor in whole), settings, seed)
         middle, corner = m[0, 0, 8, 8, 8].item(), m[0, 0, 0, 0, 0].item()
         assert middle == pytest.approx(1)
         assert image.min() == pytest.approx(1)  # the image goes on as its border
@@ -217,14 +225,14 @@ def test_a_bias_field_is_smooth_bounded_and_for_mr_alone() -> None:
     ones = lambda: (torch.cat([torch.zeros(2, 1, 1, 16, 16), torch.ones(2, 1, 15, 16, 16)], 2), *graded(2)[1:])  # noqa: E731
     image, y, m = ones()
     before = image.clone()
-    image, _, _ = augment(image, y, m, params(bias_field_probability=1.0), np.random.default_rng(1), [True, False])
+    image, _, _ = augment(image, y, m, params(bias_field_probability=1.0), 1, [True, False])
     assert torch.equal(image[1], before[1])
     field = image[0, 0, 1:].log()
     assert float(field.abs().max()) <= 0.5
     assert float(field.std()) > 0.05
     assert float(field.diff(dim=1).abs().max()) < 0.5 * 2 / 7  # from knot to knot at most the whole range
     image, y, m = ones()
-    assert torch.equal(augment(image, y, m, params(bias_field_probability=1.0), np.random.default_rng(1))[0], before)
+    assert torch.equal(augment(image, y, m, params(bias_field_probability=1.0), 1, [False, False])[0], before)
 
 
 def test_a_random_curve_changes_the_order_of_values_and_keeps_flat_what_is_flat() -> None:

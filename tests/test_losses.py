@@ -10,7 +10,7 @@ import torch
 
 from hepar.cases import LabelState
 from hepar.pool import FULL, KnownLabels, Targets, make_targets
-from hepar.training.losses import LIVER, TUMOUR, masked_bce, masked_dice, masked_loss, nesting_penalty
+from hepar.training.losses import LIVER, TUMOUR, consistency, masked_bce, masked_dice, masked_loss, nesting_penalty
 
 EQUAL = (1.0, 1.0)
 SHAPE = (1, 1, 12)
@@ -136,3 +136,11 @@ def test_scales_are_weighted_by_halves() -> None:
     both = masked_loss([fine, coarse], y, m, 0.0, EQUAL).total
     parts = [masked_loss([scale], y, m, 0.0, EQUAL).total for scale in (fine, coarse)]
     assert both.item() == pytest.approx((2 * parts[0] + parts[1]).item() / 3, rel=1e-5)
+
+
+def test_consistency_counts_the_unknown_voxels_alone() -> None:
+    p, taught, m = torch.zeros(1, 2, 1, 1, 2), torch.zeros(1, 2, 1, 1, 2), torch.ones(1, 2, 1, 1, 2)
+    assert consistency(p, taught + 1, m).item() == 0  # nothing is unknown
+    m[0, TUMOUR, ..., 0], m[0, TUMOUR, ..., 1] = 0, 0.5
+    taught[0, TUMOUR, ..., 0], taught[0, LIVER] = 0.6, 0.9
+    assert consistency(p, taught, m).item() == pytest.approx(0.36 / 1.5)

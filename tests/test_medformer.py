@@ -88,8 +88,9 @@ def test_auxiliary_output_in_training_only() -> None:
 
 
 def test_every_parameter_has_an_effect() -> None:
+    torch.manual_seed(0)  # with some weights a gate is shut for every scan
     network = MedFormer.from_config(SMALL)
-    network(torch.randn(1, 1, 16, 32, 32)).square().mean().backward()
+    network(torch.randn(4, 1, 16, 32, 32)).square().mean().backward()
     idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert idle == []
 

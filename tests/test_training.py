@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,17 @@ import torch
 from torch import Tensor
 from toy_pool import Toy, toy_pool
 
-from hepar.cases import Modality, Split
+from hepar.cases import LabelState, Modality, Split
 from hepar.cli import errors_as_sentences
 from hepar.errors import HeparError, Preempted
 from hepar.networks import build_network
 from hepar.params import Params, TrainingParams
 from hepar.pool import Pool
 from hepar.progress import Stage
+from hepar.training.batches import Waits, batches, make_batch
 from hepar.training.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
-from hepar.training.loop import COLUMNS, Trained, Trainer, batches, learning_rate, make_batch
+from hepar.training.fit import Recipe, fit_model
+from hepar.training.loop import COLUMNS, Trained, Trainer, consistency_weight, learning_rate
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -175,7 +180,7 @@ def test_a_run_that_was_killed_goes_on_to_the_very_same_weights(
         check=False,
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
-    left = load_checkpoint(tmp_path / "checkpoints", CPU)
+    left = load_checkpoint(tmp_path / "checkpoints")
     assert left is not None
     assert left["step"] == 3  # two steps after it are lost, and done again
     resumed = train(learner(pool, tiny, tmp_path / "checkpoints", steps=8, checkpoint_every=3))
@@ -212,7 +217,9 @@ def test_threads_that_cut_ahead_change_no_batch(pool: Pool, tiny: Params, tmp_pa
     alone, ahead = (list(batches(trainer.sampler, 2, settings(tiny, steps=8, workers=n), CPU)) for n in (0, 2))
     assert len(alone) == len(ahead) == 6
     assert all(
-        torch.equal(a, b) for one, other in zip(alone, ahead, strict=True) for a, b in zip(one, other, strict=True)
+        torch.equal(a, b)
+        for one, other in zip(alone, ahead, strict=True)
+        for a, b in ((one.image, other.image), (one.y, other.y), (one.m, other.m))
     )
 
 
@@ -247,7 +254,7 @@ def test_without_validation_cases_the_last_average_is_kept(pool: Pool, tiny: Par
 
 def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "checkpoints"
-    assert load_checkpoint(folder, CPU) is None
+    assert load_checkpoint(folder) is None
     for step in (1, 2, 3):
         save_checkpoint(folder, {"step": step, "weights": torch.ones(2) * step})
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "previous.pt"]
@@ -260,7 +267,7 @@ def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_
 
 
 def loaded_step(folder: Path) -> int:
-    state = load_checkpoint(folder, CPU)
+    state = load_checkpoint(folder)
     assert state is not None
     assert torch.equal(state["weights"][:2], torch.ones(2) * state["step"])
     return int(state["step"])
@@ -330,3 +337,83 @@ def test_checkpoints_belong_to_one_training_and_lie_where_the_environment_says(
     assert checkpoint_folder(model, "a" * 64).parent.parent == tmp_path / "models"
     monkeypatch.setenv("HEPAR_CHECKPOINTS", str(tmp_path / "kept"))
     assert checkpoint_folder(model, "a" * 64).parent == tmp_path / "kept"
+
+
+def test_consistency_learns_from_cases_that_nobody_labelled(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    unlabelled = Toy("ct-3", shape=PATCH, liver_state=LabelState.UNKNOWN, tumour_state=LabelState.UNKNOWN, level=5.0)
+    larger = toy_pool(tmp_path / "pool", [*TOYS, unlabelled])
+    without = learner(larger, tiny, tmp_path / "without", steps=4)
+    taught = learner(larger, tiny, tmp_path / "with", steps=4, consistency_weight=1.0, consistency_rampup_steps=2)
+    assert [entry.case_id for entry in without.sampler.entries] == ["ct-1", "mr-1"]
+    assert [entry.case_id for entry in taught.sampler.entries] == ["ct-1", "mr-1", "ct-3"]
+    assert train(taught).history.value.notna().all()
+
+
+def test_a_teacher_that_sees_the_patch_as_it_was_pulls_where_nothing_is_known(tiny: Params, tmp_path: Path) -> None:
+    unlabelled = Toy("ct-3", shape=PATCH, liver_state=LabelState.UNKNOWN, tumour_state=LabelState.UNKNOWN)
+    toys = toy_pool(tmp_path / "pool", [*TOYS, unlabelled])
+    trainer = learner(toys, tiny, tmp_path, nesting_weight=0.0, consistency_weight=2.0, consistency_rampup_steps=0)
+    batch = make_batch(trainer.sampler, 0, trainer.params, CPU)
+    assert batch.plain is not None
+    assert batch.plain.shape == batch.image.shape
+    nothing_known = replace(batch, m=torch.zeros_like(batch.m))
+    trainer.network.eval()
+    with torch.no_grad():
+        for parameter in trainer.ema.parameters():
+            parameter.mul_(0.5)
+        own, taught = trainer.network(batch.image).sigmoid(), trainer.ema.module(batch.plain).sigmoid()
+    assert trainer._loss(nothing_known).item() == pytest.approx(2 * float(((own - taught) ** 2).mean()), rel=1e-4)
+
+
+def test_the_weight_of_consistency_grows_from_almost_nothing(tiny: Params) -> None:
+    params = settings(tiny, consistency_weight=3.0, consistency_rampup_steps=10)
+    grown = [consistency_weight(step, params) for step in (0, 5, 10, 50)]
+    assert grown == pytest.approx([3 * math.exp(-5), 3 * math.exp(-5 / 4), 3, 3])
+    assert consistency_weight(0, settings(tiny, consistency_weight=3.0, consistency_rampup_steps=0)) == 3
+
+
+def test_a_pool_without_any_known_label_is_refused_with_a_way_out(tiny: Params, tmp_path: Path) -> None:
+    absent = replace(TOYS[0], liver_state=LabelState.UNKNOWN, tumour_state=LabelState.ABSENT)
+    trainer = learner(toy_pool(tmp_path, [absent]), tiny, tmp_path / "checkpoints", steps=4)
+    with pytest.raises(HeparError, match=r"^no training case has a liver or tumour that is known: draw one"):
+        train(trainer)
+
+
+def test_a_modality_without_tumours_is_told(tiny: Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toys = [TOYS[0], replace(TOYS[1], tumour_state=LabelState.UNKNOWN)]
+    train(learner(toy_pool(tmp_path, toys), tiny, tmp_path / "checkpoints", steps=1))
+    assert "no MR training case has a tumour mask" in " ".join(capsys.readouterr().err.split())
+
+
+def test_half_precision_scales_its_loss_and_resumes_with_its_scale(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    half = {"precision": "fp16", "steps": 4, "checkpoint_every": 2}
+    through = train(learner(pool, tiny, tmp_path / "through", **half))
+    stopped = learner(pool, tiny, tmp_path / "stopped", **half)
+    stopped.at.step, stopped.params = 0, settings(tiny, **{**half, "steps": 2})
+    train(stopped)
+    state = load_checkpoint(tmp_path / "stopped")
+    assert state is not None
+    assert state["scaler"]["scale"] > 1
+    state["scaler"]["scale"] = 64.0
+    save_checkpoint(tmp_path / "stopped", state)
+    resumed = learner(pool, tiny, tmp_path / "stopped", **half)
+    assert through.history.value.notna().all()
+    assert train(resumed).history.value.notna().all()
+    assert resumed.scaler.get_scale() == 64.0
+
+
+def test_the_wait_for_batches_is_told_as_a_share(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    told: dict[str, float] = {}
+    train(learner(pool, tiny, tmp_path, lambda step, metrics: told.update(metrics), steps=4))
+    assert 0 < told["train/wait_share"] < 1
+    waits = Waits()
+    with waits.waiting():
+        time.sleep(0.05)
+    time.sleep(0.05)
+    assert waits.share == pytest.approx(0.5, abs=0.2)
+
+
+def test_weights_of_another_network_cannot_warm_this_one(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    recipe = Recipe(tiny.network, settings(tiny, steps=1), (Modality.CT,))
+    with pytest.raises(HeparError, match=r"^the weights of train_universal\.warm_start are of another network: "):
+        fit_model(pool, tmp_path / "model", recipe, {}, start={"stem.weight": torch.ones(1)})

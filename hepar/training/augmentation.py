@@ -1,4 +1,4 @@
-"""Random changes of a batch of patches, on whatever device the batch lies. The generator is an argument.
+"""Random changes of a batch of patches, on whatever device the batch lies. The generators are arguments.
 
 A change that is switched off draws no number, so that adding one does not alter what others do.
 """
@@ -20,25 +20,22 @@ BIAS_KNOTS = 3  # of a bias field, along each axis
 CURVE_KNOTS = 5  # of a random curve of values
 
 
-def augment(
+def move(
     image_bcdhw: Tensor,
     y_brdhw: Tensor,
     m_brdhw: Tensor,
     params: AugmentationParams,
-    rng: np.random.Generator,
-    is_mr: Sequence[bool] | None = None,
+    rngs: Sequence[np.random.Generator],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Geometry on image, targets and weights alike, then intensities on the image alone.
+    """Geometry, on image, targets and weights alike, written into them; each patch has its generator.
 
-    What a change pulls in from outside the patch is unknown: its weight is 0. `is_mr` tells which patches may get a
-    bias field; without it none does.
+    What a change pulls in from outside the patch is unknown: its weight is 0.
     """
-    for axis in params.mirror_axes:
-        flipped = np.flatnonzero(rng.random(len(image_bcdhw)) < 0.5).tolist()
-        for tensor in (image_bcdhw, y_brdhw, m_brdhw):
-            for b in flipped:
-                tensor[b] = tensor[b].flip(_AXES[axis] - 1)
-    for b in range(len(image_bcdhw)):
+    for b, rng in enumerate(rngs):
+        for axis in params.mirror_axes:
+            if rng.random() < 0.5:
+                for tensor in (image_bcdhw, y_brdhw, m_brdhw):
+                    tensor[b] = tensor[b].flip(_AXES[axis] - 1)
         grid = None
         if rng.random() < params.affine_probability:
             grid = _affine(image_bcdhw[b], params, rng)
@@ -46,9 +43,19 @@ def augment(
             grid = _displaced(grid, image_bcdhw[b], params, rng)
         if grid is not None:
             image_bcdhw[b], y_brdhw[b], m_brdhw[b] = _moved(image_bcdhw[b], y_brdhw[b], m_brdhw[b], grid)
-        image_bcdhw[b] = _intensities(image_bcdhw[b], params, rng)
-        image_bcdhw[b] = _appearance(image_bcdhw[b], params, rng, is_mr is not None and is_mr[b])
     return image_bcdhw, y_brdhw, m_brdhw
+
+
+def recolour(
+    image_bcdhw: Tensor,
+    params: AugmentationParams,
+    rngs: Sequence[np.random.Generator],
+    is_mr: Sequence[bool],
+) -> Tensor:
+    """Intensities, written into the image; each patch has its generator. `is_mr` tells which may get a bias field."""
+    for b, rng in enumerate(rngs):
+        image_bcdhw[b] = _appearance(_intensities(image_bcdhw[b], params, rng), params, rng, is_mr[b])
+    return image_bcdhw
 
 
 def _happens(probability: float, rng: np.random.Generator) -> bool:
@@ -110,8 +117,9 @@ def _intensities(image_cdhw: Tensor, params: AugmentationParams, rng: np.random.
         shift = float(rng.uniform(-params.brightness, params.brightness))
         image_cdhw = (image_cdhw - mean) * factor + mean + shift
     if params.noise and rng.random() < params.intensity_probability:
-        noise = rng.standard_normal(tuple(image_cdhw.shape), dtype=np.float32)
-        image_cdhw = image_cdhw + float(rng.uniform(0, params.noise)) * torch.from_numpy(noise).to(image_cdhw.device)
+        generator = torch.Generator(image_cdhw.device).manual_seed(int(rng.integers(2**63)))
+        noise = torch.randn(image_cdhw.shape, generator=generator, device=image_cdhw.device)
+        image_cdhw = image_cdhw + float(rng.uniform(0, params.noise)) * noise
     return image_cdhw
 
 

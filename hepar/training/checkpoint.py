@@ -50,11 +50,11 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     temporary.replace(folder / FILE)
 
 
-def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The last checkpoint that can be read, or None where there is none yet."""
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The last checkpoint that can be read, on the CPU, or None where there is none yet."""
     for file in (FILE, PREVIOUS):
         try:
-            state: dict[str, Any] = torch.load(folder / file, map_location=device, weights_only=True)
+            state: dict[str, Any] = torch.load(folder / file, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             continue
         except (OSError, RuntimeError, EOFError, UnpicklingError) as error:

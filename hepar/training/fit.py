@@ -6,19 +6,22 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hepar.artifacts import read_manifest, sha256_json, writing
 from hepar.cases import Modality
-from hepar.compute import pick_device, use_threads
+from hepar.compute import use_threads
+from hepar.errors import HeparError
 from hepar.inference import ModelSpec, save_model
 from hepar.networks import build_network
 from hepar.params import NetworkParams, TrainingParams
 from hepar.pool import Pool
-from hepar.progress import current
+from hepar.progress import current, stage
 from hepar.tracking import TrainingRun
+from hepar.training import distributed
 from hepar.training.checkpoint import checkpoint_folder
 from hepar.training.loop import Trainer
 
@@ -44,30 +47,67 @@ def fit_model(
 ) -> None:
     """Train a network and write the folder `model`, with the history of its losses and scores.
 
-    `start` holds the weights to begin with, of the same network. A killed run leaves a checkpoint that the next run
-    with the same data and settings resumes from; `model` appears only when it is whole.
+    On a machine with several GPUs one process works on each. Under `torchrun` every process calls this, and the first
+    writes. `start` holds the weights to begin with, of the same network. A killed run leaves a checkpoint that the next
+    run with the same data and settings resumes from; `model` appears only when it is whole.
     """
-    use_threads(recipe.training.threads)
+    processes = distributed.wanted_processes(recipe.training)
+    work = (current().status.stage, pool, model, recipe, dict(origin), start)
+    if processes > 1 and not distributed.is_launched():
+        if unused := torch.cuda.device_count() - processes if recipe.training.processes == 0 else 0:
+            current().say(f"{unused} of the GPUs stay idle: training.batch_size is {recipe.training.batch_size}")
+        distributed.launch(processes, _fit_in_stage, *work)
+    else:
+        _fit(*work)
+
+
+def _fit_in_stage(name: str, *work: Any) -> None:
+    """A process that was launched for the training says of itself in which stage it works."""
+    with stage(name):
+        _fit(name, *work)
+
+
+def _fit(
+    name: str,
+    pool: Pool,
+    model: Path,
+    recipe: Recipe,
+    origin: dict[str, str],
+    start: Mapping[str, Tensor] | None,
+) -> None:
+    training = recipe.training
+    use_threads(distributed.threads_each(training.threads))
     with torch.random.fork_rng():
-        torch.manual_seed(recipe.training.seed)
-        network = build_network(recipe.network.name, recipe.network.config, recipe.training.patch_zyx)
+        torch.manual_seed(training.seed)
+        network = build_network(recipe.network.name, recipe.network.config, training.patch_zyx)
     if start is not None:
-        network.load_state_dict(start)
+        _warm(network, start)
     spec = ModelSpec(
         network=recipe.network,
         plan=pool.plan,
-        patch_zyx=recipe.training.patch_zyx,
+        patch_zyx=training.patch_zyx,
         modalities=recipe.modalities,
-        origin=dict(origin),
+        origin=origin,
     )
-    training = recipe.training.model_dump(mode="json")
-    key = sha256_json([spec.model_dump(mode="json"), training, [entry.sha256 for entry in pool.entries]])
+    settings = training.model_dump(mode="json")
+    key = sha256_json([spec.model_dump(mode="json"), settings, [entry.sha256 for entry in pool.entries]])
     checkpoints = checkpoint_folder(model, key)
-    with TrainingRun(current().status.stage, spec, recipe.training) as tracked:
-        trainer = Trainer(network, pool, recipe.training, checkpoints, pick_device(), tracked.log)
-        trained = trainer.run(current())
-        with writing(model, KIND, dict(origin)) as folder:
-            save_model(folder, trained.weights, spec)
-            trained.history.to_csv(folder / HISTORY, index=False)
-        tracked.made(read_manifest(model, KIND).hash)
+    with distributed.joined() as device:
+        if distributed.rank() > 0:
+            Trainer(network, pool, training, checkpoints, device, lambda step, metrics: None).run(current())
+            return
+        with TrainingRun(name, spec, training) as tracked:
+            trained = Trainer(network, pool, training, checkpoints, device, tracked.log).run(current())
+            with writing(model, KIND, origin) as folder:
+                save_model(folder, trained.weights, spec)
+                trained.history.to_csv(folder / HISTORY, index=False)
+            tracked.made(read_manifest(model, KIND).hash)
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _warm(network: nn.Module, start: Mapping[str, Tensor]) -> None:
+    try:
+        network.load_state_dict(start)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())
+        raise HeparError(f"the weights of train_universal.warm_start are of another network: {why}") from None

@@ -1,42 +1,45 @@
 """The training loop: a network, a pool, and what comes out of it.
 
-Everything random is a function of (seed, step), so a run that resumes from a checkpoint goes on as if it had never
-stopped. The exponential moving average of the weights is what is validated and kept.
+Everything random is a function of the seed and of a step's or a patch's number, so a run that resumes from a checkpoint
+goes on as if it had never stopped, and processes that share a batch see what one alone would. The exponential moving
+average of the weights is what is validated and kept.
 """
 
 from __future__ import annotations
 
 import copy
 import signal
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from threading import current_thread, main_thread
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hepar.cases import LabelState, Modality, Split
+from hepar.cases import LabelState, Split
 from hepar.errors import HeparError, Preempted
 from hepar.inference import sliding_window
 from hepar.params import TrainingParams
 from hepar.pool import Pool, PoolEntry
 from hepar.progress import Stage
-from hepar.training.augmentation import augment
+from hepar.training import distributed
+from hepar.training.batches import Batch, Waits, batches
 from hepar.training.checkpoint import load_checkpoint, save_checkpoint
-from hepar.training.losses import LIVER, TUMOUR, masked_loss
+from hepar.training.losses import LIVER, TUMOUR, consistency, masked_loss
 from hepar.training.sampling import PatchSampler
 
 MEMORY_BYTES = 8 * 2**30  # prepared arrays are kept in memory up to it, else patches are read from disk
 POLYNOMIAL_POWER = 0.9
 VALIDATION_OVERLAP = 0.25
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOG_POINTS = 50  # training losses kept in the history
 OnMetrics = Callable[[int, dict[str, float]], None]
 Row = tuple[int, str, str, str, float]
@@ -72,36 +75,10 @@ def learning_rate(step: int, params: TrainingParams) -> float:
     return float(params.learning_rate * remaining**POLYNOMIAL_POWER)
 
 
-Batch = tuple[Tensor, Tensor, Tensor]
-
-
-def make_batch(sampler: PatchSampler, number: int, params: TrainingParams, device: torch.device) -> Batch:
-    """Image b c d h w, targets and weights b r d h w of a batch by its number, augmented."""
-    patches = sampler.batch(number, params.batch_size)
-    image = torch.from_numpy(np.stack([patch.image[None] for patch in patches])).to(device)
-    y = torch.from_numpy(np.stack([patch.y for patch in patches])).to(device)
-    m = torch.from_numpy(np.stack([patch.m for patch in patches])).to(device)
-    rng = np.random.default_rng([params.seed, number, 1])
-    is_mr = [patch.modality == Modality.MR for patch in patches]
-    image, y, m = augment(image, y, m, params.augmentation, rng, is_mr)
-    return image.contiguous(memory_format=torch.channels_last_3d), y, m
-
-
-def batches(sampler: PatchSampler, first: int, params: TrainingParams, device: torch.device) -> Iterator[Batch]:
-    """The batches of the steps from `first` on, `accumulate` a step, cut ahead by threads where there are workers."""
-    numbers = range(first * params.accumulate, params.steps * params.accumulate)
-    if params.workers == 0:
-        for number in numbers:
-            yield make_batch(sampler, number, params, device)
-        return
-    with ThreadPoolExecutor(params.workers) as executor:
-        ahead: deque[Future[Batch]] = deque()
-        for number in numbers:
-            ahead.append(executor.submit(make_batch, sampler, number, params, device))
-            if len(ahead) > 2 * params.workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+def consistency_weight(step: int, params: TrainingParams) -> float:
+    """Grows from e^-5 of the weight to the whole of it over the ramp-up."""
+    missing = 1 - min(1.0, step / params.consistency_rampup_steps) if params.consistency_rampup_steps else 0.0
+    return params.consistency_weight * float(np.exp(-5 * missing**2))
 
 
 @contextmanager
@@ -133,40 +110,57 @@ class Trainer:
         self.network = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if params.gradient_checkpointing:
             setattr(network, "gradient_checkpointing", True)  # noqa: B010, a module types its attributes as tensors
-        self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay))
+        self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay)).eval()
         self.best: dict[str, Tensor] = copy.deepcopy(self.ema.module.state_dict())
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay
         )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=params.precision == "fp16")
+        self.parallel = distributed.parallel(self.network, device)
+        self.forward: Callable[[Tensor], Any] = torch.compile(self.parallel) if params.compile else self.parallel
         self.pool, self.params, self.device = pool, params, device
         self.checkpoints, self.on_metrics = checkpoints, on_metrics
+        learned_from = pool.select(Split.TRAIN, also_unknown=params.consistency_weight > 0)
         self.sampler = PatchSampler(
-            pool, pool.select(Split.TRAIN), params.patch_zyx, params.sampling, params.seed, MEMORY_BYTES
+            pool, learned_from, params.patch_zyx, params.sampling, params.seed, MEMORY_BYTES // distributed.size()
         )
         self.at = Progressing()
 
     def run(self, stage: Stage) -> Trained:
         """Train to the last step, from the last checkpoint where there is one.
 
-        Raises HeparError on a NaN loss and where the memory is too small, and Preempted, with a checkpoint saved, on
-        SIGTERM.
+        Raises HeparError on a NaN loss, where the memory is too small and where nothing is known that could be learned,
+        and Preempted, with a checkpoint saved, on SIGTERM.
         """
+        self._check_positives(stage)
         self._resume()
         log_every = max(1, self.params.steps // LOG_POINTS)
-        with stage.counting(self.params.steps, "training") as count, sigterm() as told_to_stop, self._enough_memory():
+        gpus = [self.device] if self.device.type == "cuda" else []
+        with (
+            stage.counting(self.params.steps, "training") as count,
+            sigterm() as told_to_stop,
+            self._enough_memory(),
+            torch.random.fork_rng(gpus),
+        ):
             of_all = batches(self.sampler, self.at.step, self.params, self.device)
+            waits = Waits()
             while self.at.step < self.params.steps and not self._is_stale():
-                self.at.losses.append(self._step(list(islice(of_all, self.params.accumulate))))
+                with waits.waiting():
+                    parts = list(islice(of_all, self.params.accumulate))
+                self.at.losses.append(self._step(parts))
                 self.at.step += 1
-                count.advance(self.at.step, loss=self.at.losses[-1])
+                count.advance(self.at.step, loss=self.at.losses[-1], wait=f"{waits.share:.0%}")
                 if self.at.step % log_every == 0:
                     self._log("train", "", {"loss": float(np.mean(self.at.losses))})
+                    self.on_metrics(self.at.step, {"train/wait_share": waits.share, "train/lr": self._rate()})
                     self.at.losses.clear()
+                    waits = Waits()
                 if self.at.step % self.params.validate_every == 0 or self.at.step == self.params.steps:
                     self._validate()
-                if self.at.step % self.params.checkpoint_every == 0 or told_to_stop():
+                stop = distributed.any_of(told_to_stop(), self.device)
+                if self.at.step % self.params.checkpoint_every == 0 or stop:
                     self._save()
-                if told_to_stop():
+                if stop:
                     raise Preempted(f"stopped by SIGTERM at step {self.at.step}, which is saved: run again to go on")
         return Trained(self.best, pd.DataFrame(self.at.history, columns=COLUMNS))
 
@@ -182,6 +176,23 @@ class Trainer:
                 f" patch_zyx ({self.params.patch_zyx}), or set gradient_checkpointing"
             ) from None
 
+    def _check_positives(self, stage: Stage) -> None:
+        """Raise HeparError where no voxel of liver or tumour is known; tell where a modality has no tumour to show."""
+        lesions = {str(modality): n for modality, n in self.sampler.lesions().items()}
+        if not self.sampler.livers() and not any(lesions.values()):
+            raise HeparError(
+                "no training case has a liver or tumour that is known: draw one, or let more pseudo-livers pass by"
+                " pseudo_label.gates or assemble_pool.labels"
+            )
+        if self.params.sampling.tumour_share > 0 and (without := [name for name, n in lesions.items() if n == 0]):
+            stage.say(
+                f"no {' and no '.join(without)} training case has a tumour mask: patches around tumours are cut around"
+                " livers there (training.sampling.tumour_share)"
+            )
+
+    def _rate(self) -> float:
+        return float(self.optimiser.param_groups[0]["lr"])
+
     def _is_stale(self) -> bool:
         """Whether as many validations as `patience` were no better than the best."""
         return 0 < self.params.patience <= self.at.validations_since_best
@@ -193,22 +204,44 @@ class Trainer:
             group["lr"] = learning_rate(self.at.step, self.params)
         self.optimiser.zero_grad(set_to_none=True)
         value = 0.0
-        for image, y, m in parts:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
-                output = self.network(image)
-            scales = output if isinstance(output, list) else [output]
-            loss = masked_loss(scales, y, m, self.params.nesting_weight, self.params.bce_weights).total / len(parts)
-            value += float(loss.detach())
-            if not np.isfinite(value):
-                raise HeparError(
-                    f"the loss is {value} at step {self.at.step + 1}: lower learning_rate"
-                    f" ({self.params.learning_rate}) or clip_norm ({self.params.clip_norm})"
-                )
-            loss.backward()
+        dropout = np.random.default_rng([self.params.seed, self.at.step, distributed.rank(), 2])
+        torch.manual_seed(int(dropout.integers(2**63)))
+        for number, part in enumerate(parts, start=1):
+            with self._gradients_when(number == len(parts)):
+                loss = self._loss(part) / len(parts)
+                value += float(loss.detach())
+                if not np.isfinite(value):
+                    raise HeparError(
+                        f"the loss is {value} at step {self.at.step + 1}: lower learning_rate"
+                        f" ({self.params.learning_rate}) or clip_norm ({self.params.clip_norm})"
+                    )
+                self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimiser)
         nn.utils.clip_grad_norm_(self.network.parameters(), self.params.clip_norm)
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         self.ema.update_parameters(self.network)
         return value
+
+    def _loss(self, batch: Batch) -> Tensor:
+        params = self.params
+        with torch.autocast(self.device.type, PRECISIONS[params.precision], enabled=params.precision != "fp32"):
+            output = self.forward(batch.image)
+            taught = None
+            if batch.plain is not None:
+                with torch.no_grad():
+                    taught = self.ema.module(batch.plain)
+        scales = output if isinstance(output, list) else [output]
+        loss = masked_loss(scales, batch.y, batch.m, params.nesting_weight, params.bce_weights).total
+        if taught is None:
+            return loss
+        weight = consistency_weight(self.at.step, params)
+        return loss + weight * consistency(scales[0].float().sigmoid(), taught.float().sigmoid(), batch.m)
+
+    def _gradients_when(self, last: bool) -> AbstractContextManager[None]:
+        """Processes average their gradients once a step, with its last part."""
+        wrapped = isinstance(self.parallel, DistributedDataParallel)
+        return self.parallel.no_sync() if wrapped and not last else nullcontext()  # type: ignore[operator]
 
     def _log(self, split: str, modality: str, metrics: dict[str, float]) -> None:
         self.at.history.extend((self.at.step, split, modality, name, value) for name, value in metrics.items())
@@ -243,24 +276,28 @@ class Trainer:
 
     def _dice(self, entries: Sequence[PoolEntry]) -> dict[str, float]:
         """Mean Dice per structure over the cases that have one by hand; structures without any are left out."""
-        self.ema.module.eval()
         liver, tumour = [], []
-        for entry in entries:
+        for entry in entries[distributed.rank() :: distributed.size()]:
             arrays = self.pool.arrays(entry).loaded()
             image = np.asarray(arrays.image, np.float32)
             predicted = sliding_window(self.ema.module, image, self.params.patch_zyx, VALIDATION_OVERLAP, self.device)
             liver.append(_overlap(predicted[LIVER] > 0.5, arrays.liver > 0))
             if entry.tumour_state == LabelState.MANUAL and arrays.tumour.any():
                 tumour.append(_overlap(predicted[TUMOUR] > 0.5, arrays.tumour > 0))
-        means = {"liver_dice": liver, "tumour_dice": tumour}
-        return {name: float(np.mean(values)) for name, values in means.items() if values}
+        of_all = {
+            name: np.concatenate(distributed.gathered(own)) for name, own in (("liver", liver), ("tumour", tumour))
+        }
+        return {f"{name}_dice": float(values.mean()) for name, values in of_all.items() if len(values)}
 
     def _save(self) -> None:
+        if distributed.rank() > 0:
+            return
         state = {
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "best": self.best,
             "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "step": self.at.step,
             "best_score": self.at.best_score,
             "validations_since_best": self.at.validations_since_best,
@@ -270,12 +307,13 @@ class Trainer:
         save_checkpoint(self.checkpoints, state)
 
     def _resume(self) -> None:
-        state = load_checkpoint(self.checkpoints, self.device)
+        state = distributed.from_first(load_checkpoint(self.checkpoints) if distributed.rank() == 0 else None)
         if state is None:
             return
         self.network.load_state_dict(state["network"])
         self.ema.load_state_dict(state["ema"])
         self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
         self.best = state["best"]
         self.at = Progressing(
             state["step"],

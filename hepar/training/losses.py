@@ -1,6 +1,7 @@
 """The masked loss of the mixed-label pool. Class 0 is the whole liver L, class 1 the tumour T, nested in it.
 
-Legend: b batch, r the two structures, d h w space. `y` targets in {0, 1}, `m` in 0..1 how far a voxel is known.
+Legend: b batch, r the two structures, d h w space. `y` targets in {0, 1}, `m` in 0..1 how far a voxel is known. Sums
+run over the batch of all processes of a training.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hepar.training.distributed import add_up
 
 LIVER, TUMOUR = 0, 1
 STRUCTURES = 2
@@ -55,21 +58,39 @@ def masked_loss(
 def masked_bce(logits_brdhw: Tensor, y_brdhw: Tensor, m_brdhw: Tensor, weights: Sequence[float]) -> Tensor:
     """Weighted sum over the structures of the mean cross entropy of known voxels; 0 for one of which none is known."""
     per_voxel = m_brdhw * F.binary_cross_entropy_with_logits(logits_brdhw, y_brdhw, reduction="none")
-    known_r = m_brdhw.sum(dim=_SPACE_AND_BATCH)
-    mean_r = per_voxel.sum(dim=_SPACE_AND_BATCH) / known_r.clamp(min=1)
+    sum_r, known_r = _sums(per_voxel, m_brdhw)
+    mean_r = sum_r / known_r.clamp(min=1)
     return (mean_r * mean_r.new_tensor(weights)).sum()
 
 
 def masked_dice(p_brdhw: Tensor, y_brdhw: Tensor, m_brdhw: Tensor, smoothing: float = 1.0) -> Tensor:
     """Sum of 1 - batch Dice over the structures that have a known voxel of their own in the batch; 0 without any."""
     my_brdhw = m_brdhw * y_brdhw
-    overlap_r = (p_brdhw * my_brdhw).sum(dim=_SPACE_AND_BATCH)
-    predicted_r = (m_brdhw * p_brdhw).sum(dim=_SPACE_AND_BATCH)
-    wanted_r = my_brdhw.sum(dim=_SPACE_AND_BATCH)
+    overlap_r, predicted_r, wanted_r = _sums(p_brdhw * my_brdhw, m_brdhw * p_brdhw, my_brdhw)
     loss_r = 1 - (2 * overlap_r + smoothing) / (predicted_r + wanted_r + smoothing)
     return (loss_r * (wanted_r > 0)).sum()
 
 
 def nesting_penalty(p_brdhw: Tensor) -> Tensor:
     """Mean over voxels of how far tumour is likelier than liver."""
-    return F.relu(p_brdhw[:, TUMOUR] - p_brdhw[:, LIVER]).mean()
+    outside_bdhw = F.relu(p_brdhw[:, TUMOUR] - p_brdhw[:, LIVER])
+    return _mean(outside_bdhw.sum(), outside_bdhw.new_tensor(outside_bdhw.numel()))
+
+
+def consistency(p_brdhw: Tensor, taught_brdhw: Tensor, m_brdhw: Tensor) -> Tensor:
+    """Mean squared difference to a teacher's probabilities, each voxel weighted by how far it is unknown; 0 if none is.
+
+    After Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017.
+    """
+    unknown_brdhw = 1 - m_brdhw
+    return _mean((unknown_brdhw * (p_brdhw - taught_brdhw) ** 2).sum(), unknown_brdhw.sum())
+
+
+def _mean(total: Tensor, count: Tensor) -> Tensor:
+    total, count = add_up(torch.stack([total, count])).unbind()
+    return total / count.clamp(min=1)
+
+
+def _sums(*per_voxel_brdhw: Tensor) -> tuple[Tensor, ...]:
+    """Sums by structure over space and the batch, that of all processes."""
+    return add_up(torch.stack([voxels.sum(dim=_SPACE_AND_BATCH) for voxels in per_voxel_brdhw])).unbind()

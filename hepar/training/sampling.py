@@ -1,4 +1,4 @@
-"""Where patches are cut: balanced over modalities, sources and lesion sizes, and a pure function of (seed, step)."""
+"""Where patches are cut: balanced over modalities, sources and lesion sizes, each a function of (seed, its number)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Centres:
 
 
 class PatchSampler:
-    """Cuts the batch of a step. The same (pool, params, seed, step) gives the same batch."""
+    """Cuts the batch of a step. The same (pool, params, seed, step) gives the same batch, however many share it."""
 
     def __init__(
         self,
@@ -80,6 +80,14 @@ class PatchSampler:
     def arrays(self, index: int) -> PreparedArrays:
         """The arrays of an entry: in memory where all of them fit, else on disk, opened anew for each thread's sake."""
         return self._loaded[index] if self._loaded else self._pool.arrays(self.entries[index])
+
+    def livers(self) -> int:
+        """How many cases have a liver to cut patches around."""
+        return len(self._liver_voxels)
+
+    def lesions(self) -> dict[Modality, int]:
+        """How many lesions there are to cut patches around, by modality."""
+        return {self.entries[centres.entries[0]].modality: len(centres.lesions) for centres in self.centres}
 
     def _index(self, index: int) -> list[Lesion]:
         """Remember where a case's liver and lesions lie."""
@@ -119,12 +127,15 @@ class PatchSampler:
             lesions=tuple(lesion for index in members for lesion in lesions[index]),
         )
 
-    def batch(self, step: int, size: int) -> list[Patch]:
-        """The patches of a step: modalities take turns, so that each has its equal share."""
-        rng = np.random.default_rng([self.seed, step])
-        return [self._patch(self.centres[(step * size + i) % len(self.centres)], rng) for i in range(size)]
+    def batch(self, step: int, size: int, rank: int = 0, processes: int = 1) -> list[Patch]:
+        """The patches of a batch that fall to one of some processes, a function of (seed, step) and their places in it.
 
-    def _patch(self, centres: Centres, rng: np.random.Generator) -> Patch:
+        Modalities take turns, so that each has its equal share.
+        """
+        return [self._patch(number) for number in batch_numbers(step, size, rank, processes)]
+
+    def _patch(self, number: int) -> Patch:
+        centres, rng = self.centres[number % len(self.centres)], np.random.default_rng([self.seed, number])
         kind = rng.random()
         if kind < self.params.tumour_share and centres.lesions:
             index, centre = self._tumour_centre(centres, rng)
@@ -154,6 +165,11 @@ class PatchSampler:
         weights = np.array([weight[lesion.entry] / per_entry[lesion.entry] for lesion in lesions])
         lesion = lesions[rng.choice(len(lesions), p=weights / weights.sum())]
         return lesion.entry, lesion.voxels_zyx[rng.integers(len(lesion.voxels_zyx))]
+
+
+def batch_numbers(step: int, size: int, rank: int, processes: int) -> range:
+    """The numbers, among all patches of a training, of those in a batch that fall to one of some processes."""
+    return range(step * size + rank, (step + 1) * size, processes)
 
 
 def _some_voxels(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> Voxels:

@@ -289,7 +289,11 @@ class AttentionBlock(nn.Module):
 
 
 def _norm_map(map_bmc: Tensor, eps: float = 1e-5) -> Tensor:
-    """Instance norm of a semantic map: each channel over its m entries."""
+    """Instance norm of a semantic map: each channel over its m entries, at least in single precision.
+
+    In half precision the gradient of the inverse root of a variance near zero would not be a number.
+    """
+    map_bmc = map_bmc.to(torch.promote_types(map_bmc.dtype, torch.float32))
     variance, mean = torch.var_mean(map_bmc, dim=1, correction=0, keepdim=True)
     return (map_bmc - mean) * torch.rsqrt(variance + eps)
 
