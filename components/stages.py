@@ -86,9 +86,11 @@ def assemble_pool(
     pseudo: dsl.Input[dsl.Artifact],
     pool: dsl.Output[dsl.Dataset],
 ) -> str:
-    """Bring all labels into the mixed-label pool."""
+    """Bring all labels into the mixed-label pool; its content goes to the DVC remote HEPAR_POOL_REMOTE, if that is set."""
+    import os
     from pathlib import Path
 
+    from components.pool_versions import REMOTE_VARIABLE, push
     from hepar.artifacts import read_manifest
     from hepar.params import AssemblePoolParams, PreparationParams, read_section
     from hepar.stages import assemble_pool as stage
@@ -100,6 +102,8 @@ def assemble_pool(
         read_section(PreparationParams, preparation),
         read_section(AssemblePoolParams, params),
     )
+    if os.environ.get(REMOTE_VARIABLE):
+        pool.metadata["version"] = push(Path(pool.path))
     return read_manifest(Path(pool.path), "pool").hash
 
 

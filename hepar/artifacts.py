@@ -11,10 +11,12 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from hepar.chunked import SUFFIX, sha256_chunked
 from hepar.errors import ArtifactError
@@ -24,11 +26,13 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact says of itself. `parents` maps a name (`cohort`, `pool`) to that artifact's hash."""
+    """What an artifact says of itself. `parents` maps a name (`cohort`, `pool`) to that artifact's hash, `files` the
+    place of each file to the hash of its content."""
 
     kind: str
     hash: str
     parents: Mapping[str, str]
+    files: Mapping[str, str]
 
 
 def sha256_file(path: Path) -> str:
@@ -38,9 +42,12 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_content(path: Path) -> str:
-    """SHA-256 of a file; of compressed arrays (`.npz`, `.b2nd`) that of the arrays, since builds of a codec differ."""
+    """SHA-256 of a file; of arrays (`.npz`, `.b2nd`) and pictures that of their values: builds of a codec differ."""
     if path.suffix == SUFFIX:
         return sha256_chunked(path)
+    if path.suffix == ".png":
+        with Image.open(path) as picture:
+            return hashlib.sha256(f"{picture.mode} {picture.size}".encode() + picture.tobytes()).hexdigest()
     if path.suffix != ".npz" or not zipfile.is_zipfile(path):
         return sha256_file(path)
     digest = hashlib.sha256()
@@ -58,11 +65,31 @@ def sha256_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def dvc_version(folder: Path) -> str:
+    """The hash by which DVC knows a folder: MD5 of the JSON list of its files and their MD5, with `.dir` behind it."""
+    files = [
+        {"md5": _md5(path), "relpath": path.relative_to(folder).as_posix()}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    listed = json.dumps(sorted(files, key=lambda file: file["relpath"]), sort_keys=True)
+    return f"{hashlib.md5(listed.encode(), usedforsecurity=False).hexdigest()}.dir"
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
 @contextmanager
-def writing(folder: Path, kind: str, parents: Mapping[str, str]) -> Iterator[Path]:
+def writing(
+    folder: Path, kind: str, parents: Mapping[str, str], known: MutableMapping[str, str] | None = None
+) -> Iterator[Path]:
     """Write an artifact: yields a temporary folder beside `folder`, sealed and renamed to it at the end.
 
-    On an error, or if the process dies, `folder` is as it was; what an earlier attempt left is removed first.
+    On an error, or if the process dies, `folder` is as it was; what an earlier attempt left is removed first. `known`
+    maps places of files to the hashes of their content, which then are not computed: the caller may fill it while it
+    links files of an earlier artifact.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.partial"
@@ -70,21 +97,19 @@ def writing(folder: Path, kind: str, parents: Mapping[str, str]) -> Iterator[Pat
     partial.mkdir()
     try:
         yield partial
-        _seal(partial, kind, parents)
+        _seal(partial, kind, parents, known or {})
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _swap(partial, folder)
 
 
-def _seal(folder: Path, kind: str, parents: Mapping[str, str]) -> None:
-    files = {
-        str(path.relative_to(folder)): sha256_content(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST
-    }
-    manifest = {"kind": kind, "hash": sha256_json({"kind": kind, "files": files}), "parents": dict(parents)}
-    write_json(folder / MANIFEST, manifest)
+def _seal(folder: Path, kind: str, parents: Mapping[str, str], known: Mapping[str, str]) -> None:
+    places = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    places.pop(MANIFEST, None)
+    files = {place: known.get(place) or sha256_content(path) for place, path in places.items()}
+    own = sha256_json({"kind": kind, "files": files})
+    write_json(folder / MANIFEST, {"kind": kind, "hash": own, "parents": dict(parents), "files": files})
 
 
 def _swap(partial: Path, folder: Path) -> None:
@@ -95,6 +120,15 @@ def _swap(partial: Path, folder: Path) -> None:
         folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def link(source: Path, place: Path) -> None:
+    """Put a file at a second place without copying it, where the file system can; folders are made."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, place)
+    except OSError:
+        shutil.copyfile(source, place)
 
 
 def read_manifest(folder: Path, kind: str) -> Manifest:

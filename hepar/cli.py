@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +19,33 @@ from rich.table import Table
 from hepar import __version__
 from hepar.cases import Cohort, Modality
 from hepar.errors import HeparError, ParamsError, Preempted
-from hepar.params import Params, dump_params, load_params
+from hepar.options import (
+    CALIBRATION,
+    COHORT,
+    PARAMS,
+    POOL,
+    PSEUDO,
+    REGISTRATION,
+    REPORT,
+    TEACHER_CT,
+    TEACHER_MR,
+    UNIVERSAL,
+    CohortFolder,
+    CtTeacher,
+    Layout,
+    ModelFolder,
+    MrTeacher,
+    ParamsFile,
+    PoolFolder,
+    PseudoFolder,
+    ReportFolder,
+    Source,
+    SplitFrom,
+    TableFormat,
+    print_table,
+)
+from hepar.params import Params, dump_params, load_params, write_preset
+from hepar.pool_commands import pool_app
 
 RUNNERS = "hepar.runners"  # the entry point group in which runners of the whole pipeline announce themselves
 
@@ -34,37 +59,7 @@ app = typer.Typer(
 )
 EVERY_NETWORK = 32  # a patch whose sides are multiples of it suits every network
 STAGES, TOOLS = "Stages, in flow order", "Tools"
-
-ParamsFile = Annotated[Path, typer.Option("--params", help="The params file; it may extend another.")]
-Source = Annotated[
-    str,
-    typer.Option(
-        help="A table of cases, a folder or zip of a known layout, s3://BUCKET/PREFIX, dicomweb+https://HOST/PATH,"
-        " or 'phantoms'."
-    ),
-]
-Layout = Annotated[
-    str | None, typer.Option(help="How the source is laid out; overrides ingest.layout.", show_default="auto")
-]
-SplitFrom = Annotated[
-    str | None,
-    typer.Option(
-        help="A table of official splits (case_id or patient_id, split), or an earlier cohort; overrides"
-        " ingest.split_from.",
-        show_default="none: by a hash of the patient",
-    ),
-]
-CohortFolder = Annotated[Path, typer.Option("--cohort", help="The cohort, written by 'hepar ingest'.")]
-PseudoFolder = Annotated[Path, typer.Option("--pseudo", help="The pseudo-labels, written by 'hepar pseudo-label'.")]
-PoolFolder = Annotated[Path, typer.Option("--pool", help="The pool, written by 'hepar assemble-pool'.")]
-CtTeacher = Annotated[Path, typer.Option("--teacher-ct", help="The CT liver teacher.")]
-MrTeacher = Annotated[Path, typer.Option("--teacher-mr", help="The MR liver teacher.")]
-ModelFolder = Annotated[Path, typer.Option("--model", help="The universal model.")]
-ReportFolder = Annotated[Path, typer.Option("--report", help="The report, written by 'hepar evaluate'.")]
-
-PARAMS, COHORT, PSEUDO, POOL = Path("params.yaml"), Path("cohort"), Path("pseudo"), Path("pool")
-TEACHER_CT, TEACHER_MR, UNIVERSAL = Path("models/liver-ct"), Path("models/liver-mr"), Path("models/universal")
-REPORT, REGISTRATION = Path("report"), Path("registration")
+app.add_typer(pool_app, name="pool", rich_help_panel=TOOLS)
 
 
 @app.callback(invoke_without_command=True)
@@ -252,7 +247,7 @@ def plan(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Propose spacing, CT window, strides, patch and batch for a cohort, and say why."""
-    from hepar.planning import describe, in_words, propose, write_preset
+    from hepar.planning import describe, in_words, propose
 
     loaded = load_params(params)
     facts = describe(Cohort.load(cohort))
@@ -266,8 +261,26 @@ def plan(
         console.print(f"  {proposal.reason}.", markup=False)
         console.print(f"  {params} has {_value(now, proposal.key)}.", markup=False)
     if out is not None:
-        write_preset(out, params, proposals)
+        write_preset(out, params, {p.key: p.value for p in proposals}, "proposed by `hepar plan`")
         console.print(f"\nwritten to {out}", markup=False)
+
+
+@app.command(rich_help_panel=TOOLS)
+def calibrate_gates(
+    cohort: CohortFolder = COHORT,
+    calibration: Annotated[Path, typer.Option(help="Where to write observations, curve and picture.")] = CALIBRATION,
+    out: Annotated[Path | None, typer.Option(help="Write the calibrated gates as a params file.")] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Hide manual livers from teachers, and learn which pseudo-livers can be trusted."""
+    from hepar.stages import calibrate_gates as this
+
+    gates = this.run(cohort, calibration, load_params(params))
+    print(this.summary(calibration))
+    if out is not None:
+        values = {f"pseudo_label.gates.{name}": value for name, value in gates.items()}
+        write_preset(out, params, values, "calibrated by `hepar calibrate-gates`")
+        print(f"written to {out}")
 
 
 def _value(values: Any, key: str) -> Any:
@@ -340,12 +353,6 @@ def show_params(params: ParamsFile = PARAMS) -> None:
     print(yaml.safe_dump(dump_params(load_params(params)), sort_keys=False), end="")
 
 
-class TableFormat(StrEnum):
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-
-
 @app.command(rich_help_panel=TOOLS)
 def cases(
     cohort: Annotated[Path, typer.Argument(help="A cohort folder.")] = COHORT,
@@ -354,16 +361,7 @@ def cases(
     """List the cases of a cohort, and those that were refused with the rule that they break."""
     from hepar.listing import cohort_table
 
-    frame = cohort_table(cohort)
-    if format == TableFormat.CSV:
-        print(frame.to_csv(index=False), end="")
-    elif format == TableFormat.JSON:
-        print(frame.to_json(orient="records", indent=2))
-    else:
-        table = Table(*map(str, frame.columns))
-        for row in frame.itertuples(index=False):
-            table.add_row(*map(str, row))
-        Console().print(table)
+    print_table(cohort_table(cohort), format)
 
 
 @contextmanager

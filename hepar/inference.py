@@ -1,7 +1,8 @@
 """A trained model with all that it needs to read a scan, and how it segments one.
 
 A model folder holds `model.json` (network, plan, patch, where it comes from) and `weights.pt` (a state dict, no
-pickled code). Legend: r the two structures liver and tumour.
+pickled code); `members/` may hold further weights of the same network, which an ensemble takes. Legend: r the two
+structures liver and tumour.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,17 @@ from hepar.preparation import Plan, prepare_image
 from hepar.training.losses import LIVER, STRUCTURES, TUMOUR
 from hepar.volumes import Geometry, canonical, resample, to_array, to_image
 
-SPEC, WEIGHTS = "model.json", "weights.pt"
+SPEC, WEIGHTS, MEMBERS = "model.json", "weights.pt", "members"
 WINDOWS_AT_ONCE = 4
 Probabilities = npt.NDArray[np.float32]
 
 
 class ModelSpec(BaseModel):
-    """What a model is, beside its weights. `origin` names what it was made from by hash."""
+    """What a model is, beside its weights. `origin` names what it was made from by hash.
+
+    `liver_intensity` is known of a liver teacher: mean and standard deviation, over the manual livers that it learned
+    from, of the median value of the prepared image.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,6 +51,7 @@ class ModelSpec(BaseModel):
     plan: Plan
     patch_zyx: SizeZYX
     modalities: tuple[Modality, ...]
+    liver_intensity: tuple[float, float] | None = None
     origin: dict[str, str]
 
 
@@ -80,29 +86,63 @@ class Segmentation:
         return float(self.tumour.sum() * self.voxel_ml)
 
 
-def save_model(folder: Path, weights: Mapping[str, Tensor], spec: ModelSpec) -> None:
-    """Write a model into an existing folder."""
-    torch.save({name: value.detach().cpu().contiguous() for name, value in weights.items()}, folder / WEIGHTS)
+def save_model(
+    folder: Path, weights: Mapping[str, Tensor], spec: ModelSpec, members: Sequence[Mapping[str, Tensor]] = ()
+) -> None:
+    """Write a model, with further members of its ensemble, into an existing folder."""
     write_json(folder / SPEC, spec.model_dump(mode="json"))
+    _save_weights(weights, folder / WEIGHTS)
+    for number, member in enumerate(members, start=1):
+        add_member(folder, member, number)
+
+
+def add_member(folder: Path, weights: Mapping[str, Tensor], number: int) -> None:
+    """Write the weights of a further member of a model's ensemble; numbers start at 1."""
+    (folder / MEMBERS).mkdir(exist_ok=True)
+    _save_weights(weights, folder / MEMBERS / f"{number}.pt")
+
+
+def _save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    torch.save({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
 
 
 def load_model(folder: Path, device: torch.device) -> Model:
     """Read a model. Raises ArtifactError where the folder holds none."""
-    if not (folder / SPEC).is_file() or not (folder / WEIGHTS).is_file():
-        raise ArtifactError(f"{folder} holds no model: {SPEC} or {WEIGHTS} is missing")
+    return _load(folder, WEIGHTS, device)
+
+
+def load_ensemble(folder: Path, device: torch.device) -> list[Model]:
+    """Read a model and the further members of its ensemble. Raises ArtifactError where the folder holds none."""
+    names = sorted((path.name for path in (folder / MEMBERS).glob("*.pt")), key=lambda name: int(name.split(".")[0]))
+    return [_load(folder, name, device) for name in (WEIGHTS, *(f"{MEMBERS}/{name}" for name in names))]
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The description of a model folder. Raises ArtifactError where the folder holds none."""
+    if not (folder / SPEC).is_file():
+        raise ArtifactError(f"{folder} holds no model: {SPEC} is missing")
     try:
-        spec = ModelSpec.model_validate(json.loads((folder / SPEC).read_text()))
+        return ModelSpec.model_validate(json.loads((folder / SPEC).read_text()))
+    except ValueError as error:
+        raise ArtifactError(f"{folder} holds a damaged model: {' '.join(str(error).split())}") from None
+
+
+def _load(folder: Path, name: str, device: torch.device) -> Model:
+    spec = read_spec(folder)
+    if not (folder / name).is_file():
+        raise ArtifactError(f"{folder} holds no model: {name} is missing")
+    try:
         network = build_network(spec.network.name, spec.network.config, spec.patch_zyx)
-        network.load_state_dict(load_weights(folder))
-    except (ValueError, RuntimeError) as error:
+        network.load_state_dict(load_weights(folder, name))
+    except RuntimeError as error:
         raise ArtifactError(f"{folder} holds a damaged model: {' '.join(str(error).split())}") from None
     network.to(device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
     return Model(network, spec, device)
 
 
-def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The state dict of a model folder, on the CPU."""
-    weights: dict[str, Tensor] = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
+def load_weights(folder: Path, name: str = WEIGHTS) -> dict[str, Tensor]:
+    """A state dict of a model folder, on the CPU."""
+    weights: dict[str, Tensor] = torch.load(folder / name, map_location="cpu", weights_only=True)
     return weights
 
 

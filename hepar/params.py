@@ -5,6 +5,7 @@ A preset may say `extends: ../params.yaml` and hold only what differs. Unknown k
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -19,6 +20,18 @@ def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] >= pair[1]:
         raise ValueError(f"{list(pair)} must be ascending")
     return pair
+
+
+def _falling(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] < bounds[1]:
+        raise ValueError(f"{list(bounds)}: the bound of review must not be below that of rejection")
+    return bounds
+
+
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"{list(bounds)}: the bound of review must not be above that of rejection")
+    return bounds
 
 
 def _none_or_enough(cases: int) -> int:
@@ -44,6 +57,21 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
+Bounds = tuple[float, float]  # of review and of rejection
+AtLeast = Annotated[Bounds, AfterValidator(_falling)]
+AtMost = Annotated[Bounds, AfterValidator(_rising)]
+SignalName = Literal[  # what hepar.quality measures of a pseudo-liver
+    "volume_ml",
+    "component_share",
+    "hole_share",
+    "roughness",
+    "right_share",
+    "cut_share",
+    "agreement",
+    "entropy",
+    "tumour_inside",
+    "intensity_distance",
+]
 SizeZYX = tuple[AtLeastOne, AtLeastOne, AtLeastOne]
 SpacingZYX = tuple[Positive, Positive, Positive]
 
@@ -155,6 +183,7 @@ class TrainingParams(Section):
     clip_norm: Positive
     bce_weights: tuple[Positive, Positive]  # of liver and tumour in the cross entropy
     nesting_weight: Annotated[float, Field(ge=0)]  # weight of the penalty on tumour outside the liver
+    snapshots: tuple[Share, ...]  # shares of the steps after which the moving average is kept too, as a further member
     validate_every: AtLeastOne  # steps between two validations
     validation_cases: Count  # at most so many cases a modality; 0 validates on none
     patience: Count  # validations without a better score after which training ends; 0: it never does
@@ -174,20 +203,49 @@ class TrainingParams(Section):
 class TrainLiverParams(Section):
     """Stage 1: the liver teacher of one modality."""
 
+    folds: AtLeastOne  # teachers, each of which leaves out one fold of the patients; 1: one teacher that sees all
     training: TrainingParams
 
 
-class GateParams(Section):
-    """What a pseudo-liver has to pass. Outside `review` it is rejected, between `review` and `accept` down-weighted."""
+class DicePredictor(Section):
+    """How the signals of a pseudo-liver predict its true Dice; `hepar calibrate-gates` writes it.
 
-    volume_ml: Interval
-    min_component_share: Share  # of the largest component in all that was predicted
-    min_agreement_accept: Share  # Dice between the predictions under test-time augmentation
-    min_agreement_review: Share
-    min_tumour_inside_accept: Share  # share of the manual tumour inside the predicted liver
-    min_tumour_inside_review: Share
-    max_cut_share: Share  # share of the liver's voxels that lie on the border of the field of view
-    downweight: Share  # weight of a label that is not accepted outright but kept
+    A weighted sum of the signals, each clipped to what was seen while calibrating, is read off a curve.
+    """
+
+    signals: Annotated[tuple[SignalName, ...], Field(min_length=1)]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    coefficients: tuple[float, ...]
+    scores: Annotated[tuple[float, ...], Field(min_length=1)]  # ascending
+    dice: tuple[float, ...]  # at each score
+
+    @model_validator(mode="after")
+    def _of_equal_length(self) -> Self:
+        if {len(self.low), len(self.high), len(self.coefficients)} != {len(self.signals)}:
+            raise ValueError("low, high and coefficients must have one number a signal")
+        if len(self.scores) != len(self.dice) or list(self.scores) != sorted(self.scores):
+            raise ValueError("scores must be ascending, with one dice each")
+        return self
+
+
+class GateParams(Section):
+    """What a pseudo-liver has to pass. Of two bounds, beyond the first it waits for review, beyond the second it is
+    rejected."""
+
+    volume_ml: Interval  # outside: rejected
+    min_component_share: AtLeast  # of the largest component in all that was predicted
+    max_hole_share: AtMost  # of the liver that had to be filled in
+    max_roughness: AtMost  # surface against that of the smoothed liver
+    min_right_share: AtLeast  # of the liver on the patient's right of the body's centre
+    max_cut_share: AtMost  # of the liver on the border of the field of view
+    min_agreement: AtLeast  # Dice between predictions under test-time augmentation and of an ensemble
+    max_entropy: AtMost  # of the mean probability, in bits for each voxel of the liver
+    min_tumour_inside: AtLeast  # share of the manual tumour inside the predicted liver
+    max_intensity_distance: AtMost  # of the liver's median from manual livers, in their standard deviations
+    min_predicted_dice: AtLeast  # by the predictor, where there is one
+    predictor: DicePredictor | None
+    review_weight: Share  # of a label that waits for review
 
 
 class PseudoLabelParams(Section):
@@ -200,6 +258,15 @@ class PseudoLabelParams(Section):
     gates: GateParams
 
 
+class CalibrateGatesParams(Section):
+    """How `hepar calibrate-gates` finds out which pseudo-livers can be trusted."""
+
+    folds: Annotated[int, Field(ge=2)]  # of the patients with manual livers; each is hidden from one teacher
+    shares: tuple[Share, ...]  # of the teachers' steps after which their earlier states draw livers, too
+    min_dice: Share  # wished for of accepted labels
+    coverage: Share  # share of the accepted labels that shall have it
+
+
 class AssemblePoolParams(Section):
     """Which labels the universal model learns from, and what is known of a voxel."""
 
@@ -207,6 +274,7 @@ class AssemblePoolParams(Section):
     labels: Literal["tumour", "manual", "mixed"]  # tumour masks only; and manual livers; and pseudo-livers
     unknown_tumour: Literal["masked", "ignored", "background"]  # masked: negatives outside the liver are used
     margin_mm: Annotated[float, Field(ge=0)]  # the liver is dilated by it before its outside counts as tumour-free
+    reviews: str  # decisions of people on pseudo-livers: a folder, or s3://BUCKET/PREFIX; empty: none
 
 
 class TrainUniversalParams(Section):
@@ -250,6 +318,7 @@ class Params(Section):
     network: NetworkParams
     train_liver: TrainLiverParams
     pseudo_label: PseudoLabelParams
+    calibrate_gates: CalibrateGatesParams
     assemble_pool: AssemblePoolParams
     train_universal: TrainUniversalParams
     evaluate: EvaluateParams
@@ -279,6 +348,22 @@ def read_section(kind: type[SectionT], values: Mapping[str, Any]) -> SectionT:
 def dump_params(params: Params) -> dict[str, Any]:
     """The parameters as plain values, keyed as in the file."""
     return params.model_dump(mode="json", by_alias=True)
+
+
+def write_preset(path: Path, extends: Path, values: Mapping[str, Any], comment: str) -> None:
+    """Write a params file that extends another; `values` are keyed by dotted names. Raises ParamsError if it would
+    write over the file that it extends."""
+    if path.resolve() == extends.resolve():
+        raise ParamsError(f"{path} cannot extend itself: name another file")
+    nested: dict[str, Any] = {"extends": os.path.relpath(extends.resolve(), path.resolve().parent)}
+    for dotted, value in values.items():
+        *sections, key = dotted.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"# {comment}\n" + yaml.safe_dump(nested, sort_keys=False, default_flow_style=None))
 
 
 def _first(error: ValidationError) -> str:

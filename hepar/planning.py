@@ -11,13 +11,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import yaml
 from scipy import ndimage
 
 from hepar.cases import Case, Cohort, LabelState, Modality, Split
@@ -192,18 +190,6 @@ def in_words(facts: Mapping[Modality, ModalityFacts]) -> list[str]:
                 f"{modality}: {len(sizes)} lesions, diameters {low:.0f}, {middle:.0f}, {high:.0f} mm (10, 50, 90 %)."
             )
     return said
-
-
-def write_preset(path: Path, extends: Path, proposals: Sequence[Proposal]) -> None:
-    """Write the proposals as a params file that extends another."""
-    values: dict[str, Any] = {"extends": str(extends.resolve())}
-    for proposal in proposals:
-        *sections, key = proposal.key.split(".")
-        place = values
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[key] = proposal.value
-    path.write_text("# proposed by `hepar plan`\n" + yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
 
 
 def _spacing(facts: Mapping[Modality, ModalityFacts]) -> tuple[SpacingZYX, str]:

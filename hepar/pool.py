@@ -18,12 +18,11 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import ndimage
 
-from hepar.artifacts import sha256_json, write_json
-from hepar.cases import Case, LabelState, Modality, Split
-from hepar.chunked import Sliceable, open_chunked, read_facts, sha256_chunked, write_chunked
+from hepar.artifacts import write_json
+from hepar.cases import LabelState, Modality, Split
+from hepar.chunked import Sliceable, open_chunked, read_facts, write_chunked
 from hepar.errors import ArtifactError
-from hepar.preparation import Plan, prepare_image
-from hepar.volumes import Geometry, canonical, read_image, resample_mask
+from hepar.preparation import Plan
 
 Mask = npt.NDArray[np.bool_]
 UnknownTumour = Literal["masked", "ignored", "background"]
@@ -110,7 +109,11 @@ def fill_holes(mask: Mask) -> Mask:
 
 @dataclass(frozen=True)
 class PoolEntry:
-    """One case of a pool. Volumes count what is labelled; lesion diameters are those of equal volume, ascending."""
+    """One case of a pool: what is known of it, how, and from where.
+
+    Volumes count what is labelled; lesion diameters are those of equal volume, ascending. Origins are the hashes of the
+    mask files that were taken, empty where there is none.
+    """
 
     case_id: str
     patient_id: str
@@ -118,19 +121,26 @@ class PoolEntry:
     modality: Modality
     sequence: str
     split: Split
+    group: str  # cases of a group share what sampling gives to it
     liver_state: LabelState
     tumour_state: LabelState
-    liver_weight: float
-    liver_origin: str  # the hash of the manual mask, or of the teacher that made the pseudo-liver
-    gate: str
+    liver_weight: float  # how far the liver's label is trusted: 1 for a manual one, 0 for none
+    tumour_weight: float  # likewise; of an unknown tumour, how far its absence outside the liver is
+    liver_origin: str
+    tumour_origin: str
+    teacher: str  # the hash of the model that drew a pseudo-liver
+    gate: str  # what the gates, or a person, said of it
     reasons: str
+    review: str  # who decided what, and when
     liver_ml: float
     tumour_ml: float
     known_share: float  # of all voxels and both structures, weighted; 0 teaches nothing
     lesion_diameters_mm: tuple[float, ...]
     licence: str
+    image_sha256: str
     file: str  # the folder of its arrays
-    sha256: str
+    sha256: str  # of its arrays
+    key: str  # of all that its arrays were made from
 
 
 @dataclass(frozen=True)
@@ -237,85 +247,6 @@ def _entry(row: dict[str, Any]) -> PoolEntry:
             "lesion_diameters_mm": tuple(float(value) for value in row["lesion_diameters_mm"]),
         }
     )
-
-
-def read_mask(path: Path, geometry: Geometry) -> Mask:
-    """A binary mask file on another grid."""
-    return resample_mask(canonical(read_image(path)), geometry)
-
-
-@dataclass(frozen=True)
-class PseudoLiver:
-    """A pseudo-liver's files and what the gates said of it."""
-
-    mask: Path
-    uncertain: Path
-    weight: float
-    gate: str
-    reasons: str
-    teacher: str
-
-
-def write_entry(
-    folder: Path,
-    case: Case,
-    cohort_folder: Path,
-    plan: Plan,
-    unknown_tumour: UnknownTumour,
-    margin_mm: float,
-    pseudo: PseudoLiver | None = None,
-    use_liver: bool = True,
-    use_tumour: bool = True,
-) -> PoolEntry:
-    """Prepare one case and write its arrays to `folder/cases`. Without `use_…` a label counts as unknown."""
-    image = read_image(cohort_folder / case.image)
-    prepared, geometry = prepare_image(image, case.modality, plan)
-    known = _known_labels(case, cohort_folder, geometry, pseudo, use_liver, use_tumour)
-    targets = make_targets(known, geometry.size_zyx, geometry.spacing_zyx_mm, unknown_tumour, margin_mm)
-
-    place = folder / "cases" / case.case_id
-    PreparedArrays.of(prepared, targets).save(place)
-    from_teacher = pseudo is not None and known.liver_state == LabelState.PSEUDO
-    return PoolEntry(
-        case_id=case.case_id,
-        patient_id=case.patient_id,
-        source=case.source,
-        modality=case.modality,
-        sequence=case.sequence,
-        split=case.split,
-        liver_state=known.liver_state,
-        tumour_state=known.tumour_state,
-        liver_weight=0.0 if known.liver is None else known.weight,
-        liver_origin=pseudo.teacher if pseudo is not None and from_teacher else case.liver_sha256,
-        gate=pseudo.gate if pseudo is not None else "",
-        reasons=pseudo.reasons if pseudo is not None else "",
-        liver_ml=float(targets.liver.sum() * geometry.voxel_ml) if known.liver is not None else 0.0,
-        tumour_ml=float(targets.tumour.sum() * geometry.voxel_ml),
-        known_share=float((targets.liver_weight.mean() + targets.tumour_weight.mean()) / (2 * FULL)),
-        lesion_diameters_mm=lesion_diameters_mm(targets.tumour, geometry.voxel_ml),
-        licence=case.licence,
-        file=str(place.relative_to(folder)),
-        sha256=sha256_json([sha256_chunked(place / IMAGE), sha256_chunked(place / LABELS)]),
-    )
-
-
-def _known_labels(
-    case: Case,
-    cohort_folder: Path,
-    geometry: Geometry,
-    pseudo: PseudoLiver | None,
-    use_liver: bool,
-    use_tumour: bool,
-) -> KnownLabels:
-    tumour_state = case.tumour_state if use_tumour else LabelState.UNKNOWN
-    tumour = read_mask(cohort_folder / case.tumour, geometry) if tumour_state == LabelState.MANUAL else None
-    if use_liver and case.liver_state == LabelState.MANUAL:
-        liver = read_mask(cohort_folder / case.liver, geometry)
-        return KnownLabels(LabelState.MANUAL, tumour_state, liver, tumour)
-    if pseudo is not None and pseudo.weight > 0:
-        liver, uncertain = read_mask(pseudo.mask, geometry), read_mask(pseudo.uncertain, geometry)
-        return KnownLabels(LabelState.PSEUDO, tumour_state, liver, tumour, pseudo.weight, uncertain)
-    return KnownLabels(LabelState.UNKNOWN, tumour_state, None, tumour)
 
 
 def lesion_diameters_mm(tumour: Mask, voxel_ml: float) -> tuple[float, ...]:

@@ -20,15 +20,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hepar.errors import ArtifactError
+from hepar.errors import ArtifactError, DataError
 from hepar.inference import SPEC, ModelSpec
-from hepar.params import TrainingParams
+from hepar.params import REGISTERED, TrainingParams
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 DEFAULT_EXPERIMENT = "hepar"
 DEFAULT_URI = "sqlite:///mlflow.db"
 MODEL_TAG = "hepar.model"
+POOL_TAG = "hepar.pool_version"
 CHAMPION, CHALLENGER = "champion", "challenger"
 SQLITE = "sqlite:///"
 COMMIT_VARIABLE = "HEPAR_GIT_COMMIT"
@@ -173,6 +174,25 @@ def downloaded_model(uri: str) -> Iterator[Path]:
         if not (specs := sorted(place.rglob(SPEC))):
             raise ArtifactError(f"{uri} holds no model of hepar: {SPEC} is missing")
         yield specs[0].parent
+
+
+def pool_version(uri: str) -> str:
+    """The DVC version of the pool that a registered model, such as `models:/NAME@champion`, has learned from.
+
+    Raises DataError where there is no such model, or its registry entry does not tell.
+    """
+    mlflow = connect()
+    name, _, alias = uri.removeprefix(REGISTERED).partition("@")
+    name, _, number = name.partition("/")
+    try:
+        client = mlflow.MlflowClient()
+        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except mlflow.MlflowException as error:
+        raise DataError(f"{uri}: {error.message}") from None
+    version = str(found.tags.get(POOL_TAG, ""))
+    if not version:
+        raise DataError(f"{uri} does not tell its pool: the tag {POOL_TAG} is missing")
+    return version
 
 
 def version_by_alias(mlflow: Any, name: str, alias: str) -> Version | None:

@@ -52,7 +52,7 @@ PLACES = {  # by kind, and for models by role
     "universal": "models/universal",
 }
 LOG_TAIL = 30
-STORE_VARIABLES = ("AWS_", "HEPAR_DICOMWEB_", "HEPAR_CACHE_")  # what stages need to reach a store
+STORE_VARIABLES = ("AWS_", "HEPAR_DICOMWEB_", "HEPAR_CACHE_", "HEPAR_POOL_")  # what stages need to reach a store
 
 
 def run_in_subprocesses(source: str, params: Params, workdir: Path, image: str) -> None:
@@ -278,7 +278,8 @@ def execute(request: Mapping[str, Any]) -> None:
     else:
         runner = local.SubprocessRunner(use_venv=False)
     local.init(runner=runner, pipeline_root=str(root), raise_on_error=True)
-    two_stage(source=request["source"], **request["params"])
+    sections = {name: value for name, value in request["params"].items() if name in two_stage.component_spec.inputs}
+    two_stage(source=request["source"], **sections)
 
 
 def _docker_runner(request: Mapping[str, Any], local: Any) -> Any:

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
-from hepar.params import NetworkParams, Params, load_params
+from hepar.params import NetworkParams, Params, load_params, write_preset
 from hepar.planning import (
     BACKWARD,
     MIN_SHARE,
@@ -24,7 +24,6 @@ from hepar.planning import (
     in_words,
     propose,
     training_bytes,
-    write_preset,
 )
 from hepar.stages import ingest
 
@@ -59,7 +58,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory, phantom_source: Path, tiny:
 def test_the_same_cohort_gives_the_same_plan_that_a_run_takes(cohort: Cohort, tiny: Params, tmp_path: Path) -> None:
     first, again = (propose(describe(cohort), tiny.network, 1.0) for _ in range(2))
     assert first == again
-    write_preset(tmp_path / "own.yaml", ROOT / "params" / "tiny.yaml", first)
+    write_preset(tmp_path / "own.yaml", ROOT / "params" / "tiny.yaml", {p.key: p.value for p in first}, "proposed")
     loaded = load_params(tmp_path / "own.yaml")
     values = {proposal.key: proposal.value for proposal in first}
     assert list(loaded.preparation.spacing_zyx_mm or ()) == values["preparation.spacing_zyx_mm"]

@@ -153,6 +153,17 @@ class Buckets:
             in_parallel(self._stub, objects, count.advance)
         return path
 
+    def fetch(self, url: str) -> Path:
+        """The prefix as a folder with every object in it. Raises DataError where there is nothing."""
+        bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
+        place = self.path(url)
+        with _said(url):
+            objects = list(_listed(bucket, f"{prefix.rstrip('/')}/"))
+        if not objects:
+            raise DataError(f"{url}: there is no such prefix, or nothing in it")
+        in_parallel(lambda item: self._whole(self.path_of(item), item), objects)
+        return place
+
     def path_of(self, item: S3Object) -> Path:
         """Where an object lies. Raises DataError where its key would leave the folder."""
         path = Path(os.path.normpath(self.root / item.bucket / item.key))

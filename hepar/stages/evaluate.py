@@ -119,6 +119,7 @@ def _facts(cases: Sequence[Case], cohort_hash: str, model_hash: str, origin: Map
         "cohort": cohort_hash,
         "test set": sha256_json(tested),
         "pool": origin.get("pool", ""),
+        "pool version": origin.get("pool version", ""),
         "model": model_hash,
         "git commit": git_commit(),
     }

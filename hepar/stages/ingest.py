@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from hepar.artifacts import sha256_file, sha256_json, writing
+from hepar.artifacts import link, sha256_file, sha256_json, writing
 from hepar.cases import Case, Cohort, LabelState, Modality, Split, check_patients
 from hepar.checks import check_image, check_mask, check_placement, check_tumour_in_liver, check_volume
 from hepar.compute import available_cores
@@ -250,11 +249,7 @@ def _origin(source: SourceCase) -> str:
 def _link(case: Case, earlier: Path, folder: Path) -> None:
     """Take over the volumes of an earlier cohort without copying them, where the file system can."""
     for name in filter(None, (case.image, case.liver, case.tumour)):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(earlier / name, folder / name)
-        except OSError:
-            shutil.copyfile(earlier / name, folder / name)
+        link(earlier / name, folder / name)
 
 
 def _make(source: SourceCase, origin: str, folder: Path, split: SplitParams) -> Accepted:

@@ -1,32 +1,38 @@
 """Stage 3: liver masks for the cases that lack one, each judged by the gates.
 
 Writes `quality.parquet` (one row a case: signals, outcome, weight, reasons) and `masks/<case>/liver.nii.gz` and
-`uncertain.nii.gz` on the case's own grid.
+`uncertain.nii.gz` on the case's own grid. A run that was stopped goes on after the last case that it finished.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from hepar.artifacts import Manifest, read_manifest, writing
+from hepar.artifacts import Manifest, link, read_manifest, sha256_file, sha256_json, writing
 from hepar.cases import Case, Cohort, LabelState, Modality, Split
 from hepar.compute import pick_device, use_threads
 from hepar.errors import ArtifactError
-from hepar.inference import Model, keep_largest_component, load_model, predict_probabilities, to_grid
+from hepar.inference import Model, load_ensemble
+from hepar.labelling import label_case
 from hepar.params import PseudoLabelParams
-from hepar.pool import Mask, fill_holes
+from hepar.patients import hash_patient, patients_seen
 from hepar.progress import current, stage
-from hepar.quality import Signals, judge, measure
-from hepar.training.losses import LIVER
-from hepar.volumes import Geometry, read_image, to_array, to_image, write_image
+from hepar.quality import Signals, judge
+from hepar.training.checkpoint import checkpoint_folder
+from hepar.volumes import to_image, write_image
 
 KIND = "pseudo-labels"
 TABLE = "quality.parquet"
+LIVER, UNCERTAIN, SIGNALS = "liver.nii.gz", "uncertain.nii.gz", "signals.json"
+COLUMNS = ["case_id", "modality", "teacher", "teacher_saw_patient", "mask_sha256", *Signals.names()]
 
 
 def run(cohort: Path, teachers: Mapping[Modality, Path], pseudo: Path, params: PseudoLabelParams) -> None:
@@ -36,43 +42,57 @@ def run(cohort: Path, teachers: Mapping[Modality, Path], pseudo: Path, params: P
         parents = {"cohort": read_manifest(cohort, "cohort").hash}
         manifests = {modality: read_manifest(folder, "model") for modality, folder in teachers.items()}
         parents.update({f"teacher-{modality}": manifest.hash for modality, manifest in manifests.items()})
-        models = {modality: load_model(folder, pick_device()) for modality, folder in teachers.items()}
         cases = Cohort.load(cohort)
         wanted = [case for case in cases if case.liver_state == LabelState.UNKNOWN and case.split != Split.TEST]
-        _check_teachers(manifests, parents["cohort"])
+        _check_teachers(manifests, parents["cohort"], {case.modality: case.case_id for case in wanted})
+        device = pick_device()
+        models = {
+            modality: load_ensemble(teachers[modality], device) for modality in {case.modality for case in wanted}
+        }
+        seen = {modality: patients_seen(teachers[modality]) for modality in models}
+        predicting = params.model_dump(mode="json", exclude={"gates", "threads"})
+        finished = checkpoint_folder(pseudo, sha256_json([parents, predicting]))
         with writing(pseudo, KIND, parents) as folder, current().counting(len(wanted), "cases") as count:
             rows = []
             for case in wanted:
-                if case.modality not in models:
-                    raise ArtifactError(f"case {case.case_id}: there is no teacher for {case.modality}")
-                signals = _label(case, cases, models[case.modality], folder, params)
+                place = finished / case.case_id
+                if not place.is_dir():
+                    _label(case, cohort, models[case.modality], place, params)
+                for name in (LIVER, UNCERTAIN):
+                    link(place / name, folder / "masks" / case.case_id / name)
+                signals = Signals(**json.loads((place / SIGNALS).read_text()))
                 verdict = judge(signals, params.gates)
-                teacher = manifests[case.modality].hash
-                rows.append({"case_id": case.case_id, "teacher": teacher, **asdict(signals), **verdict.row()})
+                origin = {
+                    "teacher": manifests[case.modality].hash,
+                    "teacher_saw_patient": hash_patient(case.patient_id) in seen[case.modality],
+                    "mask_sha256": sha256_file(place / LIVER),
+                }
+                rows.append(_row(case, origin, signals) | verdict.row())
                 count.advance(case=case.case_id, gate=verdict.gate)
-            columns = None if rows else ["case_id", "teacher", "gate", "weight", "reasons"]
+            columns = None if rows else [*COLUMNS, "gate", "weight", "reasons", "predicted_dice"]
             pd.DataFrame(rows, columns=columns).to_parquet(folder / TABLE, index=False)
+        shutil.rmtree(finished, ignore_errors=True)
 
 
-def _check_teachers(manifests: Mapping[Modality, Manifest], cohort_hash: str) -> None:
+def _row(case: Case, origin: Mapping[str, Any], signals: Signals) -> dict[str, Any]:
+    return {"case_id": case.case_id, "modality": str(case.modality), **origin, **asdict(signals)}
+
+
+def _check_teachers(manifests: Mapping[Modality, Manifest], cohort_hash: str, first: Mapping[Modality, str]) -> None:
+    for modality, case_id in first.items():
+        if modality not in manifests:
+            raise ArtifactError(f"case {case_id}: there is no teacher for {modality}")
     for modality, manifest in manifests.items():
         if (made_from := manifest.parents.get("cohort")) != cohort_hash:
             raise ArtifactError(f"the {modality} teacher was made from cohort {made_from}, this one is {cohort_hash}")
 
 
-def _label(case: Case, cohort: Cohort, model: Model, folder: Path, params: PseudoLabelParams) -> Signals:
-    """Predict a liver under every variant, write mask and uncertain band, and measure what the gates look at."""
-    image = read_image(cohort.file(case.image))
-    own = Geometry.of(image)
-    livers = []
-    for variant in range(params.variants):
-        probabilities, geometry = predict_probabilities(model, image, case.modality, params.overlap, variant)
-        livers.append(to_grid(probabilities[LIVER], geometry, own))
-    mean = np.mean(livers, axis=0)
-    raw: Mask = mean > 0.5
-    liver = fill_holes(keep_largest_component(raw))
-    uncertain = (mean > params.uncertain[0]) & (mean < params.uncertain[1])
-    for name, mask in (("liver", liver), ("uncertain", uncertain)):
-        write_image(to_image(mask, own), folder / "masks" / case.case_id / f"{name}.nii.gz")
-    tumour = to_array(read_image(cohort.file(case.tumour))) > 0 if case.tumour else None
-    return measure(raw, liver, [probability > 0.5 for probability in livers], tumour, own.spacing_zyx_mm)
+def _label(case: Case, cohort: Path, teachers: list[Model], place: Path, params: PseudoLabelParams) -> None:
+    """Label one case and put what it gave into the folder `place`, whole or not at all."""
+    labelled = label_case(case, cohort, teachers, params)
+    partial = place.with_name(f".{place.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    write_image(to_image(labelled.liver, labelled.geometry), partial / LIVER)
+    write_image(to_image(labelled.uncertain, labelled.geometry), partial / UNCERTAIN)
+    (partial / SIGNALS).write_text(json.dumps(asdict(labelled.signals)))
+    partial.rename(place)

@@ -1,17 +1,24 @@
-"""Stage 2: a liver teacher of one modality, from the cases whose liver was drawn by hand."""
+"""Stage 2: a liver teacher of one modality, from the cases whose liver was drawn by hand.
+
+A patient of whom another scan of that modality waits for a pseudo-label is left out, so that no teacher labels a
+patient whose label it has seen. With `train_liver.folds` there are several teachers in one model folder, an ensemble.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
-from hepar.artifacts import read_manifest
-from hepar.cases import Cohort, LabelState, Modality, Split
+from hepar.artifacts import read_manifest, sha256_json, writing
+from hepar.cases import Cohort, Modality, Split
+from hepar.inference import add_member, load_weights, read_spec, save_model
 from hepar.params import NetworkParams, PreparationParams, TrainLiverParams
-from hepar.pool import Pool, write_entry
-from hepar.preparation import make_plan
+from hepar.patients import write_patients
+from hepar.pool import Pool
 from hepar.progress import current, stage
-from hepar.training.fit import Recipe, fit_model
+from hepar.training.checkpoint import checkpoint_folder
+from hepar.training.fit import HISTORY, KIND, Recipe, fit_model
+from hepar.training.teaching import fold_of, liver_intensity, teaching_pool, without_fold
 
 
 def run(
@@ -24,20 +31,29 @@ def run(
 ) -> None:
     """Train on the cohort's manual livers of `modality` and write the folder `model`. Test patients are never read."""
     with stage(f"train-liver-{modality}"), tempfile.TemporaryDirectory(prefix="hepar-") as scratch:
-        manifest = read_manifest(cohort, "cohort")
-        cases = Cohort.load(cohort)
-        plan = make_plan(cases.cases, preparation)
-        chosen = [
-            case for case in cases.select(modality, (Split.TRAIN, Split.VAL)) if case.liver_state == LabelState.MANUAL
-        ]
-        folder, entries = Path(scratch), []
-        with current().counting(len(chosen), "preparing") as count:
-            for case in chosen:
-                entries.append(write_entry(folder, case, cases.folder, plan, "ignored", 0.0, use_tumour=False))
-                count.advance()
-        fit_model(
-            pool=Pool(folder, plan, tuple(entries)),
-            model=model,
-            recipe=Recipe(network=network, training=params.training, modalities=(modality,)),
-            origin={"cohort": manifest.hash, "role": f"liver teacher {modality}"},
-        )
+        origin = {"cohort": read_manifest(cohort, "cohort").hash, "role": f"liver teacher {modality}"}
+        pool = teaching_pool(Cohort.load(cohort), modality, preparation, Path(scratch))
+        recipe = Recipe(network, params.training, (modality,), liver_intensity(pool))
+        if params.folds == 1:
+            fit_model(pool, model, recipe, origin)
+        else:
+            _fit_folds(pool, model, recipe, origin, params.folds)
+
+
+def _fit_folds(pool: Pool, model: Path, recipe: Recipe, origin: dict[str, str], folds: int) -> None:
+    """One teacher a fold; those that an interrupted run has finished are kept."""
+    fold = fold_of(pool.select(Split.TRAIN), folds)
+    key = sha256_json([recipe.training.model_dump(mode="json"), origin, folds, [e.sha256 for e in pool.entries]])
+    place = checkpoint_folder(model, key)
+    members = [place / f"fold-{number + 1}" for number in range(folds)]
+    for number, member in enumerate(members):
+        if not (member / "manifest.json").is_file():
+            current().say(f"fold {number + 1} of {folds}")
+            fit_model(without_fold(pool, fold, number), member, recipe, {**origin, "fold": f"{number + 1}/{folds}"})
+    spec = read_spec(members[0]).model_copy(update={"origin": origin})
+    with writing(model, KIND, origin) as folder:
+        save_model(folder, load_weights(members[0]), spec)
+        for number, member in enumerate(members[1:], start=1):
+            add_member(folder, load_weights(member), number)
+        (folder / HISTORY).write_bytes((members[0] / HISTORY).read_bytes())
+        write_patients(folder, (entry.patient_id for entry in pool.entries))

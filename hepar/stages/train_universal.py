@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hepar import tracking
-from hepar.artifacts import read_manifest
+from hepar.artifacts import dvc_version, read_manifest
 from hepar.cases import Modality
 from hepar.errors import ArtifactError
 from hepar.inference import load_weights
@@ -26,7 +26,11 @@ def run(
 ) -> None:
     """Train on the pool, from the weights of the model that `params.warm_start` names, and write `model`."""
     with stage("train-universal"):
-        origin = {"pool": read_manifest(pool, "pool").hash, "role": "universal"}
+        origin = {
+            "pool": read_manifest(pool, "pool").hash,
+            "pool version": dvc_version(pool),
+            "role": "universal",
+        }
         start = None
         if params.warm_start != "none":
             with _folder_of(params.warm_start, teachers) as folder:

@@ -18,6 +18,7 @@ from hepar.errors import HeparError
 from hepar.inference import ModelSpec, save_model
 from hepar.networks import build_network
 from hepar.params import NetworkParams, TrainingParams
+from hepar.patients import write_patients
 from hepar.pool import Pool
 from hepar.progress import current, stage
 from hepar.tracking import TrainingRun
@@ -36,6 +37,7 @@ class Recipe:
     network: NetworkParams
     training: TrainingParams
     modalities: tuple[Modality, ...]
+    liver_intensity: tuple[float, float] | None = None  # of a teacher's manual livers, see ModelSpec
 
 
 def fit_model(
@@ -87,6 +89,7 @@ def _fit(
         plan=pool.plan,
         patch_zyx=training.patch_zyx,
         modalities=recipe.modalities,
+        liver_intensity=recipe.liver_intensity,
         origin=origin,
     )
     settings = training.model_dump(mode="json")
@@ -99,8 +102,9 @@ def _fit(
         with TrainingRun(name, spec, training) as tracked:
             trained = Trainer(network, pool, training, checkpoints, device, tracked.log).run(current())
             with writing(model, KIND, origin) as folder:
-                save_model(folder, trained.weights, spec)
+                save_model(folder, trained.weights, spec, trained.snapshots)
                 trained.history.to_csv(folder / HISTORY, index=False)
+                write_patients(folder, (entry.patient_id for entry in pool.entries))
             tracked.made(read_manifest(model, KIND).hash)
     shutil.rmtree(checkpoints, ignore_errors=True)
 

@@ -59,10 +59,11 @@ class Progressing:
 
 @dataclass(frozen=True)
 class Trained:
-    """The weights that validated best, and the losses and scores on the way (columns `COLUMNS`)."""
+    """The weights that validated best, the losses and scores on the way (columns `COLUMNS`), and earlier averages."""
 
     weights: dict[str, Tensor]
     history: pd.DataFrame
+    snapshots: tuple[dict[str, Tensor], ...]
 
 
 def learning_rate(step: int, params: TrainingParams) -> float:
@@ -112,6 +113,8 @@ class Trainer:
             setattr(network, "gradient_checkpointing", True)  # noqa: B010, a module types its attributes as tensors
         self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay)).eval()
         self.best: dict[str, Tensor] = copy.deepcopy(self.ema.module.state_dict())
+        self.snapshots: list[dict[str, Tensor]] = []
+        self.snapshot_steps = {max(1, round(share * params.steps)) for share in params.snapshots}
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay
         )
@@ -157,12 +160,14 @@ class Trainer:
                     waits = Waits()
                 if self.at.step % self.params.validate_every == 0 or self.at.step == self.params.steps:
                     self._validate()
+                if self.at.step in self.snapshot_steps:
+                    self.snapshots.append(copy.deepcopy(self.ema.module.state_dict()))
                 stop = distributed.any_of(told_to_stop(), self.device)
                 if self.at.step % self.params.checkpoint_every == 0 or stop:
                     self._save()
                 if stop:
                     raise Preempted(f"stopped by SIGTERM at step {self.at.step}, which is saved: run again to go on")
-        return Trained(self.best, pd.DataFrame(self.at.history, columns=COLUMNS))
+        return Trained(self.best, pd.DataFrame(self.at.history, columns=COLUMNS), tuple(self.snapshots))
 
     @contextmanager
     def _enough_memory(self) -> Iterator[None]:
@@ -296,6 +301,7 @@ class Trainer:
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "best": self.best,
+            "snapshots": self.snapshots,
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.at.step,
@@ -314,7 +320,7 @@ class Trainer:
         self.ema.load_state_dict(state["ema"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
-        self.best = state["best"]
+        self.best, self.snapshots = state["best"], state["snapshots"]
         self.at = Progressing(
             state["step"],
             state["best_score"],

@@ -118,8 +118,8 @@ class PatchSampler:
 
     def _centres(self, modality: Modality, lesions: Sequence[Sequence[Lesion]]) -> Centres:
         members = tuple(index for index, entry in enumerate(self.entries) if entry.modality == modality)
-        per_source = Counter(self.entries[index].source for index in members)
-        weights = np.array([per_source[self.entries[index].source] ** -0.5 for index in members])
+        per_group = Counter(self.entries[index].group for index in members)
+        weights = np.array([per_group[self.entries[index].group] ** -0.5 for index in members])
         return Centres(
             entries=members,
             weights=weights / weights.sum(),
