@@ -28,9 +28,7 @@ $(READY): requirements-dev.lock pyproject.toml
 
 demo: setup ## run the whole pipeline on phantoms; results under runs/demo
 	$(BIN)/hepar run --params params/demo.yaml --workdir runs/demo
-	@cd runs/demo && export PATH="$(CURDIR)/$(BIN):$$PATH" && (test -d .dvc || dvc init --no-scm --quiet) \
-	  && dvc remote add --quiet --force --default local remote && dvc add --quiet pool && dvc push --quiet \
-	  && echo "the pool is versioned: runs/demo/pool.dvc, content in runs/demo/remote"
+	@echo "pool                       version $$($(BIN)/hepar pool push --pool runs/demo/pool --remote runs/demo/remote), in runs/demo/remote"
 
 test: setup ## run the tests
 	$(BIN)/pytest

@@ -86,7 +86,7 @@ def assemble_pool(
     pseudo: dsl.Input[dsl.Artifact],
     pool: dsl.Output[dsl.Dataset],
 ) -> str:
-    """Bring all labels into the mixed-label pool; its content goes to the DVC remote HEPAR_POOL_REMOTE, if that is set."""
+    """Bring all labels into the mixed-label pool; with HEPAR_POOL_REMOTE its content goes to that DVC remote."""
     import os
     from pathlib import Path
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
-from hepar.pool import Pool, PoolEntry
+from hepar.pool import Mask, Pool, PoolEntry
 
 ADDED, REMOVED, RELABELLED, CHANGED = "added", "removed", "relabelled", "changed"
 LABELS = (
@@ -90,9 +90,7 @@ def _times(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
 
 
-def _dice(
-    a: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], b: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-) -> float | None:
+def _dice(a: Mask, b: Mask) -> float | None:
     """Dice of two masks; None where both are empty."""
     total = int(a.sum()) + int(b.sum())
     return 2 * int((a & b).sum()) / total if total else None

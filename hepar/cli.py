@@ -27,6 +27,7 @@ from hepar.options import (
     PSEUDO,
     REGISTRATION,
     REPORT,
+    REVIEWS,
     TEACHER_CT,
     TEACHER_MR,
     UNIVERSAL,
@@ -114,13 +115,21 @@ def pseudo_label(
 
 @app.command(rich_help_panel=STAGES)
 def assemble_pool(
-    cohort: CohortFolder = COHORT, pseudo: PseudoFolder = PSEUDO, pool: PoolFolder = POOL, params: ParamsFile = PARAMS
+    cohort: CohortFolder = COHORT,
+    pseudo: PseudoFolder = PSEUDO,
+    pool: PoolFolder = POOL,
+    reviews: Annotated[
+        str | None,
+        typer.Option(help="Decisions of 'hepar review'; overrides assemble_pool.reviews.", show_default="none"),
+    ] = None,
+    params: ParamsFile = PARAMS,
 ) -> None:
     """Bring manual livers, pseudo-livers and tumour labels into one mixed-label pool."""
     from hepar.stages import assemble_pool as this
 
     p = load_params(params)
-    this.run(cohort, pseudo, pool, p.preparation, p.assemble_pool)
+    assembling = p.assemble_pool if reviews is None else p.assemble_pool.model_copy(update={"reviews": reviews})
+    this.run(cohort, pseudo, pool, p.preparation, assembling)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -263,6 +272,23 @@ def plan(
     if out is not None:
         write_preset(out, params, {p.key: p.value for p in proposals}, "proposed by `hepar plan`")
         console.print(f"\nwritten to {out}", markup=False)
+
+
+@app.command(rich_help_panel=TOOLS)
+def review(
+    pseudo: Annotated[Path, typer.Argument(help="The pseudo-labels, written by 'hepar pseudo-label'.")] = PSEUDO,
+    cohort: CohortFolder = COHORT,
+    reviews: Annotated[Path, typer.Option(help="Where decisions and corrected masks are kept.")] = REVIEWS,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+    who: Annotated[str, typer.Option(help="Who decides.", show_default="the user's name")] = "",
+) -> None:
+    """Look at pseudo-livers in the browser, and accept, reject or correct them; 'assemble-pool' honours it."""
+    from hepar.review import serve
+
+    def ready(address: str) -> None:
+        print(f"open {address}\nCtrl-C ends it; decisions are in {reviews}", flush=True)
+
+    serve(cohort, pseudo, reviews, port, who, ready)
 
 
 @app.command(rich_help_panel=TOOLS)

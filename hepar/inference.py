@@ -207,18 +207,25 @@ def predict_probabilities(
 ) -> tuple[Probabilities, Geometry]:
     """Probabilities r zyx on the plan's grid of a canonical scan.
 
-    `variant` 0 is the plain prediction; others see the image in another contrast and brightness.
+    `variant` 0 is the plain prediction; others see the image larger or smaller, in another contrast and brightness.
+    Their grid is their own.
     """
-    image_zyx, geometry = prepare_image(image, modality, model.spec.plan)
-    probabilities = sliding_window(model.network, vary(image_zyx, variant), model.spec.patch_zyx, overlap, model.device)
+    strength = variant_strength(variant)
+    z, y, x = (mm * (1 + strength) for mm in model.spec.plan.spacing_zyx_mm)
+    plan = model.spec.plan.model_copy(update={"spacing_zyx_mm": (z, y, x)}) if variant else model.spec.plan
+    image_zyx, geometry = prepare_image(image, modality, plan)
+    seen_zyx = vary(image_zyx, strength) if variant else image_zyx
+    probabilities = sliding_window(model.network, seen_zyx, model.spec.patch_zyx, overlap, model.device)
     return probabilities, geometry
 
 
-def vary(image_zyx: npt.NDArray[np.float32], variant: int) -> npt.NDArray[np.float32]:
-    """The image as test-time variant number `variant` sees it: contrast and brightness changed, grid as it was."""
-    if variant == 0:
-        return image_zyx
-    strength = 0.1 * ((variant + 1) // 2) * (1 if variant % 2 else -1)
+def variant_strength(variant: int) -> float:
+    """By how much a test-time variant changes size, contrast and brightness: 0, 0.1, -0.1, 0.2, -0.2, …"""
+    return 0.1 * ((variant + 1) // 2) * (1 if variant % 2 else -1)
+
+
+def vary(image_zyx: npt.NDArray[np.float32], strength: float) -> npt.NDArray[np.float32]:
+    """The image in another contrast and brightness."""
     mean = image_zyx.mean()
     return np.asarray((image_zyx - mean) * (1 + strength) + mean + strength, np.float32)
 

@@ -46,7 +46,8 @@ ReportFolder = Annotated[Path, typer.Option("--report", help="The report, writte
 
 PARAMS, COHORT, PSEUDO, POOL = Path("params.yaml"), Path("cohort"), Path("pseudo"), Path("pool")
 TEACHER_CT, TEACHER_MR, UNIVERSAL = Path("models/liver-ct"), Path("models/liver-mr"), Path("models/universal")
-REPORT, REGISTRATION, CALIBRATION = Path("report"), Path("registration"), Path("calibration")
+REPORT, REGISTRATION = Path("report"), Path("registration")
+CALIBRATION, REVIEWS = Path("calibration"), Path("reviews")
 
 
 def print_table(frame: Any, format: TableFormat) -> None:

@@ -50,6 +50,7 @@ def _whole(value: Any) -> Any:
 
 
 MIN_PHANTOMS = 8
+NULL = "null"  # as YAML has it
 REGISTERED = "models:/"
 WARM_START = rf"^(none|CT|MR|{REGISTERED}.+)$"
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -340,7 +341,7 @@ def load_params(path: Path) -> Params:
 def read_section(kind: type[SectionT], values: Mapping[str, Any]) -> SectionT:
     """Check one section, as a component receives it. Raises ParamsError naming key and value."""
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(_replaced(values, NULL, None))
     except ValidationError as error:
         raise ParamsError(f"{kind.__name__}: {_first(error)}") from None
 
@@ -348,6 +349,20 @@ def read_section(kind: type[SectionT], values: Mapping[str, Any]) -> SectionT:
 def dump_params(params: Params) -> dict[str, Any]:
     """The parameters as plain values, keyed as in the file."""
     return params.model_dump(mode="json", by_alias=True)
+
+
+def dump_sections(params: Params) -> dict[str, Any]:
+    """The parameters as `read_section` takes them: KFP knows no null, so its place holds the word."""
+    sections: dict[str, Any] = _replaced(dump_params(params), None, NULL)
+    return sections
+
+
+def _replaced(value: Any, old: str | None, new: str | None) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _replaced(item, old, new) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replaced(item, old, new) for item in value]
+    return new if value is old or value == old else value
 
 
 def write_preset(path: Path, extends: Path, values: Mapping[str, Any], comment: str) -> None:

@@ -27,7 +27,7 @@ from hepar import progress, tracking
 from hepar.artifacts import MANIFEST, read_manifest
 from hepar.compute import available_cores
 from hepar.errors import HeparError
-from hepar.params import Params, dump_params
+from hepar.params import Params, dump_params, dump_sections
 from hepar.readers import PHANTOMS, is_remote, keys
 from hepar.training import checkpoint
 
@@ -78,8 +78,8 @@ def run(source: str, params: Params, workdir: Path, runner: str, image: str) -> 
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
     source, params = _absolute(source), _with_absolute_paths(params)
-    request = {"source": source, "params": dump_params(params), "runner": runner, "root": str(kfp_root)}
-    (workdir / "params.yaml").write_text(yaml.safe_dump(request["params"], sort_keys=False))
+    request = {"source": source, "params": dump_sections(params), "runner": runner, "root": str(kfp_root)}
+    (workdir / "params.yaml").write_text(yaml.safe_dump(dump_params(params), sort_keys=False))
     environment = _environment(workdir, params, runner, image)
     with _tracking_ready(environment, params.register_model.experiment):
         code = _run_child({**request, "environment": environment}, environment, workdir, board)
@@ -100,7 +100,8 @@ def _absolute(source: str) -> str:
 
 def _with_absolute_paths(params: Params) -> Params:
     ingest = params.ingest.model_copy(update={"split_from": _absolute(params.ingest.split_from)})
-    return params.model_copy(update={"ingest": ingest})
+    pool = params.assemble_pool.model_copy(update={"reviews": _absolute(params.assemble_pool.reviews)})
+    return params.model_copy(update={"ingest": ingest, "assemble_pool": pool})
 
 
 def _environment(workdir: Path, params: Params, runner: str, image: str) -> dict[str, str]:
@@ -289,7 +290,8 @@ def _docker_runner(request: Mapping[str, Any], local: Any) -> Any:
     folders = {str(Path(request["root"]).parent): False}
     environment = {name: value for name, value in os.environ.items() if name.startswith(STORE_VARIABLES)}
     environment |= dict(request["environment"])
-    for place in (request["source"], request["params"]["ingest"]["split_from"]):
+    params = request["params"]
+    for place in (request["source"], params["ingest"]["split_from"], params["assemble_pool"]["reviews"]):
         if _is_here(place):
             folders[place if Path(place).is_dir() else str(Path(place).parent)] = True
     if request["source"] != PHANTOMS:

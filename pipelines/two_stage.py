@@ -10,9 +10,9 @@ from pathlib import Path
 from kfp import dsl
 
 from components import stages
-from hepar.params import dump_params, load_params
+from hepar.params import dump_sections, load_params
 
-DEFAULTS = dump_params(load_params(Path(os.environ.get("HEPAR_PARAMS", Path(__file__).parents[1] / "params.yaml"))))
+DEFAULTS = dump_sections(load_params(Path(os.environ.get("HEPAR_PARAMS", Path(__file__).parents[1] / "params.yaml"))))
 
 
 @dsl.pipeline(name="hepar-two-stage", description="Universal liver-tumour segmentation from mixed labels")

@@ -180,3 +180,12 @@ def test_stored_arrays_keep_labels_and_weights_as_they_are(tmp_path: Path) -> No
     many = np.arange(np.prod(shape)).reshape(shape)
     with pytest.raises(ValueError, match="at most 256"):
         PreparedArrays.of(image, Targets(many > 400, many > 900, many.astype(np.uint8), weights[1]))
+
+
+def test_a_source_with_few_tumours_still_has_its_share_of_patches_around_tumours(tmp_path: Path) -> None:
+    none = LabelState.UNKNOWN
+    toys = [Toy(f"many-{n}", source="many") for n in range(9)]
+    toys += [Toy(f"few-{n}", source="few", level=10.0, tumour_state=none if n else LabelState.MANUAL) for n in range(4)]
+    patches = drawn(toy_pool(tmp_path, toys), ON_TUMOURS, steps=150)
+    share = np.mean([patch.image.max() > 5 for patch in patches])
+    assert share == pytest.approx(2 / (3 + 2), abs=0.06)  # by cases that have a tumour it would be 0.1

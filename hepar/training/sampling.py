@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,10 +42,10 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Centres:
-    """Candidate patch centres of one modality. `weights` favour no source by its mere number of cases."""
+    """Candidate patch centres of one modality, and how many of its cases each group has."""
 
     entries: tuple[int, ...]
-    weights: npt.NDArray[np.float64]
+    group_sizes: Mapping[str, int]
     with_liver: tuple[int, ...]
     lesions: tuple[Lesion, ...]
 
@@ -118,11 +118,9 @@ class PatchSampler:
 
     def _centres(self, modality: Modality, lesions: Sequence[Sequence[Lesion]]) -> Centres:
         members = tuple(index for index, entry in enumerate(self.entries) if entry.modality == modality)
-        per_group = Counter(self.entries[index].group for index in members)
-        weights = np.array([per_group[self.entries[index].group] ** -0.5 for index in members])
         return Centres(
             entries=members,
-            weights=weights / weights.sum(),
+            group_sizes=Counter(self.entries[index].group for index in members),
             with_liver=tuple(index for index in members if index in self._liver_voxels),
             lesions=tuple(lesion for index in members for lesion in lesions[index]),
         )
@@ -152,19 +150,23 @@ class PatchSampler:
         return cut(self.arrays(index), centre + np.array(shift, np.int32), self.patch_zyx, modality)
 
     def _draw(self, centres: Centres, among: Sequence[int], rng: np.random.Generator) -> int:
-        weight = dict(zip(centres.entries, centres.weights, strict=True))
-        weights = np.array([weight[index] for index in among])
+        """One of some entries: groups weigh by the root of their cases, and share that evenly among their own here.
+
+        So neither many cases nor many that show what is asked for let a group drown another.
+        """
+        groups = [self.entries[index].group for index in among]
+        here = Counter(groups)
+        weights = np.array([centres.group_sizes[group] ** 0.5 / here[group] for group in groups])
         return int(rng.choice(np.array(among), p=weights / weights.sum()))
 
     def _tumour_centre(self, centres: Centres, rng: np.random.Generator) -> tuple[int, Voxels]:
         """A voxel of a lesion: first a size bin, so that small ones are seen as often as large ones, then a lesion."""
         size_bin = rng.choice(sorted({lesion.size_bin for lesion in centres.lesions}))
         lesions = [lesion for lesion in centres.lesions if lesion.size_bin == size_bin]
-        per_entry = Counter(lesion.entry for lesion in lesions)
-        weight = dict(zip(centres.entries, centres.weights, strict=True))
-        weights = np.array([weight[lesion.entry] / per_entry[lesion.entry] for lesion in lesions])
-        lesion = lesions[rng.choice(len(lesions), p=weights / weights.sum())]
-        return lesion.entry, lesion.voxels_zyx[rng.integers(len(lesion.voxels_zyx))]
+        entry = self._draw(centres, sorted({lesion.entry for lesion in lesions}), rng)
+        own = [lesion for lesion in lesions if lesion.entry == entry]
+        lesion = own[rng.integers(len(own))]
+        return entry, lesion.voxels_zyx[rng.integers(len(lesion.voxels_zyx))]
 
 
 def batch_numbers(step: int, size: int, rank: int, processes: int) -> range:

@@ -1,0 +1,190 @@
+// The queue on the left, one case in three planes on the right. Every decision is saved by the server before it is shown.
+"use strict";
+
+const byId = (id) => document.getElementById(id);
+const LAYERS = [
+  { name: "liver", colormap: "green", opacity: 0.45, box: "show-liver", key: "m" },
+  { name: "uncertain", colormap: "blue", opacity: 0.5, box: "show-uncertain", key: "u" },
+  { name: "tumour", colormap: "red", opacity: 0.6, box: "show-tumour", key: "t" },
+];
+const VERDICTS = { accept: "accepted", review: "waits for review", reject: "rejected" };
+const DECISIONS = { accept: "accepted", reject: "rejected", correct: "corrected" };
+
+let cases = [];
+let current = null;
+let busy = false;
+const viewer = new niivue.Niivue({ backColor: [0, 0, 0, 1], show3Dcrosshair: false, dragAndDropEnabled: false });
+
+async function ask(path, options) {
+  const answer = await fetch(path, options);
+  const body = await answer.json();
+  if (!answer.ok) throw new Error(body.error);
+  return body;
+}
+
+function say(text, isError = false) {
+  byId("message").textContent = text;
+  byId("message").classList.toggle("error", isError);
+}
+
+function element(tag, text, className = "") {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  made.className = className;
+  return made;
+}
+
+function showQueue() {
+  const open = cases.filter((item) => !item.decision).length;
+  byId("count").textContent = `${open} of ${cases.length} are not decided yet`;
+  byId("cases").replaceChildren(...cases.map((item) => {
+    const button = element("button", "");
+    button.dataset.case = item.case_id;
+    button.setAttribute("aria-current", String(item === current));
+    button.append(element("span", item.case_id), element("span", item.gate, `gate ${item.gate}`));
+    if (item.decision) {
+      const { decision, who } = item.decision;
+      button.append(element("span", `${DECISIONS[decision]} by ${who}`, `done ${decision}`));
+    }
+    button.addEventListener("click", () => show(item));
+    const line = document.createElement("li");
+    line.append(button);
+    return line;
+  }));
+}
+
+function showFacts(item) {
+  byId("title").textContent = `${item.case_id}, ${[item.modality, item.sequence, item.source].filter(Boolean).join(", ")}`;
+  byId("verdict").textContent = `The gates: ${VERDICTS[item.gate]}.` +
+    (item.decision ? ` Then ${DECISIONS[item.decision.decision]} by ${item.decision.who}, ${item.decision.when}.` : "");
+  const reasons = item.reasons.length ? item.reasons : ["every gate is passed"];
+  byId("reasons").replaceChildren(...reasons.map((reason) => element("li", reason)));
+  byId("signals").replaceChildren(...Object.entries(item.signals).flatMap(([name, value]) => [
+    element("dt", name.replaceAll("_", " ")), element("dd", value >= 100 ? value.toFixed(0) : value.toFixed(3)),
+  ]));
+}
+
+function maskOf(item, layer) {
+  const corrected = layer.name === "liver" && item.decision?.decision === "correct";
+  return corrected ? "corrected" : layer.name;
+}
+
+async function show(item) {
+  current = item;
+  showQueue();
+  showFacts(item);
+  say("Loading the volume…");
+  const folder = `files/${encodeURIComponent(item.case_id)}`;
+  const image = { url: `${folder}/image.nii.gz`, name: "image.nii.gz", colormap: "gray" };
+  if (item.window) [image.cal_min, image.cal_max] = item.window;
+  const layers = LAYERS.filter((layer) => item.files.includes(layer.name));
+  const masks = layers.map((layer) => ({
+    url: `${folder}/${maskOf(item, layer)}.nii.gz`, name: `${layer.name}.nii.gz`, colormap: layer.colormap,
+    opacity: byId(layer.box).checked ? layer.opacity : 0, cal_min: 0, cal_max: 1,
+  }));
+  try {
+    await viewer.loadVolumes([image, ...masks]);
+  } catch (error) {
+    say(`The volume cannot be shown: ${error.message}`, true);
+    return;
+  }
+  if (current !== item) return; // another one was chosen meanwhile
+  for (const layer of LAYERS) byId(layer.box).disabled = !layers.includes(layer);
+  goToLiver(1);
+  say("");
+  byId("view").dataset.shown = item.case_id;
+}
+
+function goToLiver(index) {
+  // the crosshair to the middle of the liver, so that all three planes show it
+  const mask = viewer.volumes[index];
+  if (!mask) return;
+  const [, columns, rows] = mask.hdr.dims;
+  let sums = [0, 0, 0], count = 0;
+  for (let i = 0; i < mask.img.length; i += 1) {
+    if (mask.img[i] > 0) {
+      sums[0] += i % columns;
+      sums[1] += Math.floor(i / columns) % rows;
+      sums[2] += Math.floor(i / (columns * rows));
+      count += 1;
+    }
+  }
+  if (!count) return;
+  viewer.scene.crosshairPos = viewer.vox2frac(sums.map((sum) => Math.round(sum / count)));
+  viewer.drawScene();
+}
+
+function setLayer(layer) {
+  const index = viewer.volumes.findIndex((volume) => volume.name === `${layer.name}.nii.gz`);
+  if (index > 0) viewer.setOpacity(index, byId(layer.box).checked ? layer.opacity : 0);
+}
+
+async function save(path, options, done) {
+  if (busy || !current) return;
+  busy = true;
+  try {
+    const saved = await ask(`api/cases/${encodeURIComponent(current.case_id)}/${path}`, { method: "POST", ...options });
+    current = cases[cases.findIndex((item) => item.case_id === saved.case_id)] = saved;
+    showQueue();
+    showFacts(saved);
+    await done();
+  } catch (error) {
+    say(error.message, true);
+  } finally {
+    busy = false;
+  }
+}
+
+function next() {
+  const at = cases.indexOf(current);
+  const later = [...cases.slice(at + 1), ...cases.slice(0, at)];
+  const item = later.find((other) => !other.decision) ?? later[0];
+  if (!item) return Promise.resolve();
+  return show(item);
+}
+
+const accept = () => save("accept", {}, next);
+const reject = () => save("reject", {}, next);
+
+async function upload() {
+  const [file] = byId("upload").files;
+  if (!file) return;
+  const form = new FormData();
+  form.append("mask", file);
+  byId("upload").value = "";
+  await save("mask", { body: form }, () => show(current));
+}
+
+async function start() {
+  history.replaceState(null, "", location.pathname); // the token is in the cookie now: not in the address for others to see
+  byId("accept").addEventListener("click", accept);
+  byId("reject").addEventListener("click", reject);
+  byId("next").addEventListener("click", next);
+  byId("upload").addEventListener("change", upload);
+  for (const layer of LAYERS) byId(layer.box).addEventListener("change", () => setLayer(layer));
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const key = event.key.toLowerCase();
+    const action = { a: accept, r: reject, n: next }[key];
+    const layer = LAYERS.find((item) => item.key === key);
+    if (action) action();
+    else if (layer && !byId(layer.box).disabled) {
+      byId(layer.box).checked = !byId(layer.box).checked;
+      setLayer(layer);
+    } else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }, true);
+  cases = await ask("api/cases");
+  if (!cases.length) {
+    byId("title").textContent = "No pseudo-liver waits: every case has a liver of its own";
+    byId("count").textContent = "";
+    return;
+  }
+  await viewer.attachToCanvas(byId("view"));
+  viewer.setSliceType(viewer.sliceTypeMultiplanar);
+  viewer.setMultiplanarLayout(niivue.MULTIPLANAR_TYPE?.AUTO ?? 0);
+  await show(cases.find((item) => !item.decision) ?? cases[0]);
+}
+
+start().catch((error) => say(error.message, true));
