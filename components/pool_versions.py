@@ -66,9 +66,9 @@ def workspace(beside: Path, remote: Mapping[str, Any]) -> Iterator[Workspace]:
     """A workspace in the folder `beside`, so that files can be linked into it, with its cache inside."""
     with tempfile.TemporaryDirectory(prefix=".hepar-dvc-", dir=beside) as name:
         made = Workspace(Path(name))
-        made.dvc("init", "--no-scm", "--quiet")
-        lines = ["[core]", "remote = origin", "analytics = false", "check_update = false", "[cache]"]
-        lines += ['type = "reflink,hardlink,copy"', "['remote \"origin\"']"]
+        made.dvc("init", "--no-scm")
+        lines = ["[core]", "no_scm = true", "remote = origin", "analytics = false", "check_update = false", "[cache]"]
+        lines += ["type = reflink,hardlink,copy", "['remote \"origin\"']"]
         lines += [f"{key} = {value}" for key, value in remote.items()]
         (made.folder / ".dvc" / "config").write_text("\n".join(lines) + "\n")
         yield made
@@ -109,11 +109,11 @@ def push(pool: Path, remote: str = "") -> str:
         with workspace(pool.resolve().parent, settings) as own:
             for path in files:
                 link(path, own.folder / OUT / path.relative_to(pool))
-            own.dvc("add", "--quiet", OUT)
+            own.dvc("add", OUT)
             version = str(yaml.safe_load((own.folder / POINTER).read_text())["outs"][0]["md5"])
             if version != dvc_version(pool):
                 raise StorageError(f"{pool} changed while it was pushed: run again")
-            own.dvc("push", "--quiet", POINTER)
+            own.dvc("push", POINTER)
     finally:
         for path, mode in modes.items():  # linked files share their mode with DVC's cache, which protects them
             path.chmod(mode)
@@ -133,7 +133,7 @@ def pull(version: str, pool: Path, remote: str = "") -> None:
     pool.parent.mkdir(parents=True, exist_ok=True)
     with workspace(pool.resolve().parent, remote_of(remote)) as own:
         own.point_at(version)
-        own.dvc("pull", "--quiet", POINTER)
+        own.dvc("pull", POINTER)
         _make_writable(own.folder / OUT)
         if (found := dvc_version(own.folder / OUT)) != version:
             raise StorageError(f"the remote gave {found} for pool {version}")
@@ -179,7 +179,7 @@ class Opened:
     def fetch(self, places: Sequence[str]) -> None:
         """Bring files of the pool here, by their places in it."""
         if self.workspace is not None and places:
-            self.workspace.dvc("pull", "--quiet", *(f"{OUT}/{place}" for place in places))
+            self.workspace.dvc("pull", *(f"{OUT}/{place}" for place in places))
 
 
 @contextmanager
@@ -191,6 +191,6 @@ def opened(revision: str, remote: str = "") -> Iterator[Opened]:
     version = resolve(revision)
     with workspace(Path(tempfile.gettempdir()), remote_of(remote)) as own:
         own.point_at(version)
-        own.dvc("pull", "--quiet", f"{OUT}/{TABLE}", f"{OUT}/{PLAN}")
+        own.dvc("pull", f"{OUT}/{TABLE}", f"{OUT}/{PLAN}")
         yield Opened(Pool.load(own.folder / OUT), own)
         shutil.rmtree(own.folder / OUT, ignore_errors=True)

@@ -128,10 +128,9 @@ def test_the_middle_of_a_window_counts_more_than_its_border() -> None:
     assert out[11] == pytest.approx(1)
 
 
-def test_variant_zero_is_the_image_and_the_others_come_in_pairs_about_it() -> None:
+def test_variants_come_in_pairs_about_the_image() -> None:
     image = random_image(4, 4, 4)
     mean = image.mean()
-    assert np.array_equal(vary(image, 0.0), image)
     assert vary(image, 0.1) == pytest.approx((image - mean) * 1.1 + mean + 0.1, abs=1e-5)
     assert [variant_strength(variant) for variant in range(5)] == pytest.approx([0, 0.1, -0.1, 0.2, -0.2])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,40 +15,14 @@ import mlflow
 import pandas as pd
 import pytest
 import yaml
+from conftest import ROOT, TINY, call, environment, succeed
 
 from hepar.artifacts import read_manifest
 from hepar.cases import Cohort, Split
 from hepar.params import dump_params, load_params
 from hepar.pool import Pool
 
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-TINY = ROOT / "params" / "tiny.yaml"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def environment(**more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "HEPAR_"))}
-    return {**kept, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **more}
-
-
-def call(*command: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=cwd, env=environment(**more), capture_output=True, text=True, check=False)
-
-
-def succeed(*command: str, cwd: Path, **more: str) -> str:
-    done = call(*command, cwd=cwd, **more)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-@pytest.fixture(scope="session")
-def by_kfp(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The working directory of a finished `hepar run`; its screen is in `screen.txt`."""
-    workdir = tmp_path_factory.mktemp("kfp") / "run"
-    screen = succeed("hepar", "run", "--params", str(TINY), "--workdir", str(workdir), cwd=workdir.parent)
-    (workdir / "screen.txt").write_text(screen)
-    return workdir
 
 
 @pytest.fixture(scope="session")
