@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
@@ -192,6 +193,7 @@ def serve(
         server = make_server(HOST, port, app, threaded=True)
     except (OSError, SystemExit):
         raise DataError(f"port {port} cannot be taken: another program may have it, give another --port") from None
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # its lines would show the token
     ready(f"http://{HOST}:{server.server_port}/?token={token}")
     with suppress(KeyboardInterrupt):
         server.serve_forever()

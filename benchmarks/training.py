@@ -1,0 +1,302 @@
+"""A training step by its parts, its cost against patch size and number of cases, and patches a second against MONAI.
+
+`python benchmarks/training.py [--steps 20] [--cases 10 100 1000] [--no-monai]`, on a GPU where there is one. Cases are
+made of noise with boxes in it, 56×80×80 voxels; the network is that of `params.yaml`.
+
+1. A step by its parts: cutting patches, augmentation, forward, loss and backward, optimiser, moving average.
+2. The same step for several patch sizes: seconds, and microseconds a voxel.
+3. Seconds to open the sampler and to cut a batch, and memory, for a growing number of cases.
+4. Patches a second of 48³ with the same augmentation, ours against MONAI's `CacheDataset`, `RandCropByPosNegLabeld` and
+   its transforms, both from memory in one thread, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from hepar.cases import LabelState, Modality, Split
+from hepar.compute import available_cores, pick_device, use_threads
+from hepar.networks import build_network
+from hepar.params import Params, TrainingParams, load_params
+from hepar.pool import FULL, KnownLabels, Pool, PoolEntry, PreparedArrays, lesion_diameters_mm, make_targets
+from hepar.preparation import Plan
+from hepar.training.augmentation import move, recolour
+from hepar.training.losses import masked_loss
+from hepar.training.sampling import PatchSampler
+
+ROOT = Path(__file__).parents[1]
+SIZE_ZYX, SPACING_MM = (56, 80, 80), (4.0, 3.5, 3.5)
+PATCHES = ((24, 32, 32), (32, 48, 48), (48, 64, 64), (64, 96, 96))
+SIDE = 48
+PLAN = Plan(spacing_zyx_mm=SPACING_MM, window_hu=(-20.0, 180.0), mr_percentiles=(2.0, 98.0))
+
+
+def made_pool(folder: Path, cases: int) -> Pool:
+    """A pool whose cases share the arrays of eight, so that a thousand are made in seconds."""
+    rng = np.random.default_rng(1)
+    made = [_entry(folder, number, rng) for number in range(min(cases, 8))]
+    entries = [replace(made[n % len(made)], case_id=f"c{n}", patient_id=f"p{n}") for n in range(cases)]
+    return Pool(folder, PLAN, tuple(entries))
+
+
+def _entry(folder: Path, number: int, rng: np.random.Generator) -> PoolEntry:
+    liver, tumour = np.zeros(SIZE_ZYX, bool), np.zeros(SIZE_ZYX, bool)
+    liver[14:44, 20:62, 8:52] = True
+    for _ in range(3):
+        z, y, x = rng.integers((16, 24, 12), (36, 52, 44))
+        tumour[z : z + 4, y : y + 5, x : x + 5] = True
+    image = (rng.normal(0, 0.3, SIZE_ZYX) + liver - 0.5 * tumour).astype(np.float32)
+    known = KnownLabels(LabelState.MANUAL, LabelState.MANUAL, liver, tumour)
+    targets = make_targets(known, SIZE_ZYX, SPACING_MM, "masked", 5.0)
+    PreparedArrays.of(image, targets).save(folder / f"case-{number}")
+    voxel_ml = float(np.prod(SPACING_MM)) / 1000
+    modality = Modality.CT if number % 2 else Modality.MR
+    return PoolEntry(
+        case_id=f"c{number}",
+        patient_id=f"p{number}",
+        source="made",
+        modality=modality,
+        sequence="",
+        split=Split.TRAIN,
+        group=f"{modality}/made",
+        liver_state=LabelState.MANUAL,
+        tumour_state=LabelState.MANUAL,
+        liver_weight=1.0,
+        tumour_weight=1.0,
+        liver_origin="",
+        tumour_origin="",
+        teacher="",
+        gate="",
+        reasons="",
+        review="",
+        liver_ml=float(liver.sum()) * voxel_ml,
+        tumour_ml=float(tumour.sum()) * voxel_ml,
+        known_share=float((targets.liver_weight / FULL).mean()),
+        lesion_diameters_mm=lesion_diameters_mm(tumour, voxel_ml),
+        licence="",
+        image_sha256="",
+        file=f"case-{number}",
+        sha256="",
+        key="",
+    )
+
+
+class Clock:
+    """Seconds by part, summed over steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self._device = device
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = self._now()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class Bench:
+    """A network with its optimiser, and one step of its training in parts."""
+
+    def __init__(self, params: Params, training: TrainingParams, sampler: PatchSampler, device: torch.device) -> None:
+        torch.manual_seed(1)
+        network = build_network(params.network.name, params.network.config, training.patch_zyx)
+        self.network: nn.Module = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=1e-3)
+        self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.98))
+        self.sampler, self.training, self.device = sampler, training, device
+        self.number = 0
+
+    def step(self, clock: Clock) -> None:
+        training, self.number = self.training, self.number + 1
+        with clock.part("cut patches"):
+            patches = self.sampler.batch(self.number, training.batch_size)
+            image = torch.from_numpy(np.stack([patch.image[None] for patch in patches])).to(self.device)
+            y = torch.from_numpy(np.stack([patch.y for patch in patches])).to(self.device)
+            m = torch.from_numpy(np.stack([patch.m for patch in patches])).to(self.device)
+        with clock.part("augment"):
+            rngs = [np.random.default_rng([self.number, b]) for b in range(len(patches))]
+            image, y, m = move(image, y, m, training.augmentation, rngs)
+            image = recolour(image, training.augmentation, rngs, [True] * len(patches))
+            image = image.contiguous(memory_format=torch.channels_last_3d)
+        with clock.part("forward"):
+            output = self.network(image)
+        with clock.part("loss and backward"):
+            scales = output if isinstance(output, list) else [output]
+            masked_loss(scales, y, m, training.nesting_weight, training.bce_weights).total.backward()
+        with clock.part("optimiser"):
+            nn.utils.clip_grad_norm_(self.network.parameters(), training.clip_norm)
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+        with clock.part("moving average"):
+            self.ema.update_parameters(self.network)
+
+
+def sampler_of(pool: Pool, training: TrainingParams) -> PatchSampler:
+    return PatchSampler(pool, pool.entries, training.patch_zyx, training.sampling, 1, 2**33)
+
+
+def peak_mib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def by_parts(params: Params, pool: Pool, steps: int, device: torch.device) -> None:
+    training = params.train_universal.training
+    bench, clock = Bench(params, training, sampler_of(pool, training), device), Clock(device)
+    bench.step(Clock(device))
+    for _ in range(steps):
+        bench.step(clock)
+    total = sum(clock.seconds.values())
+    print(f"a step of {training.batch_size} patches {training.patch_zyx}: {1000 * total / steps:.1f} ms")
+    for name, seconds in clock.seconds.items():
+        print(f"  {name:18s} {1000 * seconds / steps:8.1f} ms  {seconds / total:4.0%}")
+    print(f"  peak memory of the process {peak_mib(device):.0f} MiB")
+
+
+def by_patch(params: Params, pool: Pool, steps: int, device: torch.device) -> None:
+    print("\npatch         ms a step   µs a voxel   against the first")
+    first = 0.0
+    for patch in PATCHES:
+        training = params.train_universal.training.model_copy(update={"patch_zyx": patch})
+        bench, clock = Bench(params, training, sampler_of(pool, training), device), Clock(device)
+        bench.step(Clock(device))
+        for _ in range(max(3, steps // 4)):
+            bench.step(clock)
+        seconds = sum(clock.seconds.values()) / max(3, steps // 4)
+        each = 1e6 * seconds / (training.batch_size * float(np.prod(patch)))
+        first = first or each
+        print(f"{'×'.join(map(str, patch)):12s} {1000 * seconds:9.1f}   {each:10.3f}   {each / first:8.2f}")
+
+
+def by_cases(params: Params, counts: list[int]) -> None:
+    training = params.train_universal.training
+    print("\ncases   seconds to open   ms a case   ms a batch   arrays in memory, MiB")
+    for count in counts:
+        with tempfile.TemporaryDirectory() as name:
+            pool = made_pool(Path(name), count)
+            start = time.perf_counter()
+            sampler = sampler_of(pool, training)
+            opened = time.perf_counter() - start
+            start = time.perf_counter()
+            for number in range(50):
+                sampler.batch(number, training.batch_size)
+            batch = (time.perf_counter() - start) / 50
+            held = sum(pool.arrays(entry).nbytes for entry in pool.entries) / 2**20
+            print(f"{count:5d}   {opened:15.2f}   {1000 * opened / count:9.2f}   {1000 * batch:10.2f}   {held:8.0f}")
+
+
+def ours(pool: Pool, training: TrainingParams) -> Callable[[], None]:
+    sampler = sampler_of(pool, training)
+    numbers = iter(range(10**9))
+
+    def one() -> None:
+        number = next(numbers)
+        (patch,) = sampler.batch(number, 1)
+        rngs = [np.random.default_rng([number, 1])]
+        image, y, m = (torch.from_numpy(array)[None].clone() for array in (patch.image[None], patch.y, patch.m))
+        image, y, m = move(image, y, m, training.augmentation, rngs)
+        recolour(image, training.augmentation, rngs, [False])
+
+    return one
+
+
+def monais(pool: Pool, training: TrainingParams) -> Callable[[], None]:
+    """The same patches by MONAI: cached arrays, a crop around positives, affine, noise, contrast and blur."""
+    from monai import transforms as mt
+    from monai.data.dataset import CacheDataset
+
+    a, side = training.augmentation, [SIDE] * 3
+    rotation = float(np.deg2rad(a.rotation_degrees))
+    items: list[dict[str, Any]] = []
+    for entry in {entry.file: entry for entry in pool.entries}.values():
+        arrays = pool.arrays(entry).loaded()
+        labels = np.stack([column.take(arrays.code) for column in arrays.palette.T]).astype(np.float32)
+        items.append({"image": np.asarray(arrays.image, np.float32)[None], "labels": labels, "tumour": labels[1:2]})
+    pipeline = mt.Compose(
+        [
+            mt.ToTensord(keys=["image", "labels", "tumour"]),
+            mt.RandCropByPosNegLabeld(
+                keys=["image", "labels"], label_key="tumour", spatial_size=side, pos=0.6, neg=0.4, num_samples=1
+            ),
+            mt.RandAffined(
+                keys=["image", "labels"],
+                prob=a.affine_probability,
+                rotate_range=[rotation] * 3,
+                scale_range=[a.scale] * 3,
+                mode=["bilinear", "bilinear"],
+                padding_mode=["border", "zeros"],
+            ),
+            mt.RandGaussianSmoothd(keys=["image"], prob=a.blur_probability),
+            mt.RandScaleIntensityd(keys=["image"], prob=a.intensity_probability, factors=a.contrast),
+            mt.RandShiftIntensityd(keys=["image"], prob=a.intensity_probability, offsets=a.brightness),
+            mt.RandGaussianNoised(keys=["image"], prob=a.intensity_probability, std=a.noise),
+        ]
+    )
+    pipeline.set_random_state(1)
+    cached = CacheDataset(items, pipeline, num_workers=0, progress=False)
+    numbers = iter(range(10**9))
+
+    def one() -> None:
+        cached[next(numbers) % len(cached)]
+
+    return one
+
+
+def against_monai(params: Params, pool: Pool) -> None:
+    torch.set_num_threads(1)
+    training = params.train_universal.training.model_copy(update={"patch_zyx": (SIDE, SIDE, SIDE)})
+    ways = {"hepar": ours(pool, training), "MONAI": monais(pool, training)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(12):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            for _ in range(20):
+                way()
+            if turn:  # the first is for warming up
+                seconds[name].append((time.perf_counter() - start) / 20)
+    print(f"\npatches of {SIDE}³ with labels, augmented, from memory, in one thread")
+    for name, values in seconds.items():
+        print(f"  {name:6s} {1 / float(np.median(values)):7.1f} a second")
+    print(f"  hepar cuts {float(np.median(seconds['MONAI']) / np.median(seconds['hepar'])):.2f} times as many")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cases", type=int, nargs="*", default=[10, 100, 1000])
+    parser.add_argument("--no-monai", action="store_true")
+    options = parser.parse_args()
+    use_threads(0)
+    device, params = pick_device(), load_params(ROOT / "params.yaml")
+    print(f"on {device.type}, {available_cores()} cores")
+    with tempfile.TemporaryDirectory() as name:
+        pool = made_pool(Path(name), 16)
+        by_parts(params, pool, options.steps, device)
+        by_patch(params, pool, options.steps, device)
+        by_cases(params, options.cases)
+        if not options.no_monai:
+            against_monai(params, pool)
+
+
+if __name__ == "__main__":
+    main()

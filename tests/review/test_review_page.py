@@ -1,0 +1,129 @@
+"""The review page in a real browser: open, accept, reject, upload a corrected mask, reload, and all is still there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import SimpleITK as sitk
+from conftest import BIN, environment
+from playwright.sync_api import Page, expect, sync_playwright
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+LOADING_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def run(by_kfp: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("review")
+    for name in ("cohort", "pseudo"):
+        shutil.copytree(by_kfp / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(run: Path) -> Iterator[str]:
+    """`hepar review` as a user starts it; the address that it prints."""
+    command = [str(BIN / "hepar"), "review", "pseudo", "--who", "an expert"]
+    with subprocess.Popen(command, cwd=run, stdout=subprocess.PIPE, text=True, env=environment()) as server:
+        assert server.stdout is not None
+        yield server.stdout.readline().removeprefix("open ").strip()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=30) == 0
+
+
+@pytest.fixture(scope="module")
+def page(address: str) -> Iterator[Page]:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    os.environ["PLAYWRIGHT_BROWSERS_PATH"] = "0"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        opened = browser.new_page(viewport={"width": 1280, "height": 800})
+        opened.set_default_timeout(LOADING_MS)
+        yield opened
+        browser.close()
+
+
+def shown(page: Page, case_id: str) -> None:
+    """Wait until the volume of a case is on the screen."""
+    expect(page.locator("#view")).to_have_attribute("data-shown", case_id, timeout=LOADING_MS)
+    expect(page.locator("#message")).to_have_text("")
+
+
+def decisions(run: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (run / "reviews" / "decisions.jsonl").read_text().splitlines()]
+
+
+def test_a_person_works_through_the_queue_and_all_is_still_there_after_a_reload(
+    page: Page, address: str, run: Path, tmp_path: Path
+) -> None:
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("requestfailed", lambda request: errors.append(f"{request.url} failed"))
+    outside: list[str] = []
+    page.on("request", lambda request: outside.append(request.url) if "127.0.0.1" not in request.url else None)
+
+    page.goto(address)
+    page.wait_for_selector("#cases button")
+    queue = [button.get_attribute("data-case") or "" for button in page.locator("#cases button").all()]
+    assert len(queue) == 2
+    shown(page, queue[0])
+    assert "token" not in page.url  # not in the address bar for others to see
+    lit = page.locator("#view").screenshot()
+    assert len(set(lit)) > 50  # not one colour
+
+    page.keyboard.press("a")
+    shown(page, queue[1])  # the next one
+    assert (decisions(run)[0]["case_id"], decisions(run)[0]["decision"]) == (queue[0], "accept")
+    page.get_by_role("button", name="Reject").click()
+    shown(page, queue[0])  # nothing else waits: from the top again
+    assert (decisions(run)[1]["case_id"], decisions(run)[1]["decision"]) == (queue[1], "reject")
+
+    image = sitk.ReadImage(str(run / "pseudo" / "masks" / queue[0] / "liver.nii.gz"))
+    array = sitk.GetArrayFromImage(image)
+    array[3:8, 3:12, 3:12] = 1
+    corrected = sitk.GetImageFromArray(array)
+    corrected.CopyInformation(image)
+    sitk.WriteImage(corrected[:-1], str(tmp_path / "small.nii.gz"))
+    sitk.WriteImage(corrected, str(tmp_path / "corrected.nii.gz"))
+    page.set_input_files("#upload", str(tmp_path / "small.nii.gz"))
+    expect(page.locator("#message")).to_contain_text(f"case {queue[0]}: the mask is ")
+    assert len(decisions(run)) == 2
+    page.set_input_files("#upload", str(tmp_path / "corrected.nii.gz"))
+    expect(page.locator("#verdict")).to_contain_text("corrected by an expert")
+    assert decisions(run)[2]["decision"] == "correct"
+
+    page.reload()
+    page.wait_for_selector("#cases button")
+    for case_id, words in zip(queue, ("corrected", "rejected"), strict=True):
+        expect(page.locator(f'#cases button[data-case="{case_id}"] .done')).to_have_text(f"{words} by an expert")
+    page.locator(f'#cases button[data-case="{queue[0]}"]').click()
+    shown(page, queue[0])
+    voxels = page.evaluate("viewer.volumes[1].img.reduce((sum, value) => sum + (value > 0), 0)")
+    assert voxels == int(array.sum())  # the corrected mask is what is shown
+    page.keyboard.press("m")
+    assert not page.locator("#show-liver").is_checked()
+    page.keyboard.press("n")
+    expect(page.locator("#view")).not_to_have_attribute("data-shown", queue[0], timeout=LOADING_MS)
+    assert errors == []
+    assert outside == []

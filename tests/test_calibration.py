@@ -1,0 +1,117 @@
+"""Calibration: what signals tell of the true Dice, thresholds that keep their promise, and honest errors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY, succeed
+from test_quality import GOOD
+
+from hepar.calibration import BEYOND, Observation, calibrate, curve, fit, threshold
+from hepar.cases import Cohort, Split
+from hepar.errors import DataError
+from hepar.params import load_params
+from hepar.quality import predict_dice
+
+
+def observations(patients: int, each: int = 3, seed: int = 0) -> list[Observation]:
+    """Pseudo-livers whose Dice is a bent function of their agreement, with some noise."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(patients * each):
+        agreement = float(rng.uniform(0.4, 1.0))
+        dice = float(np.clip(agreement**2 + rng.normal(0, 0.02), 0, 1))
+        signals = replace(GOOD, agreement=agreement, entropy=float(rng.uniform(0, 1)))
+        name = f"p{number // each}"
+        made.append(Observation(f"c{number}", name, "CT", 1.0, signals, dice))
+    return made
+
+
+def test_a_predictor_learns_how_signals_tell_the_dice() -> None:
+    seen, new = observations(30), observations(30, seed=1)
+    predictor = fit(seen, ("agreement",))
+    error = [abs(predict_dice(o.signals, predictor) - o.dice) for o in new]
+    assert float(np.mean(error)) < 0.03
+
+
+def test_what_is_reported_comes_from_patients_that_the_predictor_has_not_seen() -> None:
+    shuffled = observations(30)
+    rng = np.random.default_rng(3)
+    dice = rng.permutation([o.dice for o in shuffled])  # now signals tell nothing
+    noise = [replace(o, dice=float(value)) for o, value in zip(shuffled, dice, strict=True)]
+    found = calibrate(noise, 0.9, 0.95)
+    assert abs(found.spearman) < 0.3  # a fit to its own cases would look better
+    assert found.accept == BEYOND
+    honest = calibrate(shuffled, 0.9, 0.95)
+    assert honest.spearman > 0.9
+    assert honest.mean_absolute_error < 0.04
+
+
+def test_accepted_labels_have_the_dice_that_was_wished_for() -> None:
+    found, new = calibrate(observations(60), 0.8, 0.95), observations(200, seed=5)
+    accepted = [o.dice for o in new if predict_dice(o.signals, found.predictor) >= found.accept]
+    assert len(accepted) > 50
+    assert float(np.mean([dice >= 0.8 for dice in accepted])) > 0.9
+    assert found.reject < found.accept
+
+
+def test_a_threshold_is_the_least_that_keeps_its_promise() -> None:
+    predicted = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
+    dice = np.array([0.95, 0.95, 0.95, 0.95, 0.95, 0.5, 0.95])
+    assert threshold(predicted, dice, 0.9, 1.0) == 0.5
+    assert threshold(predicted, dice, 0.9, 0.85) == 0.3  # six of seven
+    assert threshold(predicted, dice, 0.96, 0.5) == BEYOND
+    assert threshold(predicted[:4], dice[:4], 0.9, 1.0) == BEYOND  # of four labels no share can be told
+
+
+def test_equal_predictions_are_accepted_together() -> None:
+    predicted = np.array([0.9] * 5 + [0.8] * 2)
+    dice = np.array([0.95] * 4 + [0.1] + [0.95] * 2)
+    assert threshold(predicted, dice, 0.9, 1.0) == BEYOND
+
+
+def test_too_few_patients_or_no_difference_are_refused() -> None:
+    with pytest.raises(DataError, match=r"^3 patients have a manual liver to hide, at least 4 are needed$"):
+        calibrate(observations(3), 0.9, 0.95)
+    same = [replace(o, dice=0.9) for o in observations(10)]
+    with pytest.raises(DataError, match=r"^every pseudo-liver has Dice 0\.900"):
+        calibrate(same, 0.9, 0.95)
+
+
+def test_signals_without_bound_do_not_break_a_fit() -> None:
+    some = observations(10)
+    some[0] = replace(some[0], signals=replace(some[0].signals, entropy=float("inf"), agreement=0.0), dice=0.0)
+    predictor = fit(some, ("agreement", "entropy"))
+    assert predict_dice(some[0].signals, predictor) < 0.4
+
+
+def test_the_curve_tells_for_each_wish_what_it_costs() -> None:
+    some = observations(60)
+    found = calibrate(some, 0.8, 0.95)
+    table = curve(found, np.array([o.dice for o in some]), 0.95, [0.5, 0.8, 0.999])
+    assert table.accepted_share.is_monotonic_decreasing
+    assert (table.share_as_wished.dropna() >= 0.95).all()
+    assert table.accepted_share.iloc[-1] == 0
+    assert np.isnan(table.mean_dice.iloc[-1])
+
+
+@pytest.mark.slow
+def test_the_command_hides_manual_livers_and_writes_gates_that_a_run_takes(by_kfp: Path, tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    options = ("--cohort", str(by_kfp / "cohort"), "--params", str(TINY), "--out", str(preset))
+    said = succeed("hepar", "calibrate-gates", *options, cwd=tmp_path)
+    assert "expected against true Dice, out of fold: Spearman" in said
+    cohort = {case.case_id: case for case in Cohort.load(by_kfp / "cohort")}
+    table = pd.read_csv(tmp_path / "calibration" / "observations.csv")
+    assert set(table.modality) == {"CT", "MR"}
+    assert {cohort[name].split for name in table.case_id} == {Split.TRAIN}
+    assert sorted(table.trained_share.unique()) == [0.5, 1.0]
+    gates = load_params(preset).pseudo_label.gates
+    assert gates.predictor is not None
+    assert "agreement" in gates.predictor.signals
+    assert load_params(preset).evaluate == load_params(TINY).evaluate
+    assert (tmp_path / "calibration" / "calibration.png").stat().st_size > 10_000
