@@ -1,7 +1,7 @@
 """Cost of a pool against its size: assembled, assembled again, with one more case, and pushed to a DVC remote.
 
-`python benchmarks/pool.py [--cases 10 100 1000] [--push 100]`. Cases are phantoms of 32×48×48 voxels. Each assembly is a
-process of its own; its memory is by how much that process grows at most (Linux).
+`python benchmarks/pool.py [--cases 10 100 1000] [--push 100]`. Cases are phantoms of 32×48×48 voxels. Each assembly is
+a process of its own; its memory is by how much that process grows at most (Linux).
 """
 
 from __future__ import annotations
