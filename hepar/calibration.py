@@ -36,6 +36,7 @@ BEYOND = 1.01  # a bound that no expected Dice reaches
 REVIEW_STEP = 0.1  # below the wished-for Dice a label still may wait for review
 PENALTIES = np.logspace(-2, 3, 11)
 Values = npt.NDArray[np.float64]
+Told = tuple[Values, Values]  # expected and true Dice of some labels
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,16 @@ def threshold(predicted: Values, dice: Values, wished: float, coverage: float) -
     return float(predicted[order][good[-1]]) if good else BEYOND
 
 
-def curve(calibration: Calibration, dice: Values, coverage: float, wished: Sequence[float]) -> pd.DataFrame:
-    """For each wished-for Dice: the bound, the share that is accepted, and how good those labels truly are."""
+def curve(calibrating: Told, told: Told, coverage: float, wished: Sequence[float]) -> pd.DataFrame:
+    """For each wished-for Dice: the bound, what it accepts, and how good those labels truly are.
+
+    Bounds come from the labels of `calibrating`, all else from those of `told`, which may be the same.
+    """
     rows = []
     for target in wished:
-        bound = threshold(calibration.predicted, dice, target, coverage)
-        accepted = dice[calibration.predicted >= bound]
+        bound = threshold(*calibrating, target, coverage)
+        predicted, dice = told
+        accepted = dice[predicted >= bound]
         some = accepted.size > 0
         rows.append(
             {

@@ -44,22 +44,25 @@ def run(cohort: Path, calibration: Path, params: Params) -> dict[str, Any]:
     """
     with stage("calibrate-gates"):
         wished = params.calibrate_gates
-        parents = {"cohort": read_manifest(cohort, "cohort").hash}
-        key = sha256_json([parents, params.model_dump(mode="json", exclude={"calibrate_gates": {"min_dice"}})])
-        place = checkpoint_folder(calibration, key)
-        observations = [
-            observation
-            for modality in Modality
-            for observation in _observe(Cohort.load(cohort), modality, params, parents["cohort"], place)
-        ]
+        observations = observe(cohort, calibration, params)
         found = calibrate(observations, wished.min_dice, wished.coverage)
         gates = {
             "predictor": found.predictor.model_dump(mode="json"),
             "min_predicted_dice": [found.accept, min(found.accept, found.reject)],
         }
-        with writing(calibration, KIND, parents) as folder:
+        with writing(calibration, KIND, {"cohort": read_manifest(cohort, "cohort").hash}) as folder:
             _write(folder, observations, found, gates, params)
         return gates
+
+
+def observe(cohort: Path, calibration: Path, params: Params) -> list[Observation]:
+    """What teachers draw for the manual livers that are hidden from them; teachers are kept beside `calibration`."""
+    cohort_hash, cases = read_manifest(cohort, "cohort").hash, Cohort.load(cohort)
+    key = sha256_json(
+        [cohort_hash, params.model_dump(mode="json", exclude={"calibrate_gates": {"min_dice", "coverage"}})]
+    )
+    place = checkpoint_folder(calibration, key)
+    return [found for modality in Modality for found in _observe(cases, modality, params, cohort_hash, place)]
 
 
 def _write(
@@ -67,7 +70,8 @@ def _write(
 ) -> None:
     dice = np.array([observation.dice for observation in observations])
     wished = params.calibrate_gates
-    bounds = curve(found, dice, wished.coverage, WISHED)
+    labels = (found.predicted, dice)
+    bounds = curve(labels, labels, wished.coverage, WISHED)
     accepted = dice[found.predicted >= found.accept]
     facts = {
         "observations": len(observations),
