@@ -1,8 +1,8 @@
 """Whether accepted pseudo-livers have the Dice that was wished for, with whole and with deliberately damaged teachers.
 
-`python benchmarks/calibration.py [--cases 64] [--picture FILE.png]`. Teachers of phantoms draw livers that are hidden from
-them, at 5, 15, 40 and 100 % of their steps. Half of the patients calibrate; of the other half it is told what a wished-for
-Dice lets pass, and how good that is.
+`python benchmarks/calibration.py [--cases 64] [--picture FILE.png]`. Teachers of phantoms draw livers that are hidden
+from them, at 5, 15, 40 and 100 % of their steps. Half of the patients calibrate; of the other half it is told what a
+wished-for Dice lets pass, and how good that is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from hepar.calibration import calibrate, threshold
+from hepar.calibration import calibrate, curve
 from hepar.evaluation.reliability import calibration_png
 from hepar.params import load_params
 from hepar.quality import predict_dice
@@ -23,7 +23,7 @@ from hepar.stages import calibrate_gates, ingest
 
 ROOT = Path(__file__).parents[1]
 SHARES = (0.05, 0.15, 0.4)
-WISHED = (0.70, 0.80, 0.85, 0.90, 0.925, 0.95)
+WISHED = (0.5, 0.6, 0.7, 0.75, 0.8, 0.825, 0.85, 0.875, 0.9, 0.925, 0.95)
 COVERAGE = 0.95
 
 
@@ -49,42 +49,18 @@ def main() -> None:
     dice = np.array([observation.dice for observation in unseen])
     expected = np.array([predict_dice(observation.signals, found.predictor) for observation in unseen])
 
-    print(
-        f"{len(known)} pseudo-livers calibrate by {', '.join(found.predictor.signals)}; {len(unseen)} of other patients:"
-    )
+    signals = ", ".join(found.predictor.signals)
+    print(f"{len(known)} pseudo-livers calibrate by {signals}; {len(unseen)} of other patients:")
     for share in (*SHARES, 1.0):
         own = np.array([observation.trained_share == share for observation in unseen])
         print(f"  teachers at {share:4.0%} of their steps: true Dice {dice[own].mean():.3f} ± {dice[own].std():.3f}")
-    spearman = float(stats.spearmanr(expected, dice).statistic)
-    print(
-        f"expected against true Dice: Spearman {spearman:.3f}, mean absolute error {np.abs(expected - dice).mean():.3f}"
-    )
-    print("\nwished   bound   accepted   mean Dice   least Dice   have the wished-for Dice")
-    for wished in WISHED:
-        bound = threshold(found.predicted, known_dice, wished, COVERAGE)
-        accepted = dice[expected >= bound]
-        row = f"{wished:6.3f}   {bound:5.3f}   {accepted.size / dice.size:8.0%}"
-        if accepted.size:
-            row += f"   {accepted.mean():9.3f}   {accepted.min():10.3f}   {(accepted >= wished).mean():6.0%}"
-        print(row)
+    spearman, error = float(stats.spearmanr(expected, dice).statistic), np.abs(expected - dice).mean()
+    print(f"expected against true Dice: Spearman {spearman:.3f}, mean absolute error {error:.3f}\n")
+    bounds = curve((found.predicted, known_dice), (expected, dice), COVERAGE, WISHED)
+    print(bounds.to_string(index=False, float_format="{:.3f}".format))
     if options.picture:
         modalities = [observation.modality for observation in unseen]
-        bounds = _curve(found.predicted, known_dice, expected, dice)
         options.picture.write_bytes(calibration_png(expected, dice, modalities, found.accept, bounds))
-
-
-def _curve(predicted: np.ndarray, known_dice: np.ndarray, expected: np.ndarray, dice: np.ndarray):  # type: ignore[no-untyped-def]
-    """The curve of `calibration.curve`, with bounds from one half of the patients and labels of the other."""
-    import pandas as pd
-
-    rows = []
-    for wished in np.arange(0.5, 0.98, 0.025):
-        bound = threshold(predicted, known_dice, float(wished), COVERAGE)
-        accepted = dice[expected >= bound]
-        mean, least = (float(accepted.mean()), float(accepted.min())) if accepted.size else (np.nan, np.nan)
-        share = accepted.size / dice.size
-        rows.append({"wished_dice": wished, "accepted_share": share, "mean_dice": mean, "least_dice": least})
-    return pd.DataFrame(rows)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,8 @@ def test_signals_without_bound_do_not_break_a_fit() -> None:
 def test_the_curve_tells_for_each_wish_what_it_costs() -> None:
     some = observations(60)
     found = calibrate(some, 0.8, 0.95)
-    table = curve(found, np.array([o.dice for o in some]), 0.95, [0.5, 0.8, 0.999])
+    labels = (found.predicted, np.array([o.dice for o in some]))
+    table = curve(labels, labels, 0.95, [0.5, 0.8, 0.999])
     assert table.accepted_share.is_monotonic_decreasing
     assert (table.share_as_wished.dropna() >= 0.95).all()
     assert table.accepted_share.iloc[-1] == 0
