@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import tempfile
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def main() -> None:
     params = params.model_copy(update={"calibrate_gates": shares})
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{work / 'mlflow.db'}"
         ingest.run("phantoms", work / "cohort", params.ingest.model_copy(update={"phantoms": phantoms}))
         observations = calibrate_gates.observe(work / "cohort", work / "calibration", params)
     halves: tuple[list[int], list[int]] = ([], [])

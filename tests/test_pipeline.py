@@ -17,10 +17,12 @@ import pytest
 import yaml
 from conftest import ROOT, TINY, call, environment, succeed
 
-from hepar.artifacts import read_manifest
+from hepar.artifacts import dvc_version, read_manifest
 from hepar.cases import Cohort, Split
-from hepar.params import dump_params, load_params
+from hepar.errors import ArtifactError
+from hepar.params import Params, TrainUniversalParams, dump_params, load_params
 from hepar.pool import Pool
+from hepar.stages import train_universal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -110,6 +112,26 @@ def test_a_second_version_is_a_challenger_or_earns_its_place(by_kfp: Path, tmp_p
     result = json.loads((run / "registration" / "registration.json").read_text())
     assert (result["version"], result["alias"]) == ("2", "challenger")
     assert any("CT liver" in reason for reason in result["reasons"])
+
+
+def test_a_training_starts_from_a_registered_model(
+    by_kfp: Path, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{by_kfp / 'mlflow.db'}")
+    training = tiny.train_universal.training.model_copy(update={"steps": 1})
+    params = TrainUniversalParams(warm_start="models:/hepar-tiny@champion", training=training)
+    train_universal.run(by_kfp / "pool", {}, tmp_path / "model", tiny.network, params)
+    origin = json.loads((tmp_path / "model" / "model.json").read_text())["origin"]
+    assert origin["warm start"] == read_manifest(by_kfp / "models" / "universal", "model").hash
+    nobody = params.model_copy(update={"warm_start": "models:/nobody@champion"})
+    with pytest.raises(ArtifactError, match="^models:/nobody@champion cannot be fetched: "):
+        train_universal.run(by_kfp / "pool", {}, tmp_path / "other", tiny.network, nobody)
+
+
+def test_the_registry_tells_the_version_of_the_pool(by_kfp: Path) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{by_kfp / 'mlflow.db'}")
+    tags = mlflow.MlflowClient().get_model_version_by_alias("hepar-tiny", "champion").tags
+    assert tags["hepar.pool_version"] == dvc_version(by_kfp / "pool")
 
 
 def test_dvc_and_kfp_call_the_same_stages_with_the_same_parameters(by_kfp: Path, by_dvc: Path) -> None:

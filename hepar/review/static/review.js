@@ -13,7 +13,15 @@ const DECISIONS = { accept: "accepted", reject: "rejected", correct: "corrected"
 let cases = [];
 let current = null;
 let busy = false;
-const viewer = new niivue.Niivue({ backColor: [0, 0, 0, 1], show3Dcrosshair: false, dragAndDropEnabled: false });
+const viewer = new niivue.Niivue({
+  backColor: [0, 0, 0, 1],
+  crosshairColor: [0.42, 0.66, 1, 0.8],
+  crosshairWidthUnit: "voxels",
+  crosshairWidth: 0.3,
+  dragAndDropEnabled: false,
+  isRadiologicalConvention: true, // the patient's right is on the left, as on every workstation
+  multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
+});
 
 async function ask(path, options) {
   const answer = await fetch(path, options);
@@ -183,7 +191,6 @@ async function start() {
   }
   await viewer.attachToCanvas(byId("view"));
   viewer.setSliceType(viewer.sliceTypeMultiplanar);
-  viewer.setMultiplanarLayout(niivue.MULTIPLANAR_TYPE?.AUTO ?? 0);
   await show(cases.find((item) => !item.decision) ?? cases[0]);
 }
 
