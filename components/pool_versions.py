@@ -48,7 +48,7 @@ class Workspace:
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "DVC_NO_ANALYTICS": "1"},
+            env={**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(self.folder / ".dvc" / "site")},
         )
         if done.returncode:
             said = " ".join((done.stderr.strip() or done.stdout.strip()).split())

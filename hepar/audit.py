@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hepar.artifacts import read_manifest
 from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.errors import ParamsError
 from hepar.fingerprint import Seen, load_fingerprints
@@ -49,11 +50,14 @@ def no_test_patient(subject: Subject) -> Iterator[tuple[str, str]]:
 def teacher_unseen(subject: Subject) -> Iterator[tuple[str, str]]:
     """No pseudo-label is by a teacher that saw a label of that patient."""
     seen = {modality: patients_seen(folder) for modality, folder in subject.teachers.items()}
+    hashes = {modality: read_manifest(folder, "model").hash for modality, folder in subject.teachers.items()}
     for entry in subject.pool.entries:
         if entry.liver_state != LabelState.PSEUDO:
             continue
         if entry.modality not in seen:
             yield entry.case_id, f"the {entry.modality} teacher is not there to be asked"
+        elif hashes[entry.modality] != entry.teacher:
+            yield entry.case_id, f"it is by teacher {entry.teacher[:12]}, but {hashes[entry.modality][:12]} is there"
         elif hash_patient(entry.patient_id) in seen[entry.modality]:
             yield entry.case_id, f"the {entry.modality} teacher saw a label of patient {entry.patient_id}"
 

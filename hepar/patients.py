@@ -17,10 +17,9 @@ def hash_patient(patient_id: str) -> str:
     return hashlib.sha256(patient_id.encode()).hexdigest()
 
 
-def write_patients(model: Path, patient_ids: Iterable[str]) -> None:
-    """Note in a model folder whose labels the model has seen."""
-    hashes = sorted({hash_patient(patient_id) for patient_id in patient_ids})
-    (model / FILE).write_text(json.dumps(hashes, indent=0) + "\n")
+def write_patients(model: Path, hashes: Iterable[str]) -> None:
+    """Note in a model folder whose labels the model has seen, by `hash_patient`."""
+    (model / FILE).write_text(json.dumps(sorted(set(hashes)), indent=0) + "\n")
 
 
 def patients_seen(model: Path) -> frozenset[str]:

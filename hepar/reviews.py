@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hepar.artifacts import sha256_file, sha256_json
 from hepar.cases import Case, parse_enum
-from hepar.errors import DataError
+from hepar.errors import DataError, StorageError
 
 LOG, MASKS = "decisions.jsonl", "masks"
 
@@ -95,12 +95,15 @@ NO_REVIEWS = Reviews(Path(), {})
 
 
 def append(folder: Path, review: Review) -> None:
-    """Add a decision to the list; it is on the disk when this returns."""
+    """Add a decision to the list; it is on the disk when this returns. Raises StorageError where it does not fit."""
     folder.mkdir(parents=True, exist_ok=True)
     line = json.dumps({item.name: str(getattr(review, item.name)) for item in fields(Review)}) + "\n"
     descriptor = os.open(folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, line.encode())
+        before, data = os.fstat(descriptor).st_size, line.encode()
+        if os.write(descriptor, data) != len(data):
+            os.ftruncate(descriptor, before)
+            raise StorageError(f"{folder / LOG}: the disk is full, the decision is not saved")
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -155,7 +155,8 @@ def log_model(mlflow: Any, model: Path, name: str) -> str:
 
 def serving_requirements() -> list[str]:
     """What a registered version needs beside Python, at the versions installed here."""
-    names = ("mlflow", "torch", "SimpleITK", "numpy", "scipy", "pandas", "pyarrow", "pydantic", "pyyaml", "rich")
+    names = ["blosc2", "mlflow", "monai", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "rich", "scipy"]
+    names += ["SimpleITK", "torch"]
     return [f"{name}=={version(name).split('+')[0]}" for name in names]
 
 

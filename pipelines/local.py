@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from components.pool_versions import REMOTE_VARIABLE as POOL_REMOTE_VARIABLE
 from hepar import progress, tracking
 from hepar.artifacts import MANIFEST, read_manifest
 from hepar.compute import available_cores
@@ -52,7 +53,7 @@ PLACES = {  # by kind, and for models by role
     "universal": "models/universal",
 }
 LOG_TAIL = 30
-STORE_VARIABLES = ("AWS_", "HEPAR_DICOMWEB_", "HEPAR_CACHE_", "HEPAR_POOL_")  # what stages need to reach a store
+STORE_VARIABLES = ("AWS_", "HEPAR_DICOMWEB_", "HEPAR_CACHE_")  # what stages need to reach a store
 
 
 def run_in_subprocesses(source: str, params: Params, workdir: Path, image: str) -> None:
@@ -116,6 +117,8 @@ def _environment(workdir: Path, params: Params, runner: str, image: str) -> dict
         "HEPAR_IMAGE": image,
         "GOMP_SPINCOUNT": "100000",  # stages follow one another: nobody waits for the idle threads of another
     }
+    if remote := os.environ.get(POOL_REMOTE_VARIABLE):
+        environment[POOL_REMOTE_VARIABLE] = remote if "://" in remote else str(Path(remote).resolve())
     if runner == "docker":
         environment.update(HOME="/tmp", USER="hepar")  # the container runs as the caller, whom it does not know
     return environment
@@ -290,6 +293,10 @@ def _docker_runner(request: Mapping[str, Any], local: Any) -> Any:
     folders = {str(Path(request["root"]).parent): False}
     environment = {name: value for name, value in os.environ.items() if name.startswith(STORE_VARIABLES)}
     environment |= dict(request["environment"])
+    remote = environment.get(POOL_REMOTE_VARIABLE, "")
+    if remote and "://" not in remote:
+        Path(remote).mkdir(parents=True, exist_ok=True)
+        folders[remote] = False
     params = request["params"]
     for place in (request["source"], params["ingest"]["split_from"], params["assemble_pool"]["reviews"]):
         if _is_here(place):

@@ -59,6 +59,7 @@ def two_stage(
         preparation=preparation,
         params=assemble_pool,
     )
+    pooled.set_caching_options(False)  # people may have decided on pseudo-labels since
     universal = stages.train_universal(
         pool=pooled.outputs["pool"],
         pool_hash=pooled.outputs["Output"],

@@ -10,11 +10,12 @@ import pytest
 from conftest import call
 from toy_pool import Toy, toy_pool
 
+from hepar.artifacts import read_manifest, writing
 from hepar.audit import AUDITS, Subject, audit, rule
 from hepar.cases import Case, Cohort, LabelState, Modality, Split
 from hepar.errors import ParamsError
 from hepar.fingerprint import Seen
-from hepar.patients import write_patients
+from hepar.patients import hash_patient, write_patients
 from hepar.pool import FULL, Pool, PreparedArrays
 
 TOYS = [
@@ -42,10 +43,16 @@ def cohort_of(folder: Path, pool: Pool, template: Case) -> Cohort:
 @pytest.fixture
 def subject(tmp_path: Path, case: Case) -> Subject:
     pool = toy_pool(tmp_path, TOYS)
-    teacher = tmp_path / "teacher"
-    teacher.mkdir()
-    write_patients(teacher, ["a", "b"])
-    return Subject(pool, cohort_of(tmp_path, pool, case), {Modality.CT: teacher})
+    subject = Subject(pool, cohort_of(tmp_path, pool, case), {Modality.CT: tmp_path / "teacher"})
+    return taught(subject, ["a", "b"])
+
+
+def taught(subject: Subject, patients: list[str]) -> Subject:
+    """The subject with a teacher of its pseudo-labels that saw labels of some patients."""
+    teacher = subject.teachers[Modality.CT]
+    with writing(teacher, "model", {}) as folder:
+        write_patients(folder, map(hash_patient, patients))
+    return with_entry(subject, "c", teacher=read_manifest(teacher, "model").hash)
 
 
 def found(subject: Subject, name: str) -> list[tuple[str, str]]:
@@ -79,9 +86,14 @@ def test_a_test_patient_in_the_pool_is_found(subject: Subject) -> None:
 
 
 def test_a_teacher_that_saw_its_patient_is_found(subject: Subject) -> None:
-    write_patients(subject.teachers[Modality.CT], ["a", "c"])
-    assert found(subject, "teacher-unseen") == [("c", "the CT teacher saw a label of patient c")]
+    assert found(taught(subject, ["a", "c"]), "teacher-unseen") == [("c", "the CT teacher saw a label of patient c")]
     assert found(replace(subject, teachers={}), "teacher-unseen") == [("c", "the CT teacher is not there to be asked")]
+
+
+def test_another_teacher_is_not_asked_in_place_of_the_one_that_drew(subject: Subject) -> None:
+    (finding,) = found(with_entry(subject, "c", teacher="f" * 64), "teacher-unseen")
+    assert finding[0] == "c"
+    assert finding[1].startswith("it is by teacher ffffffffffff, but ")
 
 
 def test_a_scan_in_two_splits_is_found_by_its_voxels_and_by_its_looks(subject: Subject) -> None:
@@ -129,10 +141,10 @@ def test_the_pool_of_a_run_passes_every_audit_and_the_command_says_so(by_kfp: Pa
     done = call("hepar", "pool", "audit", cwd=by_kfp)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == list(AUDITS)
-    (tmp_path / "liver-ct").mkdir()
-    write_patients(tmp_path / "liver-ct", [case.patient_id for case in Cohort.load(by_kfp / "cohort")])
+    with writing(tmp_path / "liver-ct", "model", {}) as folder:
+        write_patients(folder, [hash_patient(case.patient_id) for case in Cohort.load(by_kfp / "cohort")])
     only = ("--only", "teacher-unseen", "--teacher-ct", str(tmp_path / "liver-ct"))
     broken = call("hepar", "pool", "audit", *only, cwd=by_kfp)
     assert broken.returncode == 1
     assert "teacher-unseen: " in broken.stdout
-    assert "saw a label of patient" in broken.stdout
+    assert "it is by teacher " in broken.stdout

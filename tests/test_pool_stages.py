@@ -185,6 +185,6 @@ def test_a_picture_shades_what_is_unknown_and_outlines_what_is_taught(by_kfp: Pa
 
 
 def test_patients_are_remembered_by_hashes_alone(tmp_path: Path) -> None:
-    write_patients(tmp_path, ["b", "a", "b"])
+    write_patients(tmp_path, map(hash_patient, ["b", "a", "b"]))
     assert patients_seen(tmp_path) == {hash_patient("a"), hash_patient("b")}
     assert '"a"' not in (tmp_path / "patients.json").read_text()

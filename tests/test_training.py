@@ -21,13 +21,17 @@ import torch
 from torch import Tensor
 from toy_pool import Toy, toy_pool
 
+from hepar.artifacts import read_manifest
 from hepar.cases import LabelState, Modality, Split
 from hepar.cli import errors_as_sentences
-from hepar.errors import HeparError, Preempted
+from hepar.errors import HeparError, ParamsError, Preempted
+from hepar.inference import read_spec
 from hepar.networks import build_network
 from hepar.params import Params, TrainingParams
+from hepar.patients import hash_patient, patients_seen
 from hepar.pool import Pool
 from hepar.progress import Stage
+from hepar.training import distributed
 from hepar.training.batches import Waits, batches, make_batch
 from hepar.training.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
 from hepar.training.fit import Recipe, fit_model
@@ -415,5 +419,25 @@ def test_the_wait_for_batches_is_told_as_a_share(pool: Pool, tiny: Params, tmp_p
 
 def test_weights_of_another_network_cannot_warm_this_one(pool: Pool, tiny: Params, tmp_path: Path) -> None:
     recipe = Recipe(tiny.network, settings(tiny, steps=1), (Modality.CT,))
+    torch.save({"stem.weight": torch.ones(1)}, tmp_path / "weights.pt")
     with pytest.raises(HeparError, match=r"^the weights of train_universal\.warm_start are of another network: "):
-        fit_model(pool, tmp_path / "model", recipe, {}, start={"stem.weight": torch.ones(1)})
+        fit_model(pool, tmp_path / "model", recipe, {}, start=tmp_path)
+
+
+def test_a_warm_start_remembers_the_patients_of_its_model(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    recipe = Recipe(tiny.network, settings(tiny, steps=1), (Modality.CT,))
+    alone = toy_pool(tmp_path / "pool", [Toy("another", shape=PATCH, liver=((8, 16, 16), 7.0))])
+    fit_model(alone, tmp_path / "first", recipe, {})
+    fit_model(pool, tmp_path / "second", recipe, {}, start=tmp_path / "first", notes={"pool version": "v"})
+    seen = patients_seen(tmp_path / "second")
+    assert seen == {hash_patient(name) for name in ("another", *(toy.case_id for toy in TOYS))}
+    assert read_manifest(tmp_path / "second", "model").parents == {"pool version": "v"}
+    assert read_spec(tmp_path / "second").origin == {}
+
+
+def test_a_batch_norm_is_refused_where_its_statistics_would_be_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = torch.nn.Sequential(torch.nn.BatchNorm3d(2))
+    assert distributed.synchronised(network, CPU) is network
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    with pytest.raises(ParamsError, match="batch norms"):
+        distributed.synchronised(network, CPU)

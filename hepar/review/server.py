@@ -79,7 +79,7 @@ def make_app(cohort: Path, pseudo: Path, reviews: Path, token: str, who: str) ->
     def harden(response: Response) -> Response:
         response.headers.update(HEADERS)
         if hmac.compare_digest(request.args.get("token", ""), token):
-            response.set_cookie(COOKIE, token, httponly=True, samesite="Strict")
+            response.set_cookie(_cookie(), token, httponly=True, samesite="Strict")
         return response
 
     @app.errorhandler(HTTPException)
@@ -131,11 +131,16 @@ def make_app(cohort: Path, pseudo: Path, reviews: Path, token: str, who: str) ->
     return app
 
 
+def _cookie() -> str:
+    """The cookie's name, which tells servers on other ports apart: to a browser they are one host."""
+    return f"{COOKIE}_{request.host.rpartition(':')[2]}"
+
+
 def _guard(token: str) -> None:
     host = request.host.rsplit(":", 1)[0]
     if host not in (HOST, "localhost"):
         abort(403, "this page answers on loopback alone")
-    given = request.args.get("token") or request.cookies.get(COOKIE, "")
+    given = request.args.get("token") or request.cookies.get(_cookie(), "")
     if not hmac.compare_digest(given.encode(), token.encode()):
         abort(403, "the token is missing or wrong: open the address that `hepar review` has printed")
     origin = request.headers.get("Origin")
@@ -171,7 +176,9 @@ def keep_mask(item: Waiting, uploaded: Path, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{os.getpid()}-{secrets.token_hex(4)}.nii.gz"
     write_image(mask, partial)
-    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    with partial.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        os.fsync(stream.fileno())
     partial.replace(folder / f"{digest}.nii.gz")
     return digest
 

@@ -20,6 +20,7 @@ from hepar.artifacts import read_manifest, sha256_json, write_json, writing
 from hepar.calibration import Calibration, Observation, calibrate, curve, observations_frame
 from hepar.cases import Case, Cohort, Modality, Split
 from hepar.compute import pick_device, use_threads
+from hepar.errors import ParamsError
 from hepar.evaluation.reliability import calibration_png
 from hepar.inference import load_ensemble
 from hepar.labelling import label_case
@@ -28,6 +29,7 @@ from hepar.pool import Pool
 from hepar.progress import current, stage
 from hepar.quality import agreement
 from hepar.training.checkpoint import checkpoint_folder
+from hepar.training.distributed import refuse_torchrun
 from hepar.training.fit import Recipe, fit_model
 from hepar.training.teaching import fold_of, liver_intensity, teaching_pool, without_fold
 from hepar.volumes import read_image, to_array
@@ -57,6 +59,12 @@ def run(cohort: Path, calibration: Path, params: Params) -> dict[str, Any]:
 
 def observe(cohort: Path, calibration: Path, params: Params) -> list[Observation]:
     """What teachers draw for the manual livers that are hidden from them; teachers are kept beside `calibration`."""
+    refuse_torchrun("calibrate-gates")
+    if params.train_liver.folds > 1 or params.train_liver.training.snapshots:
+        raise ParamsError(
+            "calibrate-gates tells how far single teachers can be trusted: set train_liver.folds to 1 and"
+            " train_liver.training.snapshots to []"
+        )
     cohort_hash, cases = read_manifest(cohort, "cohort").hash, Cohort.load(cohort)
     key = sha256_json(
         [cohort_hash, params.model_dump(mode="json", exclude={"calibrate_gates": {"min_dice", "coverage"}})]
@@ -106,7 +114,7 @@ def _observe(
 ) -> Iterator[Observation]:
     """What teachers of a modality draw for the livers that are hidden from them."""
     training = _with_snapshots(params)
-    shares = [1.0, *sorted(set(params.calibrate_gates.shares))]  # the last state, then the earlier ones
+    shares = [1.0, *training.snapshots]  # the last state, then the earlier ones
     use_threads(training.threads)
     with tempfile.TemporaryDirectory(prefix="hepar-") as scratch:
         pool = teaching_pool(cohort, modality, params.preparation, Path(scratch))
@@ -141,8 +149,11 @@ def _teachers(
 
 
 def _with_snapshots(params: Params) -> TrainingParams:
-    shares = tuple(sorted(set(params.calibrate_gates.shares)))
-    return params.train_liver.training.model_copy(update={"snapshots": shares})
+    """A teacher's training that keeps its earlier states, at distinct steps before the last, and does not end early."""
+    training = params.train_liver.training
+    steps = {max(1, round(share * training.steps)) for share in params.calibrate_gates.shares} - {training.steps}
+    shares = tuple(step / training.steps for step in sorted(steps))
+    return training.model_copy(update={"snapshots": shares, "patience": 0})
 
 
 def summary(calibration: Path) -> str:

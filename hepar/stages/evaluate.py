@@ -20,6 +20,8 @@ from hepar.errors import DataError
 from hepar.evaluation import CaseScores, CaseSlice, pick_slice, score_case, scores_table, summarise, write_report
 from hepar.inference import Model, load_model, segment
 from hepar.params import EvaluateParams
+from hepar.patients import FILE as PATIENTS
+from hepar.patients import hash_patient, patients_seen
 from hepar.pool import Mask
 from hepar.progress import current, stage
 from hepar.tracking import git_commit
@@ -46,6 +48,7 @@ def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None
         cases = Cohort.load(cohort)
         loaded = load_model(model, pick_device())
         chosen = [case for case in cases.select(None, (Split.TEST,)) if case.modality in loaded.spec.modalities]
+        _check_unseen(model, chosen)
         if not chosen:
             raise DataError(f"{cohort} has no test case of {', '.join(loaded.spec.modalities)}")
         parents = {
@@ -61,6 +64,18 @@ def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None
                     count.advance(case=case.case_id)
             facts = _facts(chosen, cohort_hash, manifest.hash, manifest.parents)
             _write(folder, scored, pd.read_csv(model / "history.csv"), facts, params)
+
+
+def _check_unseen(model: Path, cases: Sequence[Case]) -> None:
+    """Refuse a model that has seen a test patient's label, as by a warm start from a model of another split."""
+    if not (model / PATIENTS).is_file():
+        return
+    seen = patients_seen(model)
+    if leaked := [case for case in cases if hash_patient(case.patient_id) in seen]:
+        raise DataError(
+            f"case {leaked[0].case_id}: the model has seen a label of test patient {leaked[0].patient_id}, and of"
+            f" {len(leaked) - 1} more of {len(cases)} test cases: its score would mean nothing"
+        )
 
 
 def _score(case: Case, cohort: Cohort, model: Model, masks: Path, params: EvaluateParams) -> Scored:

@@ -6,6 +6,7 @@ patient whose label it has seen. With `train_liver.folds` there are several teac
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from hepar.artifacts import read_manifest, sha256_json, writing
 from hepar.cases import Cohort, Modality, Split
 from hepar.inference import add_member, load_weights, read_spec, save_model
 from hepar.params import NetworkParams, PreparationParams, TrainLiverParams
-from hepar.patients import write_patients
+from hepar.patients import hash_patient, write_patients
 from hepar.pool import Pool
 from hepar.progress import current, stage
 from hepar.training.checkpoint import checkpoint_folder
+from hepar.training.distributed import refuse_torchrun
 from hepar.training.fit import HISTORY, KIND, Recipe, fit_model
 from hepar.training.teaching import fold_of, liver_intensity, teaching_pool, without_fold
 
@@ -42,8 +44,10 @@ def run(
 
 def _fit_folds(pool: Pool, model: Path, recipe: Recipe, origin: dict[str, str], folds: int) -> None:
     """One teacher a fold; those that an interrupted run has finished are kept."""
+    refuse_torchrun("train_liver.folds")
     fold = fold_of(pool.select(Split.TRAIN), folds)
-    key = sha256_json([recipe.training.model_dump(mode="json"), origin, folds, [e.sha256 for e in pool.entries]])
+    settings = [recipe.training.model_dump(mode="json"), recipe.network.model_dump(mode="json")]
+    key = sha256_json([settings, origin, folds, [entry.sha256 for entry in pool.entries]])
     place = checkpoint_folder(model, key)
     members = [place / f"fold-{number + 1}" for number in range(folds)]
     for number, member in enumerate(members):
@@ -56,4 +60,5 @@ def _fit_folds(pool: Pool, model: Path, recipe: Recipe, origin: dict[str, str], 
         for number, member in enumerate(members[1:], start=1):
             add_member(folder, load_weights(member), number)
         (folder / HISTORY).write_bytes((members[0] / HISTORY).read_bytes())
-        write_patients(folder, (entry.patient_id for entry in pool.entries))
+        write_patients(folder, map(hash_patient, {entry.patient_id for entry in pool.entries}))
+    shutil.rmtree(place, ignore_errors=True)

@@ -10,7 +10,6 @@ from hepar import tracking
 from hepar.artifacts import dvc_version, read_manifest
 from hepar.cases import Modality
 from hepar.errors import ArtifactError
-from hepar.inference import load_weights
 from hepar.params import REGISTERED, NetworkParams, TrainUniversalParams
 from hepar.pool import Pool
 from hepar.progress import stage
@@ -25,25 +24,23 @@ def run(
     params: TrainUniversalParams,
 ) -> None:
     """Train on the pool, from the weights of the model that `params.warm_start` names, and write `model`."""
-    with stage("train-universal"):
-        origin = {
-            "pool": read_manifest(pool, "pool").hash,
-            "pool version": dvc_version(pool),
-            "role": "universal",
-        }
-        start = None
-        if params.warm_start != "none":
-            with _folder_of(params.warm_start, teachers) as folder:
-                origin["warm start"] = read_manifest(folder, "model").hash
-                start = load_weights(folder)
+    with stage("train-universal"), _folder_of(params.warm_start, teachers) as start:
+        origin = {"pool": read_manifest(pool, "pool").hash, "role": "universal"}
+        if start is not None:
+            origin["warm start"] = read_manifest(start, "model").hash
         assembled = Pool.load(pool)
         modalities = tuple(sorted({entry.modality for entry in assembled.entries}))
-        fit_model(assembled, model, Recipe(network, params.training, modalities), origin, start)
+        recipe = Recipe(network, params.training, modalities)
+        # DVC's hash is of compressed bytes, which builds of a codec change: it is noted beside the model, not in it
+        fit_model(assembled, model, recipe, origin, start, notes={"pool version": dvc_version(pool)})
 
 
 @contextmanager
-def _folder_of(warm_start: str, teachers: Mapping[Modality, Path]) -> Iterator[Path]:
-    """The model folder that a name stands for: a teacher's modality, or a registered model."""
+def _folder_of(warm_start: str, teachers: Mapping[Modality, Path]) -> Iterator[Path | None]:
+    """The model folder that a name stands for: a teacher's modality, or a registered model; None for `none`."""
+    if warm_start == "none":
+        yield None
+        return
     if warm_start.startswith(REGISTERED):
         with tracking.downloaded_model(warm_start) as folder:
             yield folder

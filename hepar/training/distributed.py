@@ -55,10 +55,8 @@ def joined() -> Iterator[torch.device]:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
+    yield device
+    dist.destroy_process_group()  # after an error the process ends, and must not wait for others to say so
 
 
 def threads_each(threads: int) -> int:
@@ -71,6 +69,24 @@ def parallel(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     if size() == 1:
         return network
     return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+
+def synchronised(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The network with statistics of batches taken over all processes.
+
+    Raises ParamsError on the CPU for a network that has any: torch can do it on GPUs alone.
+    """
+    if size() == 1 or not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in network.modules()):
+        return network
+    if device.type != "cuda":
+        raise ParamsError("the network has batch norms: on the CPU training.processes must be 1 for it")
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-any-return]
+
+
+def refuse_torchrun(what: str) -> None:
+    """Raise ParamsError where `torchrun` has started the process: several trainings in turn start their own."""
+    if is_launched():
+        raise ParamsError(f"{what}: run it without torchrun; each of its trainings takes all GPUs of this machine")
 
 
 def add_up(local: Tensor) -> Tensor:

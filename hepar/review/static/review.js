@@ -77,10 +77,18 @@ function maskOf(item, layer) {
   return corrected ? "corrected" : layer.name;
 }
 
-async function show(item) {
+let shown = Promise.resolve(); // volumes are loaded one after the other, or those of two cases would mix
+
+function show(item) {
   current = item;
+  delete byId("view").dataset.shown;
   showQueue();
   showFacts(item);
+  shown = shown.then(() => (current === item ? load(item) : undefined));
+  return shown;
+}
+
+async function load(item) {
   say("Loading the volume…");
   const folder = `files/${encodeURIComponent(item.case_id)}`;
   const image = { url: `${folder}/image.nii.gz`, name: "image.nii.gz", colormap: "gray" };
@@ -129,6 +137,10 @@ function setLayer(layer) {
 
 async function save(path, options, done) {
   if (busy || !current) return;
+  if (byId("view").dataset.shown !== current.case_id) {
+    say("This case is not on the screen yet", true);
+    return;
+  }
   busy = true;
   try {
     const saved = await ask(`api/cases/${encodeURIComponent(current.case_id)}/${path}`, { method: "POST", ...options });
