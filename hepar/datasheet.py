@@ -35,7 +35,7 @@ def write_datasheet(pool: Pool, parents: Mapping[str, str], params: AssemblePool
         _summary(pool.entries),
         "## Made from",
         _table(("what", "hash"), parents.items()),
-        _table(("setting", "value"), ((key, str(value)) for key, value in params.model_dump(mode="json").items())),
+        _table(("setting", "value"), _settings(params)),
         "## What is known",
         "Unknown is not background: nothing is taught there. Weights are how far a label is trusted.",
         _counts(pool.entries),
@@ -55,6 +55,11 @@ _LEGEND = (
     "Green is the liver's outline, red the tumour's; dashed where a liver is a pseudo-label. Blue is shaded where it is"
     " not known whether there is a tumour."
 )
+
+
+def _settings(params: AssemblePoolParams) -> Iterable[tuple[str, str]]:
+    """All but where reviews lie, which is another place on every machine; their hash is among the parents."""
+    return ((key, str(value)) for key, value in params.model_dump(mode="json", exclude={"reviews"}).items())
 
 
 def _summary(entries: Sequence[PoolEntry]) -> str:

@@ -244,11 +244,11 @@ def _at_least(what: str, value: float, bounds: Bounds) -> Finding:
     accept, reject = bounds
     if value >= accept:
         return None
-    return (REJECT if value < reject else REVIEW), f"{what} {value:.2f} < {accept:.2f}"
+    return (REJECT if value < reject else REVIEW), f"{what} {value:.3f} < {accept:g}"
 
 
 def _at_most(what: str, value: float, bounds: Bounds) -> Finding:
     accept, reject = bounds
     if value <= accept:
         return None
-    return (REJECT if value > reject else REVIEW), f"{what} {value:.2f} > {accept:.2f}"
+    return (REJECT if value > reject else REVIEW), f"{what} {value:.3f} > {accept:g}"

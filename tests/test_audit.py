@@ -141,10 +141,9 @@ def test_the_pool_of_a_run_passes_every_audit_and_the_command_says_so(by_kfp: Pa
     done = call("hepar", "pool", "audit", cwd=by_kfp)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == list(AUDITS)
-    with writing(tmp_path / "liver-ct", "model", {}) as folder:
-        write_patients(folder, [hash_patient(case.patient_id) for case in Cohort.load(by_kfp / "cohort")])
-    only = ("--only", "teacher-unseen", "--teacher-ct", str(tmp_path / "liver-ct"))
-    broken = call("hepar", "pool", "audit", *only, cwd=by_kfp)
+    cohort = Cohort.load(by_kfp / "cohort")
+    Cohort(tmp_path, tuple(replace(case, split=Split.TEST) for case in cohort)).save()
+    broken = call("hepar", "pool", "audit", "--only", "no-test-patient", "--cohort", str(tmp_path), cwd=by_kfp)
     assert broken.returncode == 1
-    assert "teacher-unseen: " in broken.stdout
-    assert "it is by teacher " in broken.stdout
+    assert broken.stdout.startswith("no-test-patient: ")
+    assert "belongs to the test split" in broken.stdout

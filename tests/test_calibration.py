@@ -13,9 +13,10 @@ from test_quality import GOOD
 
 from hepar.calibration import BEYOND, Observation, calibrate, curve, fit, threshold
 from hepar.cases import Cohort, Split
-from hepar.errors import DataError
-from hepar.params import load_params
+from hepar.errors import DataError, ParamsError
+from hepar.params import Params, load_params, write_preset
 from hepar.quality import predict_dice
+from hepar.stages import calibrate_gates
 
 
 def observations(patients: int, each: int = 3, seed: int = 0) -> list[Observation]:
@@ -101,18 +102,27 @@ def test_the_curve_tells_for_each_wish_what_it_costs() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_hides_manual_livers_and_writes_gates_that_a_run_takes(by_kfp: Path, tmp_path: Path) -> None:
-    preset = tmp_path / "mine.yaml"
-    options = ("--cohort", str(by_kfp / "cohort"), "--params", str(TINY), "--out", str(preset))
-    said = succeed("hepar", "calibrate-gates", *options, cwd=tmp_path)
+def test_the_command_hides_manual_livers_and_writes_gates_that_a_run_takes(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    training = {"train_liver.training.steps": 40, "train_liver.training.learning_rate": 0.01}
+    write_preset(own, TINY, {"ingest.phantoms.cases": 32, **training}, "more to learn from")
+    options = ("--params", str(own))
+    succeed("hepar", "ingest", *options, cwd=tmp_path)
+    said = succeed("hepar", "calibrate-gates", *options, "--out", "mine.yaml", cwd=tmp_path)
     assert "expected against true Dice, out of fold: Spearman" in said
-    cohort = {case.case_id: case for case in Cohort.load(by_kfp / "cohort")}
+    cohort = {case.case_id: case for case in Cohort.load(tmp_path / "cohort")}
     table = pd.read_csv(tmp_path / "calibration" / "observations.csv")
     assert set(table.modality) == {"CT", "MR"}
     assert {cohort[name].split for name in table.case_id} == {Split.TRAIN}
     assert sorted(table.trained_share.unique()) == [0.5, 1.0]
-    gates = load_params(preset).pseudo_label.gates
+    gates = load_params(tmp_path / "mine.yaml").pseudo_label.gates
     assert gates.predictor is not None
     assert "agreement" in gates.predictor.signals
-    assert load_params(preset).evaluate == load_params(TINY).evaluate
+    assert load_params(tmp_path / "mine.yaml").evaluate == load_params(TINY).evaluate
     assert (tmp_path / "calibration" / "calibration.png").stat().st_size > 10_000
+
+
+def test_an_ensemble_is_not_calibrated_by_single_teachers(tiny: Params, tmp_path: Path) -> None:
+    folds = tiny.model_copy(update={"train_liver": tiny.train_liver.model_copy(update={"folds": 2})})
+    with pytest.raises(ParamsError, match=r"set train_liver\.folds to 1"):
+        calibrate_gates.observe(tmp_path / "cohort", tmp_path / "calibration", folds)

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from toy_pool import Toy, toy_pool
 
 from hepar.artifacts import read_manifest
 from hepar.cases import Case, Cohort, LabelState, Modality, Split
-from hepar.datasheet import PICTURES, TUMOUR_COLOUR, picture
+from hepar.datasheet import LIVER_COLOUR, PICTURES, TUMOUR_COLOUR, picture
 from hepar.errors import ArtifactError, DataError
 from hepar.inference import add_member, load_weights
 from hepar.params import Params
@@ -172,16 +172,16 @@ def test_the_datasheet_counts_what_is_known_and_shows_it(by_kfp: Path) -> None:
             assert min(image.size) >= 240
 
 
-def test_a_picture_shades_what_is_unknown_and_outlines_what_is_taught(by_kfp: Path) -> None:
-    pool = Pool.load(by_kfp / "pool")
-    with_tumour = next(e for e in pool.entries if e.tumour_state == LabelState.MANUAL and e.tumour_ml > 0)
-    rgb = picture(pool.arrays(with_tumour), with_tumour, (1.0, 1.0))
-    assert (rgb == TUMOUR_COLOUR).all(axis=2).any()
-    unknown = next(e for e in pool.entries if e.tumour_state == LabelState.UNKNOWN)
-    shaded = picture(pool.arrays(unknown), unknown, (1.0, 1.0)).astype(int)
-    known = picture(pool.arrays(unknown), replace(unknown, tumour_state=LabelState.ABSENT), (1.0, 1.0)).astype(int)
-    assert (shaded[..., 2] - shaded[..., 0] > known[..., 2] - known[..., 0]).any()
-    assert not np.array_equal(shaded, known)
+def test_a_picture_shades_what_is_unknown_and_outlines_what_is_taught(tmp_path: Path) -> None:
+    pool = toy_pool(tmp_path, [Toy("a"), Toy("b", tumour_state=LabelState.UNKNOWN)])
+    known, unknown = (picture(pool.arrays(entry), entry, (1.0, 1.0)).astype(int) for entry in pool.entries)
+    assert (known == TUMOUR_COLOUR).all(axis=2).any()
+    assert not (unknown == TUMOUR_COLOUR).all(axis=2).any()
+    assert (unknown == LIVER_COLOUR).all(axis=2).any()
+    middle, corner = (unknown.shape[0] // 2 + 40, unknown.shape[1] // 2), (5, 5)
+    assert unknown[middle][2] > unknown[middle][0] + 20  # blue: in the liver nobody knows
+    assert unknown[corner][2] == unknown[corner][0]  # outside it is known that there is none
+    assert known[middle][2] == known[middle][0]
 
 
 def test_patients_are_remembered_by_hashes_alone(tmp_path: Path) -> None:
