@@ -1,6 +1,6 @@
 """Whether accepted pseudo-livers have the Dice that was wished for, with whole and with deliberately damaged teachers.
 
-`python benchmarks/calibration.py [--cases 64] [--picture FILE.png]`. Teachers of phantoms draw livers that are hidden
+`python benchmarks/calibration.py [--cases 64] [--steps 200] [--picture FILE]`. Teachers of phantoms draw livers that are hidden
 from them, at 5, 15, 40 and 100 % of their steps. Half of the patients calibrate; of the other half it is told what a
 wished-for Dice lets pass, and how good that is.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from hepar.calibration import calibrate, curve
+from hepar.calibration import calibrate, curve, observations_frame
 from hepar.evaluation.reliability import calibration_png
 from hepar.params import load_params
 from hepar.quality import predict_dice
@@ -31,12 +31,16 @@ COVERAGE = 0.95
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=200, help="of each teacher")
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--table", type=Path, help="write every observation of the unseen half")
     options = parser.parse_args()
     params = load_params(ROOT / "params.yaml")
     shares = params.calibrate_gates.model_copy(update={"shares": SHARES, "folds": 2})
     phantoms = params.ingest.phantoms.model_copy(update={"cases": options.cases})
-    params = params.model_copy(update={"calibrate_gates": shares})
+    training = params.train_liver.training.model_copy(update={"steps": options.steps})
+    teachers = params.train_liver.model_copy(update={"training": training})
+    params = params.model_copy(update={"calibrate_gates": shares, "train_liver": teachers})
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{work / 'mlflow.db'}"
@@ -60,6 +64,8 @@ def main() -> None:
     print(f"expected against true Dice: Spearman {spearman:.3f}, mean absolute error {error:.3f}\n")
     bounds = curve((found.predicted, known_dice), (expected, dice), COVERAGE, WISHED)
     print(bounds.to_string(index=False, float_format="{:.3f}".format))
+    if options.table:
+        observations_frame(unseen, expected).to_csv(options.table, index=False)
     if options.picture:
         modalities = [observation.modality for observation in unseen]
         options.picture.write_bytes(calibration_png(expected, dice, modalities, found.accept, bounds))
