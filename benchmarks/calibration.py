@@ -1,8 +1,8 @@
 """Whether accepted pseudo-livers have the Dice that was wished for, with whole and with deliberately damaged teachers.
 
-`python benchmarks/calibration.py [--cases 64] [--steps 200] [--picture FILE]`. Teachers of phantoms draw livers that are hidden
-from them, at 5, 15, 40 and 100 % of their steps. Half of the patients calibrate; of the other half it is told what a
-wished-for Dice lets pass, and how good that is.
+`python benchmarks/calibration.py [--cases 64] [--steps 200] [--picture FILE]`. Teachers of phantoms draw livers that
+are hidden from them, at 5, 15, 40 and 100 % of their steps. Half of the patients calibrate; of the other half it is
+told what a wished-for Dice lets pass, and how good that is.
 """
 
 from __future__ import annotations
