@@ -20,23 +20,22 @@ from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from hepar.errors import DataError
-from hepar.params import DicePredictor, SignalName
-from hepar.quality import Signals, predict_dice
+from hepar.params import DicePredictor, GateParams, SignalName
+from hepar.quality import ACCEPT, Signals, judge, predict_dice
 
-# sets of signals that are tried, the smallest first; volume and tumour have gates of their own
+# sets of signals that are tried, the smallest first; few, since few livers can be hidden, and others have their gates
 CANDIDATES: tuple[tuple[SignalName, ...], ...] = (
     ("agreement",),
     ("agreement", "entropy"),
-    ("agreement", "entropy", "component_share", "hole_share", "roughness", "right_share", "intensity_distance"),
+    ("agreement", "entropy", "component_share"),
 )
 FOLDS = 5
 MIN_PATIENTS = 4
-MIN_ACCEPTED = 5  # observations above a threshold; of fewer no share can be told
 BEYOND = 1.01  # a bound that no expected Dice reaches
 REVIEW_STEP = 0.1  # below the wished-for Dice a label still may wait for review
 PENALTIES = np.logspace(-2, 3, 11)
 Values = npt.NDArray[np.float64]
-Told = tuple[Values, Values]  # expected and true Dice of some labels
+Told = tuple[Values, Values, npt.NDArray[np.bool_]]  # expected and true Dice, and which pass the other gates
 
 
 @dataclass(frozen=True)
@@ -55,19 +54,23 @@ class Observation:
 class Calibration:
     """A predictor, its bounds, and what both are worth for patients that they have not seen.
 
-    `accept` and `reject` are bounds of the expected Dice; above `accept` at least `coverage` of the labels have the
-    wished-for Dice. `predicted` is the expected Dice of each observation, out of fold.
+    `accept` and `reject` are bounds of the expected Dice of labels that pass the other gates; above `accept` at least
+    `coverage` of them have the wished-for Dice. `predicted` is the expected Dice of each observation, out of fold, and
+    `passes` tells which pass the other gates.
     """
 
     predictor: DicePredictor
     predicted: Values
+    passes: npt.NDArray[np.bool_]
     accept: float
     reject: float
     spearman: float
     mean_absolute_error: float
 
 
-def calibrate(observations: Sequence[Observation], wished_dice: float, coverage: float) -> Calibration:
+def calibrate(
+    observations: Sequence[Observation], gates: GateParams, wished_dice: float, coverage: float
+) -> Calibration:
     """Fit the predictor that is best out of fold, and the bounds that follow from the wished-for Dice.
 
     Raises DataError for fewer than `MIN_PATIENTS` patients, or where all labels are equally good.
@@ -81,15 +84,23 @@ def calibrate(observations: Sequence[Observation], wished_dice: float, coverage:
     out_of_fold = [_out_of_fold(observations, names) for names in CANDIDATES]
     errors = [float(np.abs(predicted - dice).mean()) for predicted in out_of_fold]
     best = int(np.argmin(np.round(errors, 4)))  # of equals the smaller set
-    predicted = out_of_fold[best]
+    predicted, passes = out_of_fold[best], passing(observations, gates)
+    told = predicted[passes], dice[passes]
     return Calibration(
         predictor=fit(observations, CANDIDATES[best]),
         predicted=predicted,
-        accept=threshold(predicted, dice, wished_dice, coverage),
-        reject=threshold(predicted, dice, wished_dice - REVIEW_STEP, coverage),
+        passes=passes,
+        accept=threshold(*told, wished_dice, coverage),
+        reject=threshold(*told, wished_dice - REVIEW_STEP, coverage),
         spearman=float(stats.spearmanr(predicted, dice).statistic) if np.ptp(predicted) else 0.0,
         mean_absolute_error=errors[best],
     )
+
+
+def passing(observations: Sequence[Observation], gates: GateParams) -> npt.NDArray[np.bool_]:
+    """Which labels the gates accept, but for that of the expected Dice."""
+    others = gates.model_copy(update={"predictor": None})
+    return np.array([judge(observation.signals, others).gate == ACCEPT for observation in observations], bool)
 
 
 def fit(observations: Sequence[Observation], names: Sequence[SignalName]) -> DicePredictor:
@@ -132,12 +143,15 @@ def _table(observations: Sequence[Observation], names: Sequence[SignalName]) -> 
 def threshold(predicted: Values, dice: Values, wished: float, coverage: float) -> float:
     """The least expected Dice above which at least `coverage` of the labels have the wished-for Dice.
 
-    `BEYOND` where no bound keeps that promise for at least `MIN_ACCEPTED` of them.
+    The share is estimated by Laplace's rule of succession, (k + 1) / (n + 2) for k of n labels, so that a few good ones
+    prove little. `BEYOND` where no bound keeps the promise.
     """
+    if len(predicted) == 0:
+        return BEYOND
     order = np.argsort(-predicted, kind="stable")
-    kept = np.cumsum(dice[order] >= wished) / np.arange(1, len(order) + 1)
+    kept = (np.cumsum(dice[order] >= wished) + 1) / (np.arange(1, len(order) + 1) + 2)
     ends = [i for i, (a, b) in enumerate(pairwise(predicted[order])) if a > b] + [len(order) - 1]  # of equals, the last
-    good = [end for end in ends if end + 1 >= MIN_ACCEPTED and kept[end] >= coverage]
+    good = [end for end in ends if kept[end] >= coverage]
     return float(predicted[order][good[-1]]) if good else BEYOND
 
 
@@ -146,11 +160,12 @@ def curve(calibrating: Told, told: Told, coverage: float, wished: Sequence[float
 
     Bounds come from the labels of `calibrating`, all else from those of `told`, which may be the same.
     """
+    predicted, dice, passes = told
     rows = []
     for target in wished:
-        bound = threshold(*calibrating, target, coverage)
-        predicted, dice = told
-        accepted = dice[predicted >= bound]
+        known_predicted, known_dice, known_passes = calibrating
+        bound = threshold(known_predicted[known_passes], known_dice[known_passes], target, coverage)
+        accepted = dice[passes & (predicted >= bound)]
         some = accepted.size > 0
         rows.append(
             {

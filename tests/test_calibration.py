@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY, succeed
-from test_quality import GOOD
+from test_quality import GATES, GOOD
 
-from hepar.calibration import BEYOND, Observation, calibrate, curve, fit, threshold
+from hepar.calibration import BEYOND, Observation, calibrate, curve, fit, passing, threshold
 from hepar.cases import Cohort, Split
 from hepar.errors import DataError, ParamsError
 from hepar.params import Params, load_params, write_preset
 from hepar.quality import predict_dice
 from hepar.stages import calibrate_gates
+
+OPEN = GATES.model_copy(update={"min_agreement": (0.0, 0.0), "max_entropy": (9.0, 9.0)})  # let every label pass
 
 
 def observations(patients: int, each: int = 3, seed: int = 0) -> list[Observation]:
@@ -44,16 +46,16 @@ def test_what_is_reported_comes_from_patients_that_the_predictor_has_not_seen() 
     rng = np.random.default_rng(3)
     dice = rng.permutation([o.dice for o in shuffled])  # now signals tell nothing
     noise = [replace(o, dice=float(value)) for o, value in zip(shuffled, dice, strict=True)]
-    found = calibrate(noise, 0.9, 0.95)
+    found = calibrate(noise, OPEN, 0.9, 0.95)
     assert abs(found.spearman) < 0.3  # a fit to its own cases would look better
     assert found.accept == BEYOND
-    honest = calibrate(shuffled, 0.9, 0.95)
+    honest = calibrate(shuffled, OPEN, 0.9, 0.95)
     assert honest.spearman > 0.9
     assert honest.mean_absolute_error < 0.04
 
 
 def test_accepted_labels_have_the_dice_that_was_wished_for() -> None:
-    found, new = calibrate(observations(60), 0.8, 0.95), observations(200, seed=5)
+    found, new = calibrate(observations(60), OPEN, 0.8, 0.95), observations(200, seed=5)
     accepted = [o.dice for o in new if predict_dice(o.signals, found.predictor) >= found.accept]
     assert len(accepted) > 50
     assert float(np.mean([dice >= 0.8 for dice in accepted])) > 0.9
@@ -63,24 +65,33 @@ def test_accepted_labels_have_the_dice_that_was_wished_for() -> None:
 def test_a_threshold_is_the_least_that_keeps_its_promise() -> None:
     predicted = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
     dice = np.array([0.95, 0.95, 0.95, 0.95, 0.95, 0.5, 0.95])
-    assert threshold(predicted, dice, 0.9, 1.0) == 0.5
-    assert threshold(predicted, dice, 0.9, 0.85) == 0.3  # six of seven
+    assert threshold(predicted, dice, 0.9, 6 / 7) == 0.5  # five of five, by the rule of succession
+    assert threshold(predicted, dice, 0.9, 7 / 9) == 0.3  # six of seven
     assert threshold(predicted, dice, 0.96, 0.5) == BEYOND
-    assert threshold(predicted[:4], dice[:4], 0.9, 1.0) == BEYOND  # of four labels no share can be told
+    assert threshold(predicted[:4], dice[:4], 0.9, 6 / 7) == BEYOND  # four of four prove less
+    assert threshold(predicted[:0], dice[:0], 0.9, 0.1) == BEYOND
 
 
 def test_equal_predictions_are_accepted_together() -> None:
     predicted = np.array([0.9] * 5 + [0.8] * 2)
     dice = np.array([0.95] * 4 + [0.1] + [0.95] * 2)
-    assert threshold(predicted, dice, 0.9, 1.0) == BEYOND
+    assert threshold(predicted, dice, 0.9, 0.8) == BEYOND  # four of four, but not without the fifth
+
+
+def test_bounds_are_for_labels_that_pass_the_other_gates() -> None:
+    some = observations(60)
+    strict = OPEN.model_copy(update={"min_agreement": (0.9, 0.8)})
+    found = calibrate(some, strict, 0.5, 0.9)
+    assert found.passes.tolist() == [o.signals.agreement >= 0.9 for o in some]
+    assert passing(some, OPEN).all()
 
 
 def test_too_few_patients_or_no_difference_are_refused() -> None:
     with pytest.raises(DataError, match=r"^3 patients have a manual liver to hide, at least 4 are needed$"):
-        calibrate(observations(3), 0.9, 0.95)
+        calibrate(observations(3), OPEN, 0.9, 0.95)
     same = [replace(o, dice=0.9) for o in observations(10)]
     with pytest.raises(DataError, match=r"^every pseudo-liver has Dice 0\.900"):
-        calibrate(same, 0.9, 0.95)
+        calibrate(same, OPEN, 0.9, 0.95)
 
 
 def test_signals_without_bound_do_not_break_a_fit() -> None:
@@ -92,8 +103,8 @@ def test_signals_without_bound_do_not_break_a_fit() -> None:
 
 def test_the_curve_tells_for_each_wish_what_it_costs() -> None:
     some = observations(60)
-    found = calibrate(some, 0.8, 0.95)
-    labels = (found.predicted, np.array([o.dice for o in some]))
+    found = calibrate(some, OPEN, 0.8, 0.95)
+    labels = (found.predicted, np.array([o.dice for o in some]), found.passes)
     table = curve(labels, labels, 0.95, [0.5, 0.8, 0.999])
     assert table.accepted_share.is_monotonic_decreasing
     assert (table.share_as_wished.dropna() >= 0.95).all()

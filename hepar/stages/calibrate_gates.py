@@ -47,7 +47,7 @@ def run(cohort: Path, calibration: Path, params: Params) -> dict[str, Any]:
     with stage("calibrate-gates"):
         wished = params.calibrate_gates
         observations = observe(cohort, calibration, params)
-        found = calibrate(observations, wished.min_dice, wished.coverage)
+        found = calibrate(observations, params.pseudo_label.gates, wished.min_dice, wished.coverage)
         gates = {
             "predictor": found.predictor.model_dump(mode="json"),
             "min_predicted_dice": [found.accept, min(found.accept, found.reject)],
@@ -78,9 +78,10 @@ def _write(
 ) -> None:
     dice = np.array([observation.dice for observation in observations])
     wished = params.calibrate_gates
-    labels = (found.predicted, dice)
+    labels = (found.predicted, dice, found.passes)
     bounds = curve(labels, labels, wished.coverage, WISHED)
-    accepted = dice[found.predicted >= found.accept]
+    passed = found.passes & (found.predicted >= found.accept)
+    accepted = dice[passed]
     facts = {
         "observations": len(observations),
         "patients": len({observation.patient_id for observation in observations}),
@@ -89,7 +90,7 @@ def _write(
         "coverage": wished.coverage,
         "spearman": found.spearman,
         "mean_absolute_error": found.mean_absolute_error,
-        "accepted_share": float((found.predicted >= found.accept).mean()),
+        "accepted_share": float(passed.mean()),
         "accepted_mean_dice": float(accepted.mean()) if accepted.size else None,
         "accepted_least_dice": float(accepted.min()) if accepted.size else None,
         "gates": gates,
