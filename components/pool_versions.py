@@ -39,6 +39,7 @@ class Workspace:
     """A DVC workspace with one remote."""
 
     folder: Path
+    remote: str
 
     def dvc(self, *arguments: str) -> str:
         """Run a command of DVC. Raises StorageError with what it said where it fails."""
@@ -50,9 +51,11 @@ class Workspace:
             check=False,
             env={**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(self.folder / ".dvc" / "site")},
         )
+        if "missing-files" in done.stderr:
+            raise StorageError(f"the remote {self.remote} does not hold it, or not all of it")
         if done.returncode:
             said = " ".join((done.stderr.strip() or done.stdout.strip()).split())
-            raise StorageError(f"dvc {arguments[0]}: {said}")
+            raise StorageError(f"dvc {arguments[0]}, remote {self.remote}: {said}")
         return done.stdout
 
     def point_at(self, version: str) -> None:
@@ -65,7 +68,7 @@ class Workspace:
 def workspace(beside: Path, remote: Mapping[str, Any]) -> Iterator[Workspace]:
     """A workspace in the folder `beside`, so that files can be linked into it, with its cache inside."""
     with tempfile.TemporaryDirectory(prefix=".hepar-dvc-", dir=beside) as name:
-        made = Workspace(Path(name))
+        made = Workspace(Path(name), str(remote["url"]))
         made.dvc("init", "--no-scm")
         lines = ["[core]", "no_scm = true", "remote = origin", "analytics = false", "check_update = false", "[cache]"]
         lines += ["type = reflink,hardlink,copy", "['remote \"origin\"']"]

@@ -141,7 +141,7 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
     except (ValueError, TypeError):
         raise ArtifactError(f"{path} is damaged: it is not a manifest") from None
     if found.kind != kind:
-        raise ArtifactError(f"{folder} is a {found.kind}, a {kind} is needed")
+        raise ArtifactError(f"{folder} is of kind {found.kind}, must be {kind}")
     return found
 
 

@@ -237,8 +237,9 @@ def predict(
     from hepar.compute import pick_device, use_threads
     from hepar.inference import load_model, segment
     from hepar.preparation import guess_modality
-    from hepar.volumes import Geometry, read_image, to_image, write_image
+    from hepar.volumes import Geometry, check_writable, read_image, to_image, write_image
 
+    check_writable(out)
     use_threads(0)
     scan = read_image(image)
     kind = modality or guess_modality(scan)

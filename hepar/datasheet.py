@@ -19,7 +19,6 @@ from hepar.params import AssemblePoolParams
 from hepar.pool import FULL, Pool, PoolEntry, PreparedArrays
 
 FILE, PICTURES = "README.md", "pictures"
-MAX_PICTURES = 8
 MIN_SIDE = 320  # of a picture, in its pixels
 SHADE = 0.35  # of blue where nothing is known
 LESION_BINS_MM = ((0.0, 10.0), (10.0, 20.0), (20.0, 50.0), (50.0, float("inf")))
@@ -59,7 +58,8 @@ _LEGEND = (
 
 def _settings(params: AssemblePoolParams) -> Iterable[tuple[str, str]]:
     """All but where reviews lie, which is another place on every machine; their hash is among the parents."""
-    return ((key, str(value)) for key, value in params.model_dump(mode="json", exclude={"reviews"}).items())
+    values = params.model_dump(mode="json", exclude={"reviews"})
+    return ((key, ", ".join(value) if isinstance(value, list) else str(value)) for key, value in values.items())
 
 
 def _summary(entries: Sequence[PoolEntry]) -> str:
@@ -126,7 +126,7 @@ def _write_pictures(pool: Pool) -> list[str]:
         if entry.known_share > 0:
             shown.setdefault((str(entry.modality), str(entry.liver_state), str(entry.tumour_state)), entry)
     lines = []
-    for (modality, liver, tumour), entry in sorted(shown.items())[:MAX_PICTURES]:
+    for (modality, liver, tumour), entry in sorted(shown.items()):
         name = f"{PICTURES}/{modality}-liver-{liver}-tumour-{tumour}.png".lower()
         path = pool.folder / name
         path.parent.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+
+WIDEST = 400  # of a table, in characters
 
 
 class TableFormat(StrEnum):
@@ -59,5 +62,18 @@ def print_table(frame: Any, format: TableFormat) -> None:
     else:
         table = Table(*map(str, frame.columns))
         for row in frame.itertuples(index=False):
-            table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
-        Console().print(table)
+            table.add_row(*map(_cell, row))
+        print_whole(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.3f}"
+    return str(value)
+
+
+def print_whole(table: Table) -> None:
+    """Print a table without cutting its cells, however narrow the terminal is."""
+    console = Console()
+    needed = console.measure(table, options=console.options.update(width=WIDEST)).maximum
+    Console(width=max(console.width, needed)).print(table)

@@ -73,7 +73,10 @@ def diff(
             differing = [pair[side] for pair in pairs(before.pool, after.pool)]
             opened.fetch([f"{entry.file}/{name}" for entry in differing for name in (IMAGE, LABELS)])
         frame = changes_frame(changes(before.pool, after.pool))
-    print_table(frame, format)
+    if frame.empty and format == TableFormat.TABLE:
+        print("no case differs")
+    else:
+        print_table(frame, format)
 
 
 @pool_app.command()

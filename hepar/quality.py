@@ -244,11 +244,13 @@ def _at_least(what: str, value: float, bounds: Bounds) -> Finding:
     accept, reject = bounds
     if value >= accept:
         return None
-    return (REJECT if value < reject else REVIEW), f"{what} {value:.3f} < {accept:g}"
+    gate, bound = (REJECT, reject) if value < reject else (REVIEW, accept)
+    return gate, f"{what} {value:.5g} < {bound:g}"
 
 
 def _at_most(what: str, value: float, bounds: Bounds) -> Finding:
     accept, reject = bounds
     if value <= accept:
         return None
-    return (REJECT if value > reject else REVIEW), f"{what} {value:.3f} > {accept:g}"
+    gate, bound = (REJECT, reject) if value > reject else (REVIEW, accept)
+    return gate, f"{what} {value:.5g} > {bound:g}"

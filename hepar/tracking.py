@@ -42,7 +42,7 @@ def connect(experiment: str | None = None) -> Any:
 
     for chatty in ("mlflow", "alembic"):  # how a database is set up is no news either
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    uri = os.environ.get(URI_VARIABLE) or DEFAULT_URI
+    uri = tracking_uri()
     mlflow.set_tracking_uri(uri)
     name = experiment or os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT
     if mlflow.get_experiment_by_name(name) is None:
@@ -53,6 +53,11 @@ def connect(experiment: str | None = None) -> Any:
             mlflow.create_experiment(name, artifact_location=location)
     mlflow.set_experiment(name)
     return mlflow
+
+
+def tracking_uri() -> str:
+    """Where MLflow keeps runs and models."""
+    return os.environ.get(URI_VARIABLE) or DEFAULT_URI
 
 
 def git_commit() -> str:
@@ -139,6 +144,9 @@ def log_model(mlflow: Any, model: Path, name: str) -> str:
 
     The version holds the preprocessing, the plan and this package's code; `hepar.serving` says what it predicts.
     """
+    from mlflow.models import ModelSignature
+    from mlflow.types import DataType, ParamSchema, ParamSpec
+
     package = Path(__file__).parent
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*type hints.*", UserWarning)  # serving.py says why it has none
@@ -148,6 +156,7 @@ def log_model(mlflow: Any, model: Path, name: str) -> str:
             artifacts={"model": str(model)},
             code_paths=[str(package)],
             pip_requirements=serving_requirements(),
+            signature=ModelSignature(params=ParamSchema([ParamSpec("output", DataType.string, "")])),
             registered_model_name=name,
         )
     return str(info.registered_model_version)
@@ -171,7 +180,7 @@ def downloaded_model(uri: str) -> Iterator[Path]:
         try:
             place = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
         except mlflow.MlflowException as error:
-            raise ArtifactError(f"{uri} cannot be fetched: {error.message}") from None
+            raise ArtifactError(f"{uri} cannot be fetched from {tracking_uri()}: {error.message}") from None
         if not (specs := sorted(place.rglob(SPEC))):
             raise ArtifactError(f"{uri} holds no model of hepar: {SPEC} is missing")
         yield specs[0].parent
@@ -189,7 +198,7 @@ def pool_version(uri: str) -> str:
         client = mlflow.MlflowClient()
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except mlflow.MlflowException as error:
-        raise DataError(f"{uri}: {error.message}") from None
+        raise DataError(f"{uri}, asked of {tracking_uri()}: {error.message}") from None
     version = str(found.tags.get(POOL_TAG, ""))
     if not version:
         raise DataError(f"{uri} does not tell its pool: the tag {POOL_TAG} is missing")

@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from hepar.errors import DataError
 
 CANONICAL = "LPS"
+WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 MAX_EXPANSION = 1100  # voxels a byte: gzip packs zeros to about a thousandth
 MIN_VOXEL_LIMIT = 2**27
 Array = npt.NDArray[Any]
@@ -99,9 +100,19 @@ def without_texts(image: sitk.Image) -> sitk.Image:
 
 
 def write_image(image: sitk.Image, path: Path) -> None:
-    """Write a volume, compressed and without the texts of its header; the folder is made where needed."""
+    """Write a volume, compressed and without the texts of its header; the folder is made where needed.
+
+    Raises DataError for a name whose ending is of no format that volumes are written in.
+    """
+    check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sitk.WriteImage(without_texts(image), str(path), useCompression=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise DataError for a name whose ending is of no format that volumes are written in."""
+    if not path.name.lower().endswith(WRITABLE):
+        raise DataError(f"{path} cannot be written: its name must end in {', '.join(WRITABLE)}")
 
 
 def canonical(image: sitk.Image) -> sitk.Image:

@@ -28,6 +28,7 @@ from hepar import progress, tracking
 from hepar.artifacts import MANIFEST, read_manifest
 from hepar.compute import available_cores
 from hepar.errors import HeparError
+from hepar.options import print_whole
 from hepar.params import Params, dump_params, dump_sections
 from hepar.readers import PHANTOMS, is_remote, keys
 from hepar.training import checkpoint
@@ -86,7 +87,7 @@ def run(source: str, params: Params, workdir: Path, runner: str, image: str) -> 
         code = _run_child({**request, "environment": environment}, environment, workdir, board)
     _raise_failure(code, board, workdir / "run.log")
     _put_in_place(kfp_root, workdir)
-    Console().print(scores(workdir))
+    print_whole(scores(workdir))
     print(facts(workdir, board))
 
 
@@ -237,7 +238,7 @@ def scores(workdir: Path) -> Table:
     metrics = json.loads((workdir / "report" / "metrics.json").read_text())
     table = Table(title="hepar: held-out patients", show_header=True)
     for column in ("", *metrics):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     rows: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         "liver Dice": lambda m: _with_interval(m["liver"]["dice"]),
         "tumour Dice": lambda m: _with_interval(m["tumour"]["dice"]),

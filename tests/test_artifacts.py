@@ -116,7 +116,7 @@ def test_a_folder_without_a_manifest_is_no_finished_artifact(tmp_path: Path) -> 
 
 def test_an_artifact_of_another_kind_is_refused_by_both_names(tmp_path: Path) -> None:
     write_pool(tmp_path / "pool")
-    with pytest.raises(ArtifactError, match="is a pool, a cohort is needed"):
+    with pytest.raises(ArtifactError, match="is of kind pool, must be cohort"):
         read_manifest(tmp_path / "pool", "cohort")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import call
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -144,3 +145,9 @@ def test_what_the_user_can_mend_is_told_in_one_sentence(
 def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError), cli.errors_as_sentences():
         raise ZeroDivisionError
+
+
+def test_predict_refuses_a_name_that_it_could_not_write_before_it_works(tmp_path: Path) -> None:
+    done = call("hepar", "predict", "scan.nii.gz", "--out", "labels.txt", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "labels.txt cannot be written: its name must end in .nii, .nii.gz" in done.stderr

@@ -23,6 +23,7 @@ from hepar.errors import ArtifactError
 from hepar.params import Params, TrainUniversalParams, dump_params, load_params
 from hepar.pool import Pool
 from hepar.stages import train_universal
+from hepar.volumes import read_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -74,20 +75,23 @@ def test_no_test_patient_is_in_the_pool(by_kfp: Path) -> None:
     assert not labelled & {case.case_id for case in Cohort.load(by_kfp / "cohort") if case.split == Split.TEST}
 
 
-def test_the_registered_model_predicts_from_a_path(by_kfp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_registered_model_predicts_from_a_path(by_kfp: Path, tmp_path: Path) -> None:
     case = next(case for case in Cohort.load(by_kfp / "cohort") if case.split == Split.TEST)
     script = (
         "import mlflow, sys, json\n"
         f"mlflow.set_tracking_uri('sqlite:///{by_kfp / 'mlflow.db'}')\n"
-        "found = mlflow.pyfunc.load_model('models:/hepar-tiny@champion').predict(sys.argv[1])[0]\n"
-        "print(json.dumps([found['labels'].shape, found['modality'], found['liver_ml']]))\n"
+        "model = mlflow.pyfunc.load_model('models:/hepar-tiny@champion')\n"
+        "found = model.predict(sys.argv[1])[0]\n"
+        "written = model.predict([sys.argv[1]], params={'output': sys.argv[2]})[0]\n"
+        "print(json.dumps([found['labels'].shape, found['modality'], found['liver_ml'], written['mask']]))\n"
     )
     image = by_kfp / "cohort" / case.image
-    shown = succeed(sys.executable, "-c", script, str(image), cwd=by_kfp.parent)
-    shape, modality, liver_ml = json.loads(shown.strip().splitlines()[-1])
+    shown = succeed(sys.executable, "-c", script, str(image), str(tmp_path / "masks"), cwd=by_kfp.parent)
+    shape, modality, liver_ml, mask = json.loads(shown.strip().splitlines()[-1])
     assert tuple(shape) == case.size
     assert modality == case.modality
     assert liver_ml >= 0
+    assert read_image(Path(mask)).GetSize() == case.size[::-1]
 
 
 def test_the_registry_says_where_a_version_comes_from(by_kfp: Path) -> None:

@@ -85,7 +85,7 @@ def test_another_pool_in_the_way_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_version_that_the_remote_lacks_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "remote").mkdir()
-    with pytest.raises(StorageError, match=r"^dvc pull: "):
+    with pytest.raises(StorageError, match=r"^the remote .*/remote does not hold it, or not all of it$"):
         pool_versions.pull("0" * 32 + ".dir", tmp_path / "pool", str(tmp_path / "remote"))
     assert [path.name for path in tmp_path.iterdir()] == ["remote"]
 

@@ -150,11 +150,11 @@ def _cards(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """The three numbers that a reader looks for first, per modality."""
     cards = []
     for modality, group in metrics.items():
-        f1 = group["tumour"]["lesion_f1"][threshold_name(0.0)]
+        f1 = group["tumour"]["lesion_f1"][threshold_name(0.1)]
         estimates = (
             ("Liver Dice", group["liver"]["dice"]["mean"], group["liver"]["dice"]),
             ("Tumour Dice", group["tumour"]["dice"]["mean"], group["tumour"]["dice"]),
-            ("Lesion F1, IoU > 0", f1["value"], f1),
+            ("Lesion F1, IoU > 0.1", f1["value"], f1),
         )
         cards.append(
             {

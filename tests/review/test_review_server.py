@@ -246,7 +246,7 @@ def test_a_decision_on_an_earlier_mask_is_not_shown_as_one_on_this(client: Flask
 
 
 def test_pseudo_livers_of_another_cohort_and_a_taken_port_are_refused(run: Path, by_kfp: Path) -> None:
-    with pytest.raises(ArtifactError, match="is a cohort, a pseudo-labels is needed"):
+    with pytest.raises(ArtifactError, match="is of kind cohort, must be pseudo-labels"):
         make_app(run / "cohort", run / "cohort", run / "reviews", TOKEN, "")
     import socket
 
