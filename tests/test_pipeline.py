@@ -129,7 +129,7 @@ def test_a_training_starts_from_a_registered_model(
     origin = json.loads((tmp_path / "model" / "model.json").read_text())["origin"]
     assert origin["warm start"] == read_manifest(by_kfp / "models" / "universal", "model").hash
     nobody = params.model_copy(update={"warm_start": "models:/nobody@champion"})
-    with pytest.raises(ArtifactError, match=r"^models:/nobody@champion cannot be fetched: "):
+    with pytest.raises(ArtifactError, match=r"^models:/nobody@champion cannot be fetched from "):
         train_universal.run(by_kfp / "pool", {}, tmp_path / "other", tiny.network, nobody)
 
 
