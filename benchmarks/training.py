@@ -39,7 +39,7 @@ from hepar.training.sampling import PatchSampler
 
 ROOT = Path(__file__).parents[1]
 SIZE_ZYX, SPACING_MM = (56, 80, 80), (4.0, 3.5, 3.5)
-PATCHES = ((24, 32, 32), (32, 48, 48), (48, 64, 64), (64, 96, 96))
+PATCHES = ((16, 32, 32), (32, 48, 48), (48, 64, 64), (64, 96, 96))
 SIDE = 48
 PLAN = Plan(spacing_zyx_mm=SPACING_MM, window_hu=(-20.0, 180.0), mr_percentiles=(2.0, 98.0))
 
