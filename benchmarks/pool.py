@@ -19,6 +19,7 @@ from components import pool_versions
 from hepar.artifacts import read_manifest, writing
 from hepar.cases import Cohort, Split
 from hepar.params import load_params
+from hepar.quality import TABLE
 from hepar.stages import ingest
 from hepar.stages.pseudo_label import COLUMNS
 
@@ -28,6 +29,7 @@ ASSEMBLE = """
 import resource, sys, time
 from pathlib import Path
 from hepar.params import load_params
+from hepar.quality import TABLE
 from hepar.stages import assemble_pool
 
 root, place = map(Path, sys.argv[1:3])
@@ -57,7 +59,7 @@ def part_of(whole: Path, folder: Path, cases: int) -> None:
     parents = {"cohort": read_manifest(folder / "cohort", "cohort").hash}
     with writing(folder / "pseudo", "pseudo-labels", parents) as partial:
         columns = [*COLUMNS, "gate", "weight", "reasons", "predicted_dice"]
-        pd.DataFrame([], columns=columns).to_parquet(partial / "quality.parquet", index=False)
+        pd.DataFrame([], columns=columns).to_parquet(partial / TABLE, index=False)
 
 
 def assemble(folder: Path) -> tuple[float, float]:

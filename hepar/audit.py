@@ -11,11 +11,10 @@ import numpy as np
 from hepar.artifacts import read_manifest
 from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.errors import ParamsError
+from hepar.fingerprint import FILE as FINGERPRINTS
 from hepar.fingerprint import Seen, load_fingerprints
 from hepar.patients import hash_patient, patients_seen
 from hepar.pool import Pool
-
-FINGERPRINTS = "fingerprints.npz"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from hepar.artifacts import link, read_manifest, sha256_json
@@ -73,10 +74,13 @@ class Earlier:
         except (ArtifactError, KeyError, TypeError, ValueError):
             return cls()
 
+    @cached_property
+    def _by_key(self) -> dict[tuple[str, str], PoolEntry]:
+        return {(entry.case_id, entry.key): entry for entry in (self.pool.entries if self.pool else ())}
+
     def entry(self, case_id: str, key: str) -> PoolEntry | None:
         """The entry of a case with that key."""
-        entries = self.pool.entries if self.pool else ()
-        return next((entry for entry in entries if entry.case_id == case_id and entry.key == key), None)
+        return self._by_key.get((case_id, key))
 
 
 def write_entry(

@@ -19,6 +19,7 @@ from hepar.cases import Case, Modality
 from hepar.checks import body
 from hepar.volumes import Array
 
+FILE = "fingerprints.npz"  # of a cohort
 SIZE_ZYX = (12, 16, 16)
 SAME = 0.955  # correlation; `benchmarks/duplicates.py` shows what copies and scans of different patients reach
 Fingerprint = npt.NDArray[np.int8]

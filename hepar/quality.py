@@ -16,6 +16,7 @@ from scipy import ndimage
 from hepar.params import Bounds, DicePredictor, GateParams
 from hepar.pool import Mask
 
+TABLE = "quality.parquet"  # of pseudo-labels: signals and verdicts
 ACCEPT, REVIEW, REJECT = "accept", "review", "reject"
 SMOOTHING_MM = 5.0  # what a liver's surface is compared with
 Probability = npt.NDArray[np.float32]

@@ -14,7 +14,7 @@ import pandas as pd
 from hepar.artifacts import read_manifest
 from hepar.cases import Case, Cohort, Modality
 from hepar.errors import ArtifactError
-from hepar.quality import ACCEPT, REJECT, REVIEW
+from hepar.quality import ACCEPT, REJECT, REVIEW, TABLE
 from hepar.reviews import LOG, NO_REVIEWS, Review, Reviews
 
 ORDER = {REVIEW: 0, REJECT: 1, ACCEPT: 2}
@@ -43,7 +43,7 @@ def read_queue(cohort: Path, pseudo: Path) -> dict[str, Waiting]:
         raise ArtifactError(f"{pseudo} does not label {cohort}, but another cohort")
     cases = {case.case_id: case for case in Cohort.load(cohort)}
     waiting = []
-    for row in pd.read_parquet(pseudo / "quality.parquet").to_dict(orient="records"):
+    for row in pd.read_parquet(pseudo / TABLE).to_dict(orient="records"):
         case, masks = cases[row["case_id"]], pseudo / "masks" / row["case_id"]
         files = {"image": cohort / case.image, "liver": masks / "liver.nii.gz", "uncertain": masks / "uncertain.nii.gz"}
         if case.tumour:

@@ -25,7 +25,7 @@ from hepar.params import AssemblePoolParams, PreparationParams
 from hepar.pool import Pool
 from hepar.preparation import make_plan
 from hepar.progress import current, stage
-from hepar.quality import ACCEPT, REJECT
+from hepar.quality import ACCEPT, REJECT, TABLE
 from hepar.readers.s3 import SCHEME, Buckets
 from hepar.reviews import NO_REVIEWS, Decision, Review, Reviews, void
 from hepar.volumes import Geometry, read_image
@@ -95,7 +95,7 @@ def _livers(
     chosen: Sequence[Case], cohort: Cohort, pseudo: Path, manifest: Manifest, reviews: Reviews
 ) -> dict[str, LiverLabel]:
     """The pseudo-liver of each case by the gates, or what a person made of it."""
-    rows: Sequence[Mapping[Any, Any]] = pd.read_parquet(pseudo / "quality.parquet").to_dict(orient="records")
+    rows: Sequence[Mapping[Any, Any]] = pd.read_parquet(pseudo / TABLE).to_dict(orient="records")
     labels = {row["case_id"]: _by_the_gates(row, pseudo, manifest) for row in rows}
     drawn = {case_id: label.sha256 for case_id, label in labels.items()}
     for stale in void(reviews, chosen, drawn):

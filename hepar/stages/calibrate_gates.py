@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hepar.artifacts import read_manifest, sha256_json, write_json, writing
+from hepar.artifacts import MANIFEST, read_manifest, sha256_json, write_json, writing
 from hepar.calibration import Calibration, Observation, calibrate, curve, observations_frame
 from hepar.cases import Case, Cohort, Modality, Split
 from hepar.compute import pick_device, use_threads
@@ -141,7 +141,7 @@ def _teachers(
     fold = fold_of(pool.select(Split.TRAIN), folds)
     for number in range(min(folds, len(fold))):
         teacher = place / f"fold-{number + 1}"
-        if not (teacher / "manifest.json").is_file():
+        if not (teacher / MANIFEST).is_file():
             current().say(f"{pool.entries[0].modality} fold {number + 1} of {folds}")
             origin = {"cohort": cohort_hash, "role": "calibration", "fold": f"{number + 1}/{folds}"}
             fit_model(without_fold(pool, fold, number), teacher, recipe, origin)

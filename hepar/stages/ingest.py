@@ -27,6 +27,7 @@ from hepar.cases import Case, Cohort, LabelState, Modality, Split, check_patient
 from hepar.checks import check_image, check_mask, check_placement, check_tumour_in_liver, check_volume
 from hepar.compute import available_cores
 from hepar.errors import ArtifactError, DataError, Refusal
+from hepar.fingerprint import FILE as FINGERPRINTS
 from hepar.fingerprint import Fingerprint, Seen, fingerprint, load_fingerprints
 from hepar.params import IngestParams, SplitParams
 from hepar.progress import current, stage
@@ -36,7 +37,7 @@ from hepar.readers.remote import digests, local
 from hepar.volumes import Geometry, canonical, to_array, write_image
 
 KIND = "cohort"
-QUARANTINE, FINGERPRINTS = "quarantine.csv", "fingerprints.npz"
+QUARANTINE = "quarantine.csv"
 RULES_VERSION = 3  # a new one has every case checked and written anew
 MIN_PARALLEL_CASES = 16  # below it, starting processes takes longer than the work
 AHEAD = 2  # cases a process has waiting, so that results in memory stay few

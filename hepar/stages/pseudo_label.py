@@ -25,12 +25,11 @@ from hepar.labelling import label_case
 from hepar.params import PseudoLabelParams
 from hepar.patients import hash_patient, patients_seen
 from hepar.progress import current, stage
-from hepar.quality import Signals, judge
+from hepar.quality import TABLE, Signals, judge
 from hepar.training.checkpoint import checkpoint_folder
 from hepar.volumes import to_image, write_image
 
 KIND = "pseudo-labels"
-TABLE = "quality.parquet"
 LIVER, UNCERTAIN, SIGNALS = "liver.nii.gz", "uncertain.nii.gz", "signals.json"
 COLUMNS = ["case_id", "modality", "teacher", "teacher_saw_patient", "mask_sha256", *Signals.names()]
 

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hepar.artifacts import read_manifest, sha256_json, writing
+from hepar.artifacts import MANIFEST, read_manifest, sha256_json, writing
 from hepar.cases import Cohort, Modality, Split
 from hepar.inference import add_member, load_weights, read_spec, save_model
 from hepar.params import NetworkParams, PreparationParams, TrainLiverParams
@@ -51,7 +51,7 @@ def _fit_folds(pool: Pool, model: Path, recipe: Recipe, origin: dict[str, str], 
     place = checkpoint_folder(model, key)
     members = [place / f"fold-{number + 1}" for number in range(folds)]
     for number, member in enumerate(members):
-        if not (member / "manifest.json").is_file():
+        if not (member / MANIFEST).is_file():
             current().say(f"fold {number + 1} of {folds}")
             fit_model(without_fold(pool, fold, number), member, recipe, {**origin, "fold": f"{number + 1}/{folds}"})
     spec = read_spec(members[0]).model_copy(update={"origin": origin})
