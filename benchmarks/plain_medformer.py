@@ -26,7 +26,7 @@ class PlainMedFormer(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         net = self.weights
-        x = residual(net.stem_block, net.stem(image))
+        x = residual(net.stem_block, conv(net.stem, image))
         skips, maps = [x], []
         for down in net.down:
             x = merged(down.merge, x)
@@ -52,17 +52,26 @@ class PlainMedFormer(nn.Module):
             for block in up.convs:
                 x = residual(block, x)
             if number == 1 and net.aux_head is not None and self.training:
-                aux = net.aux_head(x)
+                aux = conv(net.aux_head, x)
                 outputs = [F.interpolate(aux, size=image.shape[2:], mode="trilinear", align_corners=True)]
-        logits: Tensor = net.head(x)
+        logits = conv(net.head, x)
         return [logits, *outputs] if outputs else logits
+
+
+def conv(layer: nn.Conv3d, x: Tensor) -> Tensor:
+    return F.conv3d(x, layer.weight, layer.bias, padding=layer.padding, groups=layer.groups)
+
+
+def separable(layers: Any, x: Tensor) -> Tensor:
+    """Channel by channel, then voxel by voxel."""
+    return conv(layers[1], conv(layers[0], x))
 
 
 def convolved(block: Any, x: Tensor) -> Tensor:
     """Instance norm, activation, convolution."""
     activation = block.activation
     x = F.instance_norm(x, eps=block.norm.eps)
-    return block.conv(F.relu(x) if isinstance(activation, nn.ReLU) else activation(x))  # type: ignore[no-any-return]
+    return conv(block.conv, F.relu(x) if isinstance(activation, nn.ReLU) else activation(x))
 
 
 def residual(block: Any, x: Tensor) -> Tensor:
@@ -74,12 +83,12 @@ def merged(block: Any, x: Tensor) -> Tensor:
     """Voxels of a cell become channels."""
     d, h, w = block.stride
     cells = [x[:, :, i::d, j::h, k::w] for i in range(d) for j in range(h) for k in range(w)]
-    return block.project(F.instance_norm(torch.cat(cells, dim=1), eps=block.norm.eps))  # type: ignore[no-any-return]
+    return separable(block.project, F.instance_norm(torch.cat(cells, dim=1), eps=block.norm.eps))
 
 
 def made(block: Any, x: Tensor) -> Tensor:
     """A semantic map b m c: means over the voxels, weighted by a softmax."""
-    values, weights = block.values(x).flatten(2), block.weights(x).flatten(2)
+    values, weights = conv(block.values, x).flatten(2), conv(block.weights, x).flatten(2)
     return torch.einsum("bmn,bcn->bmc", weights.softmax(dim=-1), values)
 
 
@@ -87,7 +96,7 @@ def attended(block: Any, x: Tensor, semantic: Tensor) -> tuple[Tensor, Tensor | 
     """Bidirectional attention and the feed-forward part."""
     attention, short = block.attention, x if isinstance(block.shortcut, nn.Identity) else convolved(block.shortcut, x)
     space, heads = x.shape[2:], attention.heads
-    feature_q, feature_v = attention.feature_qv(F.instance_norm(x, eps=block.norm.eps)).chunk(2, dim=1)
+    feature_q, feature_v = separable(attention.feature_qv, F.instance_norm(x, eps=block.norm.eps)).chunk(2, dim=1)
     normed = F.instance_norm(semantic.transpose(1, 2), eps=1e-5).transpose(1, 2)
     map_q, map_v = attention.map_qv(normed).chunk(2, dim=-1)
     b, c = feature_q.shape[:2]
@@ -95,7 +104,7 @@ def attended(block: Any, x: Tensor, semantic: Tensor) -> tuple[Tensor, Tensor | 
     mq, mv = (part.reshape(b, -1, heads, c // heads) for part in (map_q, map_v))
     affinity = torch.einsum("bken,bmke->bknm", fq, mq) * (c // heads) ** -0.5
     update = torch.einsum("bknm,bmke->bken", affinity.softmax(dim=-1), mv).reshape(b, c, *space)
-    x = attention.feature_out(update) + short
+    x = separable(attention.feature_out, update) + short
     if attention.map_out is not None:
         change = torch.einsum("bknm,bken->bmke", affinity.softmax(dim=2), fv).reshape(b, -1, c)
         semantic = semantic + attention.map_out(change)

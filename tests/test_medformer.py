@@ -152,7 +152,7 @@ def test_it_is_one_graph_for_the_compiler(training: bool) -> None:
     image = torch.randn(1, 1, 16, 32, 32).contiguous(memory_format=torch.channels_last_3d)
     compiled = torch.compile(network, backend="eager", fullgraph=True)  # a break in the graph is an error
     for a, b in zip(network(image), compiled(image), strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
+        assert torch.allclose(a, b, atol=1e-4)
 
 
 def test_under_bf16_it_stays_finite_and_near() -> None:
@@ -213,7 +213,7 @@ def test_the_norms_own_gradient_is_that_of_a_group_norm(memory_format: torch.mem
     image = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64).to(memory_format=memory_format)
     upstream = torch.randn_like(image)
     gradients = []
-    for norm in (InstanceNorm(3, 1e-4), lambda x: torch.nn.functional.group_norm(x, 3, eps=1e-4)):
+    for norm in (InstanceNorm(1e-4), lambda x: torch.nn.functional.group_norm(x, 3, eps=1e-4)):
         leaf = image.clone().requires_grad_()
         norm(leaf).backward(upstream)
         assert leaf.grad is not None

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hepar.networks.medformer.operations import conv, depthwise_conv, instance_norm, pointwise_conv, upsample
+
 Triple = tuple[int, int, int]
 
 STAGES = 8  # four on the way down, four on the way up
@@ -89,83 +91,73 @@ def _freeze(value: Any) -> Any:
 
 
 class InstanceNorm(nn.Module):
-    """Instance normalisation without affine parameters that keeps channels_last_3d memory as it is.
+    """Instance normalisation without affine parameters."""
 
-    `torch.nn.InstanceNorm3d` copies such a tensor to the plain layout and back; a group norm with one channel a
-    group computes the same numbers in either layout.
-    """
-
-    def __init__(self, channels: int, eps: float) -> None:
+    def __init__(self, eps: float) -> None:
         super().__init__()
-        self.channels = channels
         self.eps = eps
 
     def forward(self, x_bcdhw: Tensor) -> Tensor:
-        if x_bcdhw.device.type == "cpu" and x_bcdhw.requires_grad and not torch.compiler.is_compiling():
-            return _CPUInstanceNorm.apply(x_bcdhw, self.eps)  # type: ignore[no-any-return, no-untyped-call]
-        return F.group_norm(x_bcdhw, self.channels, eps=self.eps)
+        return instance_norm(x_bcdhw, self.eps)
 
 
-class _CPUInstanceNorm(torch.autograd.Function):
-    """A group norm whose gradient is taken scan by scan as that of a batch norm.
+class SameConv(nn.Conv3d):
+    """A convolution onto the same grid, without bias."""
 
-    The gradients are the same; torch's kernel for the second is some three times faster on channels_last_3d memory.
-    """
+    def __init__(self, inputs: int, outputs: int, kernel: Triple) -> None:
+        super().__init__(inputs, outputs, kernel, padding=_same(kernel), bias=False)
 
-    @staticmethod
-    def forward(ctx: Any, x_bcdhw: Tensor, eps: float) -> Tensor:
-        batch, channels = x_bcdhw.shape[:2]
-        y_bcdhw, mean_bc, inverse_std_bc = torch.ops.aten.native_group_norm(
-            x_bcdhw, None, None, batch, channels, x_bcdhw[0, 0].numel(), channels, eps
-        )
-        ctx.save_for_backward(x_bcdhw, mean_bc, inverse_std_bc)
-        ctx.eps = eps
-        return y_bcdhw  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        x_bcdhw, mean_bc, inverse_std_bc = ctx.saved_tensors
-        gradient_bcdhw = gradients[0].contiguous(memory_format=torch.channels_last_3d)
-        out_bcdhw = torch.empty_like(gradient_bcdhw)
-        for out_1cdhw, gradient_1cdhw, x_1cdhw, mean_c, inverse_std_c in zip(
-            out_bcdhw.split(1), gradient_bcdhw.split(1), x_bcdhw.split(1), mean_bc, inverse_std_bc, strict=True
-        ):
-            out_1cdhw.copy_(
-                torch.ops.aten.native_batch_norm_backward(
-                    gradient_1cdhw,
-                    x_1cdhw,
-                    None,
-                    None,
-                    None,
-                    mean_c,
-                    inverse_std_c,
-                    True,
-                    ctx.eps,
-                    [True, False, False],
-                )[0]
-            )
-        return out_bcdhw, None
+    def forward(self, x_bcdhw: Tensor) -> Tensor:
+        return conv(x_bcdhw, self.weight)
 
 
-def _norm(channels: int) -> InstanceNorm:
-    return InstanceNorm(channels, eps=1e-5)
+class DepthwiseConv(nn.Conv3d):
+    """A convolution of each channel by itself, without bias."""
+
+    def __init__(self, channels: int, kernel: Triple) -> None:
+        super().__init__(channels, channels, kernel, padding=_same(kernel), groups=channels, bias=False)
+
+    def forward(self, x_bcdhw: Tensor) -> Tensor:
+        return depthwise_conv(x_bcdhw, self.weight)
+
+
+class PointwiseConv(nn.Conv3d):
+    """A convolution voxel by voxel."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, 1, bias=bias)
+
+    def forward(self, x_bcdhw: Tensor) -> Tensor:
+        return pointwise_conv(x_bcdhw, self.weight, self.bias)
 
 
 class PreActConv(nn.Module):
     """Instance norm, activation, convolution."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: Triple, activation: nn.Module, groups: int = 1) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: Triple, activation: nn.Module, depthwise: bool = False
+    ) -> None:
         super().__init__()
-        self.norm = InstanceNorm(inputs, eps=1e-4)
+        self.norm = InstanceNorm(eps=1e-4)
         if isinstance(activation, nn.ReLU):
             activation = nn.ReLU(
                 inplace=True
             )  # nothing else reads the norm's output, and a copy costs a pass of memory
         self.activation = activation
-        self.conv = nn.Conv3d(inputs, outputs, kernel, padding=_same(kernel), groups=groups, bias=False)
+        self.conv: nn.Conv3d
+        if depthwise:
+            self.conv = DepthwiseConv(inputs, kernel)
+        elif prod(kernel) == 1:
+            self.conv = PointwiseConv(inputs, outputs)
+        else:
+            self.conv = SameConv(inputs, outputs, kernel)
+
+    def activated(self, x_bcdhw: Tensor) -> Tensor:
+        """What the convolution reads."""
+        return self.activation(self.norm(x_bcdhw))  # type: ignore[no-any-return]
 
     def forward(self, x_bcdhw: Tensor) -> Tensor:
-        return self.conv(self.activation(self.norm(x_bcdhw)))  # type: ignore[no-any-return]
+        return self.conv(self.activated(x_bcdhw))  # type: ignore[no-any-return]
 
 
 def _same(kernel: Triple) -> Triple:
@@ -173,7 +165,10 @@ def _same(kernel: Triple) -> Triple:
 
 
 class ResidualConv(nn.Module):
-    """Two pre-activation convolutions around a shortcut; the shortcut is a convolution where the width changes."""
+    """Two pre-activation convolutions around a shortcut; the shortcut is a convolution where the width changes.
+
+    Such a shortcut reads the same normed input as the first convolution, so that the two are computed as one.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: Triple, activation: type[nn.Module]) -> None:
         super().__init__()
@@ -182,7 +177,13 @@ class ResidualConv(nn.Module):
         self.shortcut = PreActConv(inputs, outputs, kernel, activation()) if inputs != outputs else nn.Identity()
 
     def forward(self, x_bcdhw: Tensor) -> Tensor:
-        return self.conv2(self.conv1(x_bcdhw)) + self.shortcut(x_bcdhw)  # type: ignore[no-any-return]
+        if not isinstance(self.shortcut, PreActConv):
+            return self.conv2(self.conv1(x_bcdhw)) + x_bcdhw  # type: ignore[no-any-return]
+        weight = torch.cat([self.conv1.conv.weight, self.shortcut.conv.weight])
+        both_bcdhw = conv(self.conv1.activated(x_bcdhw), weight)
+        # cut along the last axis in memory, so that the gradients are joined there
+        first_bcdhw, shortcut_bcdhw = (part.movedim(-1, 1) for part in both_bcdhw.movedim(1, -1).chunk(2, dim=-1))
+        return self.conv2(first_bcdhw) + shortcut_bcdhw  # type: ignore[no-any-return]
 
 
 class SeparableConv(nn.Sequential):
@@ -190,8 +191,8 @@ class SeparableConv(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int, kernel: Triple) -> None:
         super().__init__(
-            nn.Conv3d(inputs, inputs, kernel, padding=_same(kernel), groups=inputs, bias=False),
-            nn.Conv3d(inputs, outputs, 1, bias=False),
+            DepthwiseConv(inputs, kernel),
+            PointwiseConv(inputs, outputs),
         )
 
 
@@ -205,7 +206,7 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Linear(channels // ratio, channels)
 
     def forward(self, x_bcdhw: Tensor) -> Tensor:
-        mean_bc = x_bcdhw.mean(dim=(2, 3, 4))
+        mean_bc = x_bcdhw.movedim(1, -1).flatten(1, 3).mean(dim=1)  # so that its gradient is channels_last_3d too
         gate_bc = torch.sigmoid(self.expand(self.activation(self.reduce(mean_bc))))
         return x_bcdhw * gate_bc[:, :, None, None, None]
 
@@ -217,7 +218,7 @@ class MBConv(nn.Module):
         super().__init__()
         wide = expansion * channels
         self.expand = PreActConv(channels, wide, (1, 1, 1), activation()) if expansion > 1 else nn.Identity()
-        self.depthwise = PreActConv(wide, wide, kernel, activation(), groups=wide)
+        self.depthwise = PreActConv(wide, wide, kernel, activation(), depthwise=True)
         self.gate = SqueezeExcite(wide, activation())
         self.project = PreActConv(wide, channels, (1, 1, 1), nn.Identity())
 
@@ -276,7 +277,7 @@ class AttentionBlock(nn.Module):
         updates_map: bool,
     ) -> None:
         super().__init__()
-        self.norm = _norm(inputs)
+        self.norm = InstanceNorm(eps=1e-5)
         self.attention = BidirectionalAttention(inputs, map_dim, outputs, heads, kernel, updates_map)
         same = inputs == outputs
         self.shortcut = nn.Identity() if same else PreActConv(inputs, outputs, (1, 1, 1), activation())
@@ -307,9 +308,10 @@ class SemanticMap(nn.Module):
         self.weights = nn.Conv3d(channels, entries, 3, padding=1, bias=False)
 
     def forward(self, feature_bcdhw: Tensor) -> Tensor:
-        values_bnc = self.values(feature_bcdhw).flatten(2).transpose(1, 2)
-        weights_bmn = self.weights(feature_bcdhw).flatten(2).softmax(dim=-1)
-        return weights_bmn @ values_bnc  # type: ignore[no-any-return]
+        weight = torch.cat([self.values.weight, self.weights.weight])  # one convolution for both
+        both_bcn = conv(feature_bcdhw, weight).flatten(2)
+        values_bcn, weights_bmn = both_bcn.split([self.values.out_channels, self.weights.out_channels], dim=1)
+        return weights_bmn.softmax(dim=-1) @ values_bcn.transpose(1, 2)  # type: ignore[no-any-return]
 
 
 class FusionLayer(nn.Module):
@@ -357,13 +359,14 @@ class PatchMerging(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: Triple, kernel: Triple) -> None:
         super().__init__()
         self.stride = stride
-        self.norm = _norm(inputs * prod(stride))
+        self.norm = InstanceNorm(eps=1e-5)
         self.project = SeparableConv(inputs * prod(stride), outputs, kernel)
 
     def forward(self, x_bcdhw: Tensor) -> Tensor:
         sd, sh, sw = self.stride
-        cells = [x_bcdhw[:, :, i::sd, j::sh, k::sw] for i in range(sd) for j in range(sh) for k in range(sw)]
-        return self.project(self.norm(torch.cat(cells, dim=1)))  # type: ignore[no-any-return]
+        cells = x_bcdhw.movedim(1, -1).unflatten(3, (-1, sw)).unflatten(2, (-1, sh)).unflatten(1, (-1, sd))
+        stacked_bdhwc = cells.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4)  # from b d sd h sh w sw c
+        return self.project(self.norm(stacked_bdhwc.movedim(-1, 1)))  # type: ignore[no-any-return]
 
 
 class Level(nn.Module):
@@ -436,11 +439,12 @@ class Up(Level):
     def forward(
         self, low_bcdhw: Tensor, skip_bcdhw: Tensor, map_bmc: Tensor | None, skip_map_bmc: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        low_bcdhw = F.interpolate(low_bcdhw, size=skip_bcdhw.shape[2:], mode="trilinear", align_corners=True)
+        low_bcdhw = upsample(low_bcdhw, skip_bcdhw.shape[2:])
         if self.reduce_map is not None and map_bmc is not None:
             joined = map_bmc if skip_map_bmc is None else torch.cat([map_bmc, skip_map_bmc], dim=-1)
             map_bmc = self.reduce_map(joined)
-        feature_bcdhw, map_bmc = self.attend(torch.cat([low_bcdhw, skip_bcdhw], dim=1), map_bmc)
+        joined_bdhwc = torch.cat([low_bcdhw.movedim(1, -1), skip_bcdhw.movedim(1, -1)], dim=-1)  # as they lie in memory
+        feature_bcdhw, map_bmc = self.attend(joined_bdhwc.movedim(-1, 1), map_bmc)
         return self.convs(feature_bcdhw), map_bmc
 
 
@@ -456,13 +460,13 @@ class MedFormer(nn.Module):
         self.config = config
         activation = ACTIVATIONS[config.activation]
         kernel = config.kernel[0]
-        self.stem = nn.Conv3d(config.in_channels, config.base, kernel, padding=_same(kernel), bias=False)
+        self.stem = SameConv(config.in_channels, config.base, kernel)
         self.stem_block = ResidualConv(config.base, config.base, kernel, activation)
         self.down = nn.ModuleList(Down(config, stage) for stage in range(4))
         self.fusion = MapFusion(config.channels[1:4], config.fusion_dim, config.fusion_heads, config.fusion_depth)
         self.up = nn.ModuleList(Up(config, stage) for stage in range(4, 8))
-        self.aux_head = nn.Conv3d(config.channels[5], config.classes, 1) if config.aux else None
-        self.head = nn.Conv3d(config.channels[7], config.classes, 1)
+        self.aux_head = PointwiseConv(config.channels[5], config.classes, bias=True) if config.aux else None
+        self.head = PointwiseConv(config.channels[7], config.classes, bias=True)
         self.gradient_checkpointing = False
 
     @classmethod
@@ -500,5 +504,4 @@ class MedFormer(nn.Module):
         logits_bcdhw: Tensor = self.head(feature_bcdhw)
         if aux_bcdhw is None:
             return logits_bcdhw
-        size = image_bcdhw.shape[2:]
-        return [logits_bcdhw, F.interpolate(aux_bcdhw, size=size, mode="trilinear", align_corners=True)]
+        return [logits_bcdhw, upsample(aux_bcdhw, image_bcdhw.shape[2:])]

@@ -1,0 +1,236 @@
+"""MedFormer's operations that torch's own CPU kernels compute slowly on channels_last_3d memory, most of all backwards.
+
+On a CPU they are put together from faster kernels, to the same numbers; on a GPU, compiled or exported they are torch's
+own. Shape suffixes as in `network.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NARROW = 16  # of fewer channels torch's gradient of a norm does not fill a vector register
+WIDE = 80  # from as many channels on torch takes a kernel's gradient faster in two dimensions than in three
+SMALL = 20480  # channels times rows of a single scan up to which torch convolves it by its slow kernel
+FEW = 1024  # of fewer voxels torch's group norm is many times slower than its batch norm
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _by_hand(x: Tensor) -> bool:
+    """Whether the gradient is taken here."""
+    return _on_cpu(x) and torch.is_grad_enabled() and x.requires_grad
+
+
+def _channels_last(x_bcdhw: Tensor) -> Tensor:
+    """The same values in channels_last_3d memory.
+
+    Of a single scan the stride over scans may be anything, but torch's kernels go by it to tell a memory format.
+    """
+    x_bcdhw = x_bcdhw.contiguous(memory_format=torch.channels_last_3d)
+    if x_bcdhw.stride(0) == x_bcdhw[0].numel():
+        return x_bcdhw
+    return x_bcdhw.as_strided(x_bcdhw.shape, (x_bcdhw[0].numel(), *x_bcdhw.stride()[1:]))
+
+
+def _apply(function: Callable[..., Any], *inputs: Any) -> Tensor:
+    """Apply an autograd function to tensors of one type: autocast ends where it begins."""
+    if torch.is_autocast_enabled("cpu"):
+        kind = torch.get_autocast_dtype("cpu")
+        inputs = tuple(value.to(kind) if isinstance(value, Tensor) else value for value in inputs)
+    with torch.autocast("cpu", enabled=False):
+        return function(*inputs)  # type: ignore[no-any-return]
+
+
+def conv(x_bcdhw: Tensor, weight_ocdhw: Tensor) -> Tensor:
+    """Convolve with a kernel of odd sides; same grid in and out.
+
+    A small single scan, which torch gives to a slow kernel, is convolved slice by slice in two dimensions, the slices
+    that a kernel covers as channels.
+    """
+    if _on_cpu(x_bcdhw) and len(x_bcdhw) == 1 and x_bcdhw[0, :, :, :, 0].numel() <= SMALL:
+        depth, *padding = _same(weight_ocdhw)
+        covered = F.pad(x_bcdhw[0], (0, 0, 0, 0, depth, depth)).unfold(1, 2 * depth + 1, 1)  # c d h w and slices
+        slices = covered.permute(1, 0, 4, 2, 3).flatten(1, 2)
+        y_dohw = F.conv2d(slices, weight_ocdhw.flatten(1, 2), padding=padding)
+        return y_dohw.movedim(0, 1).unsqueeze(0)
+    if _by_hand(x_bcdhw) and x_bcdhw.shape[1] >= WIDE:
+        return _apply(_Conv.apply, x_bcdhw, weight_ocdhw, 1)
+    return _conv(x_bcdhw, weight_ocdhw, 1)
+
+
+def pointwise_conv(x_bcdhw: Tensor, weight_oc111: Tensor, bias_o: Tensor | None) -> Tensor:
+    """Convolve voxel by voxel: slice by slice in two dimensions, which torch has a faster kernel for."""
+    if not _on_cpu(x_bcdhw):
+        return F.conv3d(x_bcdhw, weight_oc111, bias_o)
+    slices = x_bcdhw.movedim(1, -1).flatten(0, 1).movedim(-1, 1)
+    y_nohw = F.conv2d(slices, weight_oc111.squeeze(-1), bias_o)
+    return y_nohw.unflatten(0, (len(x_bcdhw), -1)).movedim(1, 2)  # type: ignore[no-any-return]
+
+
+def depthwise_conv(x_bcdhw: Tensor, weight_c1dhw: Tensor) -> Tensor:
+    """Convolve each channel with its own kernel of odd sides; same grid in and out."""
+    if _by_hand(x_bcdhw):
+        return _apply(_Conv.apply, x_bcdhw, weight_c1dhw, len(weight_c1dhw))
+    return _conv(x_bcdhw, weight_c1dhw, len(weight_c1dhw))
+
+
+def _same(weight_ocdhw: Tensor) -> list[int]:
+    return [side // 2 for side in weight_ocdhw.shape[2:]]
+
+
+def _conv(x_bcdhw: Tensor, weight_ocdhw: Tensor, groups: int) -> Tensor:
+    return F.conv3d(x_bcdhw, weight_ocdhw, padding=_same(weight_ocdhw), groups=groups)
+
+
+class _Conv(torch.autograd.Function):
+    """The input's gradient is a convolution with the mirrored kernel; the kernel's is taken slice by slice in 2-D."""
+
+    @staticmethod
+    def forward(ctx: Any, x_bcdhw: Tensor, weight_ocdhw: Tensor, groups: int) -> Tensor:
+        ctx.save_for_backward(x_bcdhw, weight_ocdhw)
+        ctx.groups = groups
+        return _conv(x_bcdhw, weight_ocdhw, groups)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_bcdhw, weight_ocdhw = ctx.saved_tensors
+        gradient_bodhw = _channels_last(gradients[0])
+        of_weight_ocdhw = torch.zeros_like(weight_ocdhw)
+        for x_cdhw, gradient_odhw in zip(x_bcdhw, gradient_bodhw, strict=True):
+            _add_kernel_gradient(of_weight_ocdhw, x_cdhw.transpose(0, 1), gradient_odhw.transpose(0, 1), ctx.groups)
+        mirrored = weight_ocdhw.flip(2, 3, 4)
+        if ctx.groups == 1:
+            mirrored = mirrored.transpose(0, 1)
+        return _conv(gradient_bodhw, mirrored, ctx.groups), of_weight_ocdhw, None
+
+
+def _add_kernel_gradient(sum_ocdhw: Tensor, x_dchw: Tensor, gradient_dohw: Tensor, groups: int) -> None:
+    """Each plane of the kernel meets the slices of the image that it was laid on."""
+    depth, planes = len(x_dchw), sum_ocdhw.shape[2]
+    _, *padding = _same(sum_ocdhw)
+    for plane in range(planes):
+        shift = plane - planes // 2
+        begin, end = max(0, -shift), min(depth, depth - shift)
+        if begin >= end:
+            continue
+        _, of_plane_ochw, _ = torch.ops.aten.convolution_backward(
+            gradient_dohw[begin:end],
+            x_dchw[begin + shift : end + shift],
+            sum_ocdhw[:, :, plane],
+            None,
+            [1, 1],
+            padding,
+            [1, 1],
+            False,
+            [0, 0],
+            groups,
+            [False, True, False],
+        )
+        sum_ocdhw[:, :, plane] += of_plane_ochw
+
+
+def instance_norm(x_bcdhw: Tensor, eps: float) -> Tensor:
+    """Instance normalisation without affine parameters that keeps channels_last_3d memory as it is.
+
+    `torch.nn.InstanceNorm3d` copies such a tensor to the plain layout and back; a group norm with one channel a
+    group computes the same numbers in either layout.
+    """
+    if _by_hand(x_bcdhw):
+        return _InstanceNorm.apply(x_bcdhw, eps)  # type: ignore[no-any-return, no-untyped-call]
+    if _on_cpu(x_bcdhw):
+        return _normed(_channels_last(x_bcdhw), eps)[0]
+    return F.group_norm(x_bcdhw, x_bcdhw.shape[1], eps=eps)
+
+
+def _normed(x_bcdhw: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The normed image, and of each channel the mean and the inverse of the standard deviation."""
+    batch, channels = x_bcdhw.shape[:2]
+    voxels = x_bcdhw[0, 0].numel()
+    if voxels >= FEW:
+        return torch.ops.aten.native_group_norm(  # type: ignore[no-any-return]
+            x_bcdhw, None, None, batch, channels, voxels, channels, eps
+        )
+    scans = (torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps) for x in x_bcdhw.split(1))
+    y_bcdhw, mean_bc, inverse_std_bc = zip(*scans, strict=True)
+    return torch.cat(y_bcdhw), torch.stack(mean_bc), torch.stack(inverse_std_bc)
+
+
+class _InstanceNorm(torch.autograd.Function):
+    """A group norm whose gradient is that of a batch norm, scan by scan."""
+
+    @staticmethod
+    def forward(ctx: Any, x_bcdhw: Tensor, eps: float) -> Tensor:
+        x_bcdhw = _channels_last(x_bcdhw)
+        y_bcdhw, mean_bc, inverse_std_bc = _normed(x_bcdhw, eps)
+        ctx.save_for_backward(x_bcdhw, mean_bc, inverse_std_bc)
+        ctx.eps = eps
+        return y_bcdhw
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        x_bcdhw, mean_bc, inverse_std_bc = ctx.saved_tensors
+        gradient_bcdhw = _channels_last(gradients[0])
+        if x_bcdhw.shape[1] < NARROW and x_bcdhw.dtype.itemsize >= 4:  # not in half precision
+            return _norm_gradient(gradient_bcdhw, x_bcdhw, mean_bc, inverse_std_bc), None
+        of_scans = [
+            torch.ops.aten.native_batch_norm_backward(
+                gradient_1cdhw, x_1cdhw, None, None, None, mean_c, inverse_std_c, True, ctx.eps, [True, False, False]
+            )[0]
+            for gradient_1cdhw, x_1cdhw, mean_c, inverse_std_c in zip(
+                gradient_bcdhw.split(1), x_bcdhw.split(1), mean_bc, inverse_std_bc, strict=True
+            )
+        ]
+        return of_scans[0] if len(of_scans) == 1 else torch.cat(of_scans), None
+
+
+def _norm_gradient(gradient_bcdhw: Tensor, x_bcdhw: Tensor, mean_bc: Tensor, inverse_std_bc: Tensor) -> Tensor:
+    """The gradient of an instance norm of few channels, many voxels to a row so that vectors are filled.
+
+    With y the normalised x and averages over a channel's voxels: (g - mean(g) - y mean(g y)) / std.
+    """
+    batch, channels, *space = x_bcdhw.shape
+    voxels = x_bcdhw[0, 0].numel()
+    together = next(n for n in (64, 32, 16, 8, 4, 2, 1) if voxels % n == 0)
+
+    def rows(t_bcdhw: Tensor) -> Tensor:
+        return t_bcdhw.permute(0, 2, 3, 4, 1).reshape(batch, voxels // together, together * channels)
+
+    def average(rows_brc: Tensor) -> Tensor:
+        return rows_brc.sum(1).view(batch, together, channels).sum(1) / voxels
+
+    def repeated(value_bc: Tensor) -> Tensor:
+        return value_bc.repeat(1, together)[:, None]
+
+    g_brc = rows(gradient_bcdhw)
+    y_brc = torch.addcmul(repeated(-mean_bc * inverse_std_bc), rows(x_bcdhw), repeated(inverse_std_bc))
+    slope_bc, offset_bc = average(g_brc * y_brc), average(g_brc)
+    out_brc = y_brc.mul_(repeated(-slope_bc * inverse_std_bc)).add_(repeated(-offset_bc * inverse_std_bc))
+    out_brc.addcmul_(g_brc, repeated(inverse_std_bc))
+    return out_brc.view(batch, *space, channels).permute(0, 4, 1, 2, 3)
+
+
+def upsample(x_bcdhw: Tensor, size: torch.Size) -> Tensor:
+    """Trilinear interpolation to a size, corners on corners."""
+    y_bcdhw = F.interpolate(x_bcdhw, size=size, mode="trilinear", align_corners=True)
+    if _by_hand(x_bcdhw) and x_bcdhw.shape[1] >= NARROW:
+        return _ChannelsLastGradient.apply(y_bcdhw)  # type: ignore[no-any-return, no-untyped-call]
+    return y_bcdhw
+
+
+class _ChannelsLastGradient(torch.autograd.Function):
+    """Nothing but a gradient in dense memory: that of a part of joined channels, say, costs an interpolation dear."""
+
+    @staticmethod
+    def forward(ctx: Any, x_bcdhw: Tensor) -> Tensor:
+        return x_bcdhw.view_as(x_bcdhw)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _channels_last(gradients[0])

@@ -1,0 +1,103 @@
+"""The operations that are put together by hand give torch's own numbers, forwards and backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hepar.networks.medformer import operations
+
+FORMATS = [torch.contiguous_format, torch.channels_last_3d]
+
+
+def same(ours: Callable[..., Tensor], torchs: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """The same output, and the same gradient of each input, to double precision."""
+    results = []
+    for function in (ours, torchs):
+        leaves = [value.clone().requires_grad_() for value in inputs]
+        output = function(*leaves)
+        upstream = torch.sin(torch.arange(output.numel(), dtype=output.dtype)).view(output.shape)
+        output.backward(upstream)
+        results.append((output, *(leaf.grad for leaf in leaves)))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(*inputs), results[0][0], rtol=1e-10, atol=1e-12)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.fixture(params=FORMATS, ids=["plain", "channels last"])
+def image(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
+    torch.manual_seed(0)
+    return lambda *shape: (torch.randn(shape, dtype=torch.float64) + 0.5).to(memory_format=request.param)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    ("channels", "space"),
+    [(3, (4, 5, 6)), (20, (4, 5, 6)), (3, (8, 12, 12)), (20, (8, 12, 12)), (17, (1, 1, 2))],
+    ids=["narrow, few voxels", "few voxels", "narrow", "as torch", "two voxels"],
+)
+def test_instance_norm(image: Callable[..., Tensor], batch: int, channels: int, space: tuple[int, int, int]) -> None:
+    same(
+        lambda x: operations.instance_norm(x, 1e-4),
+        lambda x: F.group_norm(x, channels, eps=1e-4),
+        image(batch, channels, *space),
+    )
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (3, 1, 5)])
+@pytest.mark.parametrize("space", [(4, 5, 6), (1, 2, 2)])
+def test_depthwise_convolution(
+    image: Callable[..., Tensor], kernel: tuple[int, int, int], space: tuple[int, int, int]
+) -> None:
+    padding = [side // 2 for side in kernel]
+    same(
+        operations.depthwise_conv,
+        lambda x, w: F.conv3d(x, w, padding=padding, groups=6),
+        image(2, 6, *space),
+        image(6, 1, *kernel),
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("channels", [2, 96])
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (3, 1, 5)])
+def test_convolution(image: Callable[..., Tensor], kernel: tuple[int, int, int], channels: int, batch: int) -> None:
+    padding = [side // 2 for side in kernel]
+    same(
+        operations.conv,
+        lambda x, w: F.conv3d(x, w, padding=padding),
+        image(batch, channels, 4, 5, 6),
+        image(7, channels, *kernel),
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_pointwise_convolution(image: Callable[..., Tensor], batch: int) -> None:
+    x, weight, bias = image(batch, 6, 4, 5, 6), image(3, 6, 1, 1, 1), torch.randn(3, dtype=torch.float64)
+    same(operations.pointwise_conv, F.conv3d, x, weight, bias)
+
+
+@pytest.mark.parametrize("size", [(8, 12, 12), (4, 6, 12), (7, 11, 13), (1, 1, 1)])
+@pytest.mark.parametrize("space", [(4, 6, 6), (1, 1, 2)])
+def test_upsampling(image: Callable[..., Tensor], size: tuple[int, int, int], space: tuple[int, int, int]) -> None:
+    same(
+        lambda x: operations.upsample(x, torch.Size(size)),
+        lambda x: F.interpolate(x, size=size, mode="trilinear", align_corners=True),
+        image(2, 3, *space),
+    )
+
+
+def test_under_autocast_a_gradient_has_its_inputs_type() -> None:
+    x, weight = torch.randn(2, 6, 4, 5, 6, requires_grad=True), torch.randn(6, 1, 3, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = operations.depthwise_conv(x, weight)
+    output.float().sum().backward()
+    assert output.dtype == torch.bfloat16
+    for leaf in (x, weight):
+        assert leaf.grad is not None
+        assert leaf.grad.dtype == torch.float32
