@@ -116,7 +116,7 @@ class Trainer:
         self.snapshots: list[dict[str, Tensor]] = []
         self.snapshot_steps = {max(1, round(share * params.steps)) for share in params.snapshots}
         self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay
+            self.network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=params.precision == "fp16")
         self.parallel = distributed.parallel(self.network, device)
