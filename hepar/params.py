@@ -152,6 +152,7 @@ class AugmentationParams(Section):
     low_resolution: Annotated[float, Field(ge=1)]  # voxels up to so many times larger, then interpolated back
     bias_field_probability: Share  # of an MR patch
     bias_field: Annotated[float, Field(ge=0)]  # largest logarithm of a smooth factor
+    lesion_probability: Share  # made-up lesions are laid into a known liver, where real ones are few
     remap_probability: Share  # values pass through a random curve, so that organs change places in brightness
 
 

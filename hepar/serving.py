@@ -27,6 +27,8 @@ MIN_LESION_ML = 0.1
 class HeparModel(PythonModel):  # type: ignore[misc]
     """Segments scans given by path; preprocessing and plan come with the model."""
 
+    _skip_type_hint_validation = True  # `predict` has none: MLflow would make a schema that has no room for a path
+
     def load_context(self, context: Any) -> None:
         self.model = load_model(Path(context.artifacts["model"]), pick_device())
 
@@ -36,7 +38,7 @@ class HeparModel(PythonModel):  # type: ignore[misc]
         Gives for each scan the `modality`, volumes `liver_ml` and `tumour_ml`, and `labels`, uint8 zyx on the scan's
         own grid: 0 background, 1 liver, 2 tumour. With `params={"output": FOLDER}` the labels are also written there
         and `mask` names the file. An undeclared modality is told by the scan's intensities.
-        """  # without annotations, of which MLflow would make a schema that has no room for a path
+        """
         output = (params or {}).get("output")
         return [self._segment(row, Path(output) if output else None) for row in _rows(model_input)]
 

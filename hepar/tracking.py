@@ -12,7 +12,6 @@ import logging
 import os
 import subprocess
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -148,17 +147,15 @@ def log_model(mlflow: Any, model: Path, name: str) -> str:
     from mlflow.types import DataType, ParamSchema, ParamSpec
 
     package = Path(__file__).parent
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*type hints.*", UserWarning)  # serving.py says why it has none
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(package / "serving.py"),
-            artifacts={"model": str(model)},
-            code_paths=[str(package)],
-            pip_requirements=serving_requirements(),
-            signature=ModelSignature(params=ParamSchema([ParamSpec("output", DataType.string, "")])),
-            registered_model_name=name,
-        )
+    info = mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(package / "serving.py"),
+        artifacts={"model": str(model)},
+        code_paths=[str(package)],
+        pip_requirements=serving_requirements(),
+        signature=ModelSignature(params=ParamSchema([ParamSpec("output", DataType.string, "")])),
+        registered_model_name=name,
+    )
     return str(info.registered_model_version)
 
 

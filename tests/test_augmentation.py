@@ -34,6 +34,7 @@ OFF = AugmentationParams(
     bias_field_probability=0.0,
     bias_field=0.5,
     remap_probability=0.0,
+    lesion_probability=0.0,
 )
 Batch = tuple[Tensor, Tensor, Tensor]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hepar.artifacts import MANIFEST, read_manifest, sha256_json, write_json, writing
+from hepar.artifacts import read_manifest, sha256_json, write_json, writing
 from hepar.calibration import Calibration, Observation, calibrate, curve, observations_frame
 from hepar.cases import Case, Cohort, Modality, Split
 from hepar.compute import pick_device, use_threads
@@ -30,8 +30,8 @@ from hepar.progress import current, stage
 from hepar.quality import agreement
 from hepar.training.checkpoint import checkpoint_folder
 from hepar.training.distributed import refuse_torchrun
-from hepar.training.fit import Recipe, fit_model
-from hepar.training.teaching import fold_of, liver_intensity, teaching_pool, without_fold
+from hepar.training.fit import Recipe
+from hepar.training.teaching import fit_folds, fold_of, liver_intensity, teaching_pool
 from hepar.volumes import read_image, to_array
 
 KIND = "calibration"
@@ -139,12 +139,8 @@ def _teachers(
     cohort: Cohort, pool: Pool, recipe: Recipe, folds: int, cohort_hash: str, place: Path
 ) -> Iterator[_Hidden]:
     fold = fold_of(pool.select(Split.TRAIN), folds)
-    for number in range(min(folds, len(fold))):
-        teacher = place / f"fold-{number + 1}"
-        if not (teacher / MANIFEST).is_file():
-            current().say(f"{pool.entries[0].modality} fold {number + 1} of {folds}")
-            origin = {"cohort": cohort_hash, "role": "calibration", "fold": f"{number + 1}/{folds}"}
-            fit_model(without_fold(pool, fold, number), teacher, recipe, origin)
+    teachers = fit_folds(pool, fold, place, recipe, {"cohort": cohort_hash, "role": "calibration"})
+    for number, teacher in enumerate(teachers):
         names = {e.case_id for e in pool.select(Split.TRAIN) if fold[e.patient_id] == number}
         yield _Hidden([case for case in cohort if case.case_id in names], teacher)
 

@@ -10,17 +10,17 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hepar.artifacts import MANIFEST, read_manifest, sha256_json, writing
+from hepar.artifacts import read_manifest, sha256_json, writing
 from hepar.cases import Cohort, Modality, Split
 from hepar.inference import add_member, load_weights, read_spec, save_model
 from hepar.params import NetworkParams, PreparationParams, TrainLiverParams
 from hepar.patients import hash_patient, write_patients
 from hepar.pool import Pool
-from hepar.progress import current, stage
+from hepar.progress import stage
 from hepar.training.checkpoint import checkpoint_folder
 from hepar.training.distributed import refuse_torchrun
 from hepar.training.fit import HISTORY, KIND, Recipe, fit_model
-from hepar.training.teaching import fold_of, liver_intensity, teaching_pool, without_fold
+from hepar.training.teaching import fit_folds, fold_of, liver_intensity, teaching_pool
 
 
 def run(
@@ -49,11 +49,7 @@ def _fit_folds(pool: Pool, model: Path, recipe: Recipe, origin: dict[str, str], 
     settings = [recipe.training.model_dump(mode="json"), recipe.network.model_dump(mode="json")]
     key = sha256_json([settings, origin, folds, [entry.sha256 for entry in pool.entries]])
     place = checkpoint_folder(model, key)
-    members = [place / f"fold-{number + 1}" for number in range(folds)]
-    for number, member in enumerate(members):
-        if not (member / MANIFEST).is_file():
-            current().say(f"fold {number + 1} of {folds}")
-            fit_model(without_fold(pool, fold, number), member, recipe, {**origin, "fold": f"{number + 1}/{folds}"})
+    members = fit_folds(pool, fold, place, recipe, origin)
     spec = read_spec(members[0]).model_copy(update={"origin": origin})
     with writing(model, KIND, origin) as folder:
         save_model(folder, load_weights(members[0]), spec)

@@ -17,6 +17,7 @@ from hepar.cases import Modality
 from hepar.params import TrainingParams
 from hepar.training import distributed
 from hepar.training.augmentation import move, recolour
+from hepar.training.lesions import with_lesions
 from hepar.training.sampling import PatchSampler, batch_numbers
 
 
@@ -35,6 +36,11 @@ def make_batch(sampler: PatchSampler, number: int, params: TrainingParams, devic
     place = (params.batch_size, distributed.rank(), distributed.size())
     patches = sampler.batch(number, *place)
     rngs = [np.random.default_rng([params.seed, patch, 1]) for patch in batch_numbers(number, *place)]
+    if (share := params.augmentation.lesion_probability) > 0:
+        patches = [
+            with_lesions(patch, sampler.spacing_zyx_mm, rng) if rng.random() < share else patch
+            for patch, rng in zip(patches, rngs, strict=True)
+        ]
     image = torch.from_numpy(np.stack([patch.image[None] for patch in patches])).to(device)
     y = torch.from_numpy(np.stack([patch.y for patch in patches])).to(device)
     m = torch.from_numpy(np.stack([patch.m for patch in patches])).to(device)

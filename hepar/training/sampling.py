@@ -69,6 +69,7 @@ class PatchSampler:
         self.patch_zyx = patch_zyx
         self.params = params
         self.seed = seed
+        self.spacing_zyx_mm = pool.plan.spacing_zyx_mm
         self._pool = pool
         fits = sum(pool.arrays(entry).nbytes for entry in self.entries) <= memory_bytes
         self._loaded = [pool.arrays(entry).loaded() for entry in self.entries] if fits else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from hepar.artifacts import MANIFEST
 from hepar.cases import Case, Cohort, LabelState, Modality, Split
 from hepar.entries import Rules, write_entry
 from hepar.errors import DataError
@@ -15,6 +16,7 @@ from hepar.params import PreparationParams
 from hepar.pool import Pool, PoolEntry
 from hepar.preparation import make_plan
 from hepar.progress import current
+from hepar.training.fit import Recipe, fit_model
 
 MIN_DEVIATION = 0.1  # of livers' medians, in units of prepared images: a few cases may agree by chance
 
@@ -51,7 +53,7 @@ def fold_of(entries: Sequence[PoolEntry], folds: int) -> dict[str, int]:
     return {patient: number % folds for number, patient in enumerate(patients)}
 
 
-def without_fold(pool: Pool, fold: dict[str, int], number: int) -> Pool:
+def without_fold(pool: Pool, fold: Mapping[str, int], number: int) -> Pool:
     """The pool without the training patients of a fold. Raises DataError where none is left."""
     kept = tuple(e for e in pool.entries if e.split != Split.TRAIN or fold[e.patient_id] != number)
     if not any(entry.split == Split.TRAIN for entry in kept):
@@ -59,6 +61,20 @@ def without_fold(pool: Pool, fold: dict[str, int], number: int) -> Pool:
             f"fold {number + 1} leaves no training patient: there are too few for {len(set(fold.values()))}"
         )
     return Pool(pool.folder, pool.plan, kept)
+
+
+def fit_folds(
+    pool: Pool, fold: Mapping[str, int], place: Path, recipe: Recipe, origin: Mapping[str, str]
+) -> list[Path]:
+    """A teacher for each fold, which it has not seen, in folders below `place`; one that is finished there is kept."""
+    folds, teachers = len(set(fold.values())), []
+    for number in range(folds):
+        teacher = place / f"fold-{number + 1}"
+        if not (teacher / MANIFEST).is_file():
+            current().say(f"{pool.entries[0].modality} fold {number + 1} of {folds}")
+            fit_model(without_fold(pool, fold, number), teacher, recipe, {**origin, "fold": f"{number + 1}/{folds}"})
+        teachers.append(teacher)
+    return teachers
 
 
 def liver_intensity(pool: Pool) -> tuple[float, float]:
