@@ -120,7 +120,7 @@ class Bench:
         torch.manual_seed(1)
         network = build_network(params.network.name, params.network.config, training.patch_zyx)
         self.network: nn.Module = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=1e-3)
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=1e-3, fused=True)
         self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.98))
         self.sampler, self.training, self.device = sampler, training, device
         self.number = 0

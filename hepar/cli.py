@@ -45,7 +45,15 @@ from hepar.options import (
     TableFormat,
     print_table,
 )
-from hepar.params import Params, dump_params, load_params, write_preset
+from hepar.params import (
+    Params,
+    PreparationParams,
+    check_new_preset,
+    dump_params,
+    load_params,
+    read_section,
+    write_preset,
+)
 from hepar.pool_commands import pool_app
 
 RUNNERS = "hepar.runners"  # the entry point group in which runners of the whole pipeline announce themselves
@@ -302,6 +310,8 @@ def calibrate_gates(
     """Hide manual livers from teachers, and learn which pseudo-livers can be trusted."""
     from hepar.stages import calibrate_gates as this
 
+    if out is not None:
+        check_new_preset(out, params)
     gates = this.run(cohort, calibration, load_params(params))
     print(this.summary(calibration))
     if out is not None:
@@ -329,10 +339,11 @@ def networks(params: ParamsFile = PARAMS) -> None:
         own = name == loaded.network.name
         if name == "medformer" and not own:
             continue  # it has no settings but those of a params file
+        config = loaded.network.config if own else {}
         try:
-            sides, counted = patch, cost(name, loaded.network.config if own else {}, patch)
+            sides, counted = patch, cost(name, config, patch)
         except ParamsError:
-            sides, counted = (z, y, x), cost(name, {}, (z, y, x))
+            sides, counted = (z, y, x), cost(name, config, (z, y, x))
         amounts = f"{counted.parameters / 1e6:.2f} M", f"{counted.multiply_adds / 1e9:.1f} G"
         table.add_row(name, "×".join(map(str, sides)), *amounts, "of the params file" if own else "by default")
     Console().print(table)
@@ -354,7 +365,8 @@ def import_weights(
     from hepar.stages import import_weights as this
 
     p = load_params(params)
-    plan = Plan(spacing_zyx_mm=spacing, window_hu=window, mr_percentiles=p.preparation.mr_percentiles)
+    given = {"spacing_zyx_mm": spacing, "window_hu": window, "mr_percentiles": p.preparation.mr_percentiles}
+    plan = Plan.model_validate(read_section(PreparationParams, given).model_dump())
     this.run(checkpoint, out, p.network, plan, patch)
     print(out)
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from hepar.artifacts import write_json
 from hepar.cases import Modality
-from hepar.errors import ArtifactError
+from hepar.errors import ArtifactError, ParamsError
 from hepar.networks import build_network
 from hepar.params import NetworkParams, SizeZYX
 from hepar.pool import Mask, fill_holes
@@ -134,15 +135,19 @@ def _load(folder: Path, name: str, device: torch.device) -> Model:
     try:
         network = build_network(spec.network.name, spec.network.config, spec.patch_zyx)
         network.load_state_dict(load_weights(folder, name))
-    except RuntimeError as error:
+    except (RuntimeError, ParamsError) as error:
         raise ArtifactError(f"{folder} holds a damaged model: {' '.join(str(error).split())}") from None
     network.to(device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
     return Model(network, spec, device)
 
 
 def load_weights(folder: Path, name: str = WEIGHTS) -> dict[str, Tensor]:
-    """A state dict of a model folder, on the CPU."""
-    weights: dict[str, Tensor] = torch.load(folder / name, map_location="cpu", weights_only=True)
+    """A state dict of a model folder, on the CPU. Raises ArtifactError where the file is damaged."""
+    try:
+        weights: dict[str, Tensor] = torch.load(folder / name, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ArtifactError(f"{folder} holds a damaged model: {name}: {first}") from None
     return weights
 
 

@@ -367,10 +367,8 @@ def _replaced(value: Any, old: str | None, new: str | None) -> Any:
 
 
 def write_preset(path: Path, extends: Path, values: Mapping[str, Any], comment: str) -> None:
-    """Write a params file that extends another; `values` are keyed by dotted names. Raises ParamsError if it would
-    write over the file that it extends."""
-    if path.resolve() == extends.resolve():
-        raise ParamsError(f"{path} cannot extend itself: name another file")
+    """Write a new params file that extends another; `values` are keyed by dotted names. Raises ParamsError as below."""
+    check_new_preset(path, extends)
     nested: dict[str, Any] = {"extends": os.path.relpath(extends.resolve(), path.resolve().parent)}
     for dotted, value in values.items():
         *sections, key = dotted.split(".")
@@ -378,8 +376,19 @@ def write_preset(path: Path, extends: Path, values: Mapping[str, Any], comment: 
         for section in sections:
             place = place.setdefault(section, {})
         place[key] = value
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"# {comment}\n" + yaml.safe_dump(nested, sort_keys=False, default_flow_style=None))
+
+
+def check_new_preset(path: Path, extends: Path) -> None:
+    """Raise ParamsError where a new params file cannot be written: it is there, or nothing may be written beside it."""
+    if path.exists():
+        raise ParamsError(f"{path} is there already: name another file to extend {extends}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(13, os.strerror(13))
+    except OSError as error:
+        raise ParamsError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _first(error: ValidationError) -> str:

@@ -36,6 +36,8 @@ BATCHES = range(2, 9)
 COPIES = 5  # of each weight: itself, gradient, two moments of Adam, moving average
 BACKWARD = 1.6  # times the kept activations: with gradients and workspaces, as benchmarks/medformer.py measures
 LEVELS = 4
+MR_PERCENTILES = (2.0, 98.0)
+DIVISIBLE = 64  # a side that every network can divide
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,9 @@ def propose(facts: Mapping[Modality, ModalityFacts], network: NetworkParams, mem
     config = dict(network.config)
     if network.name == "medformer":
         config |= {"stride": strides, "kernel": _kernels(strides)}
-    divisor = tuple(math.prod(stride[axis] for stride in strides) for axis in range(3))
+        divisor = tuple(math.prod(stride[axis] for stride in strides) for axis in range(3))
+    else:
+        divisor = tuple(without_values(network.name, config, (DIVISIBLE,) * 3).divisor)  # type: ignore[arg-type]
     patch = _largest_patch(network.name, config, spacing, box_mm, divisor, memory_gib)
     coarsened = 0
     while _share(patch, spacing, box_mm) < MIN_SHARE:
@@ -127,6 +131,7 @@ def propose(facts: Mapping[Modality, ModalityFacts], network: NetworkParams, mem
     proposals = [
         Proposal("preparation.spacing_zyx_mm", [round(mm, 2) for mm in spacing], why_spacing),
         *_window(facts),
+        *_mr_recipe(facts),
         Proposal(
             "train_universal.training.patch_zyx",
             list(patch),
@@ -139,13 +144,25 @@ def propose(facts: Mapping[Modality, ModalityFacts], network: NetworkParams, mem
     ]
     if network.name == "medformer":
         reason = (
-            "an axis is halved while no other is twice as fine; kernels are flat along an axis that is not halved yet"
+            f"{LEVELS} levels; an axis is halved while no other is twice as fine; kernels are flat along an axis that"
+            " is not halved yet"
         )
         proposals += [
             Proposal("network.config.stride", strides, reason),
             Proposal("network.config.kernel", _kernels(strides), "as the strides"),
         ]
     return tuple(proposals)
+
+
+def _mr_recipe(facts: Mapping[Modality, ModalityFacts]) -> list[Proposal]:
+    """How MR is normalised: by the image itself, since its values have no unit."""
+    if Modality.MR not in facts:
+        return []
+    reason = (
+        "MR values have no unit: each scan is clipped at these percentiles of its body and brought to mean 0 and"
+        " deviation 1 there, whatever its sequence"
+    )
+    return [Proposal("preparation.mr_percentiles", list(MR_PERCENTILES), reason)]
 
 
 def training_bytes(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX, batch: int) -> int:

@@ -7,6 +7,7 @@ corrected mask stays valid as long as the image is the same.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -101,10 +102,13 @@ def append(folder: Path, review: Review) -> None:
     descriptor = os.open(folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         before, data = os.fstat(descriptor).st_size, line.encode()
-        if os.write(descriptor, data) != len(data):
+        try:
+            if os.write(descriptor, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(descriptor)
+        except OSError as error:
             os.ftruncate(descriptor, before)
-            raise StorageError(f"{folder / LOG}: the disk is full, the decision is not saved")
-        os.fsync(descriptor)
+            raise StorageError(f"{folder / LOG}: {error.strerror}, the decision is not saved") from None
     finally:
         os.close(descriptor)
 

@@ -12,14 +12,14 @@ import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hepar.errors import ArtifactError, DataError
+from hepar.errors import ArtifactError, DataError, StorageError
 from hepar.inference import SPEC, ModelSpec
 from hepar.params import REGISTERED, TrainingParams
 
@@ -32,6 +32,7 @@ POOL_TAG = "hepar.pool_version"
 CHAMPION, CHALLENGER = "champion", "challenger"
 SQLITE = "sqlite:///"
 COMMIT_VARIABLE = "HEPAR_GIT_COMMIT"
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a model or version, and of an alias
 
 
 def connect(experiment: str | None = None) -> Any:
@@ -127,7 +128,7 @@ def model_run(experiment: str, model_hash: str) -> Iterator[Any]:
     """mlflow with the run that trained a model opened again, or a new run where this server knows none."""
     mlflow = connect(experiment)
     found = mlflow.search_runs(
-        experiment_names=[experiment],
+        search_all_experiments=True,
         filter_string=f"tags.`{MODEL_TAG}` = '{model_hash}'",
         max_results=1,
         output_format="list",
@@ -203,25 +204,33 @@ def pool_version(uri: str) -> str:
 
 
 def version_by_alias(mlflow: Any, name: str, alias: str) -> Version | None:
-    """The registered version that an alias points at; None without one."""
-    try:
-        return _version(mlflow, mlflow.MlflowClient().get_model_version_by_alias(name, alias))
-    except mlflow.MlflowException:
-        return None
+    """The registered version that an alias points at; None without one. Raises StorageError as below."""
+    return _found(mlflow, lambda client: client.get_model_version_by_alias(name, alias))
 
 
 def registered_version(mlflow: Any, name: str, number: str) -> Version | None:
-    """A registered version by its number; None where there is none."""
+    """A registered version by its number; None where there is none. Raises StorageError as below."""
+    return _found(mlflow, lambda client: client.get_model_version(name, number))
+
+
+def _found(mlflow: Any, ask: Callable[[Any], Any]) -> Version | None:
+    """A version with its scores; None where the registry says that there is none.
+
+    Raises StorageError where the registry does not answer or the scores are gone: nothing may be promoted unseen.
+    """
     try:
-        return _version(mlflow, mlflow.MlflowClient().get_model_version(name, number))
-    except mlflow.MlflowException:
-        return None
-
-
-def _version(mlflow: Any, found: Any) -> Version:
-    report = Path(mlflow.artifacts.download_artifacts(run_id=found.run_id, artifact_path="report"))
-    metrics = json.loads((report / "metrics.json").read_text())
-    facts = json.loads((report / "facts.json").read_text())
+        found = ask(mlflow.MlflowClient())
+    except mlflow.MlflowException as error:
+        if error.error_code in NOT_THERE:
+            return None
+        raise StorageError(f"the registry at {tracking_uri()} does not answer: {error.message}") from None
+    try:
+        report = Path(mlflow.artifacts.download_artifacts(run_id=found.run_id, artifact_path="report"))
+        metrics = json.loads((report / "metrics.json").read_text())
+        facts = json.loads((report / "facts.json").read_text())
+    except (mlflow.MlflowException, OSError, ValueError) as error:
+        what = f"version {found.version} of {found.name}"
+        raise StorageError(f"{what}: its report cannot be read from {tracking_uri()}: {error}") from None
     return Version(found.name, str(found.version), metrics, facts["test set"])
 
 

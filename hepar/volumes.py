@@ -7,6 +7,7 @@ to the patient's left, y to the back, z to the head.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def _check_size(path: Path) -> None:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    voxels, stored = int(np.prod([int(n) for n in reader.GetSize()])), path.stat().st_size
+    voxels, stored = math.prod(int(n) for n in reader.GetSize()), path.stat().st_size
     if voxels > max(MAX_EXPANSION * stored, MIN_VOXEL_LIMIT):
         size = "×".join(map(str, reader.GetSize()))
         raise DataError(f"{path} claims {size} voxels, but the file has {stored} bytes")

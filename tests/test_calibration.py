@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY, succeed
+from conftest import TINY, call, succeed
 from test_quality import GATES, GOOD
 
 from hepar.calibration import BEYOND, Observation, calibrate, curve, fit, passing, threshold
@@ -131,6 +131,9 @@ def test_the_command_hides_manual_livers_and_writes_gates_that_a_run_takes(tmp_p
     assert "agreement" in gates.predictor.signals
     assert load_params(tmp_path / "mine.yaml").evaluate == load_params(TINY).evaluate
     assert (tmp_path / "calibration" / "calibration.png").stat().st_size > 10_000
+    again = call("hepar", "calibrate-gates", *options, "--out", "mine.yaml", cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr.startswith("hepar: mine.yaml is there already")
 
 
 def test_an_ensemble_is_not_calibrated_by_single_teachers(tiny: Params, tmp_path: Path) -> None:

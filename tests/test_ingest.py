@@ -26,7 +26,7 @@ from hepar.errors import DataError
 from hepar.listing import cohort_table
 from hepar.params import AddedPhantoms, IngestParams, Params, SplitParams
 from hepar.phantoms import write_phantoms
-from hepar.readers.source import SourceCase
+from hepar.readers.source import SourceCase, VolumeFile
 from hepar.readers.table import read_table
 from hepar.stages.ingest import QUARANTINE, _ingest, run, split_of
 from hepar.volumes import read_image, to_array, to_source_grid
@@ -142,6 +142,21 @@ def test_a_case_that_breaks_a_rule_is_set_aside_with_rule_and_value(
     assert value in line["value"]
     assert len(Cohort.load(folder)) == 7
     assert not (folder / "volumes" / SCAN).exists()
+
+
+def test_a_file_on_which_a_library_breaks_sets_its_case_aside(
+    source: Source, tiny: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = VolumeFile.read
+
+    def breaking(volume: VolumeFile) -> sitk.Image:
+        if volume.path.parent.name == SCAN and volume.path.name.startswith("tumour"):
+            raise AttributeError("Anna Example has no PixelData")
+        return whole(volume)
+
+    monkeypatch.setattr(VolumeFile, "read", breaking)
+    (line,) = quarantine(ingest(source, tiny.ingest))
+    assert line == {"case_id": SCAN, "rule": "every file can be read", "value": "VolumeFile ends in AttributeError"}
 
 
 def test_a_file_that_is_missing_sets_its_case_aside(source: Source, tiny: Params) -> None:

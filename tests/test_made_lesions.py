@@ -21,6 +21,7 @@ def patch(modality: Modality = Modality.CT) -> Patch:
     y, m = np.zeros((2, *shape), np.float32), np.ones((2, *shape), np.float32)
     y[LIVER, 6:26, 8:40, 8:40] = 1
     m[LIVER, :, :, 30:40] = 0
+    m[LIVER, :, :, 20:30] = 0.5
     m[TUMOUR][y[LIVER] > 0] = 0
     y[TUMOUR, 10:14, 12:16, 12:16] = m[TUMOUR, 10:14, 12:16, 12:16] = 1
     image[y[LIVER] == 0] -= 0.6
@@ -36,7 +37,7 @@ def test_lesions_lie_where_the_liver_is_known_and_no_tumour_is(modality: Modalit
     allowed = (before.y[LIVER] > 0) & (before.m[LIVER] > 0) & (before.y[TUMOUR] == 0)
     assert new.any()
     assert not (new & ~allowed).any()
-    assert (after.m[TUMOUR][new] == 1).all()
+    assert np.array_equal(after.m[TUMOUR][new], before.m[LIVER][new])
     assert np.array_equal(after.m[TUMOUR][~new], before.m[TUMOUR][~new])
     assert np.array_equal(after.y[TUMOUR][~new], before.y[TUMOUR][~new])
     assert np.array_equal(after.y[LIVER], before.y[LIVER])
@@ -58,6 +59,19 @@ def test_a_lesion_has_another_brightness_and_the_grain_of_the_liver() -> None:
     assert len(contrasts) > 20
     assert max(map(abs, contrasts)) < STRONGEST + 0.1
     assert 0.6 < darker < 1
+
+
+def test_no_ct_leaves_its_window_and_mr_lesions_stand_out_more() -> None:
+    bright = patch()
+    np.clip(bright.image + 0.75, -1, 1, out=bright.image)
+    changes = {Modality.CT: 0.0, Modality.MR: 0.0}
+    for seed in range(30):
+        assert np.abs(with_lesions(bright, SPACING, np.random.default_rng(seed)).image).max() <= 1
+        for modality in changes:
+            before = patch(modality)
+            after = with_lesions(before, SPACING, np.random.default_rng(seed))
+            changes[modality] = max(changes[modality], float(np.abs(after.image - before.image).max()))
+    assert changes[Modality.MR] > 1.2 * changes[Modality.CT]
 
 
 def test_the_given_patch_stays_as_it_was_and_a_seed_gives_the_same_again() -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
-from hepar.errors import ParamsError
+from hepar.errors import DataError, ParamsError
+from hepar.inference import load_model, sliding_window
 from hepar.networks import BUILDERS, build_network, cost
 from hepar.networks.from_monai import _strides
-from hepar.params import Params
+from hepar.networks.medformer import MedFormer
+from hepar.params import NetworkParams, Params
+from hepar.preparation import Plan
+from hepar.stages import import_weights
 from hepar.training.losses import masked_loss
 
 PATCH = (32, 32, 32)
@@ -44,6 +52,60 @@ def test_a_network_gives_logits_of_the_patch_and_a_gradient_to_every_weight(name
     alone = network.eval()(image)
     assert isinstance(alone, torch.Tensor)
     assert alone.shape == (2, 2, *patch)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "said"),
+    [
+        ("unet", {"out_channels": 3}, r"^network\.config\.out_channels of unet is 3, must be 2$"),
+        ("vnet", {"in_channels": 2}, r"^network\.config\.in_channels of vnet is 2, must be 1$"),
+        ("medformer", {"classes": 4}, r"^network\.config\.classes of medformer is 4, must be 2 or 3$"),
+        ("medformer", {"in_channels": 2}, r"^network\.config\.in_channels of medformer is 2, must be 1$"),
+    ],
+)
+def test_a_network_that_cannot_stand_between_a_scan_and_its_labels_is_refused(
+    tiny: Params, name: str, config: dict[str, object], said: str
+) -> None:
+    own = {**tiny.network.config, **config} if name == "medformer" else config
+    with pytest.raises(ParamsError, match=said):
+        build_network(name, own, PATCH)
+
+
+def test_three_exclusive_classes_are_read_as_two_nested_structures(tiny: Params) -> None:
+    torch.manual_seed(1)
+    config = {**tiny.network.config, "classes": 3, "aux": True}
+    network, image = build_network("medformer", config, PATCH).eval(), torch.randn(1, 1, *PATCH)
+    plain = MedFormer.from_config(config).eval()
+    plain.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        liver, tumour = network(image).sigmoid()[0]
+        softmax = plain(image).softmax(dim=1)[0]
+    assert torch.allclose(liver, softmax[1] + softmax[2], atol=1e-5)
+    assert torch.allclose(tumour, softmax[2], atol=1e-5)
+    assert [scale.shape[1] for scale in network.train()(image)] == [2, 2]
+
+
+def test_a_published_checkpoint_becomes_a_model_that_segments(real_data: Path, tmp_path: Path) -> None:
+    checkpoint = real_data / "medformer" / "small.npz"
+    with np.load(checkpoint) as stored:
+        config = json.loads(str(stored["config"]))
+        image, output = stored["input"], torch.from_numpy(stored["output0"])
+    plan = Plan(spacing_zyx_mm=(1, 1, 1), window_hu=(-17, 201), mr_percentiles=(2, 98))
+    import_weights.run(checkpoint, tmp_path / "model", NetworkParams(name="medformer", config=config), plan, PATCH)
+    model = load_model(tmp_path / "model", torch.device("cpu"))
+    found = sliding_window(model.network, image[0, 0], PATCH, 0.0, model.device)
+    softmax = output.softmax(dim=1)[0].numpy()
+    assert np.allclose(found[0], softmax[1] + softmax[2], atol=1e-4)
+    assert np.allclose(found[1], softmax[2], atol=1e-4)
+
+
+def test_a_checkpoint_of_another_network_is_refused_and_nothing_is_written(tiny: Params, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "other.pt"
+    torch.save({"head.weight": torch.zeros(1)}, checkpoint)
+    plan = Plan(spacing_zyx_mm=(1, 1, 1), window_hu=(-17, 201), mr_percentiles=(2, 98))
+    with pytest.raises(DataError, match=r"head\.weight"):
+        import_weights.run(checkpoint, tmp_path / "model", tiny.network, plan, PATCH)
+    assert not (tmp_path / "model").exists()
 
 
 def test_deep_supervision_lists_the_full_resolution_first() -> None:

@@ -17,9 +17,10 @@ import pytest
 import yaml
 from conftest import ROOT, TINY, call, environment, succeed
 
+from hepar import tracking
 from hepar.artifacts import dvc_version, read_manifest
 from hepar.cases import Cohort, Split
-from hepar.errors import ArtifactError
+from hepar.errors import ArtifactError, StorageError
 from hepar.params import Params, TrainUniversalParams, dump_params, load_params
 from hepar.pool import Pool
 from hepar.stages import train_universal
@@ -117,6 +118,26 @@ def test_a_second_version_is_a_challenger_or_earns_its_place(by_kfp: Path, tmp_p
     result = json.loads((run / "registration" / "registration.json").read_text())
     assert (result["version"], result["alias"]) == ("2", "challenger")
     assert any("CT liver" in reason for reason in result["reasons"])
+
+
+def test_no_champion_is_replaced_unseen(by_kfp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(by_kfp / "mlflow.db", tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    server = tracking.connect("hepar")
+    assert tracking.version_by_alias(server, "nobody", "champion") is None
+    assert tracking.version_by_alias(server, "hepar-tiny", "nobody") is None
+    assert tracking.registered_version(server, "hepar-tiny", "99") is None
+
+    def broken(*args: object, **others: object) -> str:
+        raise mlflow.MlflowException("out of order")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.artifacts, "download_artifacts", broken)
+        with pytest.raises(StorageError, match=r"^version 1 of hepar-tiny: its report cannot be read from "):
+            tracking.version_by_alias(server, "hepar-tiny", "champion")
+    monkeypatch.setattr(mlflow.MlflowClient, "get_model_version_by_alias", broken)
+    with pytest.raises(StorageError, match=r"does not answer: out of order$"):
+        tracking.version_by_alias(server, "hepar-tiny", "champion")
 
 
 def test_a_training_starts_from_a_registered_model(

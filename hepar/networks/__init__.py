@@ -13,10 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from hepar.errors import ParamsError
 from hepar.networks import from_monai
 from hepar.networks.medformer import MedFormer
+from hepar.networks.medformer.exclusive import CLASSES, ExclusiveMedFormer
 from hepar.params import SizeZYX
 
 BUILDERS: dict[str, Callable[[Mapping[str, Any], SizeZYX], nn.Module]] = {
-    "medformer": lambda config, patch_zyx: MedFormer.from_config(config),
+    "medformer": lambda config, patch_zyx: _medformer(config),
     **from_monai.BUILDERS,
 }
 
@@ -28,6 +29,7 @@ def build_network(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> n
     """
     if name not in BUILDERS:
         raise ParamsError(f"network.name is {name!r}, must be one of {', '.join(sorted(BUILDERS))}")
+    _check_ends(name, config)
     try:
         network = BUILDERS[name](config, patch_zyx)
     except (TypeError, ValueError, AssertionError) as error:
@@ -36,6 +38,24 @@ def build_network(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> n
     if any(side % by for side, by in zip(patch_zyx, divisor, strict=True)):
         raise ParamsError(f"training.patch_zyx is {patch_zyx}: {name} needs each side to be a multiple of {divisor}")
     return network
+
+
+def _medformer(config: Mapping[str, Any]) -> nn.Module:
+    kind = ExclusiveMedFormer if config.get("classes") == CLASSES else MedFormer
+    return kind.from_config(config)
+
+
+def _check_ends(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ParamsError unless a network reads one channel and gives liver and tumour."""
+    outputs = (
+        ("classes", (from_monai.STRUCTURES, CLASSES))
+        if name == "medformer"
+        else ("out_channels", (from_monai.STRUCTURES,))
+    )
+    for key, allowed in (("in_channels", (from_monai.IN_CHANNELS,)), outputs):
+        if (value := config.get(key, allowed[0])) not in allowed:
+            wanted = " or ".join(map(str, allowed))
+            raise ParamsError(f"network.config.{key} of {name} is {value}, must be {wanted}")
 
 
 def without_values(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:

@@ -12,7 +12,7 @@ import pydicom
 import SimpleITK as sitk
 
 from hepar.cases import LabelState
-from hepar.errors import Refusal
+from hepar.errors import DataError, Refusal
 from hepar.readers.dicom import (
     RTSTRUCT,
     SEGMENTATION,
@@ -163,7 +163,7 @@ def _segmentations(instances: Iterable[Instance]) -> list[Drawn]:
     for instance in instances:
         if instance.get("SOPClassUID") != SEGMENTATION:
             continue
-        header = pydicom.dcmread(instance.path, stop_before_pixels=True)
+        header = _opened(instance.path)
         referenced = [str(item.SeriesInstanceUID) for item in header.get("ReferencedSeriesSequence", [])]
         numbers: dict[str, list[int]] = {}
         for segment in header.get("SegmentSequence", []):
@@ -184,7 +184,7 @@ def _contours(instances: Iterable[Instance]) -> list[Drawn]:
     for instance in instances:
         if instance.get("SOPClassUID") != RTSTRUCT:
             continue
-        header = pydicom.dcmread(instance.path)
+        header = _opened(instance.path)
         referenced = [
             str(series.SeriesInstanceUID)
             for frame in header.get("ReferencedFrameOfReferenceSequence", [])
@@ -201,6 +201,14 @@ def _contours(instances: Iterable[Instance]) -> list[Drawn]:
             for series in referenced
         ]
     return found
+
+
+def _opened(path: Path) -> pydicom.Dataset:
+    """What a DICOM file says, without its pixels. Raises DataError where it cannot be read."""
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True)
+    except Exception as error:
+        raise DataError(f"{path.name} cannot be read as DICOM: {type(error).__name__}") from error
 
 
 def _named(names: Iterable[str]) -> str:

@@ -33,7 +33,10 @@ def read(folder: Path) -> list[SourceCase]:
         raise DataError(f"{folder / DESCRIPTION}: channel_names has {len(channels)} channels, must have one")
     modality = Modality.CT if str(channels["0"]).upper() == "CT" else Modality.MR
     labels = description.get("labels", {})
-    values = {name: _values(value) for name, value in labels.items() if name != "ignore"}
+    try:
+        values = {name: _values(value) for name, value in labels.items() if name != "ignore"}
+    except (TypeError, ValueError):
+        raise DataError(f"{folder / DESCRIPTION}: labels must map names to numbers, but is {labels}") from None
     declared = frozenset().union(*values.values(), {0})
     tumour = _matching(values, TUMOUR)
     liver = _matching(values, LIVER)

@@ -78,7 +78,7 @@ def make_app(cohort: Path, pseudo: Path, reviews: Path, token: str, who: str) ->
     @app.after_request
     def harden(response: Response) -> Response:
         response.headers.update(HEADERS)
-        if hmac.compare_digest(request.args.get("token", ""), token):
+        if hmac.compare_digest(request.args.get("token", "").encode(), token.encode()):
             response.set_cookie(_cookie(), token, httponly=True, samesite="Strict")
         return response
 

@@ -47,7 +47,9 @@ def run(cohort: Path, pseudo: Path, pool: Path, preparation: PreparationParams, 
         cases = Cohort.load(cohort)
         rules = Rules(make_plan(cases.cases, preparation), params.unknown_tumour, params.margin_mm)
         chosen = [case for case in cases if case.split != Split.TEST and case.modality in params.modalities]
-        livers = _livers(chosen, cases, pseudo, manifest, reviews) if params.labels == "mixed" else {}
+        livers = _livers(chosen, cases, pseudo, manifest, reviews) if params.labels != "tumour" else {}
+        if params.labels == "manual":  # what a person has drawn anew is manual
+            livers = {case_id: label for case_id, label in livers.items() if label.state == LabelState.MANUAL}
         earlier, known = Earlier.at(pool), dict[str, str]()
         with writing(pool, KIND, parents, known) as folder, current().counting(len(chosen), "cases") as count:
             entries = []
@@ -131,7 +133,6 @@ def _by_a_person(review: Review, case: Case, cohort: Cohort, label: LiverLabel |
                 f"case {case.case_id}: the corrected mask is {own.size_zyx} zyx, not on the grid of the image"
             )
         return LiverLabel(LabelState.MANUAL, mask, review.mask_sha256, 1.0, gate=ACCEPT, review=review.in_words)
-    if label is None:
-        raise DataError(f"case {case.case_id}: {review.in_words}, but there is no pseudo-liver")
+    assert label is not None  # a decision about a mask that is not there is void
     accepted = review.decision == Decision.ACCEPT
     return replace(label, weight=float(accepted), gate=ACCEPT if accepted else REJECT, review=review.in_words)

@@ -30,8 +30,8 @@ from hepar.progress import current, stage
 from hepar.quality import agreement
 from hepar.training.checkpoint import checkpoint_folder
 from hepar.training.distributed import refuse_torchrun
-from hepar.training.fit import Recipe
-from hepar.training.teaching import fit_folds, fold_of, liver_intensity, teaching_pool
+from hepar.training.fit import HOW_IT_RUNS, Recipe
+from hepar.training.teaching import fit_folds, fold_of, teaching_pool
 from hepar.volumes import read_image, to_array
 
 KIND = "calibration"
@@ -66,9 +66,14 @@ def observe(cohort: Path, calibration: Path, params: Params) -> list[Observation
             " train_liver.training.snapshots to []"
         )
     cohort_hash, cases = read_manifest(cohort, "cohort").hash, Cohort.load(cohort)
-    key = sha256_json(
-        [cohort_hash, params.model_dump(mode="json", exclude={"calibrate_gates": {"min_dice", "coverage"}})]
-    )
+    # of what a teacher is made of, and nothing else, so that teachers are kept when gates change
+    makes = [
+        params.preparation.model_dump(mode="json"),
+        params.network.model_dump(mode="json"),
+        params.train_liver.training.model_dump(mode="json", exclude=HOW_IT_RUNS),
+        params.calibrate_gates.model_dump(mode="json", include={"folds", "shares"}),
+    ]
+    key = sha256_json([cohort_hash, makes])
     place = checkpoint_folder(calibration, key)
     return [found for modality in Modality for found in _observe(cases, modality, params, cohort_hash, place)]
 
@@ -119,7 +124,7 @@ def _observe(
     use_threads(training.threads)
     with tempfile.TemporaryDirectory(prefix="hepar-") as scratch:
         pool = teaching_pool(cohort, modality, params.preparation, Path(scratch))
-        recipe = Recipe(params.network, training, (modality,), liver_intensity(pool))
+        recipe = Recipe(params.network, training, (modality,))
         hidden = list(_teachers(cohort, pool, recipe, params.calibrate_gates.folds, cohort_hash, place / modality))
     device = pick_device()
     use_threads(params.pseudo_label.threads)

@@ -26,7 +26,7 @@ from hepar.artifacts import link, sha256_file, sha256_json, writing
 from hepar.cases import Case, Cohort, LabelState, Modality, Split, check_patients
 from hepar.checks import check_image, check_mask, check_placement, check_tumour_in_liver, check_volume
 from hepar.compute import available_cores
-from hepar.errors import ArtifactError, DataError, Refusal
+from hepar.errors import ArtifactError, DataError, HeparError, Refusal
 from hepar.fingerprint import FILE as FINGERPRINTS
 from hepar.fingerprint import Fingerprint, Seen, fingerprint, load_fingerprints
 from hepar.params import IngestParams, SplitParams
@@ -34,6 +34,7 @@ from hepar.progress import current, stage
 from hepar.readers import SourceCase, open_source, read_splits
 from hepar.readers.files import VOLUME_ENDINGS
 from hepar.readers.remote import digests, local
+from hepar.readers.source import Volume
 from hepar.volumes import Geometry, canonical, to_array, write_image
 
 KIND = "cohort"
@@ -255,14 +256,14 @@ def _link(case: Case, earlier: Path, folder: Path) -> None:
 
 def _make(source: SourceCase, origin: str, folder: Path, split: SplitParams) -> Accepted:
     """Check one case and write its canonical volumes. Raises Refusal."""
-    original = source.image.read()
+    original = _read(source.image)
     check_image(original, source.modality)
     states = {"liver": source.liver_state, "tumour": source.tumour_state}
     masks: dict[str, sitk.Image] = {}
     for name, volume in (("liver", source.liver), ("tumour", source.tumour)):
         if volume is None:
             continue
-        mask = volume.read()
+        mask = _read(volume)
         if source.empty_is_absent and not to_array(mask).any():
             states[name] = LabelState.ABSENT
             continue
@@ -299,6 +300,19 @@ def _make(source: SourceCase, origin: str, folder: Path, split: SplitParams) -> 
         **hashes,
     )
     return Accepted(case, fingerprint(voxels, source.modality))
+
+
+def _read(volume: Volume) -> sitk.Image:
+    """Read a volume. Raises Refusal where a library breaks on it: whatever a file holds, the other cases go on.
+
+    What the library says is left out, since it may quote the file.
+    """
+    try:
+        return volume.read()
+    except (HeparError, MemoryError):
+        raise
+    except Exception as error:
+        raise Refusal("every file can be read", f"{type(volume).__name__} ends in {type(error).__name__}") from error
 
 
 def _check_anatomy(image: sitk.Image, masks: Mapping[str, sitk.Image], distances_known: bool) -> None:

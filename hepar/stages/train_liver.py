@@ -19,7 +19,7 @@ from hepar.pool import Pool
 from hepar.progress import stage
 from hepar.training.checkpoint import checkpoint_folder
 from hepar.training.distributed import refuse_torchrun
-from hepar.training.fit import HISTORY, KIND, Recipe, fit_model
+from hepar.training.fit import HISTORY, HOW_IT_RUNS, KIND, Recipe, fit_model
 from hepar.training.teaching import fit_folds, fold_of, liver_intensity, teaching_pool
 
 
@@ -46,11 +46,11 @@ def _fit_folds(pool: Pool, model: Path, recipe: Recipe, origin: dict[str, str], 
     """One teacher a fold; those that an interrupted run has finished are kept."""
     refuse_torchrun("train_liver.folds")
     fold = fold_of(pool.select(Split.TRAIN), folds)
-    settings = [recipe.training.model_dump(mode="json"), recipe.network.model_dump(mode="json")]
+    settings = [recipe.training.model_dump(mode="json", exclude=HOW_IT_RUNS), recipe.network.model_dump(mode="json")]
     key = sha256_json([settings, origin, folds, [entry.sha256 for entry in pool.entries]])
     place = checkpoint_folder(model, key)
     members = fit_folds(pool, fold, place, recipe, origin)
-    spec = read_spec(members[0]).model_copy(update={"origin": origin})
+    spec = read_spec(members[0]).model_copy(update={"origin": origin, "liver_intensity": recipe.liver_intensity})
     with writing(model, KIND, origin) as folder:
         save_model(folder, load_weights(members[0]), spec)
         for number, member in enumerate(members[1:], start=1):

@@ -28,6 +28,7 @@ FAINTEST, STRONGEST = (
 MR_CONTRAST = 1.5  # times as much in MR, where a unit is one standard deviation of the body's values
 HYPODENSE_SHARE = 0.85  # of lesions in portal-venous CT; in MR either way is as likely
 RIM_SHARE = 0.2
+CT_RANGE = (-1.0, 1.0)  # of a prepared CT
 FEWEST_LIVER_VOXELS = 200
 Zyx = npt.NDArray[np.float32]
 
@@ -35,7 +36,7 @@ Zyx = npt.NDArray[np.float32]
 def with_lesions(patch: Patch, spacing_zyx_mm: SpacingZYX, rng: np.random.Generator) -> Patch:
     """The patch with one to three lesions more where its liver is known and no tumour is; itself where that is nowhere.
 
-    Their voxels become known tumour. What was not known around them stays unknown.
+    Their voxels become tumour, known as far as the liver there is. What was not known around them stays unknown.
     """
     liver = (patch.y[LIVER] > 0) & (patch.m[LIVER] > 0) & (patch.y[TUMOUR] == 0)
     if liver.sum() < FEWEST_LIVER_VOXELS:
@@ -60,7 +61,7 @@ def _implant(
     rng: np.random.Generator,
 ) -> None:
     """Paint one lesion into the box around it: its core, a rim for some, and the grain of what lay there."""
-    reach = np.ceil(radius_mm * (1 + ELONGATION + 2 * ROUGHNESS) / spacing_zyx_mm).astype(int) + 1
+    reach = np.ceil(radius_mm * (1 + ELONGATION) * (1 + 3 * ROUGHNESS) / spacing_zyx_mm).astype(int) + 1
     box = tuple(
         slice(max(0, int(c) - int(r)), min(n, int(c) + int(r) + 1))
         for c, r, n in zip(centre, reach, liver.shape, strict=True)
@@ -77,11 +78,14 @@ def _implant(
         value[inside_mm < 0.25 * radius_mm] = level + scale * rng.uniform(-0.5, 0.5) * contrast
     image = patch.image[box]
     grain = image - ndimage.uniform_filter(image, 3)
-    image += part.astype(np.float32) * (value + grain - image)
+    painted = value + grain
+    if patch.modality == Modality.CT:
+        painted = np.clip(painted, *CT_RANGE)
+    image += part.astype(np.float32) * (painted - image)
 
     lesion = part > 0.5
-    for known in (patch.y, patch.m):
-        known[TUMOUR][box][lesion] = 1
+    patch.y[TUMOUR][box][lesion] = 1
+    patch.m[TUMOUR][box][lesion] = patch.m[LIVER][box][lesion]
 
 
 def _depth_mm(

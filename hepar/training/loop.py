@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hepar.cases import LabelState, Split
-from hepar.errors import HeparError, Preempted
+from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.inference import sliding_window
 from hepar.params import TrainingParams
 from hepar.pool import Pool, PoolEntry
@@ -110,6 +110,8 @@ class Trainer:
     ) -> None:
         self.network = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if params.gradient_checkpointing:
+            if not hasattr(network, "gradient_checkpointing"):
+                raise ParamsError("training.gradient_checkpointing is true: of the networks only medformer can")
             setattr(network, "gradient_checkpointing", True)  # noqa: B010, a module types its attributes as tensors
         self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay)).eval()
         self.best: dict[str, Tensor] = copy.deepcopy(self.ema.module.state_dict())

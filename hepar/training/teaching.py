@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +58,7 @@ def without_fold(pool: Pool, fold: Mapping[str, int], number: int) -> Pool:
     """The pool without the training patients of a fold. Raises DataError where none is left."""
     kept = tuple(e for e in pool.entries if e.split != Split.TRAIN or fold[e.patient_id] != number)
     if not any(entry.split == Split.TRAIN for entry in kept):
-        raise DataError(
-            f"fold {number + 1} leaves no training patient: there are too few for {len(set(fold.values()))}"
-        )
+        raise DataError(f"leaving out fold {number + 1} leaves no training patient: there is one patient only")
     return Pool(pool.folder, pool.plan, kept)
 
 
@@ -72,7 +71,9 @@ def fit_folds(
         teacher = place / f"fold-{number + 1}"
         if not (teacher / MANIFEST).is_file():
             current().say(f"{pool.entries[0].modality} fold {number + 1} of {folds}")
-            fit_model(without_fold(pool, fold, number), teacher, recipe, {**origin, "fold": f"{number + 1}/{folds}"})
+            seen = without_fold(pool, fold, number)
+            own = replace(recipe, liver_intensity=liver_intensity(seen))
+            fit_model(seen, teacher, own, {**origin, "fold": f"{number + 1}/{folds}"})
         teachers.append(teacher)
     return teachers
 

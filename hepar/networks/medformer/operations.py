@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 NARROW = 16  # of fewer channels torch's gradient of a norm does not fill a vector register
 WIDE = 80  # from as many channels on torch takes a kernel's gradient faster in two dimensions than in three
@@ -99,16 +100,17 @@ class _Conv(torch.autograd.Function):
         return _conv(x_bcdhw, weight_ocdhw, groups)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         x_bcdhw, weight_ocdhw = ctx.saved_tensors
         gradient_bodhw = _channels_last(gradients[0])
-        of_weight_ocdhw = torch.zeros_like(weight_ocdhw)
+        of_weight_ocdhw = torch.zeros_like(weight_ocdhw, dtype=torch.promote_types(weight_ocdhw.dtype, torch.float32))
         for x_cdhw, gradient_odhw in zip(x_bcdhw, gradient_bodhw, strict=True):
             _add_kernel_gradient(of_weight_ocdhw, x_cdhw.transpose(0, 1), gradient_odhw.transpose(0, 1), ctx.groups)
         mirrored = weight_ocdhw.flip(2, 3, 4)
         if ctx.groups == 1:
             mirrored = mirrored.transpose(0, 1)
-        return _conv(gradient_bodhw, mirrored, ctx.groups), of_weight_ocdhw, None
+        return _conv(gradient_bodhw, mirrored, ctx.groups), of_weight_ocdhw.to(weight_ocdhw.dtype), None
 
 
 def _add_kernel_gradient(sum_ocdhw: Tensor, x_dchw: Tensor, gradient_dohw: Tensor, groups: int) -> None:
@@ -123,7 +125,7 @@ def _add_kernel_gradient(sum_ocdhw: Tensor, x_dchw: Tensor, gradient_dohw: Tenso
         _, of_plane_ochw, _ = torch.ops.aten.convolution_backward(
             gradient_dohw[begin:end],
             x_dchw[begin + shift : end + shift],
-            sum_ocdhw[:, :, plane],
+            sum_ocdhw[:, :, plane].to(x_dchw.dtype),  # for its shape
             None,
             [1, 1],
             padding,
@@ -174,6 +176,7 @@ class _InstanceNorm(torch.autograd.Function):
         return y_bcdhw
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         x_bcdhw, mean_bc, inverse_std_bc = ctx.saved_tensors
         gradient_bcdhw = _channels_last(gradients[0])
@@ -232,5 +235,6 @@ class _ChannelsLastGradient(torch.autograd.Function):
         return x_bcdhw.view_as(x_bcdhw)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return _channels_last(gradients[0])
