@@ -4,7 +4,7 @@
 made of noise with boxes in it, 56×80×80 voxels; the network is that of `params.yaml`.
 
 1. A step by its parts: cutting patches, augmentation, forward, loss and backward, optimiser, moving average.
-2. The same step for several patch sizes: seconds, and microseconds a voxel.
+2. The same step for several patch sizes: seconds, microseconds a voxel, and memory.
 3. Seconds to open the sampler and to cut a batch, and memory, for a growing number of cases.
 4. Patches a second of 48³ with the same augmentation, ours against MONAI's `CacheDataset`, `RandCropByPosNegLabeld` and
    its transforms, both from memory in one thread, in turns.
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -174,7 +176,7 @@ def by_parts(params: Params, pool: Pool, steps: int, device: torch.device) -> No
 
 
 def by_patch(params: Params, pool: Pool, steps: int, device: torch.device) -> None:
-    print("\npatch         ms a step   µs a voxel   against the first")
+    print("\npatch         ms a step   µs a voxel   against the first   MiB a step")
     first = 0.0
     for patch in PATCHES:
         training = params.train_universal.training.model_copy(update={"patch_zyx": patch})
@@ -185,7 +187,31 @@ def by_patch(params: Params, pool: Pool, steps: int, device: torch.device) -> No
         seconds = sum(clock.seconds.values()) / max(3, steps // 4)
         each = 1e6 * seconds / (training.batch_size * float(np.prod(patch)))
         first = first or each
-        print(f"{'×'.join(map(str, patch)):12s} {1000 * seconds:9.1f}   {each:10.3f}   {each / first:8.2f}")
+        memory = step_mib(patch, device)
+        sides = "×".join(map(str, patch))
+        print(f"{sides:12s} {1000 * seconds:9.1f}   {each:10.3f}   {each / first:17.2f}  {memory:11.0f}")
+
+
+def step_mib(patch: tuple[int, int, int], device: torch.device) -> float:
+    """By how much the memory of a fresh process (Linux), or what torch allocates on a GPU, grows in a step at most."""
+    command = [sys.executable, __file__, "--one", *map(str, patch)]
+    return float(subprocess.check_output(command, text=True).split()[-1]) if device.type == "cpu" else peak_mib(device)
+
+
+def one_step(params: Params, patch: tuple[int, int, int]) -> None:
+    training = params.train_universal.training.model_copy(update={"patch_zyx": patch})
+    with tempfile.TemporaryDirectory() as name:
+        pool, device = made_pool(Path(name), 8), torch.device("cpu")
+        bench = Bench(params, training, sampler_of(pool, training), device)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+        before = status_mib("VmRSS")
+        bench.step(Clock(device))
+        print(status_mib("VmHWM") - before)
+
+
+def status_mib(name: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    return next(float(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(f"{name}:"))
 
 
 def by_cases(params: Params, counts: list[int]) -> None:
@@ -285,9 +311,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cases", type=int, nargs="*", default=[10, 100, 1000])
     parser.add_argument("--no-monai", action="store_true")
+    parser.add_argument("--one", type=int, nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     use_threads(0)
     device, params = pick_device(), load_params(ROOT / "params.yaml")
+    if options.one:
+        one_step(params, tuple(options.one))
+        return
     print(f"on {device.type}, {available_cores()} cores")
     with tempfile.TemporaryDirectory() as name:
         pool = made_pool(Path(name), 16)

@@ -95,15 +95,17 @@ def assemble_pool(
     from hepar.params import AssemblePoolParams, PreparationParams, read_section
     from hepar.stages import assemble_pool as stage
 
+    def publish(folder: Path) -> None:
+        pool.metadata["version"] = push(folder)
+
     stage.run(
         Path(cohort.path),
         Path(pseudo.path),
         Path(pool.path),
         read_section(PreparationParams, preparation),
         read_section(AssemblePoolParams, params),
+        publish if os.environ.get(REMOTE_VARIABLE) else None,
     )
-    if os.environ.get(REMOTE_VARIABLE):
-        pool.metadata["version"] = push(Path(pool.path))
     return read_manifest(Path(pool.path), "pool").hash
 
 

@@ -6,6 +6,7 @@ covers names and bytes of the files listed there, so it is the same on every mac
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -87,21 +88,45 @@ def writing(
 ) -> Iterator[Path]:
     """Write an artifact: yields a temporary folder beside `folder`, sealed and renamed to it at the end.
 
-    On an error, or if the process dies, `folder` is as it was; what an earlier attempt left is removed first. `known`
+    On an error, or if the process dies, `folder` is as it was; what an earlier attempt left is removed first. Raises
+    ArtifactError where another process writes there. `known`
     maps places of files to the hashes of their content, which then are not computed: the caller may fill it while it
     links files of an earlier artifact.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.partial"
+    with _alone(partial):
+        try:
+            yield partial
+            _seal(partial, kind, parents, known or {})
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _swap(partial, folder)
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Make the folder anew and hold a lock on it, which ends with the process at the latest."""
+    if partial.is_dir() and not _locks(lock := os.open(partial, os.O_RDONLY)):
+        os.close(lock)
+        raise ArtifactError(f"another process writes to {partial.parent / partial.name[1:].removesuffix('.partial')}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
+    own = os.open(partial, os.O_RDONLY)
+    _locks(own)
     try:
-        yield partial
-        _seal(partial, kind, parents, known or {})
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    _swap(partial, folder)
+        yield
+    finally:
+        os.close(own)
+
+
+def _locks(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _seal(folder: Path, kind: str, parents: Mapping[str, str], known: Mapping[str, str]) -> None:

@@ -106,12 +106,15 @@ class Cohort:
 
     @classmethod
     def load(cls, folder: Path) -> Cohort:
-        """Read a cohort. Raises DataError where the table is missing or a value is not one of its column's."""
+        """Read a cohort. Raises DataError where the table is missing or damaged, or a value is none of its column's."""
         table = folder / cls.TABLE
         if not table.is_file():
             raise DataError(f"{folder} is not a cohort: {cls.TABLE} is missing")
-        rows = pd.read_parquet(table).to_dict(orient="records")
-        return cls(folder, tuple(case_from_row({str(key): value for key, value in row.items()}) for row in rows))
+        try:
+            rows = pd.read_parquet(table).to_dict(orient="records")
+            return cls(folder, tuple(case_from_row({str(key): value for key, value in row.items()}) for row in rows))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{table} is damaged, or of another version of hepar: {error}") from None
 
 
 def cases_frame(cases: Sequence[Case]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -47,6 +48,7 @@ from hepar.options import (
 )
 from hepar.params import (
     Params,
+    PhantomParams,
     PreparationParams,
     check_new_preset,
     dump_params,
@@ -225,8 +227,11 @@ def phantom(
     from hepar.phantoms import write_phantoms
     from hepar.progress import stage
 
+    p = read_section(PhantomParams, {"cases": cases, "seed": seed, "size_zyx": size})
     with stage("phantom") as running, running.counting(cases, "phantoms") as count:
-        table = write_phantoms(out, cases=cases, seed=seed, size_zyx=size, progress=lambda done, _: count.advance(done))
+        table = write_phantoms(
+            out, cases=p.cases, seed=p.seed, size_zyx=p.size_zyx, progress=lambda done, _: count.advance(done)
+        )
     print(table)
 
 
@@ -398,9 +403,15 @@ def cases(
     format: Annotated[TableFormat, typer.Option(help="How to print them.")] = TableFormat.TABLE,
 ) -> None:
     """List the cases of a cohort, and those that were refused with the rule that they break."""
-    from hepar.listing import cohort_table
+    from hepar.listing import cohort_table, in_a_line
 
-    print_table(cohort_table(cohort), format)
+    table = cohort_table(cohort)
+    print_table(table, format)
+    if format == TableFormat.TABLE:
+        print(in_a_line(table))
+
+
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # a full disk, or one not to write to
 
 
 @contextmanager
@@ -409,8 +420,17 @@ def errors_as_sentences() -> Iterator[None]:
     try:
         yield
     except HeparError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"hepar: {error}", markup=False)
+        _say(str(error))
         sys.exit(os.EX_TEMPFAIL if isinstance(error, Preempted) else 2)
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        _say(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}")
+        sys.exit(2)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"hepar: {text}", markup=False)
 
 
 def main() -> None:

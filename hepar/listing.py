@@ -13,6 +13,14 @@ QUARANTINE = "quarantine.csv"
 COLUMNS = ["case_id", "patient_id", "modality", "sequence", "liver_state", "tumour_state", "split", "size", "refused"]
 
 
+def in_a_line(table: pd.DataFrame) -> str:
+    """How many cases a table of `cohort_table` has, by modality and split, and how many are refused."""
+    accepted = table[table.refused == ""]
+    counts = accepted.groupby(["modality", "split"], sort=True).size()
+    parts = ", ".join(f"{count} {modality} {split}" for (modality, split), count in counts.items())
+    return f"{len(accepted)} cases ({parts}), {len(table) - len(accepted)} refused"
+
+
 def cohort_table(folder: Path) -> pd.DataFrame:
     """One row a case; `refused` is empty for accepted ones, rule and value for those in quarantine."""
     accepted = [

@@ -228,12 +228,15 @@ class Pool:
 
     @classmethod
     def load(cls, folder: Path) -> Pool:
-        """Read a pool. Raises ArtifactError where it is incomplete."""
+        """Read a pool. Raises ArtifactError where it is incomplete or damaged."""
         if not (folder / TABLE).is_file() or not (folder / PLAN).is_file():
             raise ArtifactError(f"{folder} is not a pool: {TABLE} or {PLAN} is missing")
-        rows = pd.read_parquet(folder / TABLE).to_dict(orient="records")
-        plan = Plan.model_validate(json.loads((folder / PLAN).read_text()))
-        return cls(folder, plan, tuple(_entry({str(k): v for k, v in row.items()}) for row in rows))
+        try:
+            rows = pd.read_parquet(folder / TABLE).to_dict(orient="records")
+            plan = Plan.model_validate(json.loads((folder / PLAN).read_text()))
+            return cls(folder, plan, tuple(_entry({str(k): v for k, v in row.items()}) for row in rows))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ArtifactError(f"{folder} is damaged, or of another version of hepar: {error}") from None
 
 
 def _entry(row: dict[str, Any]) -> PoolEntry:

@@ -36,7 +36,10 @@ NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a model
 
 
 def connect(experiment: str | None = None) -> Any:
-    """The mlflow module, pointed at the tracking server and an experiment, which is made where it is missing."""
+    """The mlflow module, pointed at the tracking server and an experiment, which is made where it is missing.
+
+    Raises StorageError where the server does not answer.
+    """
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git in a container is no news
     import mlflow
 
@@ -45,13 +48,17 @@ def connect(experiment: str | None = None) -> Any:
     uri = tracking_uri()
     mlflow.set_tracking_uri(uri)
     name = experiment or os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT
-    if mlflow.get_experiment_by_name(name) is None:
-        location = None
-        if uri.startswith(SQLITE):
-            location = (Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
-        with contextlib.suppress(mlflow.MlflowException):  # somebody else was first
-            mlflow.create_experiment(name, artifact_location=location)
-    mlflow.set_experiment(name)
+    try:
+        if mlflow.get_experiment_by_name(name) is None:
+            location = None
+            if uri.startswith(SQLITE):
+                location = (Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
+            with contextlib.suppress(mlflow.MlflowException):  # somebody else was first
+                mlflow.create_experiment(name, artifact_location=location)
+        mlflow.set_experiment(name)
+    except (mlflow.MlflowException, OSError) as error:
+        why = " ".join(str(error).split())
+        raise StorageError(f"MLflow at {uri} ({URI_VARIABLE}) does not answer: {why}") from None
     return mlflow
 
 

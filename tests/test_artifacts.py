@@ -68,6 +68,20 @@ def test_an_error_leaves_the_older_artifact_as_it_was(tmp_path: Path) -> None:
     assert (tmp_path / "pool" / "a.txt").read_text() == "arrays"
 
 
+def test_two_do_not_write_to_one_place_at_a_time(tmp_path: Path) -> None:
+    with writing(tmp_path / "pool", "pool", {}) as first:
+        (first / "a.txt").write_text("a")
+        with (
+            pytest.raises(ArtifactError, match=r"^another process writes to .*/pool$"),
+            writing(tmp_path / "pool", "pool", {}),
+        ):
+            pass
+    assert (tmp_path / "pool" / "a.txt").read_text() == "a"
+    with writing(tmp_path / "pool", "pool", {}) as second:
+        (second / "a.txt").write_text("b")
+    assert (tmp_path / "pool" / "a.txt").read_text() == "b"
+
+
 def test_a_second_run_replaces_the_first_whole(tmp_path: Path) -> None:
     write_pool(tmp_path / "pool", name="old.txt")
     write_pool(tmp_path / "pool", name="new.txt")

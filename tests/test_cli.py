@@ -105,6 +105,8 @@ def test_cases_are_printed_as_a_table_for_people(cohort: Path) -> None:
     result = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["cases", str(cohort)])
     assert result.exit_code == 0
     assert result.output.count("phantom-mr-") == 4
+    assert "\n8 cases (" in result.output
+    assert result.output.endswith(", 0 refused\n")
 
 
 def test_printed_params_are_a_params_file_with_everything_filled_in(tmp_path: Path, params_file: Path) -> None:

@@ -31,9 +31,7 @@ BOX_MM = (150.0, 160.0, 200.0)
 PLAIN = NetworkParams(name="unet", config={"channels": [4, 8], "strides": [1], "num_res_units": 0})
 
 
-def facts(
-    spacing: tuple[float, ...] = (3.0, 2.0, 2.0), box: tuple[float, ...] = (150.0, 160.0, 200.0)
-) -> ModalityFacts:
+def facts(spacing: tuple[float, ...] = (3.0, 2.0, 2.0)) -> ModalityFacts:
     return ModalityFacts(
         scans=5,
         sequences={"arterial": 5},
@@ -46,6 +44,17 @@ def facts(
 
 def proposed(found: dict[Modality, ModalityFacts], network: NetworkParams, memory_gib: float) -> dict[str, Any]:
     return {proposal.key: proposal.value for proposal in propose(found, network, memory_gib)}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "divisor"), [("swinunetr", {"feature_size": 12}, 32), ("vnet", {}, 16), ("dynunet", {}, 16)]
+)
+def test_a_patch_is_one_that_the_network_can_divide(name: str, config: dict[str, Any], divisor: int) -> None:
+    found = {Modality.CT: facts((5.0, 1.0, 1.0)), Modality.MR: facts((5.0, 1.0, 1.0))}
+    values = proposed(found, NetworkParams(name=name, config=config), 64.0)
+    patch = values["train_universal.training.patch_zyx"]
+    assert [side % divisor for side in patch] == [0, 0, 0]
+    assert values["preparation.mr_percentiles"] == [2.0, 98.0]
 
 
 @pytest.fixture(scope="module")

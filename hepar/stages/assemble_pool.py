@@ -8,7 +8,7 @@ cases that are made from the same files and settings are linked.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +33,18 @@ from hepar.volumes import Geometry, read_image
 KIND = "pool"
 
 
-def run(cohort: Path, pseudo: Path, pool: Path, preparation: PreparationParams, params: AssemblePoolParams) -> None:
-    """Assemble the pool of training and validation patients by the strategy in `params`."""
+def run(
+    cohort: Path,
+    pseudo: Path,
+    pool: Path,
+    preparation: PreparationParams,
+    params: AssemblePoolParams,
+    publish: Callable[[Path], None] | None = None,
+) -> None:
+    """Assemble the pool of training and validation patients by the strategy in `params`.
+
+    `publish`, if any, gets the finished pool while the stage still runs, so that its failure is the stage's.
+    """
     with stage("assemble-pool"), _reviews(params.reviews) as reviews:
         manifest = read_manifest(pseudo, "pseudo-labels")
         parents = {"cohort": read_manifest(cohort, "cohort").hash, "pseudo-labels": manifest.hash}
@@ -74,6 +84,8 @@ def run(cohort: Path, pseudo: Path, pool: Path, preparation: PreparationParams, 
                 )
             assembled.save()
             write_datasheet(assembled, parents, params)
+        if publish is not None:
+            publish(pool)
 
 
 def _uses_liver(case: Case, params: AssemblePoolParams) -> bool:
