@@ -174,6 +174,19 @@ def test_a_second_repro_runs_nothing(by_dvc: Path) -> None:
     assert "up to date" in shown
 
 
+def test_the_next_repro_takes_over_the_cases_that_have_not_changed(by_dvc: Path, tmp_path: Path) -> None:
+    shutil.copytree(by_dvc, tmp_path / "run", symlinks=True)
+    run = tmp_path / "run"
+    values = yaml.safe_load((run / "params.yaml").read_text())
+    values["ingest"]["phantoms"]["cases"] += 2
+    (run / "params.yaml").write_text(yaml.safe_dump(values))
+    before = {path: path.stat().st_ino for path in sorted((run / "cohort" / "volumes").rglob("*.nii.gz"))}
+    succeed("dvc", "repro", "ingest", cwd=run)
+    after = {path: path.stat().st_ino for path in sorted((run / "cohort" / "volumes").rglob("*.nii.gz"))}
+    assert len(after) > len(before)
+    assert {path: after[path] for path in before} == before
+
+
 def test_a_killed_training_leaves_nothing_whole_and_resumes(by_kfp: Path, tmp_path: Path) -> None:
     """SIGKILL after the first checkpoint; the next run goes on from it and ends with the same weights."""
     for name in ("cohort",):
