@@ -126,7 +126,7 @@ def test_folds_share_the_patients_and_leave_validation_alone(by_kfp: Path) -> No
     assert sorted(list(fold.values()).count(n) for n in range(3)) == [2, 2, 3]
     kept = without_fold(Pool(pool.folder, pool.plan, (*many, held)), fold, 1)
     assert {entry.patient_id for entry in kept.entries} == {name for name, n in fold.items() if n != 1} | {"v"}
-    with pytest.raises(DataError, match=r"^fold 1 leaves no training patient"):
+    with pytest.raises(DataError, match=r"^leaving out fold 1 leaves no training patient"):
         without_fold(Pool(pool.folder, pool.plan, (*many[:2], held)), fold_of(many[:2], 2), 0)
 
 
