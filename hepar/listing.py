@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -16,8 +17,8 @@ COLUMNS = ["case_id", "patient_id", "modality", "sequence", "liver_state", "tumo
 def in_a_line(table: pd.DataFrame) -> str:
     """How many cases a table of `cohort_table` has, by modality and split, and how many are refused."""
     accepted = table[table.refused == ""]
-    counts = accepted.groupby(["modality", "split"], sort=True).size()
-    parts = ", ".join(f"{count} {modality} {split}" for (modality, split), count in counts.items())
+    counts = Counter(zip(accepted.modality, accepted.split, strict=True))
+    parts = ", ".join(f"{count} {modality} {split}" for (modality, split), count in sorted(counts.items()))
     return f"{len(accepted)} cases ({parts}), {len(table) - len(accepted)} refused"
 
 
