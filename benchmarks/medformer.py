@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from memory import growth_mib
 from plain_medformer import PlainMedFormer
 from torch import nn
 
@@ -106,15 +107,7 @@ def one(size: str, kind: str, backward: str) -> None:
     ours, plain, image = pair(size, torch.device("cpu"))
     network = (ours if kind == "ours" else plain).train(backward == "1")
     own = image.contiguous(memory_format=torch.channels_last_3d) if kind == "ours" else image
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
-    before = status_mib("VmRSS")
-    step(network, own, backward == "1")
-    print(status_mib("VmHWM") - before)
-
-
-def status_mib(name: str) -> float:
-    status = Path("/proc/self/status").read_text()
-    return next(float(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(f"{name}:"))
+    print(growth_mib(lambda: step(network, own, backward == "1")))
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from memory import growth_mib
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -203,15 +204,7 @@ def one_step(params: Params, patch: tuple[int, int, int]) -> None:
     with tempfile.TemporaryDirectory() as name:
         pool, device = made_pool(Path(name), 8), torch.device("cpu")
         bench = Bench(params, training, sampler_of(pool, training), device)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
-        before = status_mib("VmRSS")
-        bench.step(Clock(device))
-        print(status_mib("VmHWM") - before)
-
-
-def status_mib(name: str) -> float:
-    status = Path("/proc/self/status").read_text()
-    return next(float(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(f"{name}:"))
+        print(growth_mib(lambda: bench.step(Clock(device))))
 
 
 def by_cases(params: Params, counts: list[int]) -> None:

@@ -156,9 +156,7 @@ def resolve(revision: str) -> str:
         return revision
     if revision.startswith(REGISTERED):
         return tracking.pool_version(revision)
-    for name in (POINTER, "dvc.lock"):
-        if shutil.which("git") is None:
-            break
+    for name in (POINTER, "dvc.lock") if shutil.which("git") else ():
         shown = subprocess.run(["git", "show", f"{revision}:./{name}"], capture_output=True, text=True, check=False)
         if shown.returncode == 0 and (version := _named_in(shown.stdout)):
             return version

@@ -88,14 +88,13 @@ def writing(
 ) -> Iterator[Path]:
     """Write an artifact: yields a temporary folder beside `folder`, sealed and renamed to it at the end.
 
-    On an error, or if the process dies, `folder` is as it was; what an earlier attempt left is removed first. Raises
-    ArtifactError where another process writes there. `known`
+    On an error, or if the process dies, `folder` is as it was; what an earlier attempt left is removed first. `known`
     maps places of files to the hashes of their content, which then are not computed: the caller may fill it while it
-    links files of an earlier artifact.
+    links files of an earlier artifact. Raises ArtifactError where another process writes there.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.partial"
-    with _alone(partial):
+    with _alone(partial, folder):
         try:
             yield partial
             _seal(partial, kind, parents, known or {})
@@ -106,19 +105,18 @@ def writing(
 
 
 @contextmanager
-def _alone(partial: Path) -> Iterator[None]:
-    """Make the folder anew and hold a lock on it, which ends with the process at the latest."""
-    if partial.is_dir() and not _locks(lock := os.open(partial, os.O_RDONLY)):
-        os.close(lock)
-        raise ArtifactError(f"another process writes to {partial.parent / partial.name[1:].removesuffix('.partial')}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    own = os.open(partial, os.O_RDONLY)
-    _locks(own)
+def _alone(partial: Path, folder: Path) -> Iterator[None]:
+    """Hold a lock on the emptied folder `partial`, which ends with the process at the latest."""
+    partial.mkdir(exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
     try:
+        if not _locks(lock):
+            raise ArtifactError(f"another process writes to {folder}")
+        for left in partial.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
     finally:
-        os.close(own)
+        os.close(lock)
 
 
 def _locks(descriptor: int) -> bool:

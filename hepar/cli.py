@@ -366,12 +366,12 @@ def import_weights(
     window: Annotated[tuple[float, float], typer.Option(help="HU window that it was trained on.")] = (-17.0, 201.0),
 ) -> None:
     """Make a model folder of a published MedFormer checkpoint; the network is that of the params file."""
-    from hepar.preparation import Plan
+    from hepar.preparation import make_plan
     from hepar.stages import import_weights as this
 
     p = load_params(params)
     given = {"spacing_zyx_mm": spacing, "window_hu": window, "mr_percentiles": p.preparation.mr_percentiles}
-    plan = Plan.model_validate(read_section(PreparationParams, given).model_dump())
+    plan = make_plan((), read_section(PreparationParams, given))
     this.run(checkpoint, out, p.network, plan, patch)
     print(out)
 

@@ -71,7 +71,7 @@ class Earlier:
         """The pool at a place, if it is whole; else none."""
         try:
             return cls(Pool.load(folder), read_manifest(folder, "pool").files)
-        except (ArtifactError, KeyError, TypeError, ValueError):
+        except ArtifactError:
             return cls()
 
     @cached_property

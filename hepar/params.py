@@ -385,10 +385,10 @@ def check_new_preset(path: Path, extends: Path) -> None:
         raise ParamsError(f"{path} is there already: name another file to extend {extends}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path.parent, os.W_OK):
-            raise PermissionError(13, os.strerror(13))
     except OSError as error:
         raise ParamsError(f"{path} cannot be written: {error.strerror}") from None
+    if not os.access(path.parent, os.W_OK):
+        raise ParamsError(f"{path} cannot be written: {path.parent} is not to be written to")
 
 
 def _first(error: ValidationError) -> str:

@@ -26,7 +26,7 @@ from hepar.artifacts import link, sha256_file, sha256_json, writing
 from hepar.cases import Case, Cohort, LabelState, Modality, Split, check_patients
 from hepar.checks import check_image, check_mask, check_placement, check_tumour_in_liver, check_volume
 from hepar.compute import available_cores
-from hepar.errors import ArtifactError, DataError, HeparError, Refusal
+from hepar.errors import DataError, HeparError, Refusal
 from hepar.fingerprint import FILE as FINGERPRINTS
 from hepar.fingerprint import Fingerprint, Seen, fingerprint, load_fingerprints
 from hepar.params import IngestParams, SplitParams
@@ -108,7 +108,7 @@ def _earlier(cohort: Path) -> Cohort | None:
     """The cohort that is there already, if it is whole."""
     try:
         return Cohort.load(cohort) if cohort.is_dir() else None
-    except (DataError, ArtifactError, KeyError, TypeError):
+    except DataError:
         return None
 
 
