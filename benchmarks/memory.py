@@ -1,17 +1,37 @@
-"""The memory of a process as Linux counts it, for the benchmarks beside this file."""
+"""The memory of a process as Linux counts it, or of a GPU as torch does, for the benchmarks beside this file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 
-def growth_mib(work: Callable[[], object]) -> float:
-    """By how much the resident memory of this process grows at most while it works."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
-    before = _status_mib("VmRSS")
+CPU = torch.device("cpu")
+
+
+def growth_mib(work: Callable[[], object], device: torch.device = CPU) -> float:
+    """By how much the memory grows at most while it works."""
+    restart_peak(device)
+    before = held_mib(device)
     work()
-    return _status_mib("VmHWM") - before
+    return peak_mib(device) - before
+
+
+def restart_peak(device: torch.device) -> None:
+    """From here on the peak is counted."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def held_mib(device: torch.device) -> float:
+    return torch.cuda.memory_allocated() / 2**20 if device.type == "cuda" else _status_mib("VmRSS")
+
+
+def peak_mib(device: torch.device) -> float:
+    return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else _status_mib("VmHWM")
 
 
 def _status_mib(name: str) -> float:

@@ -3,8 +3,9 @@
 `python benchmarks/training.py [--steps 20] [--cases 10 100 1000] [--no-monai]`, on a GPU where there is one. Cases are
 made of noise with boxes in it, 56×80×80 voxels; the network is that of `params.yaml`.
 
-1. A step by its parts: cutting patches, augmentation, forward, loss and backward, optimiser, moving average.
-2. The same step for several patch sizes: seconds, microseconds a voxel, and memory.
+1. A step by its parts, cutting patches, augmentation, forward, loss and backward, optimiser, moving average: time,
+   and the most that the process (Linux; on a GPU: torch) holds in each, over what it held before a first step.
+2. The same step for several patch sizes: time, microseconds a voxel, and memory.
 3. Seconds to open the sampler and to cut a batch, and memory, for a growing number of cases.
 4. Patches a second of 48³ with the same augmentation, ours against MONAI's `CacheDataset`, `RandCropByPosNegLabeld` and
    its transforms, both from memory in one thread, in turns.
@@ -13,7 +14,7 @@ made of noise with boxes in it, 56×80×80 voxels; the network is that of `param
 from __future__ import annotations
 
 import argparse
-import resource
+import json
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from memory import growth_mib
+from memory import held_mib, peak_mib, restart_peak
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -116,6 +117,20 @@ class Clock:
         return time.perf_counter()
 
 
+class Scales:
+    """The most MiB that are held in each part, over what was held before the first."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.mib: dict[str, float] = {}
+        self._device, self._before = device, held_mib(device)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        restart_peak(self._device)
+        yield
+        self.mib[name] = peak_mib(self._device) - self._before
+
+
 class Bench:
     """A network with its optimiser, and one step of its training in parts."""
 
@@ -128,7 +143,7 @@ class Bench:
         self.sampler, self.training, self.device = sampler, training, device
         self.number = 0
 
-    def step(self, clock: Clock) -> None:
+    def step(self, clock: Clock | Scales) -> None:
         training, self.number = self.training, self.number + 1
         with clock.part("cut patches"):
             patches = self.sampler.batch(self.number, training.batch_size)
@@ -157,23 +172,16 @@ def sampler_of(pool: Pool, training: TrainingParams) -> PatchSampler:
     return PatchSampler(pool, pool.entries, training.patch_zyx, training.sampling, 1, 2**33)
 
 
-def peak_mib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def by_parts(params: Params, pool: Pool, steps: int, device: torch.device) -> None:
     training = params.train_universal.training
     bench, clock = Bench(params, training, sampler_of(pool, training), device), Clock(device)
     bench.step(Clock(device))
     for _ in range(steps):
         bench.step(clock)
-    total = sum(clock.seconds.values())
+    total, mib = sum(clock.seconds.values()), step_mib(training.patch_zyx)
     print(f"a step of {training.batch_size} patches {training.patch_zyx}: {1000 * total / steps:.1f} ms")
     for name, seconds in clock.seconds.items():
-        print(f"  {name:18s} {1000 * seconds / steps:8.1f} ms  {seconds / total:4.0%}")
-    print(f"  peak memory of the process {peak_mib(device):.0f} MiB")
+        print(f"  {name:18s} {1000 * seconds / steps:8.1f} ms  {seconds / total:4.0%}  {mib[name]:8.0f} MiB")
 
 
 def by_patch(params: Params, pool: Pool, steps: int, device: torch.device) -> None:
@@ -188,23 +196,24 @@ def by_patch(params: Params, pool: Pool, steps: int, device: torch.device) -> No
         seconds = sum(clock.seconds.values()) / max(3, steps // 4)
         each = 1e6 * seconds / (training.batch_size * float(np.prod(patch)))
         first = first or each
-        memory = step_mib(patch, device)
+        memory = max(step_mib(patch).values())
         sides = "×".join(map(str, patch))
         print(f"{sides:12s} {1000 * seconds:9.1f}   {each:10.3f}   {each / first:17.2f}  {memory:11.0f}")
 
 
-def step_mib(patch: tuple[int, int, int], device: torch.device) -> float:
-    """By how much the memory of a fresh process (Linux), or what torch allocates on a GPU, grows in a step at most."""
+def step_mib(patch: tuple[int, int, int]) -> dict[str, float]:
+    """By how much the memory of a fresh process grows in each part of its first step at most."""
     command = [sys.executable, __file__, "--one", *map(str, patch)]
-    return float(subprocess.check_output(command, text=True).split()[-1]) if device.type == "cpu" else peak_mib(device)
+    return dict(json.loads(subprocess.check_output(command, text=True).splitlines()[-1]))
 
 
-def one_step(params: Params, patch: tuple[int, int, int]) -> None:
+def one_step(params: Params, patch: tuple[int, int, int], device: torch.device) -> None:
     training = params.train_universal.training.model_copy(update={"patch_zyx": patch})
     with tempfile.TemporaryDirectory() as name:
-        pool, device = made_pool(Path(name), 8), torch.device("cpu")
-        bench = Bench(params, training, sampler_of(pool, training), device)
-        print(growth_mib(lambda: bench.step(Clock(device))))
+        pool = made_pool(Path(name), 8)
+        bench, scales = Bench(params, training, sampler_of(pool, training), device), Scales(device)
+        bench.step(scales)
+        print(json.dumps(scales.mib))
 
 
 def by_cases(params: Params, counts: list[int]) -> None:
@@ -309,7 +318,7 @@ def main() -> None:
     use_threads(0)
     device, params = pick_device(), load_params(ROOT / "params.yaml")
     if options.one:
-        one_step(params, tuple(options.one))
+        one_step(params, tuple(options.one), device)
         return
     print(f"on {device.type}, {available_cores()} cores")
     with tempfile.TemporaryDirectory() as name:

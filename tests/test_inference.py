@@ -227,3 +227,23 @@ def test_a_folder_that_lacks_a_part_holds_no_model(tmp_path: Path, tiny: Params,
     (tmp_path / missing).unlink()
     with pytest.raises(ArtifactError, match="holds no model"):
         load_model(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("damaged", [SPEC, WEIGHTS])
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+def test_a_model_whose_file_was_cut_off_is_damaged(tmp_path: Path, tiny: Params, damaged: str, kept: float) -> None:
+    network = build_network(tiny.network.name, tiny.network.config, tiny.train_universal.training.patch_zyx)
+    save_model(tmp_path, network.state_dict(), spec_of(tiny.network))
+    whole = (tmp_path / damaged).read_bytes()
+    (tmp_path / damaged).write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(ArtifactError, match="holds a damaged model"):
+        load_model(tmp_path, CPU)
+
+
+def test_the_weights_of_another_network_are_a_damaged_model(tmp_path: Path, tiny: Params) -> None:
+    network = build_network(tiny.network.name, tiny.network.config, tiny.train_universal.training.patch_zyx)
+    weights = network.state_dict()
+    weights.popitem()
+    save_model(tmp_path, weights, spec_of(tiny.network))
+    with pytest.raises(ArtifactError, match="holds a damaged model"):
+        load_model(tmp_path, CPU)

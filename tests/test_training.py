@@ -441,3 +441,16 @@ def test_a_batch_norm_is_refused_where_its_statistics_would_be_of_one_process(mo
     monkeypatch.setattr(distributed, "size", lambda: 2)
     with pytest.raises(ParamsError, match="batch norms"):
         distributed.synchronised(network, CPU)
+
+
+def test_gradient_checkpointing_is_refused_where_the_network_has_none(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    plain = torch.nn.Conv3d(1, 2, 1)
+    with pytest.raises(ParamsError, match="only medformer"):
+        Trainer(plain, pool, settings(tiny, gradient_checkpointing=True), tmp_path, CPU, ignore)
+
+
+def test_gradient_checkpointing_trains_the_same_network(
+    pool: Pool, tiny: Params, uninterrupted: Trained, tmp_path: Path
+) -> None:
+    checkpointed = train(learner(pool, tiny, tmp_path, steps=8, checkpoint_every=3, gradient_checkpointing=True))
+    assert list(checkpointed.history["value"]) == pytest.approx(list(uninterrupted.history["value"]), abs=1e-5)

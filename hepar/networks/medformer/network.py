@@ -105,7 +105,7 @@ class SameConv(nn.Conv3d):
     """A convolution onto the same grid, without bias."""
 
     def __init__(self, inputs: int, outputs: int, kernel: Triple) -> None:
-        super().__init__(inputs, outputs, kernel, padding=_same(kernel), bias=False)
+        super().__init__(inputs, outputs, kernel, padding="same", bias=False)
 
     def forward(self, x_bcdhw: Tensor) -> Tensor:
         return conv(x_bcdhw, self.weight)
@@ -115,7 +115,7 @@ class DepthwiseConv(nn.Conv3d):
     """A convolution of each channel by itself, without bias."""
 
     def __init__(self, channels: int, kernel: Triple) -> None:
-        super().__init__(channels, channels, kernel, padding=_same(kernel), groups=channels, bias=False)
+        super().__init__(channels, channels, kernel, padding="same", groups=channels, bias=False)
 
     def forward(self, x_bcdhw: Tensor) -> Tensor:
         return depthwise_conv(x_bcdhw, self.weight)
@@ -140,9 +140,7 @@ class PreActConv(nn.Module):
         super().__init__()
         self.norm = InstanceNorm(eps=1e-4)
         if isinstance(activation, nn.ReLU):
-            activation = nn.ReLU(
-                inplace=True
-            )  # nothing else reads the norm's output, and a copy costs a pass of memory
+            activation = nn.ReLU(inplace=True)  # none but it reads the norm's output, and a copy costs a pass of memory
         self.activation = activation
         self.conv: nn.Conv3d
         if depthwise:
@@ -158,10 +156,6 @@ class PreActConv(nn.Module):
 
     def forward(self, x_bcdhw: Tensor) -> Tensor:
         return self.conv(self.activated(x_bcdhw))  # type: ignore[no-any-return]
-
-
-def _same(kernel: Triple) -> Triple:
-    return (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
 
 
 class ResidualConv(nn.Module):
