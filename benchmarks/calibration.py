@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from hepar.calibration import calibrate, curve, observations_frame, passing
+from hepar.calibration import calibrate, curve, expected_dice, observations_frame, passing
 from hepar.evaluation.reliability import calibration_png
 from hepar.params import load_params
-from hepar.quality import predict_dice
 from hepar.stages import calibrate_gates, ingest
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +53,7 @@ def main() -> None:
     found = calibrate(known, gates, 0.9, COVERAGE)
     known_dice = np.array([observation.dice for observation in known])
     dice = np.array([observation.dice for observation in unseen])
-    expected = np.array([predict_dice(observation.signals, found.predictor) for observation in unseen])
+    expected = np.array([expected_dice(observation, found.predictor) for observation in unseen])
 
     signals = ", ".join(found.predictor.signals)
     print(f"{len(known)} pseudo-livers calibrate by {signals}; {len(unseen)} of other patients:")

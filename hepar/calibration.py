@@ -19,6 +19,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
+from hepar.cases import Modality
 from hepar.errors import DataError
 from hepar.params import DicePredictor, GateParams, SignalName
 from hepar.quality import ACCEPT, Signals, judge, predict_dice
@@ -26,8 +27,8 @@ from hepar.quality import ACCEPT, Signals, judge, predict_dice
 # sets of signals that are tried, the smallest first; few, since few livers can be hidden, and others have their gates
 CANDIDATES: tuple[tuple[SignalName, ...], ...] = (
     ("agreement",),
-    ("agreement", "entropy"),
-    ("agreement", "entropy", "component_share"),
+    ("agreement", "right_share"),
+    ("agreement", "right_share", "roughness"),
 )
 FOLDS = 5
 MIN_PATIENTS = 4
@@ -44,7 +45,7 @@ class Observation:
 
     case_id: str
     patient_id: str
-    modality: str
+    modality: Modality
     trained_share: float  # of the teacher's steps that it had done: 1 is a whole training
     signals: Signals
     dice: float
@@ -100,26 +101,34 @@ def calibrate(
 def passing(observations: Sequence[Observation], gates: GateParams) -> npt.NDArray[np.bool_]:
     """Which labels the gates accept, but for that of the expected Dice."""
     others = gates.model_copy(update={"predictor": None})
-    return np.array([judge(observation.signals, others).gate == ACCEPT for observation in observations], bool)
+    verdicts = [judge(observation.signals, observation.modality, others) for observation in observations]
+    return np.array([verdict.gate == ACCEPT for verdict in verdicts], bool)
 
 
 def fit(observations: Sequence[Observation], names: Sequence[SignalName]) -> DicePredictor:
-    """Ridge regression of the Dice on some signals, then an isotonic curve from its score to the Dice."""
+    """Ridge regression of the Dice on some signals and the modality, then an isotonic curve from score to Dice."""
     table, dice = _table(observations, names), np.array([observation.dice for observation in observations])
     low, high = table.min(axis=0), table.max(axis=0)
+    is_mr = np.array([[observation.modality == Modality.MR] for observation in observations], float)
+    table = np.hstack([table, is_mr])
     scaler = StandardScaler().fit(table)
     ridge = RidgeCV(alphas=PENALTIES).fit(scaler.transform(table), dice)
-    coefficients = ridge.coef_ / scaler.scale_
-    scores = table @ coefficients
+    weights = ridge.coef_ / scaler.scale_
+    scores = table @ weights
     curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(scores, dice)
     return DicePredictor(
         signals=tuple(names),
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
-        coefficients=tuple(coefficients.tolist()),
+        coefficients=tuple(weights[:-1].tolist()),
+        mr_offset=float(weights[-1]),
         scores=tuple(curve.X_thresholds_.tolist()),
         dice=tuple(curve.y_thresholds_.tolist()),
     )
+
+
+def expected_dice(observation: Observation, predictor: DicePredictor) -> float:
+    return predict_dice(observation.signals, observation.modality, predictor)
 
 
 def _out_of_fold(observations: Sequence[Observation], names: Sequence[SignalName]) -> Values:
@@ -128,7 +137,7 @@ def _out_of_fold(observations: Sequence[Observation], names: Sequence[SignalName
     predicted = np.zeros(len(observations))
     for train, test in GroupKFold(min(FOLDS, len(set(groups)))).split(groups, groups=groups):
         predictor = fit([observations[i] for i in train], names)
-        predicted[test] = [predict_dice(observations[i].signals, predictor) for i in test]
+        predicted[test] = [expected_dice(observations[i], predictor) for i in test]
     return predicted
 
 

@@ -212,13 +212,15 @@ class TrainLiverParams(Section):
 class DicePredictor(Section):
     """How the signals of a pseudo-liver predict its true Dice; `hepar calibrate-gates` writes it.
 
-    A weighted sum of the signals, each clipped to what was seen while calibrating, is read off a curve.
+    A weighted sum of the signals, each clipped to what was seen while calibrating, is read off a curve. Teachers of CT
+    and MR are not equally good where their signals are the same.
     """
 
     signals: Annotated[tuple[SignalName, ...], Field(min_length=1)]
     low: tuple[float, ...]
     high: tuple[float, ...]
     coefficients: tuple[float, ...]
+    mr_offset: float  # of the sum for an MR scan
     scores: Annotated[tuple[float, ...], Field(min_length=1)]  # ascending
     dice: tuple[float, ...]  # at each score
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from hepar.cases import Modality
 from hepar.params import Bounds, DicePredictor, GateParams
 from hepar.pool import Mask
 
@@ -196,19 +197,20 @@ def intensity_distance(inside: npt.NDArray[np.float32], manual: tuple[float, flo
     return abs(float(np.median(inside)) - mean) / deviation
 
 
-def predict_dice(signals: Signals, predictor: DicePredictor) -> float:
+def predict_dice(signals: Signals, modality: Modality, predictor: DicePredictor) -> float:
     """The Dice that a calibrated predictor expects of a pseudo-liver with these signals."""
     values = np.array([getattr(signals, name) for name in predictor.signals], float)
     values = np.nan_to_num(values, posinf=1e6)
     low, high = np.array(predictor.low), np.array(predictor.high)  # what was seen while calibrating; not beyond it
     score = float(np.dot(np.clip(values, low, high), predictor.coefficients))
+    score += predictor.mr_offset if modality == Modality.MR else 0.0
     return float(np.interp(score, predictor.scores, predictor.dice))
 
 
-def judge(signals: Signals, gates: GateParams) -> Verdict:
+def judge(signals: Signals, modality: Modality, gates: GateParams) -> Verdict:
     """Apply every gate; the reasons name what was measured and what is asked for."""
     low, high = gates.volume_ml
-    predicted = predict_dice(signals, gates.predictor) if gates.predictor else None
+    predicted = predict_dice(signals, modality, gates.predictor) if gates.predictor else None
     findings = [
         _within("liver volume", signals.volume_ml, low, high),
         _at_least("largest component's share", signals.component_share, gates.min_component_share),

@@ -11,11 +11,10 @@ import pytest
 from conftest import TINY, call, succeed
 from test_quality import GATES, GOOD
 
-from hepar.calibration import BEYOND, Observation, calibrate, curve, fit, passing, threshold
-from hepar.cases import Cohort, Split
+from hepar.calibration import BEYOND, Observation, calibrate, curve, expected_dice, fit, passing, threshold
+from hepar.cases import Cohort, Modality, Split
 from hepar.errors import DataError, ParamsError
 from hepar.params import Params, load_params, write_preset
-from hepar.quality import predict_dice
 from hepar.stages import calibrate_gates
 
 OPEN = GATES.model_copy(update={"min_agreement": (0.0, 0.0), "max_entropy": (9.0, 9.0)})  # let every label pass
@@ -30,15 +29,25 @@ def observations(patients: int, each: int = 3, seed: int = 0) -> list[Observatio
         dice = float(np.clip(agreement**2 + rng.normal(0, 0.02), 0, 1))
         signals = replace(GOOD, agreement=agreement, entropy=float(rng.uniform(0, 1)))
         name = f"p{number // each}"
-        made.append(Observation(f"c{number}", name, "CT", 1.0, signals, dice))
+        made.append(Observation(f"c{number}", name, Modality.CT, 1.0, signals, dice))
     return made
 
 
 def test_a_predictor_learns_how_signals_tell_the_dice() -> None:
     seen, new = observations(30), observations(30, seed=1)
     predictor = fit(seen, ("agreement",))
-    error = [abs(predict_dice(o.signals, predictor) - o.dice) for o in new]
+    error = [abs(expected_dice(o, predictor) - o.dice) for o in new]
     assert float(np.mean(error)) < 0.03
+
+
+def test_a_modality_whose_teachers_are_worse_is_expected_to_be() -> None:
+    seen = observations(30)
+    worse = [replace(o, modality=Modality.MR, patient_id=f"m{o.patient_id}", dice=o.dice - 0.1) for o in seen]
+    predictor = fit([*seen, *worse], ("agreement",))
+    new = observations(30, seed=1)
+    as_mr = [replace(o, modality=Modality.MR) for o in new]
+    lost = [expected_dice(o, predictor) - expected_dice(mr, predictor) for o, mr in zip(new, as_mr, strict=True)]
+    assert float(np.mean(lost)) == pytest.approx(0.1, abs=0.02)
 
 
 def test_what_is_reported_comes_from_patients_that_the_predictor_has_not_seen() -> None:
@@ -56,7 +65,7 @@ def test_what_is_reported_comes_from_patients_that_the_predictor_has_not_seen() 
 
 def test_accepted_labels_have_the_dice_that_was_wished_for() -> None:
     found, new = calibrate(observations(60), OPEN, 0.8, 0.95), observations(200, seed=5)
-    accepted = [o.dice for o in new if predict_dice(o.signals, found.predictor) >= found.accept]
+    accepted = [o.dice for o in new if expected_dice(o, found.predictor) >= found.accept]
     assert len(accepted) > 50
     assert float(np.mean([dice >= 0.8 for dice in accepted])) > 0.9
     assert found.reject < found.accept
@@ -98,7 +107,7 @@ def test_signals_without_bound_do_not_break_a_fit() -> None:
     some = observations(10)
     some[0] = replace(some[0], signals=replace(some[0].signals, entropy=float("inf"), agreement=0.0), dice=0.0)
     predictor = fit(some, ("agreement", "entropy"))
-    assert predict_dice(some[0].signals, predictor) < 0.4
+    assert expected_dice(some[0], predictor) < 0.4
 
 
 def test_the_curve_tells_for_each_wish_what_it_costs() -> None:

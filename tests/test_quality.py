@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from hepar.cases import Modality
 from hepar.params import DicePredictor, GateParams, SignalName
 from hepar.quality import (
     ACCEPT,
@@ -77,15 +78,15 @@ def test_the_signals_have_the_names_that_params_know() -> None:
 
 
 def test_what_passes_every_gate_is_accepted_with_full_weight_and_no_reason() -> None:
-    verdict = judge(GOOD, GATES)
+    verdict = judge(GOOD, Modality.CT, GATES)
     assert (verdict.gate, verdict.weight, verdict.reasons) == (ACCEPT, 1.0, ())
 
 
 def test_a_value_on_its_bound_passes() -> None:
     edge = Signals(500.0, 0.8, 0.05, 1.5, 0.6, 0.1, 0.9, 0.5, 0.8, 3.0)
-    assert judge(edge, GATES).gate == ACCEPT
+    assert judge(edge, Modality.CT, GATES).gate == ACCEPT
     beyond = Signals(500.0, 0.5, 0.2, 3.0, 0.3, 0.4, 0.7, 1.5, 0.5, 6.0)
-    verdict = judge(beyond, GATES)
+    verdict = judge(beyond, Modality.CT, GATES)
     assert verdict.gate == REVIEW
     assert len(verdict.reasons) == 9
 
@@ -116,13 +117,13 @@ def test_a_value_on_its_bound_passes() -> None:
     ],
 )
 def test_each_gate_by_itself_decides_and_says_why(change: dict[str, Any], gate: str, reason: str) -> None:
-    verdict = judge(replace(GOOD, **change), GATES)
+    verdict = judge(replace(GOOD, **change), Modality.CT, GATES)
     assert (verdict.gate, verdict.reasons) == (gate, (reason,))
     assert verdict.weight == (0.4 if gate == REVIEW else 0.0)
 
 
 def test_the_worst_word_of_all_gates_counts_and_every_reason_is_told() -> None:
-    verdict = judge(replace(GOOD, cut_share=0.2, agreement=0.1), GATES)
+    verdict = judge(replace(GOOD, cut_share=0.2, agreement=0.1), Modality.CT, GATES)
     assert (verdict.gate, verdict.weight) == (REJECT, 0.0)
     assert [reason.split()[0] for reason in verdict.reasons] == ["share", "agreement"]
 
@@ -132,29 +133,34 @@ PREDICTOR = DicePredictor(
     low=(0.5, 0.0),
     high=(1.0, 2.0),
     coefficients=(1.0, -0.25),
+    mr_offset=-0.25,
     scores=(0.0, 0.5, 1.0),
     dice=(0.2, 0.4, 1.0),
 )
 
 
 def test_a_predictor_weighs_signals_within_what_was_seen_and_reads_the_dice_off_its_curve() -> None:
-    assert predict_dice(replace(GOOD, agreement=1.0, entropy=1.0), PREDICTOR) == pytest.approx(0.7)  # score 0.75
-    assert predict_dice(replace(GOOD, agreement=0.1, entropy=0.0), PREDICTOR) == pytest.approx(0.4)  # clipped to 0.5
-    assert predict_dice(replace(GOOD, agreement=0.5, entropy=float("inf")), PREDICTOR) == pytest.approx(0.2)
+    def expected(agreement: float, entropy: float, modality: Modality = Modality.CT) -> float:
+        return predict_dice(replace(GOOD, agreement=agreement, entropy=entropy), modality, PREDICTOR)
+
+    assert expected(1.0, 1.0) == pytest.approx(0.7)  # score 0.75
+    assert expected(1.0, 1.0, Modality.MR) == pytest.approx(0.4)  # score 0.5
+    assert expected(0.1, 0.0) == pytest.approx(0.4)  # clipped to 0.5
+    assert expected(0.5, float("inf")) == pytest.approx(0.2)
 
 
 def test_the_expected_dice_is_a_gate_and_the_weight_of_what_is_accepted() -> None:
     gates = GATES.model_copy(update={"predictor": PREDICTOR})
-    sure = judge(replace(GOOD, agreement=1.0, entropy=0.2), gates)  # score 0.95
+    sure = judge(replace(GOOD, agreement=1.0, entropy=0.2), Modality.CT, gates)  # score 0.95
     assert (sure.gate, sure.weight, sure.predicted_dice) == (ACCEPT, pytest.approx(0.94), pytest.approx(0.94))
-    doubtful = judge(replace(GOOD, agreement=0.95, entropy=0.4), gates)  # score 0.85
+    doubtful = judge(replace(GOOD, agreement=0.95, entropy=0.4), Modality.CT, gates)  # score 0.85
     assert (doubtful.gate, doubtful.weight) == (REVIEW, pytest.approx(0.4 * 0.82))
     assert doubtful.reasons == ("expected Dice 0.82 < 0.9",)
-    assert judge(replace(GOOD, agreement=0.9, entropy=0.5), gates).gate == REJECT  # 0.73
+    assert judge(replace(GOOD, agreement=0.9, entropy=0.5), Modality.CT, gates).gate == REJECT  # 0.73
 
 
 def test_a_verdict_is_a_row_of_a_table() -> None:
-    verdict = judge(replace(GOOD, cut_share=0.2, agreement=0.8), GATES)
+    verdict = judge(replace(GOOD, cut_share=0.2, agreement=0.8), Modality.CT, GATES)
     assert {**verdict.row(), "predicted_dice": None} == {
         "gate": REVIEW,
         "weight": 0.4,
@@ -183,7 +189,7 @@ def test_an_empty_prediction_is_rejected() -> None:
     nothing = evidence(mean=EMPTY.astype(np.float32), votes=[EMPTY], raw=EMPTY, liver=EMPTY)
     signals = measure(nothing, (0.5, 0.1))
     assert (signals.volume_ml, signals.component_share, signals.right_share) == (0, 0, 0)
-    assert judge(signals, GATES).gate == REJECT
+    assert judge(signals, Modality.CT, GATES).gate == REJECT
 
 
 def test_signals_are_measured_on_the_masks_that_they_are_about() -> None:

@@ -136,7 +136,7 @@ def _observe(
                 for share, member in zip(shares, members, strict=True):
                     drawn = label_case(case, cohort.folder, [member], params.pseudo_label)
                     dice = agreement(drawn.liver, manual)
-                    yield Observation(case.case_id, case.patient_id, str(modality), share, drawn.signals, dice)
+                    yield Observation(case.case_id, case.patient_id, modality, share, drawn.signals, dice)
                 count.advance(case=case.case_id)
 
 

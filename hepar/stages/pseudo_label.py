@@ -60,7 +60,7 @@ def run(cohort: Path, teachers: Mapping[Modality, Path], pseudo: Path, params: P
                 for name in (LIVER, UNCERTAIN):
                     link(place / name, folder / "masks" / case.case_id / name)
                 signals = Signals(**json.loads((place / SIGNALS).read_text()))
-                verdict = judge(signals, params.gates)
+                verdict = judge(signals, case.modality, params.gates)
                 origin = {
                     "teacher": manifests[case.modality].hash,
                     "teacher_saw_patient": hash_patient(case.patient_id) in seen[case.modality],
