@@ -1,6 +1,6 @@
 """Whether accepted pseudo-livers have the Dice that was wished for, with whole and with deliberately damaged teachers.
 
-`python benchmarks/calibration.py [--cases 96] [--steps 200] [--picture FILE]`. Teachers of phantoms draw livers that
+`python benchmarks/calibration.py [--cases 128] [--steps 200] [--picture FILE]`. Teachers of phantoms draw livers that
 are hidden from them, at 5, 15, 40 and 100 % of their steps. Half of the patients calibrate; of the other half it is
 told what a wished-for Dice lets pass, and how good that is.
 """
@@ -29,7 +29,7 @@ COVERAGE = 0.9
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=96)
+    parser.add_argument("--cases", type=int, default=128)
     parser.add_argument("--steps", type=int, default=200, help="of each teacher")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--table", type=Path, help="write every observation of the unseen half")

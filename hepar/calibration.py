@@ -150,11 +150,13 @@ def _table(observations: Sequence[Observation], names: Sequence[SignalName]) -> 
 
 
 def threshold(predicted: Values, dice: Values, wished: float, coverage: float) -> float:
-    """The least expected Dice above which at least `coverage` of the labels have the wished-for Dice.
+    """The least expected Dice, not below the wished-for one, above which at least `coverage` of the labels have that.
 
     The share is estimated by Laplace's rule of succession, (k + 1) / (n + 2) for k of n labels, so that a few good ones
     prove little. `BEYOND` where no bound keeps the promise.
     """
+    promising = predicted >= wished
+    predicted, dice = predicted[promising], dice[promising]
     if len(predicted) == 0:
         return BEYOND
     order = np.argsort(-predicted, kind="stable")

@@ -73,18 +73,24 @@ def test_accepted_labels_have_the_dice_that_was_wished_for() -> None:
 
 def test_a_threshold_is_the_least_that_keeps_its_promise() -> None:
     predicted = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
-    dice = np.array([0.95, 0.95, 0.95, 0.95, 0.95, 0.5, 0.95])
-    assert threshold(predicted, dice, 0.9, 6 / 7) == 0.5  # five of five, by the rule of succession
-    assert threshold(predicted, dice, 0.9, 7 / 9) == 0.3  # six of seven
-    assert threshold(predicted, dice, 0.96, 0.5) == BEYOND
-    assert threshold(predicted[:4], dice[:4], 0.9, 6 / 7) == BEYOND  # four of four prove less
-    assert threshold(predicted[:0], dice[:0], 0.9, 0.1) == BEYOND
+    dice = np.array([0.35, 0.35, 0.35, 0.35, 0.35, 0.2, 0.35])
+    assert threshold(predicted, dice, 0.3, 6 / 7) == 0.5  # five of five, by the rule of succession
+    assert threshold(predicted, dice, 0.3, 7 / 9) == 0.3  # six of seven
+    assert threshold(predicted, dice, 0.36, 0.5) == BEYOND
+    assert threshold(predicted[:4], dice[:4], 0.3, 6 / 7) == BEYOND  # four of four prove less
+    assert threshold(predicted[:0], dice[:0], 0.3, 0.1) == BEYOND
+
+
+def test_no_label_is_accepted_of_which_less_than_the_wished_for_dice_is_expected() -> None:
+    predicted, dice = np.linspace(0.95, 0.75, 21), np.full(21, 0.95)  # all are good, more than is expected of most
+    assert threshold(predicted, dice, 0.85, 0.9) == pytest.approx(0.85)
+    assert threshold(predicted, dice, 0.97, 0.5) == BEYOND
 
 
 def test_equal_predictions_are_accepted_together() -> None:
     predicted = np.array([0.9] * 5 + [0.8] * 2)
     dice = np.array([0.95] * 4 + [0.1] + [0.95] * 2)
-    assert threshold(predicted, dice, 0.9, 0.8) == BEYOND  # four of four, but not without the fifth
+    assert threshold(predicted, dice, 0.7, 0.8) == BEYOND  # four of four, but not without the fifth
 
 
 def test_bounds_are_for_labels_that_pass_the_other_gates() -> None:

@@ -39,10 +39,11 @@ def calibration_png(
     right.plot(wished, wished, color="0.7", linewidth=1, zorder=0, label="as wished")
     right.plot(wished, bounds.mean_dice, color="#2a7f4f", marker=".", label="mean Dice of accepted labels")
     right.plot(wished, bounds.least_dice, color="#2a7f4f", linestyle=":", marker=".", label="least Dice among them")
-    right.plot(wished, bounds.accepted_share, color="#7a4fa3", marker=".", label="share that is accepted")
+    right.plot(wished, bounds.share_as_wished, color="#b5462f", marker=".", label="share of them as good as wished")
+    right.plot(wished, bounds.accepted_share, color="#7a4fa3", marker=".", label="share of all that is accepted")
     right.set(ylim=(0, 1.02), xlabel="wished-for Dice")
     right.set_title("What each wish leads to", loc="left", fontsize=10)
-    right.legend(frameon=False, loc="lower left")
+    right.legend(frameon=False, loc="best", fontsize=8)
     for axes in (left, right):
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
