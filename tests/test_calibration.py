@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,3 +156,26 @@ def test_an_ensemble_is_not_calibrated_by_single_teachers(tiny: Params, tmp_path
     folds = tiny.model_copy(update={"train_liver": tiny.train_liver.model_copy(update={"folds": 2})})
     with pytest.raises(ParamsError, match=r"set train_liver\.folds to 1"):
         calibrate_gates.observe(tmp_path / "cohort", tmp_path / "calibration", folds)
+
+
+def test_a_wish_that_nothing_meets_is_answered_by_the_highest_that_something_does(tmp_path: Path) -> None:
+    facts = {
+        "observations": 40,
+        "patients": 10,
+        "signals": ["agreement"],
+        "spearman": 0.9,
+        "mean_absolute_error": 0.05,
+        "wished_dice": 0.9,
+        "accepted_share": 0.0,
+        "accepted_mean_dice": None,
+        "accepted_least_dice": None,
+        "highest_wish": 0.85,
+        "highest_wish_share": 0.25,
+    }
+    (tmp_path / calibrate_gates.FILE).write_text(json.dumps(facts))
+    last = calibrate_gates.summary(tmp_path).splitlines()[-1]
+    assert last.startswith(
+        "accepted for a Dice of 0.9: 0%; the highest Dice that the labels bear out is 0.85, for which 25%"
+    )
+    (tmp_path / calibrate_gates.FILE).write_text(json.dumps(facts | {"highest_wish": None, "highest_wish_share": None}))
+    assert calibrate_gates.summary(tmp_path).splitlines()[-1] == "accepted for a Dice of 0.9: 0%"

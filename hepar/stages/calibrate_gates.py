@@ -85,6 +85,7 @@ def _write(
     wished = params.calibrate_gates
     labels = (found.predicted, dice, found.passes)
     bounds = curve(labels, labels, wished.coverage, WISHED)
+    possible = bounds[bounds.accepted_share > 0]
     passed = found.passes & (found.predicted >= found.accept)
     accepted = dice[passed]
     facts = {
@@ -98,6 +99,8 @@ def _write(
         "accepted_share": float(passed.mean()),
         "accepted_mean_dice": float(accepted.mean()) if accepted.size else None,
         "accepted_least_dice": float(accepted.min()) if accepted.size else None,
+        "highest_wish": float(possible.wished_dice.max()) if len(possible) else None,
+        "highest_wish_share": float(possible.accepted_share.iloc[-1]) if len(possible) else None,
         "gates": gates,
     }
     write_json(folder / FILE, facts)
@@ -171,5 +174,10 @@ def summary(calibration: Path) -> str:
         lines[-1] += (
             f", whose true Dice is {facts['accepted_mean_dice']:.3f} on average and {facts['accepted_least_dice']:.3f}"
             " at least"
+        )
+    elif facts["highest_wish"] is not None and facts["highest_wish"] < facts["wished_dice"]:
+        lines[-1] += (
+            f"; the highest Dice that the labels bear out is {facts['highest_wish']:g}, for which"
+            f" {facts['highest_wish_share']:.0%} would be (calibrate_gates.min_dice)"
         )
     return "\n".join(lines)
