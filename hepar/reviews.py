@@ -8,10 +8,12 @@ corrected mask stays valid as long as the image is the same.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -61,14 +63,15 @@ class Reviews:
         if not log.is_file():
             raise DataError(f"{folder} holds no reviews: {LOG} is missing")
         found: dict[str, Review] = {}
-        for number, line in enumerate(log.read_text().splitlines(), start=1):
-            try:
-                values = json.loads(line)
-                review = Review(**values)
-            except (ValueError, TypeError):
-                raise DataError(f"{log}, line {number}: it is no decision") from None
+        *lines, last = log.read_bytes().split(b"\n")
+        if _read(last):
+            lines.append(last)
+        for number, line in enumerate(lines, start=1):
+            review = _read(line)
+            if review is None:
+                raise DataError(f"{log}, line {number}: it is no decision")
             decision = parse_enum(Decision, review.decision, case_id=review.case_id, column="decision")
-            found[review.case_id] = Review(**{**values, "decision": decision})
+            found[review.case_id] = replace(review, decision=decision)
         return cls(folder, found)
 
     @property
@@ -96,12 +99,23 @@ NO_REVIEWS = Reviews(Path(), {})
 
 
 def append(folder: Path, review: Review) -> None:
-    """Add a decision to the list; it is on the disk when this returns. Raises StorageError where it does not fit."""
+    """Add a decision to the list; it is on the disk when this returns. Raises StorageError where it does not fit.
+
+    Several processes may add to one list. What a power cut left of a line, which nobody was told is saved, is dropped.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     line = json.dumps({item.name: str(getattr(review, item.name)) for item in fields(Review)}) + "\n"
-    descriptor = os.open(folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(folder / LOG, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        with suppress(OSError):  # of a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         before, data = os.fstat(descriptor).st_size, line.encode()
+        last = os.pread(descriptor, before, 0).rpartition(b"\n")[2]
+        if _read(last):  # an editor left it without its end
+            data = b"\n" + data
+        elif last:
+            before -= len(last)
+            os.ftruncate(descriptor, before)
         try:
             if os.write(descriptor, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -111,6 +125,14 @@ def append(folder: Path, review: Review) -> None:
             raise StorageError(f"{folder / LOG}: {error.strerror}, the decision is not saved") from None
     finally:
         os.close(descriptor)
+
+
+def _read(line: bytes) -> Review | None:
+    """The decision of a line, None where it holds none."""
+    try:
+        return Review(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
 
 
 def now() -> str:

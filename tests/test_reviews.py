@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +71,32 @@ def test_a_line_that_is_no_decision_is_named(case: Case, tmp_path: Path) -> None
         Reviews.load(tmp_path)
     with pytest.raises(DataError, match="holds no reviews"):
         Reviews.load(tmp_path / "none")
+
+
+def test_a_line_that_a_power_cut_tore_is_dropped_and_the_rest_stays(case: Case, tmp_path: Path) -> None:
+    append(tmp_path, review(Decision.ACCEPT, case))
+    whole = (tmp_path / LOG).read_bytes()
+    (tmp_path / LOG).write_bytes(whole + whole[:40])
+    assert Reviews.load(tmp_path).of(case, "m1") == review(Decision.ACCEPT, case)
+    append(tmp_path, review(Decision.REJECT, case))
+    assert (tmp_path / LOG).read_bytes().startswith(whole)
+    assert len((tmp_path / LOG).read_text().splitlines()) == 2
+    assert Reviews.load(tmp_path).of(case, "m1") == review(Decision.REJECT, case)
+
+
+def test_a_last_line_that_an_editor_left_without_its_end_counts(case: Case, tmp_path: Path) -> None:
+    append(tmp_path, review(Decision.ACCEPT, case))
+    (tmp_path / LOG).write_bytes((tmp_path / LOG).read_bytes().rstrip())
+    assert Reviews.load(tmp_path).of(case, "m1") == review(Decision.ACCEPT, case)
+    append(tmp_path, replace(review(Decision.REJECT, case), case_id="b"))
+    assert set(Reviews.load(tmp_path).of_case) == {"a", "b"}
+
+
+def test_several_processes_add_to_one_list(case: Case, tmp_path: Path) -> None:
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as executor:
+        made = [replace(review(Decision.ACCEPT, case), case_id=f"c{number}") for number in range(100)]
+        list(executor.map(append, [tmp_path] * 100, made))
+    assert set(Reviews.load(tmp_path).of_case) == {f"c{number}" for number in range(100)}
 
 
 def test_the_hash_is_of_the_decisions_that_count(case: Case, tmp_path: Path) -> None:
