@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from typing import Annotated, Any
 
 import typer
 
+from hepar.artifacts import read_manifest
 from hepar.cases import Cohort, Modality
 from hepar.options import (
     COHORT,
@@ -92,6 +94,9 @@ def audit(
     from hepar.audit import audit as check
     from hepar.pool import Pool
 
+    made_from, here = read_manifest(pool, "pool").parents["cohort"], read_manifest(cohort, "cohort").hash
+    if made_from != here:
+        print(f"{pool} was assembled from cohort {made_from[:12]}, it is checked against {here[:12]}", file=sys.stderr)
     teachers = {Modality.CT: teacher_ct, Modality.MR: teacher_mr}
     there = {modality: folder for modality, folder in teachers.items() if folder.is_dir()}
     found = check(Subject(Pool.load(pool), Cohort.load(cohort), there), only or ())

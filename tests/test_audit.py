@@ -142,8 +142,12 @@ def test_the_pool_of_a_run_passes_every_audit_and_the_command_says_so(by_kfp: Pa
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == list(AUDITS)
     cohort = Cohort.load(by_kfp / "cohort")
-    Cohort(tmp_path, tuple(replace(case, split=Split.TEST) for case in cohort)).save()
-    broken = call("hepar", "pool", "audit", "--only", "no-test-patient", "--cohort", str(tmp_path), cwd=by_kfp)
+    with writing(tmp_path / "held-out", "cohort", {}) as folder:
+        Cohort(folder, tuple(replace(case, split=Split.TEST) for case in cohort)).save()
+    other = ("--cohort", str(tmp_path / "held-out"))
+    broken = call("hepar", "pool", "audit", "--only", "no-test-patient", *other, cwd=by_kfp)
     assert broken.returncode == 1
+    assert broken.stderr.startswith("pool was assembled from cohort ")
+    assert done.stderr == ""
     assert broken.stdout.startswith("no-test-patient: ")
     assert "belongs to the test split" in broken.stdout

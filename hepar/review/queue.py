@@ -18,7 +18,7 @@ from hepar.quality import ACCEPT, REJECT, REVIEW, TABLE
 from hepar.reviews import LOG, NO_REVIEWS, Review, Reviews
 
 ORDER = {REVIEW: 0, REJECT: 1, ACCEPT: 2}
-SIGNALS = ("predicted_dice", "agreement", "entropy", "component_share", "volume_ml", "tumour_inside")
+SIGNALS = ("predicted_dice", "agreement", "entropy", "component_share", "right_share", "volume_ml", "tumour_inside")
 
 
 @dataclass(frozen=True)
