@@ -17,6 +17,7 @@ from hepar.errors import ArtifactError
 from hepar.quality import ACCEPT, REJECT, REVIEW, TABLE
 from hepar.reviews import LOG, NO_REVIEWS, Review, Reviews
 
+KIND = "pseudo-labels"
 ORDER = {REVIEW: 0, REJECT: 1, ACCEPT: 2}
 SIGNALS = ("predicted_dice", "agreement", "entropy", "component_share", "right_share", "volume_ml", "tumour_inside")
 
@@ -38,7 +39,7 @@ class Waiting:
 
 def read_queue(cohort: Path, pseudo: Path) -> dict[str, Waiting]:
     """The pseudo-livers of a cohort by case, in the order of their doubt. Raises ArtifactError where they differ."""
-    manifest = read_manifest(pseudo, "pseudo-labels")
+    manifest = read_manifest(pseudo, KIND)
     if manifest.parents["cohort"] != read_manifest(cohort, "cohort").hash:
         raise ArtifactError(f"{pseudo} does not label {cohort}, but another cohort")
     cases = {case.case_id: case for case in Cohort.load(cohort)}

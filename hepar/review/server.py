@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 from flask import Flask, Response, abort, request, send_file
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import make_server
 
+from hepar.artifacts import read_manifest
 from hepar.errors import DataError, HeparError
-from hepar.review.queue import Waiting, as_json, describe, read_queue, read_reviews
+from hepar.review.queue import KIND, Waiting, as_json, describe, read_queue, read_reviews
 from hepar.reviews import MASKS, Decision, Review, append, now
-from hepar.volumes import Geometry, read_image, to_array, write_image
+from hepar.volumes import Geometry, canonical, read_image, to_array, write_image
 
 HOST = "127.0.0.1"
 COOKIE = "hepar_review"
@@ -49,14 +51,17 @@ HEADERS = {
 
 def make_app(cohort: Path, pseudo: Path, reviews: Path, token: str, who: str) -> Flask:
     """The application; decisions go to the folder `reviews` at once. Raises ArtifactError where an input is none."""
-    queue = read_queue(cohort, pseudo)
+    queue, drawn = read_queue(cohort, pseudo), read_manifest(pseudo, KIND).hash
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_UPLOAD
 
     def waiting(case_id: str) -> Waiting:
+        if read_manifest(pseudo, KIND).hash != drawn:
+            abort(409, "the pseudo-livers were drawn anew meanwhile: end `hepar review` and start it again")
         return queue[case_id] if case_id in queue else abort(404, f"case {case_id} has no pseudo-liver")
 
     def decided(item: Waiting, decision: Decision, mask_sha256: str = "") -> Response:
+        read_reviews(reviews)  # nothing is added to a list that cannot be read
         append(
             reviews,
             Review(
@@ -115,7 +120,11 @@ def make_app(cohort: Path, pseudo: Path, reviews: Path, token: str, who: str) ->
     def decide(case_id: str, word: str) -> Response:
         if word not in (Decision.ACCEPT, Decision.REJECT):
             abort(404, f"{word} is no decision")
-        return decided(waiting(case_id), Decision(word))
+        item = waiting(case_id)
+        earlier = read_reviews(reviews).of(item.case, item.row["mask_sha256"])
+        if word == Decision.ACCEPT and earlier is not None and earlier.decision == Decision.CORRECT:
+            return decided(item, Decision.CORRECT, earlier.mask_sha256)  # that mask is on the screen
+        return decided(item, Decision(word))
 
     @app.post("/api/cases/<case_id>/mask")
     def correct(case_id: str) -> Response:
@@ -157,12 +166,16 @@ def _json(value: Any, status: int = 200) -> Response:
 def keep_mask(item: Waiting, uploaded: Path, folder: Path) -> str:
     """Check a corrected mask and keep it by its content, compressed: its SHA-256.
 
-    Raises DataError where it cannot be read, is not on the image's grid, holds other values than 0 and 1, or is empty.
+    Its axes may be in another order or direction than the image's, as some tools leave them. Raises DataError where it
+    cannot be read, is not on the image's grid, holds other values than 0 and 1, or is empty.
     """
-    name, mask = item.case.case_id, read_image(uploaded)
-    own, wanted = Geometry.of(mask), Geometry.of(read_image(item.files["image"]))
-    if own.size_zyx != wanted.size_zyx:
-        raise DataError(f"case {name}: the mask is {_times(own)} but the image is {_times(wanted)}")
+    name, wanted = item.case.case_id, Geometry.of(read_image(item.files["image"]))
+    if (size := _size_xyz(uploaded)) and sorted(size) != sorted(wanted.size_zyx):  # before its voxels take memory
+        raise DataError(f"case {name}: the mask is {_times(size)} but the image is {_times(wanted.size_zyx[::-1])}")
+    mask = canonical(read_image(uploaded))
+    own = Geometry.of(mask)
+    if not np.allclose(own.direction, wanted.direction, atol=1e-3):
+        raise DataError(f"case {name}: the mask's axes have another direction than the image's: it was turned")
     if not own.agrees_with(wanted):
         raise DataError(
             f"case {name}: the mask has spacing {own.spacing_zyx_mm} zyx and origin {own.origin_xyz_mm}, but the image"
@@ -183,8 +196,25 @@ def keep_mask(item: Waiting, uploaded: Path, folder: Path) -> str:
     return digest
 
 
-def _times(geometry: Geometry) -> str:
-    return "×".join(map(str, geometry.size_zyx[::-1]))
+def _size_xyz(path: Path) -> tuple[int, ...]:
+    """The size that a volume's header names; empty where it has none."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    with suppress(RuntimeError):
+        reader.ReadImageInformation()
+        return tuple(reader.GetSize())
+    return ()
+
+
+def _times(size_xyz: tuple[int, ...]) -> str:
+    return "×".join(map(str, size_xyz))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # as in a container whose user has no name
+        raise DataError("the user of this process has no name: give --who") from None
 
 
 def serve(
@@ -195,7 +225,7 @@ def serve(
     Raises ArtifactError where an input is none, DataError where the port is taken.
     """
     token = secrets.token_urlsafe(24)
-    app = make_app(cohort, pseudo, reviews, token, who or getpass.getuser())
+    app = make_app(cohort, pseudo, reviews, token, who or _user())
     try:
         server = make_server(HOST, port, app, threaded=True)
     except (OSError, SystemExit):

@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from hepar.artifacts import read_manifest, sha256_file
+from hepar.artifacts import read_manifest, sha256_file, writing
 from hepar.cases import Cohort, LabelState
 from hepar.errors import ArtifactError, DataError
 from hepar.params import Params
@@ -53,6 +54,10 @@ def post(client: FlaskClient, path: str, **options: Any) -> TestResponse:
 
 def quality(run: Path) -> pd.DataFrame:
     return pd.read_parquet(run / "pseudo" / "quality.parquet").set_index("case_id")
+
+
+def names_of(run: Path) -> list[str]:
+    return [str(name) for name in quality(run).index]
 
 
 def names(client: FlaskClient) -> list[str]:
@@ -133,6 +138,49 @@ def test_a_corrected_mask_becomes_a_manual_label_with_its_origin(client: FlaskCl
     assert found.teacher == ""
 
 
+def test_accepting_after_a_correction_is_about_the_corrected_mask(client: FlaskClient, run: Path, tiny: Params) -> None:
+    case_id = names(client)[0]
+    corrected = upload(client, case_id, mask_of(run, case_id)).json
+    accepted = post(client, f"/api/cases/{case_id}/accept").json
+    assert corrected is not None
+    assert accepted is not None
+    assert accepted["decision"]["mask_sha256"] == corrected["decision"]["mask_sha256"]
+    assert entry(run, tiny, case_id, str(run / "reviews")).liver_state == LabelState.MANUAL
+    post(client, f"/api/cases/{case_id}/reject")
+    assert entry(run, tiny, case_id, str(run / "reviews")).liver_state == LabelState.UNKNOWN
+
+
+def test_a_mask_whose_axes_are_mirrored_is_put_on_the_grid_of_the_image(client: FlaskClient, run: Path) -> None:
+    case_id = names(client)[0]
+    answer = upload(client, case_id, mask_of(run, case_id, lambda mask: sitk.DICOMOrient(mask, "RSA"))).json
+    assert answer is not None
+    kept = sitk.ReadImage(str(run / "reviews" / "masks" / f"{answer['decision']['mask_sha256']}.nii.gz"))
+    mask_of(run, case_id)
+    given = sitk.ReadImage(str(run / "upload.nii.gz"))
+    assert np.array_equal(sitk.GetArrayFromImage(kept), sitk.GetArrayFromImage(given))
+    assert kept.GetDirection() == pytest.approx(given.GetDirection())
+
+
+def test_pseudo_livers_that_were_drawn_anew_meanwhile_are_not_judged(client: FlaskClient, run: Path) -> None:
+    case_id = names(client)[0]
+    with writing(run / "pseudo", "pseudo-labels", {}) as folder:
+        (folder / "quality.parquet").write_bytes(b"")
+    for answer in (
+        post(client, f"/api/cases/{case_id}/accept"),
+        get(client, f"/files/{case_id}/liver.nii.gz"),
+        upload(client, case_id, b""),
+    ):
+        assert answer.status_code == 409
+    assert not (run / "reviews").exists()
+
+
+def test_nothing_is_added_to_a_list_that_cannot_be_read(client: FlaskClient, run: Path) -> None:
+    (run / "reviews").mkdir()
+    (run / "reviews" / LOG).write_text("no decision\n")
+    assert post(client, f"/api/cases/{names_of(run)[0]}/reject").status_code == 422
+    assert (run / "reviews" / LOG).read_text() == "no decision\n"
+
+
 def test_a_plain_nifti_is_taken_too(client: FlaskClient, run: Path) -> None:
     case_id = names(client)[0]
     image = sitk.ReadImage(str(run / "pseudo" / "masks" / case_id / "liver.nii.gz"))
@@ -149,15 +197,21 @@ def shifted(mask: sitk.Image) -> sitk.Image:
     return mask
 
 
+def turned(mask: sitk.Image) -> sitk.Image:
+    mask.SetDirection((0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1))
+    return mask
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda mask: mask[:-1], "the mask is .* but the image is "),
         (shifted, "the mask has spacing .* and origin "),
+        (turned, "the mask's axes have another direction than the image's"),
         (lambda mask: sitk.Cast(mask, sitk.sitkUInt8) * 3, "a mask holds 0 and 1 only, this one has 3"),
         (lambda mask: mask * 0, "the mask is empty; reject the pseudo-liver instead"),
     ],
-    ids=["size", "place", "values", "empty"],
+    ids=["size", "place", "direction", "values", "empty"],
 )
 def test_a_mask_that_does_not_fit_is_refused_and_nothing_is_kept(
     change: Any, said: str, client: FlaskClient, run: Path

@@ -62,6 +62,10 @@ function showQueue() {
 }
 
 function showFacts(item) {
+  for (const [id, name] of [["get-image", "image"], ["get-mask", maskOf(item, LAYERS[0])]]) {
+    byId(id).href = `files/${encodeURIComponent(item.case_id)}/${name}.nii.gz`;
+    byId(id).download = `${item.case_id}-${name}.nii.gz`;
+  }
   byId("title").textContent = `${item.case_id}, ${[item.modality, item.sequence, item.source].filter(Boolean).join(", ")}`;
   byId("verdict").textContent = `The gates: ${VERDICTS[item.gate]}.` +
     (item.decision ? ` Then ${DECISIONS[item.decision.decision]} by ${item.decision.who}, ${item.decision.when}.` : "");
@@ -183,7 +187,7 @@ async function start() {
   byId("upload").addEventListener("change", upload);
   for (const layer of LAYERS) byId(layer.box).addEventListener("change", () => setLayer(layer));
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
     const key = event.key.toLowerCase();
     const action = { a: accept, r: reject, n: next }[key];
     const layer = LAYERS.find((item) => item.key === key);
