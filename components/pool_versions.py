@@ -72,9 +72,17 @@ def workspace(beside: Path, remote: Mapping[str, Any]) -> Iterator[Workspace]:
         made.dvc("init", "--no-scm")
         lines = ["[core]", "no_scm = true", "remote = origin", "analytics = false", "check_update = false", "[cache]"]
         lines += ["type = reflink,hardlink,copy", "['remote \"origin\"']"]
-        lines += [f"{key} = {value}" for key, value in remote.items()]
+        lines += [f"{key} = {_quoted(str(value))}" for key, value in remote.items()]
         (made.folder / ".dvc" / "config").write_text("\n".join(lines) + "\n")
         yield made
+
+
+def _quoted(value: str) -> str:
+    """A value for DVC's settings, whatever is in it. Raises DataError for what DVC could not read back."""
+    mark = "'" if '"' in value else '"'
+    if mark in value or "%(" in value or not value.isprintable():
+        raise DataError(f"the settings of a DVC remote cannot hold {value!r}: name another place")
+    return f"{mark}{value}{mark}"
 
 
 def remote_of(given: str) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hepar.artifacts import read_manifest
+from hepar.artifacts import read_manifest, sha256_json
 from hepar.cases import Cohort, LabelState, Modality, Split
-from hepar.errors import ParamsError
+from hepar.entries import hashes_of
+from hepar.errors import HeparError, ParamsError
 from hepar.fingerprint import FILE as FINGERPRINTS
 from hepar.fingerprint import Seen, load_fingerprints
 from hepar.patients import hash_patient, patients_seen
@@ -65,15 +66,19 @@ def no_duplicate(subject: Subject) -> Iterator[tuple[str, str]]:
     """No scan is in two splits, under whatever name, spacing or range of values."""
     prints = load_fingerprints(subject.cohort.folder / FINGERPRINTS)
     split_of = {case.case_id: case.split for case in subject.cohort}
-    seen = Seen()
+    seen, by_voxels = Seen(), dict[str, list[str]]()
     for case in subject.cohort:
-        twin = seen.same(case)
-        if not twin and case.case_id in prints and (alike := seen.alike(case, prints[case.case_id])) is not None:
-            twin = alike.case_id
-        if twin and split_of[twin] != case.split:
-            yield case.case_id, f"is in {case.split}, and as {twin} in {split_of[twin]}"
-        if case.case_id in prints:
+        twins = by_voxels.setdefault(case.voxels_sha256, [])
+        elsewhere = [twin for twin in twins if split_of[twin] != case.split]
+        twins.append(case.case_id)
+        if case.case_id not in prints:
+            yield case.case_id, "has no fingerprint, by which it could be told from others"
+        else:
+            if not elsewhere and (alike := seen.alike(case, prints[case.case_id])) is not None:
+                elsewhere = [alike.case_id] if split_of[alike.case_id] != case.split else []
             seen.add(case, prints[case.case_id])
+        if elsewhere:
+            yield case.case_id, f"is in {case.split}, and as {elsewhere[0]} in {split_of[elsewhere[0]]}"
 
 
 def tumour_in_liver(subject: Subject) -> Iterator[tuple[str, str]]:
@@ -87,8 +92,18 @@ def tumour_in_liver(subject: Subject) -> Iterator[tuple[str, str]]:
 
 
 def unknown_is_unknown(subject: Subject) -> Iterator[tuple[str, str]]:
-    """An unknown label is never taught as background: not inside the liver, and not without a liver."""
+    """An unknown label is never taught as background, nor called known: not inside the liver, not without a liver."""
+    cases = {case.case_id: case for case in subject.cohort}
     for entry in subject.pool.entries:
+        case = cases.get(entry.case_id)
+        if case is None:
+            yield entry.case_id, "is no case of the cohort, which could say what is known of it"
+        else:
+            if entry.tumour_state not in (case.tumour_state, LabelState.UNKNOWN):
+                yield entry.case_id, f"the tumour is {case.tumour_state} in the cohort, but {entry.tumour_state} here"
+            drawn = entry.liver_origin and (entry.liver_state == LabelState.PSEUDO or entry.review)
+            if entry.liver_state not in (case.liver_state, LabelState.UNKNOWN) and not drawn:
+                yield entry.case_id, f"the liver is {case.liver_state} in the cohort, but {entry.liver_state} here"
         arrays = subject.pool.arrays(entry).loaded()
         liver, tumour, liver_weight, tumour_weight = (column.take(arrays.code) for column in arrays.palette.T)
         if entry.liver_state == LabelState.UNKNOWN and (known := int(np.count_nonzero(liver_weight))):
@@ -100,7 +115,19 @@ def unknown_is_unknown(subject: Subject) -> Iterator[tuple[str, str]]:
             yield entry.case_id, f"the tumour is unknown, but {known} voxels of the liver are taught as free of it"
 
 
+def as_assembled(subject: Subject) -> Iterator[tuple[str, str]]:
+    """The arrays are those that were assembled."""
+    for entry in subject.pool.entries:
+        try:
+            changed = sha256_json(list(hashes_of(subject.pool.folder / entry.file).values())) != entry.sha256
+        except (HeparError, OSError, RuntimeError):
+            changed = True
+        if changed:
+            yield entry.case_id, "its arrays were changed or damaged since"
+
+
 AUDITS: dict[str, Audit] = {
+    "as-assembled": as_assembled,
     "no-test-patient": no_test_patient,
     "teacher-unseen": teacher_unseen,
     "no-duplicate": no_duplicate,

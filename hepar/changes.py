@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
+from hepar.cases import LabelState
 from hepar.pool import Mask, Pool, PoolEntry
 
 ADDED, REMOVED, RELABELLED, CHANGED = "added", "removed", "relabelled", "changed"
@@ -20,14 +21,22 @@ LABELS = (
     "gate",
     "review",
 )
+ORIGINS = (
+    "patient_id",
+    "source",
+    "sequence",
+    "licence",
+    "teacher",
+    "reasons",
+)  # what is said of a case beside its labels
 
 
 @dataclass(frozen=True)
 class Change:
     """One case that is not the same in both pools. Dice are of old and new targets; None where they are not compared.
 
-    A case is relabelled where the label of liver or tumour is another, and changed where only its arrays are, as with
-    another plan or split.
+    A case is relabelled where the label of liver or tumour is another, and changed where only its arrays or what is
+    said of it are, as with another plan, split or teacher. Where one of two labels is unknown they have no Dice.
     """
 
     case_id: str
@@ -41,7 +50,7 @@ def pairs(old: Pool, new: Pool) -> list[tuple[PoolEntry, PoolEntry]]:
     """Cases in both pools that differ, whose arrays have to be compared."""
     before = {entry.case_id: entry for entry in old.entries}
     both = ((before[entry.case_id], entry) for entry in new.entries if entry.case_id in before)
-    return [(a, b) for a, b in both if (a.sha256, a.split, *_labels(a)) != (b.sha256, b.split, *_labels(b))]
+    return [(a, b) for a, b in both if _facts(a) != _facts(b)]
 
 
 def changes(old: Pool, new: Pool) -> list[Change]:
@@ -58,8 +67,8 @@ def changes_frame(found: Iterable[Change]) -> pd.DataFrame:
     return pd.DataFrame([asdict(change) for change in found], columns=[*Change.__dataclass_fields__])
 
 
-def _labels(entry: PoolEntry) -> tuple[object, ...]:
-    return tuple(getattr(entry, name) for name in LABELS)
+def _facts(entry: PoolEntry) -> tuple[object, ...]:
+    return tuple(getattr(entry, name) for name in ("sha256", "split", *LABELS, *ORIGINS))
 
 
 def _in_words(entry: PoolEntry) -> str:
@@ -68,17 +77,22 @@ def _in_words(entry: PoolEntry) -> str:
 
 def _compare(old: Pool, new: Pool, a: PoolEntry, b: PoolEntry) -> Change:
     relabelled = [name for name in LABELS if getattr(a, name) != getattr(b, name)]
-    words = [f"{name} {_short(getattr(a, name))} → {_short(getattr(b, name))}" for name in relabelled]
-    if a.split != b.split:
-        words.append(f"split {a.split} → {b.split}")
+    other = [name for name in ("split", *ORIGINS) if getattr(a, name) != getattr(b, name)]
+    words = [f"{name} {_short(getattr(a, name))} → {_short(getattr(b, name))}" for name in (*relabelled, *other)]
     before, after = old.arrays(a), new.arrays(b)
     if before.image.shape != after.image.shape:
         words.append(f"grid {_times(before.image.shape)} → {_times(after.image.shape)}")
         return Change(a.case_id, RELABELLED if relabelled else CHANGED, ", ".join(words))
     if not words:
         words.append("arrays")
-    dice = (_dice(before.liver > 0, after.liver > 0), _dice(before.tumour > 0, after.tumour > 0))
-    return Change(a.case_id, RELABELLED if relabelled else CHANGED, ", ".join(words), *dice)
+    known = [LabelState.UNKNOWN not in (getattr(a, name), getattr(b, name)) for name in ("liver_state", "tumour_state")]
+    return Change(
+        a.case_id,
+        RELABELLED if relabelled else CHANGED,
+        ", ".join(words),
+        liver_dice=_dice(before.liver > 0, after.liver > 0) if known[0] else None,
+        tumour_dice=_dice(before.tumour > 0, after.tumour > 0) if known[1] else None,
+    )
 
 
 def _short(value: object) -> str:

@@ -82,6 +82,10 @@ class Earlier:
         """The entry of a case with that key."""
         return self._by_key.get((case_id, key))
 
+    def holds(self, entry: PoolEntry) -> bool:
+        """Whether the arrays of an entry are there."""
+        return self.pool is not None and all((self.pool.folder / entry.file / n).is_file() for n in (IMAGE, LABELS))
+
 
 def write_entry(
     folder: Path,
@@ -105,8 +109,9 @@ def write_entry(
     found = (earlier or Earlier()).entry(case.case_id, entry.key)
     if known is None:
         known = {}
-    if earlier is None or earlier.pool is None or found is None:
+    if earlier is None or found is None or not earlier.holds(found):
         return _prepare(folder, case, cohort_folder, rules, chosen, entry, known)
+    assert earlier.pool is not None  # it holds the arrays
     for name in (IMAGE, LABELS):
         link(earlier.pool.folder / found.file / name, folder / entry.file / name)
         known[f"{entry.file}/{name}"] = earlier.hashes[f"{found.file}/{name}"]
@@ -198,7 +203,7 @@ def _prepare(
         known, geometry.size_zyx, geometry.spacing_zyx_mm, rules.unknown_tumour, margin_mm=rules.margin_mm
     )
     PreparedArrays.of(prepared, targets).save(folder / entry.file)
-    own = {f"{entry.file}/{name}": sha256_chunked(folder / entry.file / name) for name in (IMAGE, LABELS)}
+    own = {f"{entry.file}/{name}": digest for name, digest in hashes_of(folder / entry.file).items()}
     known_hashes.update(own)
     return replace(
         entry,
@@ -208,6 +213,11 @@ def _prepare(
         lesion_diameters_mm=lesion_diameters_mm(targets.tumour, geometry.voxel_ml),
         sha256=sha256_json(list(own.values())),
     )
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """The content hashes of a case's arrays, by file; an entry's `sha256` is that of the list of them."""
+    return {name: sha256_chunked(folder / name) for name in (IMAGE, LABELS)}
 
 
 def read_mask(path: Path, geometry: Geometry) -> Mask:

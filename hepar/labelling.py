@@ -33,7 +33,7 @@ def label_case(case: Case, folder: Path, teachers: Sequence[Model], params: Pseu
     """Predict the liver of a case, whose files lie below `folder`, by every teacher and every variant.
 
     The mask is the mean probability cut at one half, its largest component, filled. What is kept at a time is one
-    probability map and one bit a voxel for each prediction.
+    probability map and one byte a voxel for each prediction.
     """
     image = read_image(folder / case.image)
     own = Geometry.of(image)

@@ -29,7 +29,15 @@ TOYS = [
 def cohort_of(folder: Path, pool: Pool, template: Case) -> Cohort:
     """A cohort of the pool's cases and one test case, each a scan of its own, with fingerprints."""
     cases = [
-        replace(template, case_id=e.case_id, patient_id=e.patient_id, split=e.split, voxels_sha256=e.case_id)
+        replace(
+            template,
+            case_id=e.case_id,
+            patient_id=e.patient_id,
+            split=e.split,
+            voxels_sha256=e.case_id,
+            liver_state=LabelState.UNKNOWN if e.liver_state == LabelState.PSEUDO else e.liver_state,
+            tumour_state=e.tumour_state,
+        )
         for e in pool.entries
     ]
     cases.append(replace(template, case_id="t", patient_id="t", split=Split.TEST, voxels_sha256="t"))
@@ -52,7 +60,7 @@ def taught(subject: Subject, patients: list[str]) -> Subject:
     teacher = subject.teachers[Modality.CT]
     with writing(teacher, "model", {}) as folder:
         write_patients(folder, map(hash_patient, patients))
-    return with_entry(subject, "c", teacher=read_manifest(teacher, "model").hash)
+    return with_entry(subject, "c", teacher=read_manifest(teacher, "model").hash, liver_origin="drawn")
 
 
 def found(subject: Subject, name: str) -> list[tuple[str, str]]:
@@ -113,6 +121,36 @@ def test_a_scan_in_two_splits_is_found_by_its_voxels_and_by_its_looks(subject: S
     assert found(subject, "no-duplicate") == [("t", "is in test, and as b in train")]
 
 
+def test_scans_are_told_apart_by_their_voxels_even_without_fingerprints(subject: Subject) -> None:
+    cases = list(subject.cohort)
+    cases[1] = replace(cases[1], voxels_sha256=cases[0].voxels_sha256)  # of one split: no duplicate across splits,
+    cases[-1] = replace(cases[-1], voxels_sha256=cases[0].voxels_sha256)  # but not hiding one that is
+    (subject.cohort.folder / "fingerprints.npz").unlink()
+    bare = replace(subject, cohort=Cohort(subject.cohort.folder, tuple(cases)))
+    told = found(bare, "no-duplicate")
+    assert ("t", "is in test, and as a in train") in told
+    assert [case for case, what in told if what.startswith("has no fingerprint")] == ["a", "b", "c", "d", "t"]
+
+
+def test_a_state_that_the_cohort_does_not_bear_out_is_found(subject: Subject) -> None:
+    (finding,) = found(with_entry(subject, "b", tumour_state=LabelState.ABSENT), "unknown-is-unknown")
+    assert finding == ("b", "the tumour is unknown in the cohort, but absent here")
+    called_manual = with_entry(subject, "c", liver_state=LabelState.MANUAL)
+    assert ("c", "the liver is unknown in the cohort, but manual here") in found(called_manual, "unknown-is-unknown")
+    redrawn = with_entry(subject, "c", liver_state=LabelState.MANUAL, review="corrected by an expert, today")
+    assert found(redrawn, "unknown-is-unknown") == []
+    without_a = Cohort(subject.cohort.folder, tuple(case for case in subject.cohort if case.case_id != "a"))
+    assert [case for case, _ in found(replace(subject, cohort=without_a), "unknown-is-unknown")] == ["a"]
+
+
+def test_arrays_that_were_changed_or_damaged_are_found(subject: Subject) -> None:
+    rewritten(subject, "a", [[0, 0, FULL, FULL]])
+    (subject.pool.folder / "b" / "labels.b2nd").write_bytes(b"damaged")
+    (subject.pool.folder / "d" / "image.b2nd").unlink()
+    told = found(subject, "as-assembled")
+    assert told == [(name, "its arrays were changed or damaged since") for name in ("a", "b", "d")]
+
+
 def test_a_tumour_that_is_taught_as_outside_the_liver_is_found(subject: Subject) -> None:
     rewritten(subject, "a", [[1, 0, FULL, FULL], [0, 1, FULL, FULL], [0, 1, 0, FULL]])
     assert found(subject, "tumour-in-liver") == [("a", "1 voxels of tumour are taught as outside the liver")]
@@ -131,7 +169,7 @@ def test_an_unknown_liver_that_is_taught_as_anything_is_found(subject: Subject) 
 
 
 def test_an_audit_that_is_none_is_refused(subject: Subject) -> None:
-    with pytest.raises(ParamsError, match="there is no audit 'nothing', only no-test-patient, "):
+    with pytest.raises(ParamsError, match="there is no audit 'nothing', only as-assembled, no-test-patient, "):
         audit(subject, ["nothing"])
     assert all(rule(name).endswith(".") for name in AUDITS)
 

@@ -46,6 +46,17 @@ def test_a_pseudo_liver_keeps_its_weight_teacher_and_reasons(case: Case, tmp_pat
     assert entry.tumour_weight == 0.5  # outside the liver it is as sure as the liver
 
 
+def test_a_case_whose_arrays_are_gone_is_written_anew(case: Case, tmp_path: Path) -> None:
+    with writing(tmp_path / "pool", "pool", {}) as folder:
+        first = write_entry(folder, case, tmp_path / "cohort", RULES)
+        Pool(folder, PLAN, (first,)).save()
+    gone = tmp_path / "pool" / first.file / "labels.b2nd"
+    gone.unlink()
+    again = write_entry(tmp_path / "second", case, tmp_path / "cohort", RULES, earlier=Earlier.at(tmp_path / "pool"))
+    assert (tmp_path / "second" / first.file / "labels.b2nd").is_file()
+    assert again == first
+
+
 def test_a_rejected_liver_is_unknown_but_its_reasons_stay(case: Case, tmp_path: Path) -> None:
     lacking = replace(case, liver_state=LabelState.UNKNOWN, liver="")
     entry = written(tmp_path, lacking, pseudo(tmp_path, weight=0.0))

@@ -74,6 +74,16 @@ def test_one_more_case_pushes_only_what_is_new(tmp_path: Path) -> None:
     assert len(objects(remote) - before) == 2 + 3
 
 
+@pytest.mark.parametrize("name", ["with a space, a comma", "with #1", "it's"])
+def test_a_remote_may_have_any_name(name: str, tmp_path: Path) -> None:
+    remote = tmp_path / name
+    version = pool_versions.push(sealed(tmp_path / "pool", TOYS[:1]), str(remote))
+    assert remote.is_dir()
+    pool_versions.pull(version, tmp_path / "pulled", str(remote))
+    with pytest.raises(DataError, match="cannot hold"):
+        pool_versions.push(tmp_path / "pool", str(tmp_path / "%(y)s"))
+
+
 def test_another_pool_in_the_way_is_left_alone(tmp_path: Path) -> None:
     version = pool_versions.push(sealed(tmp_path / "pool", TOYS), str(tmp_path / "remote"))
     other = sealed(tmp_path / "other", TOYS[:1])
@@ -170,13 +180,21 @@ def test_what_changed_is_told_case_by_case_with_the_dice_of_old_and_new(tmp_path
     assert found["b"].what == "split train → val"
 
 
+def test_what_is_said_of_a_case_beside_its_labels_is_compared_too(tmp_path: Path) -> None:
+    old, new = (Pool.load(sealed(tmp_path / name, TOYS)) for name in ("old", "new"))
+    first = replace(new.entries[0], teacher="f" * 64, licence="CC0")
+    (found,) = changes(old, replace(new, entries=(first, *new.entries[1:])))
+    assert (found.case_id, found.change) == ("a", "changed")
+    assert found.what == "licence none → CC0, teacher none → ffffffff"
+
+
 def test_a_relabelled_case_says_what_was_known_before_and_is_known_now(tmp_path: Path) -> None:
     toys = [TOYS[0], replace(TOYS[1], tumour_state=LabelState.UNKNOWN)]
     later = [TOYS[0], TOYS[1]]
     found = changes(Pool.load(sealed(tmp_path / "old", toys)), Pool.load(sealed(tmp_path / "new", later)))
     assert [(change.case_id, change.change) for change in found] == [("b", "relabelled")]
     assert "tumour_state unknown → manual" in found[0].what
-    assert found[0].tumour_dice == 0  # nothing before, a tumour now
+    assert found[0].tumour_dice is None  # nothing was known before
 
 
 def test_two_versions_are_compared_without_pulling_either(tmp_path: Path) -> None:

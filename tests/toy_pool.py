@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hepar.artifacts import sha256_json
 from hepar.cases import LabelState, Modality, Split
+from hepar.entries import hashes_of
 from hepar.pool import FULL, KnownLabels, Pool, PoolEntry, PreparedArrays, lesion_diameters_mm, make_targets
 from hepar.preparation import Plan
 
@@ -86,6 +88,6 @@ def _write(folder: Path, toy: Toy) -> PoolEntry:
         licence="",
         image_sha256="",
         file=toy.case_id,
-        sha256="",
+        sha256=sha256_json(list(hashes_of(folder / toy.case_id).values())),
         key="",
     )
