@@ -263,8 +263,16 @@ def monais(pool: Pool, training: TrainingParams) -> Callable[[], None]:
     pipeline = mt.Compose(
         [
             mt.ToTensord(keys=["image", "labels", "tumour"]),
+            mt.FgBgToIndicesd(keys=["tumour"], fg_postfix="_inside", bg_postfix="_outside"),  # once, kept by the cache
             mt.RandCropByPosNegLabeld(
-                keys=["image", "labels"], label_key="tumour", spatial_size=side, pos=0.6, neg=0.4, num_samples=1
+                keys=["image", "labels"],
+                label_key="tumour",
+                spatial_size=side,
+                pos=0.6,
+                neg=0.4,
+                num_samples=1,
+                fg_indices_key="tumour_inside",
+                bg_indices_key="tumour_outside",
             ),
             mt.RandAffined(
                 keys=["image", "labels"],

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hepar.artifacts import write_json
-from hepar.errors import HeparError
+from hepar.errors import HeparError, Preempted
 
 FOLDER_VARIABLE = "HEPAR_PROGRESS"
 LINE_SECONDS = 10.0
@@ -28,7 +28,10 @@ FILE_SECONDS = 0.5
 
 @dataclass
 class StageStatus:
-    """What a watcher sees of one stage: `state` running, done or failed; `mendable` if the input is at fault."""
+    """What a watcher sees of one stage: `state` running, done or failed.
+
+    `mendable` if the input is at fault, `preempted` if it was told to stop and has saved where it was.
+    """
 
     stage: str
     state: str = "running"
@@ -37,6 +40,7 @@ class StageStatus:
     total: int = 0
     message: str = ""
     mendable: bool = False
+    preempted: bool = False
 
 
 class Stage:
@@ -126,6 +130,7 @@ def stage(name: str) -> Iterator[Stage]:
         running.status.state = "failed"
         running.status.message = str(error) or type(error).__name__
         running.status.mendable = isinstance(error, HeparError)
+        running.status.preempted = isinstance(error, Preempted)
         raise
     finally:
         running.publish()

@@ -12,9 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from components.pool_versions import REMOTE_VARIABLE as POOL_REMOTE_VARIABLE
 from hepar import progress, tracking
 from hepar.artifacts import MANIFEST, read_manifest
 from hepar.compute import available_cores
-from hepar.errors import HeparError
+from hepar.errors import HeparError, Preempted
 from hepar.options import print_whole
 from hepar.params import Params, dump_params, dump_sections
 from hepar.readers import PHANTOMS, is_remote, keys
 from hepar.training import checkpoint
+from hepar.training.distributed import SHUTDOWN_SECONDS
 
 STAGES = (
     "ingest",
@@ -151,18 +153,57 @@ def _run_child(request: Mapping[str, Any], environment: Mapping[str, str], workd
             start_new_session=True,
         )
         try:
-            if console.is_terminal:
-                with Live(console=console, refresh_per_second=2) as live:
-                    while child.poll() is None:
+            with _stopping_with(child.pid) as told_to_stop:
+                if console.is_terminal:
+                    with Live(console=console, refresh_per_second=2) as live:
+                        while child.poll() is None:
+                            live.update(_board(board))
+                            time.sleep(0.5)
                         live.update(_board(board))
-                        time.sleep(0.5)
-                    live.update(_board(board))
-            else:
-                _print_changes(child, board)
-            return child.wait()
+                else:
+                    _print_changes(child, board)
+                code = child.wait()
+                if told_to_stop():
+                    _wait_for_group(child.pid)
+                    raise _stopped(board)
+                return code
         finally:
             if child.poll() is None:  # interrupted: the stages that it started end with it
                 os.killpg(child.pid, signal.SIGTERM)
+
+
+@contextmanager
+def _stopping_with(group: int) -> Iterator[Callable[[], bool]]:
+    """Hand SIGTERM on to the processes of the run, whose trainings save where they are; whether it came."""
+    came: list[int] = []
+
+    def hand_on(number: int, frame: object) -> None:
+        came.append(number)
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGTERM, hand_on)
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _wait_for_group(group: int) -> None:
+    """Until the processes of the run have ended, as long as a training may take to save its state."""
+    end = time.monotonic() + SHUTDOWN_SECONDS
+    with suppress(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(group, 0)
+            time.sleep(0.2)
+
+
+def _stopped(board: Path) -> Preempted:
+    saved = [f"{status.stage}: {status.message}" for status in _statuses(board) if status.preempted]
+    return Preempted(saved[0] if saved else "stopped by SIGTERM: run the same command again to go on")
 
 
 def _print_changes(child: subprocess.Popen[bytes], board: Path) -> None:
@@ -205,6 +246,8 @@ def _board(board: Path) -> Table:
 def _raise_failure(code: int, board: Path, log: Path) -> None:
     for status in _statuses(board):
         if status.state == "failed":
+            if status.preempted:
+                raise Preempted(f"{status.stage}: {status.message}")
             if status.mendable:
                 raise HeparError(f"{status.stage}: {status.message}")
             _fail(f"{status.stage} broke: {status.message}", log)

@@ -23,7 +23,7 @@ from hepar.training.fit import Recipe, fit_model
 
 # trains the tiny network on toys; arguments: folder of the pool and the model, processes, changes of the settings
 TRAIN = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from test_training import ROOT, TOYS, settings
 from toy_pool import toy_pool
@@ -38,7 +38,7 @@ def main():
     changes = {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "learning_rate": 1e-4, **changes}
     training = settings(tiny, processes=processes, **changes)
     with errors_as_sentences(), stage("train"):
-        pool = toy_pool(folder / "pool", TOYS)
+        pool = toy_pool(folder / f"pool-{os.environ.get('RANK', '0')}", TOYS)
         fit_model(pool, folder / "model", Recipe(tiny.network, training, ("CT", "MR")), {"role": "universal"})
 
 if __name__ == "__main__":
@@ -111,9 +111,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("by_torchrun", [False, True], ids=["by itself", "by torchrun"])
-def test_two_processes_have_the_losses_of_one_and_end_with_its_weights(
-    by_torchrun: bool, alone: Path, tmp_path: Path
-) -> None:
+def test_two_processes_have_the_losses_of_one(by_torchrun: bool, alone: Path, tmp_path: Path) -> None:
     shared = trained(tmp_path / "shared", 2, by_torchrun=by_torchrun)
     single = pd.read_csv(alone / "model" / "history.csv", keep_default_na=False)
     assert shared[["step", "split", "metric"]].equals(single[["step", "split", "metric"]])
@@ -156,6 +154,19 @@ def test_processes_that_are_told_to_stop_save_one_step_and_go_on_from_it(alone: 
     left = load_checkpoint(folder)
     assert left is not None
     assert f"stopped by SIGTERM at step {left['step']}," in said
+
+
+def test_processes_go_on_from_the_checkpoint_of_others(tmp_path: Path) -> None:
+    changes = '{"steps": 40, "checkpoint_every": 1}'
+    child = started(tmp_path / "stopped", 2, changes)
+    wait_for_a_checkpoint(tmp_path / "stopped" / "checkpoints", child)
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=300)
+    assert child.returncode == os.EX_TEMPFAIL
+    resumed, whole = trained(tmp_path / "stopped", 2, changes), trained(tmp_path / "whole", 1, changes)
+    losses = [history[history.metric == "loss"].value.to_numpy() for history in (resumed, whole)]
+    assert len(losses[0]) == 40
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
 def wait_for_a_checkpoint(folder: Path, child: subprocess.Popen[str]) -> None:

@@ -105,6 +105,55 @@ def test_an_unknown_voxel_changes_nothing_and_an_outside_liver_negative_does() -
     assert masked_loss([logits], known, m, 0.0, EQUAL).total != before
 
 
+ROWS = [
+    row(LabelState.PSEUDO, LabelState.MANUAL, weight=0.4),
+    row(LabelState.MANUAL, LabelState.UNKNOWN),
+    row(LabelState.PSEUDO, LabelState.UNKNOWN, weight=0.4),
+    row(LabelState.UNKNOWN, LabelState.MANUAL),
+    row(LabelState.UNKNOWN, LabelState.UNKNOWN),
+]
+
+
+@pytest.mark.parametrize("targets", ROWS)
+def test_whatever_stands_where_nothing_is_known_changes_nothing(targets: Targets) -> None:
+    y, m = as_batch(targets)
+    logits = torch.linspace(-2, 2, 24).reshape(1, 2, *SHAPE)
+    other_y, other_logits = torch.where(m == 0, 1 - y, y), torch.where(m == 0, 9.0, logits)
+    assert not torch.equal(other_y, y)
+    parts = [masked_loss([z], t, m, 0.0, EQUAL) for z, t in ((logits, y), (other_logits, other_y))]
+    assert parts[0].bce == parts[1].bce
+    assert parts[0].dice == parts[1].dice
+
+
+def test_the_loss_is_what_the_formulas_say() -> None:
+    # by hand, with loops: three voxels in two scales, known by 1, 0.4 and 0
+    y = [[1, 0, 1], [1, 0, 0]]
+    m = [[1.0, 0.4, 0.0], [0.4, 1.0, 0.0]]
+    scales = [[[0.3, -0.7, 1.1], [0.9, -0.2, 2.0]], [[-0.4, 0.5, 0.0], [0.1, -1.3, 0.6]]]
+    shares, of_structure, nesting_weight = (2 / 3, 1 / 3), (1.0, 0.2), 0.1
+
+    def p(z: float) -> float:
+        return 1 / (1 + math.exp(-z))
+
+    expected = 0.0
+    for share, z in zip(shares, scales, strict=True):
+        for r in range(2):
+            known = sum(m[r])
+            entropy = sum(
+                m[r][v] * -(y[r][v] * math.log(p(z[r][v])) + (1 - y[r][v]) * math.log(1 - p(z[r][v]))) for v in range(3)
+            )
+            expected += share * of_structure[r] * entropy / max(known, 1)
+            overlap = sum(m[r][v] * p(z[r][v]) * y[r][v] for v in range(3))
+            wanted, found = sum(m[r][v] * y[r][v] for v in range(3)), sum(m[r][v] * p(z[r][v]) for v in range(3))
+            expected += share * (1 - (2 * overlap + 1) / (found + wanted + 1))
+    first = scales[0]
+    expected += nesting_weight * sum(max(0.0, p(first[1][v]) - p(first[0][v])) for v in range(3)) / 3
+
+    logits = [torch.tensor(z, dtype=torch.float32).reshape(1, 2, 1, 1, 3) for z in scales]
+    target, weight = (torch.tensor(values, dtype=torch.float32).reshape(1, 2, 1, 1, 3) for values in (y, m))
+    assert masked_loss(logits, target, weight, nesting_weight, of_structure).total.item() == pytest.approx(expected)
+
+
 def test_cross_entropy_is_the_mean_over_what_is_known() -> None:
     y, m = torch.zeros(1, 2, 1, 1, 4), torch.zeros(1, 2, 1, 1, 4)
     m[0, LIVER, ..., :2] = 1

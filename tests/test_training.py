@@ -25,13 +25,14 @@ from hepar.artifacts import read_manifest
 from hepar.cases import LabelState, Modality, Split
 from hepar.cli import errors_as_sentences
 from hepar.errors import HeparError, ParamsError, Preempted
+from hepar.evaluation.overlap import OverlapCounts
 from hepar.inference import read_spec
 from hepar.networks import build_network
 from hepar.params import Params, TrainingParams
 from hepar.patients import hash_patient, patients_seen
 from hepar.pool import Pool
 from hepar.progress import Stage
-from hepar.training import distributed
+from hepar.training import distributed, loop
 from hepar.training.batches import Waits, batches, make_batch
 from hepar.training.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
 from hepar.training.fit import Recipe, fit_model
@@ -130,8 +131,8 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(pool: Pool, tiny: 
 def test_training_ends_when_validations_get_no_better(
     pool: Pool, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([0.5, 0.6, 0.6, 0.55, 0.9])
-    monkeypatch.setattr(Trainer, "_dice", lambda self, entries: {"liver_dice": next(scores)})
+    scores = iter([50, 60, 60, 55, 90])  # of a hundred voxels
+    monkeypatch.setattr(Trainer, "_overlaps", lambda self, entries: ([OverlapCounts(100, 100, next(scores))], []))
     trainer = learner(pool, tiny, tmp_path, steps=10, validate_every=2, patience=2, checkpoint_every=100)
     history = train(trainer).history
     assert history[history.split == "val"].value.tolist() == [0.5, 0.6, 0.6, 0.55]
@@ -249,6 +250,57 @@ def test_a_loss_that_is_no_number_is_told_with_its_step_and_a_way_out(pool: Pool
         train(trainer)
 
 
+def test_a_gradient_that_is_no_number_is_told_before_it_reaches_the_weights(
+    pool: Pool, tiny: Params, tmp_path: Path
+) -> None:
+    trainer = learner(pool, tiny, tmp_path, steps=8, validation_cases=0)
+    first = next(iter(trainer.network.parameters()))
+    first.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(HeparError, match=r"^the gradient's norm is (inf|nan) at step 1: lower learning_rate"):
+        train(trainer)
+    assert all(bool(parameter.isfinite().all()) for parameter in trainer.network.parameters())
+
+
+def test_a_tumour_that_is_seen_where_there_is_none_lowers_the_score(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    held_out = [
+        *TOYS,
+        Toy(
+            "healthy",
+            Modality.MR,
+            split=Split.VAL,
+            shape=PATCH,
+            liver=((8, 15, 16), 7.0),
+            tumour_state=LabelState.ABSENT,
+        ),
+        Toy("no-liver", split=Split.VAL, shape=PATCH, liver_state=LabelState.UNKNOWN, lesions=(((8, 15, 13), 3.0),)),
+    ]
+    trainer = learner(toy_pool(tmp_path, held_out), tiny, tmp_path / "checkpoints")
+    assert [entry.case_id for entry in trainer._validation_entries()] == ["ct-2", "no-liver", "healthy"]
+
+    class Everything(torch.nn.Module):
+        def __init__(self, tumour_in_mr: float) -> None:
+            super().__init__()
+            self.tumour_in_mr = tumour_in_mr
+
+        def forward(self, image: Tensor) -> Tensor:
+            return torch.cat([torch.ones_like(image), torch.full_like(image, self.tumour_in_mr)], dim=1)
+
+    found = {}
+    for seen in (9.0, -9.0):
+        trainer.ema.module = Everything(seen)
+        found[seen] = trainer._overlaps([e for e in trainer._validation_entries() if e.case_id == "healthy"])[1]
+    assert [counts.prediction_voxels > 0 for (counts,) in found.values()] == [True, False]
+    lesions = trainer._overlaps([e for e in trainer._validation_entries() if e.modality == Modality.CT])[1]
+    assert len(lesions) == 2
+    hit = [
+        replace(counts, prediction_voxels=counts.reference_voxels, intersection_voxels=counts.reference_voxels)
+        for counts in lesions
+    ]
+    assert loop._tumour_dice(hit) == {"tumour_dice": 1.0}
+    assert loop._tumour_dice([*hit, *found[9.0]])["tumour_dice"] < 0.1
+    assert loop._tumour_dice(found[9.0]) == {}
+
+
 def test_without_validation_cases_the_last_average_is_kept(pool: Pool, tiny: Params, tmp_path: Path) -> None:
     trainer = learner(pool, tiny, tmp_path, steps=3, validation_cases=0)
     weights = train(trainer).weights
@@ -318,10 +370,15 @@ def errors_as_exit_code(code: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce fail] can't allocate memory: 9 GB")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] can't allocate memory: 9 GB"),
+        MemoryError(),
+    ],
 )
 def test_too_little_memory_is_told_with_a_way_out(
-    error: RuntimeError, pool: Pool, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, pool: Pool, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = learner(pool, tiny, tmp_path, steps=8)
 

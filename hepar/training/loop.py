@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hepar.cases import LabelState, Split
 from hepar.errors import HeparError, ParamsError, Preempted
+from hepar.evaluation.overlap import OverlapCounts, count_overlap, global_dice
 from hepar.inference import sliding_window
 from hepar.params import TrainingParams
 from hepar.pool import Pool, PoolEntry
@@ -175,12 +176,15 @@ class Trainer:
     def _enough_memory(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU the allocator's words tell
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            # torch.OutOfMemoryError is a RuntimeError; on a CPU the allocator's words tell, and numpy's is of its own
+            no_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            if not no_memory and "can't allocate memory" not in str(error):
                 raise
+            checkpointing = ", or set gradient_checkpointing" if hasattr(self.network, "gradient_checkpointing") else ""
             raise HeparError(
                 f"out of memory at step {self.at.step + 1}: lower training.batch_size ({self.params.batch_size}) or"
-                f" patch_zyx ({self.params.patch_zyx}), or set gradient_checkpointing"
+                f" patch_zyx ({self.params.patch_zyx}){checkpointing}"
             ) from None
 
     def _check_positives(self, stage: Stage) -> None:
@@ -217,22 +221,31 @@ class Trainer:
             with self._gradients_when(number == len(parts)):
                 loss = self._loss(part) / len(parts)
                 value += float(loss.detach())
-                if not np.isfinite(value):
-                    raise HeparError(
-                        f"the loss is {value} at step {self.at.step + 1}: lower learning_rate"
-                        f" ({self.params.learning_rate}) or clip_norm ({self.params.clip_norm})"
-                    )
+                self._check_finite("loss", value)
                 self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimiser)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.params.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.params.clip_norm)
+        if not self.scaler.is_enabled():  # which leaves out such a step by itself
+            self._check_finite("gradient's norm", float(norm))
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.ema.update_parameters(self.network)
         return value
 
+    def _check_finite(self, what: str, value: float) -> None:
+        if not np.isfinite(value):
+            raise HeparError(
+                f"the {what} is {value} at step {self.at.step + 1}: lower learning_rate"
+                f" ({self.params.learning_rate}) or clip_norm ({self.params.clip_norm})"
+            )
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.params.precision
+        return torch.autocast(self.device.type, PRECISIONS[precision], enabled=precision != "fp32")
+
     def _loss(self, batch: Batch) -> Tensor:
         params = self.params
-        with torch.autocast(self.device.type, PRECISIONS[params.precision], enabled=params.precision != "fp32"):
+        with self._autocast():
             output = self.forward(batch.image)
             taught = None
             if batch.plain is not None:
@@ -256,13 +269,22 @@ class Trainer:
         self.on_metrics(self.at.step, {prefix + name: value for name, value in metrics.items()})
 
     def _validate(self) -> None:
-        """Score the moving average on validation patients; keep its weights if none were better."""
+        """Score the moving average on validation patients; keep its weights if none were better.
+
+        What counts is the mean of each modality's Dice of livers, and of one global Dice of all tumours, which voxels
+        that are taken for tumour lower where there is none, also in a modality without any.
+        """
         entries = self._validation_entries()
         scores: list[float] = []
+        of_all: list[OverlapCounts] = []
         for modality in sorted({entry.modality for entry in entries}):
-            dice = self._dice([entry for entry in entries if entry.modality == modality])
-            scores.extend(dice.values())
-            self._log("val", str(modality), dice)
+            livers, tumours = self._overlaps([entry for entry in entries if entry.modality == modality])
+            each = [counts.dice for counts in livers if counts.dice is not None]
+            liver = {"liver_dice": float(np.mean(each))} if each else {}
+            scores.extend(liver.values())
+            of_all.extend(tumours)
+            self._log("val", str(modality), liver | _tumour_dice(tumours))
+        scores.extend(_tumour_dice(of_all).values())
         score = float(np.mean(scores)) if scores else self.at.best_score
         if scores:
             self.at.validations_since_best = 0 if score > self.at.best_score else self.at.validations_since_best + 1
@@ -276,25 +298,25 @@ class Trainer:
             members = [
                 entry
                 for entry in self.pool.select(Split.VAL)
-                if entry.modality == modality and entry.liver_state == LabelState.MANUAL
+                if entry.modality == modality and LabelState.MANUAL in (entry.liver_state, entry.tumour_state)
             ]
             chosen.extend(members[: self.params.validation_cases])
         return chosen
 
-    def _dice(self, entries: Sequence[PoolEntry]) -> dict[str, float]:
-        """Mean Dice per structure over the cases that have one by hand; structures without any are left out."""
-        liver, tumour = [], []
+    def _overlaps(self, entries: Sequence[PoolEntry]) -> tuple[list[OverlapCounts], list[OverlapCounts]]:
+        """Voxels of livers drawn by hand, and of tumours where they are known, found or not: those of all processes."""
+        livers, tumours = [], []
         for entry in entries[distributed.rank() :: distributed.size()]:
             arrays = self.pool.arrays(entry).loaded()
             image = np.asarray(arrays.image, np.float32)
-            predicted = sliding_window(self.ema.module, image, self.params.patch_zyx, VALIDATION_OVERLAP, self.device)
-            liver.append(_overlap(predicted[LIVER] > 0.5, arrays.liver > 0))
-            if entry.tumour_state == LabelState.MANUAL and arrays.tumour.any():
-                tumour.append(_overlap(predicted[TUMOUR] > 0.5, arrays.tumour > 0))
-        of_all = {
-            name: np.concatenate(distributed.gathered(own)) for name, own in (("liver", liver), ("tumour", tumour))
-        }
-        return {f"{name}_dice": float(values.mean()) for name, values in of_all.items() if len(values)}
+            with self._autocast():
+                found = sliding_window(self.ema.module, image, self.params.patch_zyx, VALIDATION_OVERLAP, self.device)
+            if entry.liver_state == LabelState.MANUAL:
+                livers.append(count_overlap(arrays.liver > 0, found[LIVER] > 0.5))
+            if entry.tumour_state in (LabelState.MANUAL, LabelState.ABSENT):
+                tumours.append(count_overlap(arrays.tumour > 0, found[TUMOUR] > 0.5))
+        gathered = distributed.gathered((livers, tumours))
+        return [c for own, _ in gathered for c in own], [c for _, own in gathered for c in own]
 
     def _save(self) -> None:
         if distributed.rank() > 0:
@@ -332,7 +354,7 @@ class Trainer:
         )
 
 
-def _overlap(
-    a: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], b: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-) -> float:
-    return 2 * float((a & b).sum()) / max(float(a.sum() + b.sum()), 1.0)
+def _tumour_dice(counts: Sequence[OverlapCounts]) -> dict[str, float]:
+    """The global Dice of tumours; none where no case has one."""
+    dice = global_dice(counts) if any(count.reference_voxels for count in counts) else None
+    return {} if dice is None else {"tumour_dice": dice}

@@ -139,7 +139,7 @@ def _add_kernel_gradient(sum_ocdhw: Tensor, x_dchw: Tensor, gradient_dohw: Tenso
 
 
 def instance_norm(x_bcdhw: Tensor, eps: float) -> Tensor:
-    """Instance normalisation without affine parameters that keeps channels_last_3d memory as it is.
+    """Instance normalisation without affine parameters, which on a CPU keeps channels_last_3d memory as it is.
 
     `torch.nn.InstanceNorm3d` copies such a tensor to the plain layout and back; a group norm with one channel a
     group computes the same numbers in either layout.
