@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,13 +17,13 @@ import mlflow
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, TINY, call, environment, succeed
+from conftest import BIN, ROOT, TINY, call, environment, succeed
 
 from hepar import tracking
 from hepar.artifacts import dvc_version, read_manifest
 from hepar.cases import Cohort, Split
 from hepar.errors import ArtifactError, StorageError
-from hepar.params import Params, TrainUniversalParams, dump_params, load_params
+from hepar.params import Params, TrainUniversalParams, dump_params, load_params, write_preset
 from hepar.pool import Pool
 from hepar.stages import train_universal
 from hepar.volumes import read_image
@@ -231,3 +233,37 @@ def test_the_pipeline_compiles(tmp_path: Path) -> None:
         "evaluate",
         "register",
     }
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_stop_ends_with_its_stages_and_says_how_to_go_on(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    write_preset(own, TINY, {"train_liver.training.steps": 100_000}, "for ever")
+    command = [str(BIN / "hepar"), "run", "--params", str(own), "--workdir", str(tmp_path / "run")]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment()) as run:
+        try:
+            wait_for_training(tmp_path / "run" / "progress", run)
+            run.send_signal(signal.SIGTERM)
+            _, said = run.communicate(timeout=120)
+        finally:
+            run.kill()
+    assert run.returncode == os.EX_TEMPFAIL, said
+    assert re.search(r"train-liver-(CT|MR): stopped by SIGTERM at step \d+, which is saved: run again to go on", said)
+    assert list((tmp_path / "run").rglob("checkpoint.pt"))
+    left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(p)]
+    assert left == []
+
+
+def wait_for_training(board: Path, run: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not any(json.loads(path.read_text())["done"] > 3 for path in board.glob("train-liver-*.json")):
+        assert run.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended meanwhile
+        return b""
