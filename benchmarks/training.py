@@ -289,7 +289,7 @@ def monais(pool: Pool, training: TrainingParams) -> Callable[[], None]:
         ]
     )
     pipeline.set_random_state(1)
-    cached = CacheDataset(items, pipeline, num_workers=0, progress=False)
+    cached = CacheDataset(items, pipeline, num_workers=0, progress=False, copy_cache=False)
     numbers = iter(range(10**9))
 
     def one() -> None:

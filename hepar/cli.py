@@ -8,7 +8,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from hepar import __version__
 from hepar.cases import Cohort, Modality
-from hepar.errors import HeparError, ParamsError, Preempted
+from hepar.errors import DataError, HeparError, ParamsError, Preempted
 from hepar.options import (
     CALIBRATION,
     COHORT,
@@ -50,6 +51,7 @@ from hepar.params import (
     Params,
     PhantomParams,
     PreparationParams,
+    SizeZYX,
     check_new_preset,
     dump_params,
     load_params,
@@ -68,7 +70,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-EVERY_NETWORK = 32  # a patch whose sides are multiples of it suits every network
+CONFIG = "network.config."
+SIDES = (1, 32, 64)  # multiples that sides of a patch are raised to, until a network takes it
 STAGES, TOOLS = "Stages, in flow order", "Tools"
 app.add_typer(pool_app, name="pool", rich_help_panel=TOOLS)
 
@@ -253,6 +256,8 @@ def predict(
     from hepar.volumes import Geometry, check_writable, read_image, to_image, write_image
 
     check_writable(out)
+    if out.exists() and image.exists() and out.samefile(image):
+        raise DataError(f"{out} is the scan itself: name another file for its labels")
     use_threads(0)
     scan = read_image(image)
     kind = modality or guess_modality(scan)
@@ -284,7 +289,11 @@ def plan(
         console.print(f"  {proposal.reason}.", markup=False)
         console.print(f"  {params} has {_value(now, proposal.key)}.", markup=False)
     if out is not None:
-        write_preset(out, params, {p.key: p.value for p in proposals}, "proposed by `hepar plan`")
+        values = {p.key: p.value for p in proposals if not p.key.startswith(CONFIG)}
+        own = {p.key.removeprefix(CONFIG): p.value for p in proposals if p.key.startswith(CONFIG)}
+        if own:  # a file's config takes the place of the one that it extends
+            values[CONFIG.rstrip(".")] = {**now["network"]["config"], **own}
+        write_preset(out, params, values, "proposed by `hepar plan`")
         console.print(f"\nwritten to {out}", markup=False)
 
 
@@ -338,20 +347,26 @@ def networks(params: ParamsFile = PARAMS) -> None:
 
     loaded = load_params(params)
     patch = loaded.train_universal.training.patch_zyx
-    z, y, x = (-(-side // EVERY_NETWORK) * EVERY_NETWORK for side in patch)
     table = Table("network.name", "patch z×y×x", "parameters", "multiply-adds", "settings")
     for name in BUILDERS:
         own = name == loaded.network.name
         if name == "medformer" and not own:
             continue  # it has no settings but those of a params file
         config = loaded.network.config if own else {}
-        try:
-            sides, counted = patch, cost(name, config, patch)
-        except ParamsError:
-            sides, counted = (z, y, x), cost(name, config, (z, y, x))
+        sides, counted = _fitting(patch, partial(cost, name, config))
         amounts = f"{counted.parameters / 1e6:.2f} M", f"{counted.multiply_adds / 1e9:.1f} G"
         table.add_row(name, "×".join(map(str, sides)), *amounts, "of the params file" if own else "by default")
     Console().print(table)
+
+
+def _fitting(patch: SizeZYX, count: Callable[[SizeZYX], Any]) -> tuple[SizeZYX, Any]:
+    """What a network costs on the patch, or on the next larger one that it can take, and on which."""
+    for multiple in SIDES[:-1]:
+        z, y, x = (-(-side // multiple) * multiple for side in patch)
+        with suppress(ParamsError):
+            return (z, y, x), count((z, y, x))
+    z, y, x = (-(-side // SIDES[-1]) * SIDES[-1] for side in patch)
+    return (z, y, x), count((z, y, x))
 
 
 @app.command(rich_help_panel=TOOLS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from hepar.artifacts import write_json
 from hepar.cases import Modality
-from hepar.errors import ArtifactError, ParamsError
+from hepar.errors import ArtifactError, DataError, ParamsError
 from hepar.networks import build_network
 from hepar.params import NetworkParams, SizeZYX
 from hepar.pool import Mask, fill_holes
@@ -248,6 +249,19 @@ def segment(model: Model, image: sitk.Image, modality: Modality, overlap: float,
     tumour = to_grid(probabilities[TUMOUR], geometry, own) > 0.5
     liver, tumour = clean(liver, tumour, own.voxel_ml, min_lesion_ml)
     return Segmentation(liver, tumour, own.voxel_ml)
+
+
+def mask_names(paths: Sequence[Path]) -> list[str]:
+    """A file name for the labels of each scan: its own, behind that of its folder where several have it.
+
+    Raises DataError where two scans would share one.
+    """
+    stems = [path.name.removesuffix(".gz").removesuffix(".nii") for path in paths]
+    shared = {stem for stem, count in Counter(stems).items() if count > 1}
+    names = [f"{path.parent.name}_{stem}" if stem in shared else stem for path, stem in zip(paths, stems, strict=True)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"several scans would be written to {twice[0]}_labels.nii.gz: predict them one by one")
+    return [f"{name}_labels.nii.gz" for name in names]
 
 
 def clean(liver: Mask, tumour: Mask, voxel_ml: float, min_lesion_ml: float) -> tuple[Mask, Mask]:

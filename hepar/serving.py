@@ -16,7 +16,7 @@ from mlflow.pyfunc.model import PythonModel
 
 from hepar.cases import Modality
 from hepar.compute import pick_device
-from hepar.inference import load_model, segment
+from hepar.inference import load_model, mask_names, segment
 from hepar.preparation import guess_modality
 from hepar.volumes import Geometry, read_image, to_image, write_image
 
@@ -37,12 +37,16 @@ class HeparModel(PythonModel):  # type: ignore[misc]
 
         Gives for each scan the `modality`, volumes `liver_ml` and `tumour_ml`, and `labels`, uint8 zyx on the scan's
         own grid: 0 background, 1 liver, 2 tumour. With `params={"output": FOLDER}` the labels are also written there
-        and `mask` names the file. An undeclared modality is told by the scan's intensities.
+        as `SCAN_labels.nii.gz` and `mask` names the file; scans of one name in several folders get their folder's name
+        in front, and a DataError tells which would still be one file. An undeclared modality is told by the
+        intensities.
         """
-        output = (params or {}).get("output")
-        return [self._segment(row, Path(output) if output else None) for row in _rows(model_input)]
+        rows, output = _rows(model_input), (params or {}).get("output")
+        names = mask_names([Path(row["image"]) for row in rows]) if output else [""] * len(rows)
+        masks = [Path(output) / name if output else None for name in names]
+        return [self._segment(row, mask) for row, mask in zip(rows, masks, strict=True)]
 
-    def _segment(self, row: Mapping[str, Any], output: Path | None) -> dict[str, Any]:
+    def _segment(self, row: Mapping[str, Any], mask: Path | None) -> dict[str, Any]:
         path = Path(row["image"])
         image = read_image(path)
         modality = Modality(row["modality"]) if row.get("modality") else guess_modality(image)
@@ -54,8 +58,7 @@ class HeparModel(PythonModel):  # type: ignore[misc]
             "tumour_ml": found.tumour_ml,
             "labels": found.labels,
         }
-        if output is not None:
-            mask = output / f"{path.name.removesuffix('.gz').removesuffix('.nii')}_labels.nii.gz"
+        if mask is not None:
             write_image(to_image(found.labels, Geometry.of(image)), mask)
             result["mask"] = str(mask)
         return result

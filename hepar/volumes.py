@@ -6,8 +6,12 @@ to the patient's left, y to the back, z to the head.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import os
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +86,7 @@ def read_image(path: Path) -> sitk.Image:
 
 
 def _check_size(path: Path) -> None:
-    """Refuse a header that claims more voxels than its file could hold, before anything is allocated."""
+    """Refuse a header that claims more voxels than its file holds, before anything is allocated."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -90,6 +94,25 @@ def _check_size(path: Path) -> None:
     if voxels > max(MAX_EXPANSION * stored, MIN_VOXEL_LIMIT):
         size = "×".join(map(str, reader.GetSize()))
         raise DataError(f"{path} claims {size} voxels, but the file has {stored} bytes")
+    if path.name.lower().endswith((".nii", ".nii.gz")) and reader.HasMetaDataKey("bitpix"):
+        # what a NIfTI file lacks at its end ITK gives as zeros, without a word
+        needed = int(float(reader.GetMetaData("vox_offset"))) + voxels * int(reader.GetMetaData("bitpix")) // 8
+        there = _unpacked_bytes(path, needed) if path.name.lower().endswith(".gz") else stored
+        if there < needed:
+            raise DataError(f"{path} ends after {there} of {needed} bytes: it was cut off")
+
+
+def _unpacked_bytes(path: Path, needed: int) -> int:
+    """How many bytes a gzip file gives. Its last four tell, modulo 2³²; only where they differ it is unpacked."""
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        if int.from_bytes(file.read(), "little") == needed % 2**32:
+            return needed
+    there = 0
+    with suppress(EOFError, OSError, zlib.error), gzip.open(path) as unpacked:
+        while part := unpacked.read(2**20):
+            there += len(part)
+    return there
 
 
 def without_texts(image: sitk.Image) -> sitk.Image:

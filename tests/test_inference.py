@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hepar.cases import Modality
-from hepar.errors import ArtifactError
+from hepar.errors import ArtifactError, DataError
 from hepar.inference import (
     SPEC,
     WEIGHTS,
@@ -23,6 +23,7 @@ from hepar.inference import (
     clean,
     keep_largest_component,
     load_model,
+    mask_names,
     save_model,
     segment,
     sliding_window,
@@ -247,3 +248,10 @@ def test_the_weights_of_another_network_are_a_damaged_model(tmp_path: Path, tiny
     save_model(tmp_path, weights, spec_of(tiny.network))
     with pytest.raises(ArtifactError, match="holds a damaged model"):
         load_model(tmp_path, CPU)
+
+
+def test_scans_of_one_name_get_the_name_of_their_folder_and_never_share_a_file() -> None:
+    paths = [Path("a/image.nii.gz"), Path("b/image.nii.gz"), Path("b/other.nii")]
+    assert mask_names(paths) == ["a_image_labels.nii.gz", "b_image_labels.nii.gz", "other_labels.nii.gz"]
+    with pytest.raises(DataError, match=r"several scans would be written to a_image_labels\.nii\.gz"):
+        mask_names([Path("x/a/image.nii"), Path("y/a/image.nii")])

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, succeed
 
 from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
+from hepar.networks import build_network
 from hepar.params import NetworkParams, Params, load_params, write_preset
 from hepar.planning import (
     BACKWARD,
@@ -147,3 +148,12 @@ def test_what_cannot_be_planned_is_said(changes: dict[str, Any], words: str) -> 
 def test_a_budget_that_holds_no_patch_is_refused() -> None:
     with pytest.raises(DataError, match=r"no patch of unet fits 0\.001 GiB"):
         propose({Modality.CT: facts()}, PLAIN, 0.001)
+
+
+def test_what_is_proposed_is_written_so_that_the_network_can_be_built(cohort: Cohort, tmp_path: Path) -> None:
+    own, tiny = str(tmp_path / "own.yaml"), str(ROOT / "params" / "tiny.yaml")
+    where = ("--cohort", str(cohort.folder))
+    succeed("hepar", "plan", *where, "--memory-gib", "1", "--out", own, "--params", tiny, cwd=tmp_path)
+    loaded = load_params(tmp_path / "own.yaml")
+    build_network(loaded.network.name, loaded.network.config, loaded.train_universal.training.patch_zyx)
+    assert "medformer" in succeed("hepar", "networks", "--params", own, cwd=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +174,34 @@ def test_a_file_that_is_no_single_volume_is_refused(tmp_path: Path) -> None:
 def test_a_series_of_one_volume_is_that_volume(tmp_path: Path) -> None:
     write_image(sitk.Image([5, 4, 3, 1], sitk.sitkInt16), tmp_path / "one.nii.gz")
     assert read_image(tmp_path / "one.nii.gz").GetSize() == (5, 4, 3)
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+@pytest.mark.parametrize("lost", [1, 500])
+def test_a_volume_that_was_cut_off_is_refused(name: str, lost: int, tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).integers(-1000, 1000, (12, 20, 30)).astype(np.int16)
+    write_image(
+        to_image(
+            noise,
+            Geometry((12, 20, 30), (2.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)),
+        ),
+        tmp_path / name,
+    )
+    assert np.array_equal(to_array(read_image(tmp_path / name)), noise)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) - lost])
+    with pytest.raises(DataError, match=r"ends after \d+ of \d+ bytes: it was cut off|cannot be read"):
+        read_image(tmp_path / name)
+
+
+def test_a_gzip_file_in_several_parts_is_whole(tmp_path: Path) -> None:
+    write_image(
+        to_image(
+            np.ones((4, 5, 6), np.int16),
+            Geometry((4, 5, 6), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)),
+        ),
+        tmp_path / "a.nii",
+    )
+    plain = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(plain[:400]) + gzip.compress(plain[400:]))
+    assert to_array(read_image(tmp_path / "a.nii.gz")).all()

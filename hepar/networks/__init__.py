@@ -80,6 +80,9 @@ def cost(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> Cost:
     network = without_values(name, config, patch_zyx)
     channels = int(config.get("in_channels", from_monai.IN_CHANNELS))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, channels, *patch_zyx, device="meta"))
+        try:
+            network(torch.zeros(1, channels, *patch_zyx, device="meta"))
+        except ValueError as error:  # a norm of a single voxel
+            raise ParamsError(f"network.name {name}: a patch of {patch_zyx} is too small for it: {error}") from None
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return Cost(parameters, int(counter.get_total_flops()) // 2)

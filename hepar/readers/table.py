@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.errors import ParserWarning
 
 from hepar.cases import LabelState, Modality, Split, parse_enum
 from hepar.errors import DataError
@@ -36,6 +38,8 @@ def read_table(path: Path, elsewhere: Callable[[str], Path] | None = None) -> li
     and value where a column is missing or a value is none of its column's.
     """
     frame = read_frame(path)
+    if len(frame.columns) == 1 and ";" in str(frame.columns[0]):
+        raise DataError(f"{path}: its cells are separated by semicolons, must be by commas")
     if missing := [name for name in REQUIRED if name not in frame.columns]:
         raise DataError(f"{path}: column {missing[0]} is missing; columns are {', '.join(map(str, frame.columns))}")
     if frame.empty:
@@ -47,6 +51,9 @@ def read_table(path: Path, elsewhere: Callable[[str], Path] | None = None) -> li
             return elsewhere(cell)
         return Path(os.path.normpath(path.parent / cell))
 
+    for number, row in enumerate(rows, start=1):
+        if empty := [name for name in REQUIRED if not row[name]]:
+            raise DataError(f"{path}, row {number}: {empty[0]} is empty")
     cells = [{**OPTIONAL, **{str(key): value for key, value in row.items() if value}} for row in rows]
     return [_case(path, row, locate) for row in cells]
 
@@ -54,10 +61,16 @@ def read_table(path: Path, elsewhere: Callable[[str], Path] | None = None) -> li
 def read_frame(path: Path) -> pd.DataFrame:
     """A table with every cell as text, an empty one as "". Raises DataError where it cannot be read."""
     try:
-        frame = _read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
-    except (ValueError, OSError) as error:
+        frame = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    except (ValueError, OSError, ParserWarning) as error:
         raise DataError(f"{path} cannot be read as a table: {str(error).strip()}") from None
-    return frame.fillna("").astype(str)
+    return frame.dropna(how="all").fillna("").astype(str)  # spreadsheets leave rows of commas
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ParserWarning)  # of rows that are longer than the header
+        return pd.read_csv(path, dtype=str, index_col=False)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,11 +26,12 @@ from hepar.labelling import label_case
 from hepar.params import PseudoLabelParams
 from hepar.patients import hash_patient, patients_seen
 from hepar.progress import current, stage
-from hepar.quality import TABLE, Signals, judge
+from hepar.quality import ACCEPT, REJECT, REVIEW, TABLE, Signals, judge
 from hepar.training.checkpoint import checkpoint_folder
 from hepar.volumes import to_image, write_image
 
 KIND = "pseudo-labels"
+IN_WORDS = {ACCEPT: "accepted", REVIEW: "wait for review", REJECT: "rejected"}
 LIVER, UNCERTAIN, SIGNALS = "liver.nii.gz", "uncertain.nii.gz", "signals.json"
 COLUMNS = ["case_id", "modality", "teacher", "teacher_saw_patient", "mask_sha256", *Signals.names()]
 
@@ -69,6 +71,9 @@ def run(cohort: Path, teachers: Mapping[Modality, Path], pseudo: Path, params: P
                 rows.append(_row(case, origin, signals) | verdict.row())
                 count.advance(case=case.case_id, gate=verdict.gate)
             columns = None if rows else [*COLUMNS, "gate", "weight", "reasons", "predicted_dice"]
+            if rows:
+                counts = Counter(row["gate"] for row in rows)
+                current().say(", ".join(f"{counts[gate]} {word}" for gate, word in IN_WORDS.items()))
             pd.DataFrame(rows, columns=columns).to_parquet(folder / TABLE, index=False)
         shutil.rmtree(finished, ignore_errors=True)
 

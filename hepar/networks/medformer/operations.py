@@ -29,6 +29,11 @@ def _by_hand(x: Tensor) -> bool:
     return _on_cpu(x) and torch.is_grad_enabled() and x.requires_grad
 
 
+def _in_bfloat16(x: Tensor) -> bool:
+    autocast = torch.is_autocast_enabled("cpu")
+    return (torch.get_autocast_dtype("cpu") if autocast else x.dtype) == torch.bfloat16
+
+
 def _channels_last(x_bcdhw: Tensor) -> Tensor:
     """The same values in channels_last_3d memory.
 
@@ -53,7 +58,7 @@ def conv(x_bcdhw: Tensor, weight_ocdhw: Tensor) -> Tensor:
     """Convolve with a kernel of odd sides; same grid in and out.
 
     A small single scan, which torch gives to a slow kernel, is convolved slice by slice in two dimensions, the slices
-    that a kernel covers as channels.
+    that a kernel covers as channels. In bfloat16 torch's gradient of a kernel is wrong where there are two slices.
     """
     if _on_cpu(x_bcdhw) and len(x_bcdhw) == 1 and x_bcdhw[0, :, :, :, 0].numel() <= SMALL:
         depth, *padding = _same(weight_ocdhw)
@@ -61,7 +66,7 @@ def conv(x_bcdhw: Tensor, weight_ocdhw: Tensor) -> Tensor:
         slices = covered.permute(1, 0, 4, 2, 3).flatten(1, 2)
         y_dohw = F.conv2d(slices, weight_ocdhw.flatten(1, 2), padding=padding)
         return y_dohw.movedim(0, 1).unsqueeze(0)
-    if _by_hand(x_bcdhw) and x_bcdhw.shape[1] >= WIDE:
+    if _by_hand(x_bcdhw) and (x_bcdhw.shape[1] >= WIDE or _in_bfloat16(x_bcdhw)):
         return _apply(_Conv.apply, x_bcdhw, weight_ocdhw, 1)
     return _conv(x_bcdhw, weight_ocdhw, 1)
 
