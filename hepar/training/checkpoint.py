@@ -34,7 +34,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
     Raises HeparError where it cannot be written, as on a full disk; both that are there stay whole then.
     """
-    temporary = folder / f".{FILE}.{os.getpid()}"
+    temporary = folder / f".{FILE}.partial"  # one name, so that what a kill leaves is written over
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
