@@ -142,6 +142,8 @@ def assemble_pool(
 
     p = load_params(params)
     assembling = p.assemble_pool if reviews is None else p.assemble_pool.model_copy(update={"reviews": reviews})
+    if not assembling.reviews and reviews is None and REVIEWS.is_dir():
+        _note(f"the decisions in {REVIEWS} are not used: give --reviews {REVIEWS}")
     this.run(cohort, pseudo, pool, p.preparation, assembling)
 
 
@@ -263,7 +265,8 @@ def predict(
     kind = modality or guess_modality(scan)
     found = segment(load_model(model, pick_device()), scan, kind, overlap, min_lesion_ml)
     write_image(to_image(found.labels, Geometry.of(scan)), out)
-    result = {"labels": str(out), "modality": str(kind), "liver_ml": found.liver_ml, "tumour_ml": found.tumour_ml}
+    volumes = {"liver_ml": round(found.liver_ml, 3), "tumour_ml": round(found.tumour_ml, 3)}
+    result = {"labels": str(out), "modality": str(kind), **volumes}
     print(json.dumps(result))
 
 
@@ -435,16 +438,16 @@ def errors_as_sentences() -> Iterator[None]:
     try:
         yield
     except HeparError as error:
-        _say(str(error))
+        _note(str(error))
         sys.exit(os.EX_TEMPFAIL if isinstance(error, Preempted) else 2)
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
-        _say(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}")
+        _note(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}")
         sys.exit(2)
 
 
-def _say(text: str) -> None:
+def _note(text: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"hepar: {text}", markup=False)
 
 

@@ -41,6 +41,7 @@ def connect(experiment: str | None = None) -> Any:
     Raises StorageError where the server does not answer.
     """
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git in a container is no news
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each of dozens of small files
     import mlflow
 
     for chatty in ("mlflow", "alembic"):  # how a database is set up is no news either

@@ -72,7 +72,7 @@ class Geometry:
 def read_image(path: Path) -> sitk.Image:
     """Read a volume as stored. Raises DataError if it is missing, unreadable or not three-dimensional."""
     if not path.is_file():
-        raise DataError(f"{path} does not exist")
+        raise DataError(f"{path} {'is a folder, must be a file' if path.is_dir() else 'does not exist'}")
     try:
         _check_size(path)
         image = sitk.ReadImage(str(path))

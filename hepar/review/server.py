@@ -135,7 +135,11 @@ def make_app(cohort: Path, pseudo: Path, reviews: Path, token: str, who: str) ->
             ending = ".nii" if (uploaded.filename or "").lower().endswith(".nii") else ".nii.gz"
             path = Path(scratch) / f"mask{ending}"
             uploaded.save(path)
-            return decided(item, Decision.CORRECT, keep_mask(item, path, reviews / MASKS))
+            try:
+                digest = keep_mask(item, path, reviews / MASKS)
+            except DataError as error:
+                raise DataError(str(error).replace(str(path), uploaded.filename or "the upload")) from None
+            return decided(item, Decision.CORRECT, digest)
 
     return app
 

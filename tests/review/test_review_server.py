@@ -227,7 +227,10 @@ def test_a_mask_that_does_not_fit_is_refused_and_nothing_is_kept(
 
 def test_what_is_no_volume_is_refused(client: FlaskClient, run: Path) -> None:
     case_id = names(client)[0]
-    assert upload(client, case_id, b"no volume").status_code == 422
+    answer = upload(client, case_id, b"no volume", "mine.nii.gz")
+    assert answer.status_code == 422
+    assert answer.json is not None
+    assert answer.json["error"].startswith("mine.nii.gz ")
     assert post(client, f"/api/cases/{case_id}/mask").status_code == 400
     assert not (run / "reviews").exists()
 
