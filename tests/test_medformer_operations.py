@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hepar.networks.medformer import operations
 
@@ -118,3 +119,24 @@ def test_the_gradient_of_a_kernel_is_right_in_bfloat16(channels: int) -> None:
     assert exact.grad is not None
     assert rounded.grad is not None
     assert float((rounded.grad - exact.grad).abs().max()) < 0.05 * float(exact.grad.abs().max())
+
+
+def test_a_norm_scan_by_scan_is_an_instance_norm() -> None:
+    one = torch.randn(2, 8, 4, 5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    other = one.detach().clone().requires_grad_()
+    normed, expected = operations._scan_by_scan(one, 1e-4), F.instance_norm(other, eps=1e-4)
+    assert torch.allclose(normed, expected, atol=1e-12)
+    weights = torch.linspace(-1, 1, one.numel(), dtype=torch.float64).reshape(one.shape)
+    (normed * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert one.grad is not None
+    assert other.grad is not None
+    assert torch.allclose(one.grad, other.grad, atol=1e-12)
+
+
+def test_a_norm_on_a_gpu_keeps_half_precision_and_channels_last_memory() -> None:
+    with FakeTensorMode():  # tensors of a GPU that have a type and a layout, and no values
+        x = torch.empty((2, 16, 4, 6, 6), device="cuda", dtype=torch.bfloat16)
+        normed = operations.instance_norm(x.to(memory_format=torch.channels_last_3d), 1e-4)
+        assert normed.dtype == torch.bfloat16
+        assert normed.is_contiguous(memory_format=torch.channels_last_3d)

@@ -144,16 +144,23 @@ def _add_kernel_gradient(sum_ocdhw: Tensor, x_dchw: Tensor, gradient_dohw: Tenso
 
 
 def instance_norm(x_bcdhw: Tensor, eps: float) -> Tensor:
-    """Instance normalisation without affine parameters, which on a CPU keeps channels_last_3d memory as it is.
+    """Instance normalisation without affine parameters that keeps channels_last_3d memory as it is.
 
-    `torch.nn.InstanceNorm3d` copies such a tensor to the plain layout and back; a group norm with one channel a
-    group computes the same numbers in either layout.
+    `torch.nn.InstanceNorm3d` copies such a tensor to the plain layout and back. A group norm with one channel a group
+    computes the same numbers in either layout on a CPU; on a GPU a batch norm does, scan by scan, which autocast leaves
+    in half precision as well.
     """
     if _by_hand(x_bcdhw):
         return _InstanceNorm.apply(x_bcdhw, eps)  # type: ignore[no-any-return, no-untyped-call]
     if _on_cpu(x_bcdhw):
         return _normed(_channels_last(x_bcdhw), eps)[0]
+    if x_bcdhw.device.type == "cuda":
+        return _scan_by_scan(x_bcdhw, eps)
     return F.group_norm(x_bcdhw, x_bcdhw.shape[1], eps=eps)
+
+
+def _scan_by_scan(x_bcdhw: Tensor, eps: float) -> Tensor:
+    return torch.cat([torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps)[0] for x in x_bcdhw.split(1)])
 
 
 def _normed(x_bcdhw: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
