@@ -47,11 +47,21 @@ def run(by_kfp: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(run: Path) -> Iterator[str]:
     """`hepar review` as a user starts it; the address that it prints."""
     command = [str(BIN / "hepar"), "review", "pseudo", "--who", "an expert"]
-    with subprocess.Popen(command, cwd=run, stdout=subprocess.PIPE, text=True, env=environment()) as server:
+    with subprocess.Popen(
+        command,
+        cwd=run,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in a background job are deaf to it
+    ) as server:
         assert server.stdout is not None
         yield server.stdout.readline().removeprefix("open ").strip()
         server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=30) == 0
+        try:
+            assert server.wait(timeout=30) == 0
+        finally:
+            server.kill()
 
 
 @pytest.fixture(scope="module")
