@@ -37,6 +37,7 @@ COPIES = 5  # of each weight: itself, gradient, two moments of Adam, moving aver
 BACKWARD = 1.6  # times the kept activations: with gradients and workspaces, as benchmarks/medformer.py measures
 LEVELS = 4
 MR_PERCENTILES = (2.0, 98.0)
+UNNAMED = "unnamed"  # a sequence of which nothing is said
 DIVISIBLE = 64  # a side that every network can divide
 
 
@@ -47,9 +48,15 @@ class ModalityFacts:
     scans: int
     sequences: Mapping[str, int]
     spacing_mm: npt.NDArray[np.float64]  # n x 3, of scans whose spacing is known
+    size_zyx: npt.NDArray[np.int64]  # n x 3, voxels of each scan
     liver_box_mm: npt.NDArray[np.float64]  # n x 3, of manual livers
-    intensities: npt.NDArray[np.float64]  # inside manual livers
+    intensities_of: Mapping[str, npt.NDArray[np.float64]]  # inside manual livers, by sequence
     lesion_diameters_mm: tuple[float, ...]
+
+    @property
+    def intensities(self) -> npt.NDArray[np.float64]:
+        """Inside manual livers of whatever sequence."""
+        return np.concatenate([np.empty(0), *self.intensities_of.values()])
 
 
 @dataclass(frozen=True)
@@ -68,14 +75,14 @@ def describe(cohort: Cohort) -> dict[Modality, ModalityFacts]:
     with current().counting(len(chosen), "scans") as count:
         for modality in Modality:
             boxes: list[list[float]] = []
-            intensities: list[npt.NDArray[np.float64]] = []
+            intensities: dict[str, list[npt.NDArray[np.float64]]] = {}
             diameters: list[float] = []
             members = [case for case in chosen if case.modality == modality]
             for case in members:
                 if case.liver_state == LabelState.MANUAL:
                     box_mm, values = _liver(cohort, case)
                     boxes.append(box_mm)
-                    intensities.append(values)
+                    intensities.setdefault(case.sequence or UNNAMED, []).append(values)
                 if case.tumour_state == LabelState.MANUAL:
                     tumour = read_image(cohort.file(case.tumour))
                     diameters += lesion_diameters_mm(to_array(tumour) > 0, Geometry.of(tumour).voxel_ml)
@@ -83,10 +90,11 @@ def describe(cohort: Cohort) -> dict[Modality, ModalityFacts]:
             if members:
                 facts[modality] = ModalityFacts(
                     scans=len(members),
-                    sequences=Counter(case.sequence or "unnamed" for case in members),
+                    sequences=Counter(case.sequence or UNNAMED for case in members),
                     spacing_mm=np.array([case.spacing_mm for case in members if case.distances_known]).reshape(-1, 3),
+                    size_zyx=np.array([case.size for case in members]).reshape(-1, 3),
                     liver_box_mm=np.array(boxes).reshape(-1, 3),
-                    intensities=np.concatenate(intensities) if intensities else np.empty(0),
+                    intensities_of={name: np.concatenate(values) for name, values in sorted(intensities.items())},
                     lesion_diameters_mm=tuple(sorted(diameters)),
                 )
     return facts
@@ -138,7 +146,7 @@ def propose(facts: Mapping[Modality, ModalityFacts], network: NetworkParams, mem
             f"{extent} mm, of a liver's box of {' × '.join(f'{mm:.0f}' for mm in box_mm)} mm (90th percentile); the"
             f" largest such that a step on {BATCHES[0]} patches fits into {memory_gib:g} GiB",
         ),
-        Proposal("train_universal.training.batch_size", batch, f"a step takes some {needed:.1f} GiB"),
+        Proposal("train_universal.training.batch_size", batch, f"a step in float32 takes some {needed:.1f} GiB"),
         Proposal("train_liver.training.patch_zyx", list(patch), "as stage 2"),
         Proposal("train_liver.training.batch_size", batch, "as stage 2"),
     ]
@@ -196,10 +204,15 @@ def in_words(facts: Mapping[Modality, ModalityFacts]) -> list[str]:
                 f"{n} {a:.2g} to {c:.2g} (median {b:.2g})" for n, a, b, c in zip("zyx", low, middle, high, strict=True)
             )
             said.append(f"{modality}: spacing in mm: {', '.join(axes)}.")
-        if found.intensities.size:
-            low, middle, high = np.percentile(found.intensities, (0.5, 50, 99.5))
+        low, middle, high = (
+            "×".join(f"{n:.0f}" for n in np.percentile(found.size_zyx, share, axis=0)) for share in (0, 50, 100)
+        )
+        said.append(f"{modality}: voxels z×y×x from {low} to {high}, median {middle}.")
+        for name, values in found.intensities_of.items():
+            low, middle, high = (f"{value:.4g}" for value in np.percentile(values, (0.5, 50, 99.5)))
             said.append(
-                f"{modality}: inside manual livers values run from {low:.4g} to {high:.4g}, median {middle:.4g}."
+                f"{modality}, {name}: inside manual livers values run from {low} to {high}, median {middle}, mean"
+                f" {values.mean():.4g}, deviation {values.std():.4g}."
             )
         if sizes := found.lesion_diameters_mm:
             low, middle, high = np.percentile(sizes, (10, 50, 90))

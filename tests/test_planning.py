@@ -37,8 +37,9 @@ def facts(spacing: tuple[float, ...] = (3.0, 2.0, 2.0)) -> ModalityFacts:
         scans=5,
         sequences={"arterial": 5},
         spacing_mm=np.array([spacing] * 5),
+        size_zyx=np.array([(60, 200, 200)] * 5),
         liver_box_mm=np.array([BOX_MM] * 5),
-        intensities=np.arange(0, 201, dtype=float),
+        intensities_of={"arterial": np.arange(0, 101, dtype=float), "venous": np.arange(101, 201, dtype=float)},
         lesion_diameters_mm=(5.0, 10.0),
     )
 
@@ -84,6 +85,19 @@ def test_test_patients_are_not_looked_at(cohort: Cohort) -> None:
     livers = [case for case in cohort if case.split != Split.TEST and case.liver_state == LabelState.MANUAL]
     assert sum(len(facts.liver_box_mm) for facts in found.values()) == len(livers)
     assert any("lesions, diameters" in sentence for sentence in in_words(found))
+    for modality, of_one in found.items():
+        own = [case for case in cohort if case.modality == modality and case.split != Split.TEST]
+        assert sorted(map(tuple, of_one.size_zyx.tolist())) == sorted(case.size for case in own)
+        assert set(of_one.intensities_of) == {c.sequence for c in own if c.liver_state == LabelState.MANUAL}
+
+
+def test_scans_are_described_by_size_and_each_sequence_by_its_values() -> None:
+    said = in_words({Modality.CT: facts((2.0, 1.0, 1.0))})
+    assert "CT: voxels z×y×x from 60×200×200 to 60×200×200, median 60×200×200." in said
+    assert any(
+        words.startswith("CT, arterial: inside manual livers values run from 0.5 to 99.5, median 50") for words in said
+    )
+    assert any(words.startswith("CT, venous: inside manual livers values run from 101.5 to ") for words in said)
 
 
 def test_modalities_count_alike_and_a_far_coarser_axis_is_refined() -> None:
