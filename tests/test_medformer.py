@@ -219,3 +219,18 @@ def test_the_norms_own_gradient_is_that_of_a_group_norm(memory_format: torch.mem
         assert leaf.grad is not None
         gradients.append(leaf.grad)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [[0, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0, 0], [0] * 8],
+    ids=str,
+)
+def test_whatever_learns_gets_a_gradient_as_several_processes_ask_for(attention: list[int]) -> None:
+    convs = [int(blocks == 0) for blocks in attention]
+    network = MedFormer.from_config({**SMALL, "attention_blocks": attention, "conv_blocks": convs}).train()
+    network(torch.randn(1, 1, 16, 32, 32)).square().mean().backward()
+    without = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    idle = [name for name, p in network.named_parameters() if not p.requires_grad]
+    assert bool(idle) == (sum(attention[5:]) == 0)

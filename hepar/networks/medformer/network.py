@@ -8,7 +8,7 @@ e channels of one head. Feature maps are `_bcdhw`, semantic maps are token lists
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Any
@@ -462,6 +462,22 @@ class MedFormer(nn.Module):
         self.aux_head = PointwiseConv(config.channels[5], config.classes, bias=True) if config.aux else None
         self.head = PointwiseConv(config.channels[7], config.classes, bias=True)
         self.gradient_checkpointing = False
+        for module in self._unread():
+            module.requires_grad_(False)  # of all others DistributedDataParallel waits for the gradient
+
+    def _unread(self) -> Iterator[nn.Module]:
+        """The published modules whose results no block reads, as where the decoder has no attention."""
+        in_decoder = self.config.attention_blocks[STAGES // 2 :]
+        if not any(in_decoder[1:]):
+            yield self.fusion.outputs[0]
+        if not any(in_decoder):
+            yield self.fusion
+            for stage in self.down:
+                assert isinstance(stage, Down)
+                blocks = [block for block in stage.attentions if isinstance(block, AttentionBlock)]
+                map_of_stage = blocks[-1].attention.map_out if blocks else stage.semantic_map
+                if map_of_stage is not None:
+                    yield map_of_stage
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> MedFormer:
