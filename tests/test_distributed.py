@@ -142,7 +142,7 @@ def test_a_loss_that_is_no_number_in_some_process_ends_the_training_with_its_sen
     assert not (tmp_path / "broken" / "model").exists()
 
 
-def test_processes_that_are_told_to_stop_save_one_step_and_go_on_from_it(alone: Path, tmp_path: Path) -> None:
+def test_processes_that_are_told_to_stop_save_one_step(tmp_path: Path) -> None:
     changes = '{"steps": 1000000, "checkpoint_every": 1}'
     child = started(tmp_path / "stopped", 2, changes)
     wait_for_a_checkpoint(tmp_path / "stopped" / "checkpoints", child)

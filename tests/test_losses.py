@@ -88,6 +88,20 @@ def test_a_tumour_outside_the_drawn_liver_belongs_to_the_liver() -> None:
     assert make_targets(known, SHAPE, SPACING, "masked", 5.0).liver.all()
 
 
+def test_a_pseudo_liver_takes_in_its_manual_tumour_and_the_holes_between() -> None:
+    pseudo, tumour = np.zeros((5, 5, 7), bool), np.zeros((5, 5, 7), bool)
+    pseudo[1:4, 1:4, 1:4] = True
+    pseudo[2, 2, 2] = False  # a hole
+    tumour[2, 2, 4] = True  # beside it
+    known = KnownLabels(LabelState.PSEUDO, LabelState.MANUAL, pseudo, tumour, weight=0.4)
+    targets = make_targets(known, pseudo.shape, SPACING, "masked", 5.0)
+    expected = np.zeros_like(pseudo)
+    expected[1:4, 1:4, 1:4] = True
+    expected[2, 2, 4] = True
+    assert np.array_equal(targets.liver.astype(bool), expected)
+    assert np.array_equal(targets.tumour.astype(bool), tumour)
+
+
 def as_batch(targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
     y = np.stack([targets.liver, targets.tumour]).astype(np.float32)[None]
     m = np.stack([targets.liver_weight, targets.tumour_weight]).astype(np.float32)[None] / FULL
