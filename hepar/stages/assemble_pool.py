@@ -144,7 +144,9 @@ def _by_a_person(review: Review, case: Case, cohort: Cohort, label: LiverLabel |
             raise DataError(
                 f"case {case.case_id}: the corrected mask is {own.size_zyx} zyx, not on the grid of the image"
             )
-        return LiverLabel(LabelState.MANUAL, mask, review.mask_sha256, 1.0, gate=ACCEPT, review=review.in_words)
+        reasons = label.reasons if label is not None else ""  # what the gates said of the one that was corrected
+        state, gate = LabelState.MANUAL, str(Decision.CORRECT)
+        return LiverLabel(state, mask, review.mask_sha256, 1.0, gate=gate, reasons=reasons, review=review.in_words)
     assert label is not None  # a decision about a mask that is not there is void
     accepted = review.decision == Decision.ACCEPT
     return replace(label, weight=float(accepted), gate=ACCEPT if accepted else REJECT, review=review.in_words)

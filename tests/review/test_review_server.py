@@ -134,6 +134,7 @@ def test_a_corrected_mask_becomes_a_manual_label_with_its_origin(client: FlaskCl
     found = entry(run, tiny, case_id, str(run / "reviews"))
     assert (found.liver_state, found.liver_weight, found.liver_origin) == (LabelState.MANUAL, 1.0, digest)
     assert found.review.startswith("corrected by an expert, ")
+    assert (found.gate, found.reasons) == ("correct", quality(run).loc[case_id, "reasons"])
     assert found.key != before.key
     assert found.teacher == ""
 
