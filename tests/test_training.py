@@ -239,6 +239,22 @@ def test_history_tells_losses_and_scores_by_modality(uninterrupted: Trained) -> 
     assert scores.value.between(0, 1).all()
 
 
+def test_the_parts_of_the_loss_are_told_beside_it(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    told: dict[str, list[float]] = {}
+
+    def note(step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            told.setdefault(name, []).append(value)
+
+    trainer = learner(pool, tiny, tmp_path, note, steps=3)
+    train(trainer)
+    weight = trainer.params.nesting_weight
+    for loss, bce, dice, nesting in zip(*(told[f"train/{n}"] for n in ("loss", "bce", "dice", "nesting")), strict=True):
+        assert loss == pytest.approx(bce + dice + weight * nesting, rel=1e-5)
+    assert len(told["train/gradient_norm"]) == 3
+    assert all(value > 0 for value in told["train/gradient_norm"])
+
+
 def test_a_loss_that_is_no_number_is_told_with_its_step_and_a_way_out(pool: Pool, tiny: Params, tmp_path: Path) -> None:
     trainer = learner(pool, tiny, tmp_path, steps=8, learning_rate=0.004, clip_norm=0.5)
     with torch.no_grad():

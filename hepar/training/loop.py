@@ -131,6 +131,7 @@ class Trainer:
             pool, learned_from, params.patch_zyx, params.sampling, params.seed, MEMORY_BYTES // distributed.size()
         )
         self.at = Progressing()
+        self._told: dict[str, list[Tensor]] = {}  # parts of the loss and norms of the gradient since the last log
 
     def run(self, stage: Stage) -> Trained:
         """Train to the last step, from the last checkpoint where there is one.
@@ -158,7 +159,9 @@ class Trainer:
                 count.advance(self.at.step, loss=self.at.losses[-1], wait=f"{waits.share:.0%}")
                 if self.at.step % log_every == 0:
                     self._log("train", "", {"loss": float(np.mean(self.at.losses))})
-                    self.on_metrics(self.at.step, {"train/wait_share": waits.share, "train/lr": self._rate()})
+                    told = {f"train/{name}": float(torch.stack(values).mean()) for name, values in self._told.items()}
+                    self.on_metrics(self.at.step, told | {"train/wait_share": waits.share, "train/lr": self._rate()})
+                    self._told.clear()
                     self.at.losses.clear()
                     waits = Waits()
                 if self.at.step % self.params.validate_every == 0 or self.at.step == self.params.steps:
@@ -227,6 +230,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.params.clip_norm)
         if not self.scaler.is_enabled():  # which leaves out such a step by itself
             self._check_finite("gradient's norm", float(norm))
+            self._told.setdefault("gradient_norm", []).append(norm.detach())
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.ema.update_parameters(self.network)
@@ -252,7 +256,10 @@ class Trainer:
                 with torch.no_grad():
                     taught = self.ema.module(batch.plain)
         scales = output if isinstance(output, list) else [output]
-        loss = masked_loss(scales, batch.y, batch.m, params.nesting_weight, params.bce_weights).total
+        parts = masked_loss(scales, batch.y, batch.m, params.nesting_weight, params.bce_weights)
+        for name in ("bce", "dice", "nesting"):
+            self._told.setdefault(name, []).append(getattr(parts, name).detach())
+        loss = parts.total
         if taught is None:
             return loss
         weight = consistency_weight(self.at.step, params)
