@@ -74,9 +74,8 @@ def test_one_more_case_pushes_only_what_is_new(tmp_path: Path) -> None:
     assert len(objects(remote) - before) == 2 + 3
 
 
-@pytest.mark.parametrize("name", ["with a space, a comma", "with #1", "it's"])
-def test_a_remote_may_have_any_name(name: str, tmp_path: Path) -> None:
-    remote = tmp_path / name
+def test_a_remote_may_have_any_name(tmp_path: Path) -> None:
+    remote = tmp_path / "it's #1, with a comma"
     version = pool_versions.push(sealed(tmp_path / "pool", TOYS[:1]), str(remote))
     assert remote.is_dir()
     pool_versions.pull(version, tmp_path / "pulled", str(remote))
