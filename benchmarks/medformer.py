@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from memory import growth_mib
+from memory import growth_mib, peak_mib, restart_peak
 from plain_medformer import PlainMedFormer
 from torch import nn
 
@@ -82,22 +82,22 @@ def compare(size: str, repeats: int, device: torch.device) -> None:
                 network.train(backward)
                 own = image.contiguous(memory_format=torch.channels_last_3d) if "ours" in kind else image
                 if device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
+                    restart_peak(device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     taken = seconds(partial(step, network, own, backward), device)
                 if turn:  # the first is for warming up
                     best[kind] = min(best[kind], taken)
                 if device.type == "cuda":
-                    memory[kind] = torch.cuda.max_memory_allocated() / 2**20
+                    memory[kind] = peak_mib(device)
         if device.type != "cuda":
-            memory = {kind: peak_mib(size, kind, backward) for kind in kinds}
+            memory = {kind: step_mib(size, kind, backward) for kind in kinds}
         for kind, value in best.items():
             print(f"  {name:21s} {kind:15s} {value:7.3f} s  {memory[kind]:7.0f} MiB")
         ratios = best["plain"] / best["ours"], memory["plain"] / memory["ours"]
         print(f"  {name:21s} plain / ours    {ratios[0]:7.2f}    {ratios[1]:7.2f}")
 
 
-def peak_mib(size: str, kind: str, backward: bool) -> float:
+def step_mib(size: str, kind: str, backward: bool) -> float:
     """By how much the resident memory of a fresh process grows at most during one step (Linux)."""
     command = [sys.executable, __file__, "--one", size, kind, str(int(backward))]
     return float(subprocess.check_output(command))

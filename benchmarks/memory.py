@@ -7,15 +7,14 @@ from pathlib import Path
 
 import torch
 
-CPU = torch.device("cpu")
 
-
-def growth_mib(work: Callable[[], object], device: torch.device = CPU) -> float:
-    """By how much the memory grows at most while it works."""
-    restart_peak(device)
-    before = held_mib(device)
+def growth_mib(work: Callable[[], object]) -> float:
+    """By how much the memory of this process grows at most while it works."""
+    cpu = torch.device("cpu")
+    restart_peak(cpu)
+    before = held_mib(cpu)
     work()
-    return peak_mib(device) - before
+    return peak_mib(cpu) - before
 
 
 def restart_peak(device: torch.device) -> None:

@@ -66,18 +66,15 @@ def no_duplicate(subject: Subject) -> Iterator[tuple[str, str]]:
     """No scan is in two splits, under whatever name, spacing or range of values."""
     prints = load_fingerprints(subject.cohort.folder / FINGERPRINTS)
     split_of = {case.case_id: case.split for case in subject.cohort}
-    seen, by_voxels = Seen(), dict[str, list[str]]()
+    seen = Seen()
     for case in subject.cohort:
-        twins = by_voxels.setdefault(case.voxels_sha256, [])
-        elsewhere = [twin for twin in twins if split_of[twin] != case.split]
-        twins.append(case.case_id)
-        if case.case_id not in prints:
+        found, twins = prints.get(case.case_id), [*seen.same(case)]
+        if found is None:
             yield case.case_id, "has no fingerprint, by which it could be told from others"
-        else:
-            if not elsewhere and (alike := seen.alike(case, prints[case.case_id])) is not None:
-                elsewhere = [alike.case_id] if split_of[alike.case_id] != case.split else []
-            seen.add(case, prints[case.case_id])
-        if elsewhere:
+        elif (alike := seen.alike(case, found)) is not None:
+            twins.append(alike.case_id)
+        seen.add(case, found)
+        if elsewhere := [twin for twin in twins if split_of[twin] != case.split]:
             yield case.case_id, f"is in {case.split}, and as {elsewhere[0]} in {split_of[elsewhere[0]]}"
 
 

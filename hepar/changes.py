@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 
@@ -21,14 +21,8 @@ LABELS = (
     "gate",
     "review",
 )
-ORIGINS = (
-    "patient_id",
-    "source",
-    "sequence",
-    "licence",
-    "teacher",
-    "reasons",
-)  # what is said of a case beside its labels
+# what is said of a case beside its labels
+ORIGINS = ("split", "patient_id", "source", "sequence", "licence", "teacher", "reasons")
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ def changes_frame(found: Iterable[Change]) -> pd.DataFrame:
 
 
 def _facts(entry: PoolEntry) -> tuple[object, ...]:
-    return tuple(getattr(entry, name) for name in ("sha256", "split", *LABELS, *ORIGINS))
+    return tuple(getattr(entry, name) for name in ("sha256", *LABELS, *ORIGINS))
 
 
 def _in_words(entry: PoolEntry) -> str:
@@ -77,7 +71,7 @@ def _in_words(entry: PoolEntry) -> str:
 
 def _compare(old: Pool, new: Pool, a: PoolEntry, b: PoolEntry) -> Change:
     relabelled = [name for name in LABELS if getattr(a, name) != getattr(b, name)]
-    other = [name for name in ("split", *ORIGINS) if getattr(a, name) != getattr(b, name)]
+    other = [name for name in ORIGINS if getattr(a, name) != getattr(b, name)]
     words = [f"{name} {_short(getattr(a, name))} → {_short(getattr(b, name))}" for name in (*relabelled, *other)]
     before, after = old.arrays(a), new.arrays(b)
     if before.image.shape != after.image.shape:
@@ -85,14 +79,12 @@ def _compare(old: Pool, new: Pool, a: PoolEntry, b: PoolEntry) -> Change:
         return Change(a.case_id, RELABELLED if relabelled else CHANGED, ", ".join(words))
     if not words:
         words.append("arrays")
-    known = [LabelState.UNKNOWN not in (getattr(a, name), getattr(b, name)) for name in ("liver_state", "tumour_state")]
-    return Change(
-        a.case_id,
-        RELABELLED if relabelled else CHANGED,
-        ", ".join(words),
-        liver_dice=_dice(before.liver > 0, after.liver > 0) if known[0] else None,
-        tumour_dice=_dice(before.tumour > 0, after.tumour > 0) if known[1] else None,
-    )
+    change = Change(a.case_id, RELABELLED if relabelled else CHANGED, ", ".join(words))
+    if LabelState.UNKNOWN not in (a.liver_state, b.liver_state):
+        change = replace(change, liver_dice=_dice(before.liver > 0, after.liver > 0))
+    if LabelState.UNKNOWN not in (a.tumour_state, b.tumour_state):
+        change = replace(change, tumour_dice=_dice(before.tumour > 0, after.tumour > 0))
+    return change
 
 
 def _short(value: object) -> str:

@@ -70,7 +70,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-CONFIG = "network.config."
 SIDES = (1, 32, 64)  # multiples that sides of a patch are raised to, until a network takes it
 STAGES, TOOLS = "Stages, in flow order", "Tools"
 app.add_typer(pool_app, name="pool", rich_help_panel=TOOLS)
@@ -292,11 +291,7 @@ def plan(
         console.print(f"  {proposal.reason}.", markup=False)
         console.print(f"  {params} has {_value(now, proposal.key)}.", markup=False)
     if out is not None:
-        values = {p.key: p.value for p in proposals if not p.key.startswith(CONFIG)}
-        own = {p.key.removeprefix(CONFIG): p.value for p in proposals if p.key.startswith(CONFIG)}
-        if own:  # a file's config takes the place of the one that it extends
-            values[CONFIG.rstrip(".")] = {**now["network"]["config"], **own}
-        write_preset(out, params, values, "proposed by `hepar plan`")
+        write_preset(out, params, {p.key: p.value for p in proposals}, "proposed by `hepar plan`")
         console.print(f"\nwritten to {out}", markup=False)
 
 
@@ -364,12 +359,12 @@ def networks(params: ParamsFile = PARAMS) -> None:
 
 def _fitting(patch: SizeZYX, count: Callable[[SizeZYX], Any]) -> tuple[SizeZYX, Any]:
     """What a network costs on the patch, or on the next larger one that it can take, and on which."""
-    for multiple in SIDES[:-1]:
-        z, y, x = (-(-side // multiple) * multiple for side in patch)
+    z, y, x = patch
+    *smaller, largest = ((-(-z // by) * by, -(-y // by) * by, -(-x // by) * by) for by in SIDES)
+    for size in smaller:
         with suppress(ParamsError):
-            return (z, y, x), count((z, y, x))
-    z, y, x = (-(-side // SIDES[-1]) * SIDES[-1] for side in patch)
-    return (z, y, x), count((z, y, x))
+            return size, count(size)
+    return largest, count(largest)
 
 
 @app.command(rich_help_panel=TOOLS)

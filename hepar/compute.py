@@ -5,11 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch  # takes seconds, and not every process that counts its cores computes
 
+SHUTDOWN_SECONDS = 120  # that a training has to save a checkpoint after SIGTERM
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
 
 
@@ -38,3 +43,25 @@ def pick_device() -> torch.device:
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def sigterm(hand_on: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM came, as the scheduler of a cluster sends it some time before it kills; for the main thread.
+
+    `hand_on` is called as it comes.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        came.append(number)
+        hand_on()
+
+    if current_thread() is not main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)

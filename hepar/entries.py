@@ -79,12 +79,11 @@ class Earlier:
         return {(entry.case_id, entry.key): entry for entry in (self.pool.entries if self.pool else ())}
 
     def entry(self, case_id: str, key: str) -> PoolEntry | None:
-        """The entry of a case with that key."""
-        return self._by_key.get((case_id, key))
-
-    def holds(self, entry: PoolEntry) -> bool:
-        """Whether the arrays of an entry are there."""
-        return self.pool is not None and all((self.pool.folder / entry.file / n).is_file() for n in (IMAGE, LABELS))
+        """The entry of a case with that key, whose arrays are there."""
+        found = self._by_key.get((case_id, key))
+        if self.pool is None or found is None:
+            return None
+        return found if all((self.pool.folder / found.file / name).is_file() for name in (IMAGE, LABELS)) else None
 
 
 def write_entry(
@@ -109,9 +108,8 @@ def write_entry(
     found = (earlier or Earlier()).entry(case.case_id, entry.key)
     if known is None:
         known = {}
-    if earlier is None or found is None or not earlier.holds(found):
+    if earlier is None or earlier.pool is None or found is None:
         return _prepare(folder, case, cohort_folder, rules, chosen, entry, known)
-    assert earlier.pool is not None  # it holds the arrays
     for name in (IMAGE, LABELS):
         link(earlier.pool.folder / found.file / name, folder / entry.file / name)
         known[f"{entry.file}/{name}"] = earlier.hashes[f"{found.file}/{name}"]

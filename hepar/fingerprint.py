@@ -71,23 +71,25 @@ class Seen:
     """The scans met so far, to be asked for the same one."""
 
     def __init__(self) -> None:
-        self._voxels: dict[str, str] = {}
+        self._voxels: dict[str, list[str]] = {}
         self._cases: list[Case] = []
         self._found: list[Fingerprint] = []
         self._units = np.empty((64, int(np.prod(SIZE_ZYX))), np.float32)
 
-    def add(self, case: Case, found: Fingerprint) -> None:
-        """Note a case."""
+    def add(self, case: Case, found: Fingerprint | None) -> None:
+        """Note a case; one without a fingerprint by its voxels alone."""
+        self._voxels.setdefault(case.voxels_sha256, []).append(case.case_id)
+        if found is None:
+            return
         if len(self._cases) == len(self._units):
             self._units = np.concatenate([self._units, np.empty_like(self._units)])
         self._units[len(self._cases)] = _unit(found)
         self._cases.append(case)
         self._found.append(found)
-        self._voxels[case.voxels_sha256] = case.case_id
 
-    def same(self, case: Case) -> str:
-        """The noted case with the same voxels; empty without one."""
-        return self._voxels.get(case.voxels_sha256, "")
+    def same(self, case: Case) -> Sequence[str]:
+        """The noted cases with the same voxels."""
+        return self._voxels.get(case.voxels_sha256, ())
 
     def alike(self, case: Case, found: Fingerprint) -> Alike | None:
         """The noted case of another patient that is most alike, if it is the same scan."""

@@ -50,6 +50,7 @@ def _whole(value: Any) -> Any:
 
 
 MIN_PHANTOMS = 8
+WHOLE = "config"  # of a network, which takes the place of the one that a file extends
 NULL = "null"  # as YAML has it
 REGISTERED = "models:/"
 WARM_START = rf"^(none|CT|MR|{REGISTERED}.+)$"
@@ -369,14 +370,19 @@ def _replaced(value: Any, old: str | None, new: str | None) -> Any:
 
 
 def write_preset(path: Path, extends: Path, values: Mapping[str, Any], comment: str) -> None:
-    """Write a new params file that extends another; `values` are keyed by dotted names. Raises ParamsError as below."""
+    """Write a new params file that extends another; `values` are keyed by dotted names. Raises ParamsError as below.
+
+    A network's config is written whole, since it takes the place of the one that is extended.
+    """
     check_new_preset(path, extends)
+    base = _read(extends)
     nested: dict[str, Any] = {"extends": os.path.relpath(extends.resolve(), path.resolve().parent)}
     for dotted, value in values.items():
         *sections, key = dotted.split(".")
-        place = nested
+        place, there = nested, base
         for section in sections:
-            place = place.setdefault(section, {})
+            there = there.get(section, {})
+            place = place.setdefault(section, dict(there) if section == WHOLE else {})
         place[key] = value
     path.write_text(f"# {comment}\n" + yaml.safe_dump(nested, sort_keys=False, default_flow_style=None))
 
@@ -429,6 +435,6 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
-        nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "config"
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != WHOLE
         merged[key] = _merge(merged[key], value) if nested else value
     return merged

@@ -42,9 +42,10 @@ class HeparModel(PythonModel):  # type: ignore[misc]
         intensities.
         """
         rows, output = _rows(model_input), (params or {}).get("output")
-        names = mask_names([Path(row["image"]) for row in rows]) if output else [""] * len(rows)
-        masks = [Path(output) / name if output else None for name in names]
-        return [self._segment(row, mask) for row, mask in zip(rows, masks, strict=True)]
+        if not output:
+            return [self._segment(row, None) for row in rows]
+        names = mask_names([Path(row["image"]) for row in rows])
+        return [self._segment(row, Path(output) / name) for row, name in zip(rows, names, strict=True)]
 
     def _segment(self, row: Mapping[str, Any], mask: Path | None) -> dict[str, Any]:
         path = Path(row["image"])

@@ -11,7 +11,8 @@ import json
 import math
 import os
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,10 @@ class Geometry:
 
 def read_image(path: Path) -> sitk.Image:
     """Read a volume as stored. Raises DataError if it is missing, unreadable or not three-dimensional."""
-    if not path.is_file():
-        raise DataError(f"{path} {'is a folder, must be a file' if path.is_dir() else 'does not exist'}")
-    try:
-        _check_size(path)
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise DataError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from None
+    reader = read_header(path)
+    _check_size(path, reader)
+    with _readable(path):
+        image = reader.Execute()
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[:, :, :, 0]
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
@@ -85,11 +83,27 @@ def read_image(path: Path) -> sitk.Image:
     return image
 
 
-def _check_size(path: Path) -> None:
-    """Refuse a header that claims more voxels than its file holds, before anything is allocated."""
+def read_header(path: Path) -> sitk.ImageFileReader:
+    """What a volume's header says, without its voxels. Raises DataError if it is missing or unreadable."""
+    if not path.is_file():
+        raise DataError(f"{path} {'is a folder, must be a file' if path.is_dir() else 'does not exist'}")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.ReadImageInformation()
+    with _readable(path):
+        reader.ReadImageInformation()
+    return reader
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise DataError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from None
+
+
+def _check_size(path: Path, reader: sitk.ImageFileReader) -> None:
+    """Refuse a header that claims more voxels than its file holds, before anything is allocated."""
     voxels, stored = math.prod(int(n) for n in reader.GetSize()), path.stat().st_size
     if voxels > max(MAX_EXPANSION * stored, MIN_VOXEL_LIMIT):
         size = "×".join(map(str, reader.GetSize()))

@@ -12,10 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,12 @@ from rich.table import Table
 from components.pool_versions import REMOTE_VARIABLE as POOL_REMOTE_VARIABLE
 from hepar import progress, tracking
 from hepar.artifacts import MANIFEST, read_manifest
-from hepar.compute import available_cores
+from hepar.compute import SHUTDOWN_SECONDS, available_cores, sigterm
 from hepar.errors import HeparError, Preempted
 from hepar.options import print_whole
 from hepar.params import Params, dump_params, dump_sections
 from hepar.readers import PHANTOMS, is_remote, keys
 from hepar.training import checkpoint
-from hepar.training.distributed import SHUTDOWN_SECONDS
 
 STAGES = (
     "ingest",
@@ -153,7 +152,7 @@ def _run_child(request: Mapping[str, Any], environment: Mapping[str, str], workd
             start_new_session=True,
         )
         try:
-            with _stopping_with(child.pid) as told_to_stop:
+            with sigterm(partial(_stop, child.pid)) as told_to_stop:
                 if console.is_terminal:
                     with Live(console=console, refresh_per_second=2) as live:
                         while child.poll() is None:
@@ -165,31 +164,18 @@ def _run_child(request: Mapping[str, Any], environment: Mapping[str, str], workd
                 code = child.wait()
                 if told_to_stop():
                     _wait_for_group(child.pid)
-                    raise _stopped(board)
+                    _raise_preempted(board)
+                    raise Preempted("stopped by SIGTERM: run the same command again to go on")
                 return code
         finally:
             if child.poll() is None:  # interrupted: the stages that it started end with it
-                os.killpg(child.pid, signal.SIGTERM)
+                _stop(child.pid)
 
 
-@contextmanager
-def _stopping_with(group: int) -> Iterator[Callable[[], bool]]:
-    """Hand SIGTERM on to the processes of the run, whose trainings save where they are; whether it came."""
-    came: list[int] = []
-
-    def hand_on(number: int, frame: object) -> None:
-        came.append(number)
-        with suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGTERM)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGTERM, hand_on)
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _stop(group: int) -> None:
+    """End the processes of the run; their trainings save where they are."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGTERM)
 
 
 def _wait_for_group(group: int) -> None:
@@ -201,9 +187,10 @@ def _wait_for_group(group: int) -> None:
             time.sleep(0.2)
 
 
-def _stopped(board: Path) -> Preempted:
-    saved = [f"{status.stage}: {status.message}" for status in _statuses(board) if status.preempted]
-    return Preempted(saved[0] if saved else "stopped by SIGTERM: run the same command again to go on")
+def _raise_preempted(board: Path) -> None:
+    for status in _statuses(board):
+        if status.preempted:
+            raise Preempted(f"{status.stage}: {status.message}")
 
 
 def _print_changes(child: subprocess.Popen[bytes], board: Path) -> None:
@@ -244,10 +231,9 @@ def _board(board: Path) -> Table:
 
 
 def _raise_failure(code: int, board: Path, log: Path) -> None:
+    _raise_preempted(board)
     for status in _statuses(board):
         if status.state == "failed":
-            if status.preempted:
-                raise Preempted(f"{status.stage}: {status.message}")
             if status.mendable:
                 raise HeparError(f"{status.stage}: {status.message}")
             _fail(f"{status.stage} broke: {status.message}", log)

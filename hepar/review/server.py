@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from flask import Flask, Response, abort, request, send_file
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import make_server
@@ -29,7 +28,7 @@ from hepar.artifacts import read_manifest
 from hepar.errors import DataError, HeparError
 from hepar.review.queue import KIND, Waiting, as_json, describe, read_queue, read_reviews
 from hepar.reviews import MASKS, Decision, Review, append, now
-from hepar.volumes import Geometry, canonical, read_image, to_array, write_image
+from hepar.volumes import Geometry, canonical, read_header, read_image, to_array, write_image
 
 HOST = "127.0.0.1"
 COOKIE = "hepar_review"
@@ -61,7 +60,10 @@ def make_app(cohort: Path, pseudo: Path, reviews: Path, token: str, who: str) ->
         return queue[case_id] if case_id in queue else abort(404, f"case {case_id} has no pseudo-liver")
 
     def decided(item: Waiting, decision: Decision, mask_sha256: str = "") -> Response:
-        read_reviews(reviews)  # nothing is added to a list that cannot be read
+        so_far = read_reviews(reviews)  # nothing is added to a list that cannot be read
+        earlier = so_far.of(item.case, item.row["mask_sha256"])
+        if decision == Decision.ACCEPT and earlier is not None and earlier.decision == Decision.CORRECT:
+            decision, mask_sha256 = Decision.CORRECT, earlier.mask_sha256  # that mask is on the screen
         append(
             reviews,
             Review(
@@ -120,11 +122,7 @@ def make_app(cohort: Path, pseudo: Path, reviews: Path, token: str, who: str) ->
     def decide(case_id: str, word: str) -> Response:
         if word not in (Decision.ACCEPT, Decision.REJECT):
             abort(404, f"{word} is no decision")
-        item = waiting(case_id)
-        earlier = read_reviews(reviews).of(item.case, item.row["mask_sha256"])
-        if word == Decision.ACCEPT and earlier is not None and earlier.decision == Decision.CORRECT:
-            return decided(item, Decision.CORRECT, earlier.mask_sha256)  # that mask is on the screen
-        return decided(item, Decision(word))
+        return decided(waiting(case_id), Decision(word))
 
     @app.post("/api/cases/<case_id>/mask")
     def correct(case_id: str) -> Response:
@@ -174,7 +172,8 @@ def keep_mask(item: Waiting, uploaded: Path, folder: Path) -> str:
     cannot be read, is not on the image's grid, holds other values than 0 and 1, or is empty.
     """
     name, wanted = item.case.case_id, Geometry.of(read_image(item.files["image"]))
-    if (size := _size_xyz(uploaded)) and sorted(size) != sorted(wanted.size_zyx):  # before its voxels take memory
+    size = read_header(uploaded).GetSize()
+    if sorted(size) != sorted(wanted.size_zyx):  # before its voxels take memory
         raise DataError(f"case {name}: the mask is {_times(size)} but the image is {_times(wanted.size_zyx[::-1])}")
     mask = canonical(read_image(uploaded))
     own = Geometry.of(mask)
@@ -198,16 +197,6 @@ def keep_mask(item: Waiting, uploaded: Path, folder: Path) -> str:
         os.fsync(stream.fileno())
     partial.replace(folder / f"{digest}.nii.gz")
     return digest
-
-
-def _size_xyz(path: Path) -> tuple[int, ...]:
-    """The size that a volume's header names; empty where it has none."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    with suppress(RuntimeError):
-        reader.ReadImageInformation()
-        return tuple(reader.GetSize())
-    return ()
 
 
 def _times(size_xyz: tuple[int, ...]) -> str:

@@ -99,7 +99,7 @@ def _write(
         "accepted_share": float(passed.mean()),
         "accepted_mean_dice": float(accepted.mean()) if accepted.size else None,
         "accepted_least_dice": float(accepted.min()) if accepted.size else None,
-        "highest_wish": float(possible.wished_dice.max()) if len(possible) else None,
+        "highest_wish": float(possible.wished_dice.iloc[-1]) if len(possible) else None,
         "highest_wish_share": float(possible.accepted_share.iloc[-1]) if len(possible) else None,
         "gates": gates,
     }

@@ -164,7 +164,7 @@ def _twin(accepted: Accepted, seen: Seen) -> Refused | None:
     case = accepted.case
     rule = "no scan is there twice"
     if same := seen.same(case):
-        return Refused(case.case_id, rule, f"same voxels as case {same}")
+        return Refused(case.case_id, rule, f"same voxels as case {same[-1]}")
     if alike := seen.alike(case, accepted.fingerprint):
         value = (
             f"as case {alike.case_id} of another patient, resampled or mirrored: correlation {alike.correlation:.3f}"

@@ -21,12 +21,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hepar.compute import available_cores, pick_device
+from hepar.compute import SHUTDOWN_SECONDS, available_cores, pick_device
 from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.params import TrainingParams
 
 T = TypeVar("T")
-SHUTDOWN_SECONDS = 120  # that processes have to save a checkpoint after SIGTERM
 
 
 def rank() -> int:

@@ -8,13 +8,11 @@ average of the weights is what is validated and kept.
 from __future__ import annotations
 
 import copy
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hepar.cases import LabelState, Split
+from hepar.compute import sigterm
 from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.evaluation.overlap import OverlapCounts, count_overlap, global_dice
 from hepar.inference import sliding_window
@@ -81,20 +80,6 @@ def consistency_weight(step: int, params: TrainingParams) -> float:
     """Grows from e^-5 of the weight to the whole of it over the ramp-up."""
     missing = 1 - min(1.0, step / params.consistency_rampup_steps) if params.consistency_rampup_steps else 0.0
     return params.consistency_weight * float(np.exp(-5 * missing**2))
-
-
-@contextmanager
-def sigterm() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM came, as the scheduler of a cluster sends it some time before it kills; for the main thread."""
-    came: list[int] = []
-    if current_thread() is not main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Trainer:

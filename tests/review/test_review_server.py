@@ -56,10 +56,6 @@ def quality(run: Path) -> pd.DataFrame:
     return pd.read_parquet(run / "pseudo" / "quality.parquet").set_index("case_id")
 
 
-def names_of(run: Path) -> list[str]:
-    return [str(name) for name in quality(run).index]
-
-
 def names(client: FlaskClient) -> list[str]:
     return [item["case_id"] for item in get(client, "/api/cases").json or []]
 
@@ -178,7 +174,7 @@ def test_pseudo_livers_that_were_drawn_anew_meanwhile_are_not_judged(client: Fla
 def test_nothing_is_added_to_a_list_that_cannot_be_read(client: FlaskClient, run: Path) -> None:
     (run / "reviews").mkdir()
     (run / "reviews" / LOG).write_text("no decision\n")
-    assert post(client, f"/api/cases/{names_of(run)[0]}/reject").status_code == 422
+    assert post(client, f"/api/cases/{quality(run).index[0]}/reject").status_code == 422
     assert (run / "reviews" / LOG).read_text() == "no decision\n"
 
 

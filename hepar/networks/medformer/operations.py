@@ -29,9 +29,9 @@ def _by_hand(x: Tensor) -> bool:
     return _on_cpu(x) and torch.is_grad_enabled() and x.requires_grad
 
 
-def _in_bfloat16(x: Tensor) -> bool:
-    autocast = torch.is_autocast_enabled("cpu")
-    return (torch.get_autocast_dtype("cpu") if autocast else x.dtype) == torch.bfloat16
+def _computed_in(x: Tensor) -> torch.dtype:
+    """The type that a tensor is computed in: its own, or that of autocast."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def _channels_last(x_bcdhw: Tensor) -> Tensor:
@@ -47,9 +47,7 @@ def _channels_last(x_bcdhw: Tensor) -> Tensor:
 
 def _apply(function: Callable[..., Any], *inputs: Any) -> Tensor:
     """Apply an autograd function to tensors of one type: autocast ends where it begins."""
-    if torch.is_autocast_enabled("cpu"):
-        kind = torch.get_autocast_dtype("cpu")
-        inputs = tuple(value.to(kind) if isinstance(value, Tensor) else value for value in inputs)
+    inputs = tuple(value.to(_computed_in(value)) if isinstance(value, Tensor) else value for value in inputs)
     with torch.autocast("cpu", enabled=False):
         return function(*inputs)  # type: ignore[no-any-return]
 
@@ -66,7 +64,7 @@ def conv(x_bcdhw: Tensor, weight_ocdhw: Tensor) -> Tensor:
         slices = covered.permute(1, 0, 4, 2, 3).flatten(1, 2)
         y_dohw = F.conv2d(slices, weight_ocdhw.flatten(1, 2), padding=padding)
         return y_dohw.movedim(0, 1).unsqueeze(0)
-    if _by_hand(x_bcdhw) and (x_bcdhw.shape[1] >= WIDE or _in_bfloat16(x_bcdhw)):
+    if _by_hand(x_bcdhw) and (x_bcdhw.shape[1] >= WIDE or _computed_in(x_bcdhw) == torch.bfloat16):
         return _apply(_Conv.apply, x_bcdhw, weight_ocdhw, 1)
     return _conv(x_bcdhw, weight_ocdhw, 1)
 
@@ -155,12 +153,8 @@ def instance_norm(x_bcdhw: Tensor, eps: float) -> Tensor:
     if _on_cpu(x_bcdhw):
         return _normed(_channels_last(x_bcdhw), eps)[0]
     if x_bcdhw.device.type == "cuda":
-        return _scan_by_scan(x_bcdhw, eps)
+        return _scan_by_scan(x_bcdhw, eps)[0]
     return F.group_norm(x_bcdhw, x_bcdhw.shape[1], eps=eps)
-
-
-def _scan_by_scan(x_bcdhw: Tensor, eps: float) -> Tensor:
-    return torch.cat([torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps)[0] for x in x_bcdhw.split(1)])
 
 
 def _normed(x_bcdhw: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,6 +165,11 @@ def _normed(x_bcdhw: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         return torch.ops.aten.native_group_norm(  # type: ignore[no-any-return]
             x_bcdhw, None, None, batch, channels, voxels, channels, eps
         )
+    return _scan_by_scan(x_bcdhw, eps)
+
+
+def _scan_by_scan(x_bcdhw: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by batch norms."""
     scans = (torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps) for x in x_bcdhw.split(1))
     y_bcdhw, mean_bc, inverse_std_bc = zip(*scans, strict=True)
     return torch.cat(y_bcdhw), torch.stack(mean_bc), torch.stack(inverse_std_bc)
