@@ -272,16 +272,16 @@ def predict(
 @app.command(rich_help_panel=TOOLS)
 def plan(
     cohort: CohortFolder = COHORT,
-    memory_gib: Annotated[float, typer.Option(min=0.1, help="What a training step may take.")] = 8.0,
+    memory_gib: Annotated[float, typer.Option(min=0.1, help="What a training step may take, on each GPU.")] = 8.0,
     out: Annotated[Path | None, typer.Option(help="Write the proposals as a params file.")] = None,
     params: ParamsFile = PARAMS,
 ) -> None:
-    """Propose spacing, CT window, strides, patch and batch for a cohort, and say why."""
+    """Propose spacing, CT window, MR recipe, patch, batch, depth and strides for a cohort, and say why."""
     from hepar.planning import describe, in_words, propose
 
     loaded = load_params(params)
     facts = describe(Cohort.load(cohort))
-    proposals = propose(facts, loaded.network, memory_gib)
+    proposals = propose(facts, loaded.network, loaded.train_universal.training, memory_gib)
     console = Console(soft_wrap=True, highlight=False)
     for sentence in in_words(facts):
         console.print(sentence, markup=False)

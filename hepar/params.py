@@ -193,6 +193,7 @@ class TrainingParams(Section):
     checkpoint_every: AtLeastOne  # steps between two checkpoints
     threads: Count  # CPU threads; 0: all cores. Results repeat bit for bit only at the same number
     workers: Count  # threads that cut patches ahead of the step; 0: none
+    cache_gib: Annotated[float, Field(ge=0)]  # arrays are kept in memory where all of them fit; else read from disk
     precision: Literal["fp32", "bf16", "fp16"]  # of the forward pass; fp16 scales its loss
     compile: bool  # by torch.compile: the first step takes a minute, the others less
     gradient_checkpointing: bool

@@ -1,13 +1,14 @@
 """From a cohort to the settings that suit it: spacing, CT window, strides, patch and batch for a memory budget.
 
 The rules follow nnU-Net (Isensee et al., Nature Methods 2021): the median spacing, a finer one along an axis that is
-much coarser than the others, strides that even the spacing out, and the largest patch that fits, shaped like the organ.
+much coarser than the others, the largest patch that fits, shaped like the organ, and the strides that its sides allow.
 Nothing is drawn at random: the same cohort gives the same proposals. Only training and validation patients are read.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,30 +16,31 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy import ndimage
 
 from hepar.cases import Case, Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
-from hepar.networks import without_values
-from hepar.params import NetworkParams, SizeZYX, SpacingZYX
+from hepar.networks import from_monai, topology, without_values
+from hepar.networks.medformer import LEVELS
+from hepar.params import NetworkParams, SizeZYX, SpacingZYX, TrainingParams
 from hepar.pool import lesion_diameters_mm
+from hepar.preparation import mr_body
 from hepar.progress import current
+from hepar.training.footprint import training_bytes
 from hepar.volumes import Geometry, read_image, to_array
 
 VOXELS_A_CASE = 4096  # of the liver, whose intensities are kept
 COARSE_AXIS = 3.0  # times the finest: such an axis gets its 10th percentile, not its median
-EVEN = 2.0  # an axis is halved while no other is this many times finer
 MIN_SIDE = 16
 MIN_SHARE = 0.25  # of the liver's box that a patch has to hold; else the spacing is coarsened
 COARSER = 1.1
 BATCHES = range(2, 9)
-COPIES = 5  # of each weight: itself, gradient, two moments of Adam, moving average
-BACKWARD = 1.6  # times the kept activations: with gradients and workspaces, as benchmarks/medformer.py measures
-LEVELS = 4
-MR_PERCENTILES = (2.0, 98.0)
+STEP = 8  # voxels by which a side grows or shrinks
+MR_PERCENTILES = (2.0, 98.0)  # unless livers are darker or brighter
+NARROWEST, WIDEST = (10, 90)  # percentiles, over the scans, of where a liver's values end
 UNNAMED = "unnamed"  # a sequence of which nothing is said
 DIVISIBLE = 64  # a side that every network can divide
+LEVELS_OF = {"medformer": LEVELS, "dynunet": from_monai.MAX_LEVELS - 1}  # of networks that take whatever strides
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class ModalityFacts:
     size_zyx: npt.NDArray[np.int64]  # n x 3, voxels of each scan
     liver_box_mm: npt.NDArray[np.float64]  # n x 3, of manual livers
     intensities_of: Mapping[str, npt.NDArray[np.float64]]  # inside manual livers, by sequence
+    liver_percentiles: npt.NDArray[np.float64]  # n x 2, of the body, between which 99 % of a manual MR liver lie
     lesion_diameters_mm: tuple[float, ...]
 
     @property
@@ -75,14 +78,16 @@ def describe(cohort: Cohort) -> dict[Modality, ModalityFacts]:
     with current().counting(len(chosen), "scans") as count:
         for modality in Modality:
             boxes: list[list[float]] = []
+            percentiles: list[list[float]] = []
             intensities: dict[str, list[npt.NDArray[np.float64]]] = {}
             diameters: list[float] = []
             members = [case for case in chosen if case.modality == modality]
             for case in members:
                 if case.liver_state == LabelState.MANUAL:
-                    box_mm, values = _liver(cohort, case)
-                    boxes.append(box_mm)
-                    intensities.setdefault(case.sequence or UNNAMED, []).append(values)
+                    liver = _liver(cohort, case)
+                    boxes.append(liver.box_mm)
+                    percentiles.append(liver.percentiles)
+                    intensities.setdefault(case.sequence or UNNAMED, []).append(liver.values)
                 if case.tumour_state == LabelState.MANUAL:
                     tumour = read_image(cohort.file(case.tumour))
                     diameters += lesion_diameters_mm(to_array(tumour) > 0, Geometry.of(tumour).voxel_ml)
@@ -95,48 +100,75 @@ def describe(cohort: Cohort) -> dict[Modality, ModalityFacts]:
                     size_zyx=np.array([case.size for case in members]).reshape(-1, 3),
                     liver_box_mm=np.array(boxes).reshape(-1, 3),
                     intensities_of={name: np.concatenate(values) for name, values in sorted(intensities.items())},
+                    liver_percentiles=np.array(percentiles).reshape(-1, 2),
                     lesion_diameters_mm=tuple(sorted(diameters)),
                 )
     return facts
 
 
-def _liver(cohort: Cohort, case: Case) -> tuple[list[float], npt.NDArray[np.float64]]:
-    """Sides of the box around a manual liver, and some of the intensities inside."""
+@dataclass(frozen=True)
+class _Liver:
+    """A manual liver: the sides of its box, some of its values, and which percentiles of the body hold 99 % of them."""
+
+    box_mm: list[float]
+    values: npt.NDArray[np.float64]
+    percentiles: list[float]
+
+
+def _liver(cohort: Cohort, case: Case) -> _Liver:
     mask, image = read_image(cohort.file(case.liver)), read_image(cohort.file(case.image))
-    inside = to_array(mask) > 0
+    inside, array = to_array(mask) > 0, to_array(image)
     (box,) = ndimage.find_objects(inside.astype(np.uint8))
     sides = [(part.stop - part.start) * mm for part, mm in zip(box, case.spacing_mm, strict=True)]
-    values = to_array(image)[inside]
-    return sides, values[:: max(1, values.size // VOXELS_A_CASE)].astype(np.float64)
+    values = array[inside]
+    body = np.sort(mr_body(array))
+    ends = np.searchsorted(body, np.percentile(values, (0.5, 99.5)))
+    percentiles = [100 * float(end) / max(body.size, 1) for end in ends]
+    return _Liver(sides, values[:: max(1, values.size // VOXELS_A_CASE)].astype(np.float64), percentiles)
 
 
-def propose(facts: Mapping[Modality, ModalityFacts], network: NetworkParams, memory_gib: float) -> tuple[Proposal, ...]:
-    """Settings for a cohort and a memory budget. Raises DataError where no liver or no spacing is known."""
+def propose(
+    facts: Mapping[Modality, ModalityFacts], network: NetworkParams, training: TrainingParams, memory_gib: float
+) -> tuple[Proposal, ...]:
+    """Settings for a cohort and the memory that a step may take in one process, at the precision of `training`.
+
+    Raises DataError where no liver or no spacing is known, or no patch fits.
+    """
     spacing, why_spacing = _spacing(facts)
     box_mm = _organ(facts)
-    strides = _strides(spacing)
-    config = dict(network.config)
-    if network.name == "medformer":
-        config |= {"stride": strides, "kernel": _kernels(strides)}
-        divisor = tuple(math.prod(stride[axis] for stride in strides) for axis in range(3))
-    else:
-        divisor = tuple(without_values(network.name, config, (DIVISIBLE,) * 3).divisor)  # type: ignore[arg-type]
-    patch = _largest_patch(network.name, config, spacing, box_mm, divisor, memory_gib)
+
+    known: dict[str, float] = {}  # seconds each, and coarser spacings come back to the same patches
+
+    def needed_gib(layout: _Layout, batch: int) -> float:
+        key = f"{layout} {batch}"
+        if key not in known:
+            known[key] = training_bytes(network.name, layout.config, layout.patch_zyx, batch, training) / 2**30
+        return known[key]
+
+    def largest() -> _Layout:
+        layouts = _layouts(network, spacing, box_mm)
+        at = bisect_left(layouts, True, key=lambda layout: needed_gib(layout, BATCHES[0]) <= memory_gib)
+        if at == len(layouts):
+            smallest = layouts[-1].patch_zyx
+            raise DataError(f"no patch of {network.name} fits {memory_gib:g} GiB: the smallest is {smallest}")
+        return layouts[at]
+
+    layout = largest()
     coarsened = 0
-    while _share(patch, spacing, box_mm) < MIN_SHARE:
+    while _share(layout.patch_zyx, spacing, box_mm) < MIN_SHARE:
         z, y, x = (mm * COARSER for mm in spacing)
         spacing, coarsened = (z, y, x), coarsened + 1
-        patch = _largest_patch(network.name, config, spacing, box_mm, divisor, memory_gib)
+        layout = largest()
     if coarsened:
         why_spacing += (
             f"; made {COARSER**coarsened:.2f} times coarser, so that a patch that fits {memory_gib:g} GiB holds"
             f" {MIN_SHARE:.0%} of a liver's box"
         )
-    fitting = [n for n in BATCHES if training_bytes(network.name, config, patch, n) <= memory_gib * 2**30]
-    batch = fitting[-1] if fitting else BATCHES[0]
-    needed = training_bytes(network.name, config, patch, batch) / 2**30
+    patch = layout.patch_zyx
+    batch = BATCHES[bisect_left(BATCHES, True, lo=1, key=lambda n: needed_gib(layout, n) > memory_gib) - 1]
+    how = training.precision + (" with gradient checkpointing" if training.gradient_checkpointing else "")
     extent = " × ".join(f"{side * mm:.0f}" for side, mm in zip(patch, spacing, strict=True))
-    proposals = [
+    return (
         Proposal("preparation.spacing_zyx_mm", [round(mm, 2) for mm in spacing], why_spacing),
         *_window(facts),
         *_mr_recipe(facts),
@@ -146,50 +178,32 @@ def propose(facts: Mapping[Modality, ModalityFacts], network: NetworkParams, mem
             f"{extent} mm, of a liver's box of {' × '.join(f'{mm:.0f}' for mm in box_mm)} mm (90th percentile); the"
             f" largest such that a step on {BATCHES[0]} patches fits into {memory_gib:g} GiB",
         ),
-        Proposal("train_universal.training.batch_size", batch, f"a step in float32 takes some {needed:.1f} GiB"),
+        Proposal(
+            "train_universal.training.batch_size",
+            batch,
+            f"a step in {how} takes some {needed_gib(layout, batch):.1f} GiB; so many patches for each GPU",
+        ),
         Proposal("train_liver.training.patch_zyx", list(patch), "as stage 2"),
         Proposal("train_liver.training.batch_size", batch, "as stage 2"),
-    ]
-    if network.name == "medformer":
-        reason = (
-            f"{LEVELS} levels; an axis is halved while no other is twice as fine; kernels are flat along an axis that"
-            " is not halved yet"
-        )
-        proposals += [
-            Proposal("network.config.stride", strides, reason),
-            Proposal("network.config.kernel", _kernels(strides), "as the strides"),
-        ]
-    return tuple(proposals)
+        *(Proposal(f"network.config.{key}", value, reason) for key, (value, reason) in layout.chosen.items()),
+    )
 
 
 def _mr_recipe(facts: Mapping[Modality, ModalityFacts]) -> list[Proposal]:
-    """How MR is normalised: by the image itself, since its values have no unit."""
+    """How MR is normalised: by the image itself, since its values have no unit, and so that no liver is clipped."""
     if Modality.MR not in facts:
         return []
     reason = (
         "MR values have no unit: each scan is clipped at these percentiles of its body and brought to mean 0 and"
         " deviation 1 there, whatever its sequence"
     )
-    return [Proposal("preparation.mr_percentiles", list(MR_PERCENTILES), reason)]
-
-
-def training_bytes(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX, batch: int) -> int:
-    """Bytes that a float32 training step takes: weights, optimiser, activations, their gradients; by shapes alone."""
-    network = without_values(name, config, patch_zyx).train()
-    weights = {id(parameter.untyped_storage()): parameter.untyped_storage() for parameter in network.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage
-        return tensor
-
-    channels = int(config.get("in_channels", 1))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(torch.zeros(batch, channels, *patch_zyx, device="meta"))
-    own = {storage._cdata for storage in weights.values()}
-    activations = sum(storage.nbytes() for address, storage in kept.items() if address not in own)
-    return COPIES * sum(storage.nbytes() for storage in weights.values()) + int(BACKWARD * activations)
+    low, high = MR_PERCENTILES
+    if len(found := facts[Modality.MR].liver_percentiles):
+        darkest = float(np.percentile(found[:, 0], NARROWEST))
+        brightest = float(np.percentile(found[:, 1], WIDEST))
+        reason += f"; in nine of ten scans 99 % of the liver lie above {darkest:.1f} and below {brightest:.1f}"
+        low, high = min(low, math.floor(2 * darkest) / 2), max(high, math.ceil(2 * brightest) / 2)
+    return [Proposal("preparation.mr_percentiles", [low, high], reason)]
 
 
 def in_words(facts: Mapping[Modality, ModalityFacts]) -> list[str]:
@@ -254,43 +268,62 @@ def _window(facts: Mapping[Modality, ModalityFacts]) -> list[Proposal]:
     return [Proposal("preparation.window_hu", window, reason)]
 
 
-def _strides(spacing: SpacingZYX) -> list[list[int]]:
-    strides, now = [], list(spacing)
-    for _ in range(LEVELS):
-        stride = [2 if mm < EVEN * min(now) else 1 for mm in now]
-        strides.append(stride)
-        now = [mm * by for mm, by in zip(now, stride, strict=True)]
-    return strides
+@dataclass(frozen=True)
+class _Layout:
+    """A patch, and the config of a network that can divide it; what of it was chosen for the patch, and why."""
+
+    patch_zyx: SizeZYX
+    config: Mapping[str, Any]
+    chosen: Mapping[str, tuple[list[list[int]], str]]
 
 
-def _kernels(strides: Sequence[Sequence[int]]) -> list[list[int]]:
-    """One for the stem and one a level: flat along an axis until it was halved for the first time."""
-    kernels = []
-    for level in range(LEVELS + 1):
-        halved = [any(stride[axis] > 1 for stride in strides[: level + 1]) for axis in range(3)]
-        kernels.append([3 if done else 1 for done in halved])
-    return kernels
+def _layout(network: NetworkParams, sides: Sequence[int], spacing: SpacingZYX) -> _Layout:
+    """The patch of at least these sides, with the depth and the strides that suit it."""
+    levels = LEVELS_OF[network.name]
+    # of a side between two powers of two the lowest map has more than its fewest voxels
+    found = topology.strides([2 ** int(math.log2(side)) for side in sides], levels, spacing)
+    by = [math.prod(stride[axis] for stride in found) for axis in range(3)]
+    z, y, x = (math.ceil(side / n) * n for side, n in zip(sides, by, strict=True))
+    lowest = "×".join(str(side // n) for side, n in zip((z, y, x), by, strict=True))
+    why_strides = (
+        f"{len(found)} levels down to a map of {lowest}: an axis is halved while its map keeps {topology.MIN_SIDE}"
+        f" voxels and no other is {topology.EVEN:g} times finer"
+    )
+    why_kernels = f"flat along an axis until no other is {topology.EVEN:g} times finer"
+    if network.name == "medformer":
+        found += [[1, 1, 1]] * (levels - len(found))
+        chosen = {"stride": (found, why_strides)}
+        chosen["kernel"] = (topology.kernels(found, spacing), why_kernels)
+    else:
+        chosen = {"strides": ([[1, 1, 1], *found], why_strides)}
+        chosen["kernel_size"] = (topology.kernels(found, spacing), why_kernels)
+    config = {**network.config, **{key: value for key, (value, _) in chosen.items()}}
+    return _Layout((z, y, x), config, chosen)
 
 
-def _largest_patch(
-    name: str,
-    config: Mapping[str, Any],
-    spacing: SpacingZYX,
-    box_mm: npt.NDArray[np.float64],
-    divisor: Sequence[int],
-    memory_gib: float,
-) -> SizeZYX:
-    """From the liver's box downwards: the side that covers most of it loses one step, until two patches fit."""
-    step = [max(by, 8) for by in divisor]
+def _layouts(network: NetworkParams, spacing: SpacingZYX, box_mm: npt.NDArray[np.float64]) -> list[_Layout]:
+    """From the liver's box downwards, each smaller by a step of the side that covers most of the box."""
+    if network.name in LEVELS_OF:
+        step, fewest = [STEP] * 3, [MIN_SIDE] * 3
+    else:
+        divisor: Any = without_values(network.name, network.config, (DIVISIBLE,) * 3).divisor
+        step, fewest = [max(by, STEP) for by in divisor], [max(2 * by, MIN_SIDE) for by in divisor]
     sides = [math.ceil(mm / size / by) * by for mm, size, by in zip(box_mm, spacing, step, strict=True)]
-    while training_bytes(name, config, (sides[0], sides[1], sides[2]), BATCHES[0]) > memory_gib * 2**30:
+    sides = [max(pair) for pair in zip(sides, fewest, strict=True)]
+    found: list[_Layout] = []
+    while True:
+        if network.name in LEVELS_OF:
+            layout = _layout(network, sides, spacing)
+        else:
+            layout = _Layout((sides[0], sides[1], sides[2]), network.config, {})
+        if layout not in found:
+            found.append(layout)
         covered = [side * mm / box for side, mm, box in zip(sides, spacing, box_mm, strict=True)]
-        can = [axis for axis in range(3) if sides[axis] - step[axis] >= max(MIN_SIDE, step[axis])]
+        can = [axis for axis in range(3) if sides[axis] - step[axis] >= fewest[axis]]
         if not can:
-            raise DataError(f"no patch of {name} fits {memory_gib:g} GiB: the smallest is {tuple(sides)}")
+            return found
         axis = max(can, key=lambda axis: covered[axis])
         sides[axis] -= step[axis]
-    return sides[0], sides[1], sides[2]
 
 
 def _share(patch: SizeZYX, spacing: SpacingZYX, box_mm: npt.NDArray[np.float64]) -> float:

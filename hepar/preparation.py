@@ -53,7 +53,7 @@ def normalise(array_zyx: npt.NDArray[np.float32], modality: Modality, plan: Plan
     if modality == Modality.CT:
         low, high = plan.window_hu
         return ((np.clip(array_zyx, low, high) - low) * (2 / (high - low)) - 1).astype(np.float32)
-    inside = array_zyx[array_zyx > BODY_FRACTION * np.percentile(array_zyx, 99)]
+    inside = mr_body(array_zyx)
     if inside.size == 0:
         return np.zeros_like(array_zyx)
     low, high = np.percentile(inside, plan.mr_percentiles)
@@ -62,6 +62,11 @@ def normalise(array_zyx: npt.NDArray[np.float32], modality: Modality, plan: Plan
     if spread == 0:
         return np.zeros_like(array_zyx)
     return np.asarray((np.clip(array_zyx, low, high) - clipped.mean()) / spread, np.float32)
+
+
+def mr_body(array_zyx: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The values of an MR volume that are not of air."""
+    return np.asarray(array_zyx[array_zyx > BODY_FRACTION * np.percentile(array_zyx, 99)])
 
 
 def guess_modality(image: sitk.Image) -> Modality:

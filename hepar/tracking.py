@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hepar.errors import ArtifactError, DataError, StorageError
+from hepar.errors import ArtifactError, DataError, Preempted, StorageError
 from hepar.inference import SPEC, ModelSpec
 from hepar.params import REGISTERED, TrainingParams
 
@@ -31,6 +31,7 @@ MODEL_TAG = "hepar.model"
 POOL_TAG = "hepar.pool_version"
 CHAMPION, CHALLENGER = "champion", "challenger"
 SQLITE = "sqlite:///"
+RUN_FILE = "mlflow_run"
 COMMIT_VARIABLE = "HEPAR_GIT_COMMIT"
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a model or version, and of an alias
 
@@ -80,21 +81,38 @@ def git_commit() -> str:
 
 
 class TrainingRun:
-    """A run that receives the metrics of a training as they come."""
+    """A run that receives the metrics of a training as they come.
 
-    def __init__(self, name: str, spec: ModelSpec, training: TrainingParams) -> None:
+    Its id is kept in `folder`, beside the checkpoints: a training that goes on from there goes on in the same run.
+    """
+
+    def __init__(self, name: str, spec: ModelSpec, training: TrainingParams, folder: Path) -> None:
         self._name, self._spec, self._training = name, spec, training
+        self._note = folder / RUN_FILE
 
     def __enter__(self) -> Self:
         self._mlflow = connect()
         logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # no GPU to watch is no news
-        self._mlflow.start_run(run_name=self._name, log_system_metrics=True)
+        if (known := self._known()) is not None:
+            self._mlflow.start_run(run_id=known, log_system_metrics=True)
+            return self
+        run = self._mlflow.start_run(run_name=self._name, log_system_metrics=True)
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        self._note.write_text(run.info.run_id)
         self._mlflow.log_params(flatten(self._training.model_dump(mode="json"), "training"))
         self._mlflow.log_params(flatten(self._spec.network.model_dump(mode="json"), "network"))
         self._mlflow.log_params(flatten(self._spec.plan.model_dump(mode="json"), "plan"))
         tags = {f"hepar.{key.replace(' ', '_')}": value for key, value in self._spec.origin.items()}
         self._mlflow.set_tags({**tags, "hepar.git_commit": git_commit()})
         return self
+
+    def _known(self) -> str | None:
+        """The run that this training began in, if the server still has it."""
+        try:
+            info = self._mlflow.get_run(self._note.read_text()).info
+        except (OSError, self._mlflow.MlflowException):
+            return None
+        return str(info.run_id) if info.lifecycle_stage == "active" else None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._mlflow.log_metrics(dict(metrics), step=step)
@@ -106,7 +124,8 @@ class TrainingRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._mlflow.end_run("FINISHED" if kind is None else "FAILED")
+        stopped = kind is not None and issubclass(kind, Preempted)
+        self._mlflow.end_run("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
 
 
 def flatten(values: Mapping[str, Any], prefix: str) -> dict[str, str]:

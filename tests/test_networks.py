@@ -12,8 +12,8 @@ import torch
 from hepar.errors import DataError, ParamsError
 from hepar.inference import load_model, sliding_window
 from hepar.networks import BUILDERS, build_network, cost
-from hepar.networks.from_monai import _strides
 from hepar.networks.medformer import MedFormer
+from hepar.networks.topology import kernels, strides
 from hepar.params import NetworkParams, Params
 from hepar.preparation import Plan
 from hepar.stages import import_weights
@@ -118,9 +118,30 @@ def test_deep_supervision_lists_the_full_resolution_first() -> None:
 
 
 def test_the_levels_follow_the_patch() -> None:
-    assert _strides((16, 64, 64)) == [[2, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]]
-    assert _strides((128, 128, 128)) == [[2, 2, 2]] * 5
-    assert _strides((20, 40, 7)) == [[2, 2, 1], [2, 2, 1], [1, 2, 1]]
+    assert strides((16, 64, 64), 5) == [[2, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]]
+    assert strides((128, 128, 128), 5) == [[2, 2, 2]] * 5
+    assert strides((128, 128, 128), 4) == [[2, 2, 2]] * 4
+    assert strides((20, 40, 7), 5) == [[2, 2, 1], [2, 2, 1], [1, 2, 1]]
+
+
+def test_strides_even_the_spacing_out_as_far_as_the_patch_allows() -> None:
+    assert strides((64, 256, 256), 4, (5.0, 1.0, 1.0)) == [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
+    assert strides((128, 128, 128), 4, (1.0, 0.8, 0.8)) == [[2, 2, 2]] * 4
+    # y and x are down to four voxels before z is near: then z goes on alone
+    assert strides((32, 8, 8), 4, (5.0, 1.0, 1.0)) == [[1, 2, 2], [2, 1, 1], [2, 1, 1], [2, 1, 1]]
+
+
+def test_kernels_are_flat_until_the_spacing_is_even_and_stay_whole_from_there() -> None:
+    halved = strides((64, 256, 256), 4, (5.0, 1.0, 1.0))
+    assert kernels(halved, (5.0, 1.0, 1.0)) == [[1, 3, 3], [1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]]
+    assert kernels(strides((16, 64, 64), 5)) == [[3, 3, 3]] * 5
+
+
+def test_a_dynunet_takes_the_strides_of_a_plan() -> None:
+    settings = {"strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]], "kernel_size": [[1, 3, 3], [3, 3, 3], [3, 3, 3]]}
+    network = build_network("dynunet", {"filters": [4, 8, 8], **settings}, (4, 8, 8))
+    assert network.divisor == (2, 4, 4)
+    assert network.eval()(torch.zeros(1, 1, 4, 8, 8)).shape == (1, 2, 4, 8, 8)
 
 
 def test_costs_are_those_of_a_convolution_counted_by_hand() -> None:

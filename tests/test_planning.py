@@ -13,19 +13,8 @@ from conftest import ROOT, succeed
 from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
 from hepar.networks import build_network
-from hepar.params import NetworkParams, Params, load_params, write_preset
-from hepar.planning import (
-    BACKWARD,
-    MIN_SHARE,
-    ModalityFacts,
-    _kernels,
-    _share,
-    _strides,
-    describe,
-    in_words,
-    propose,
-    training_bytes,
-)
+from hepar.params import NetworkParams, Params, SizeZYX, SpacingZYX, load_params, write_preset
+from hepar.planning import ModalityFacts, _layout, describe, in_words, propose
 from hepar.stages import ingest
 
 BOX_MM = (150.0, 160.0, 200.0)
@@ -40,16 +29,20 @@ def facts(spacing: tuple[float, ...] = (3.0, 2.0, 2.0)) -> ModalityFacts:
         size_zyx=np.array([(60, 200, 200)] * 5),
         liver_box_mm=np.array([BOX_MM] * 5),
         intensities_of={"arterial": np.arange(0, 101, dtype=float), "venous": np.arange(101, 201, dtype=float)},
+        liver_percentiles=np.array([(30.0, 90.0)] * 5),
         lesion_diameters_mm=(5.0, 10.0),
     )
 
 
+TRAINING = load_params(ROOT / "params" / "tiny.yaml").train_universal.training
+
+
 def proposed(found: dict[Modality, ModalityFacts], network: NetworkParams, memory_gib: float) -> dict[str, Any]:
-    return {proposal.key: proposal.value for proposal in propose(found, network, memory_gib)}
+    return {proposal.key: proposal.value for proposal in propose(found, network, TRAINING, memory_gib)}
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "divisor"), [("swinunetr", {"feature_size": 12}, 32), ("vnet", {}, 16), ("dynunet", {}, 16)]
+    ("name", "config", "divisor"), [("swinunetr", {"feature_size": 12}, 32), ("vnet", {}, 16), ("mednext", {}, 16)]
 )
 def test_a_patch_is_one_that_the_network_can_divide(name: str, config: dict[str, Any], divisor: int) -> None:
     found = {Modality.CT: facts((5.0, 1.0, 1.0)), Modality.MR: facts((5.0, 1.0, 1.0))}
@@ -67,7 +60,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory, phantom_source: Path, tiny:
 
 
 def test_the_same_cohort_gives_the_same_plan_that_a_run_takes(cohort: Cohort, tiny: Params, tmp_path: Path) -> None:
-    first, again = (propose(describe(cohort), tiny.network, 1.0) for _ in range(2))
+    first, again = (propose(describe(cohort), tiny.network, tiny.train_universal.training, 1.0) for _ in range(2))
     assert first == again
     write_preset(tmp_path / "own.yaml", ROOT / "params" / "tiny.yaml", {p.key: p.value for p in first}, "proposed")
     loaded = load_params(tmp_path / "own.yaml")
@@ -115,36 +108,46 @@ def test_the_window_holds_99_percent_of_the_liver() -> None:
     assert "preparation.window_hu" not in proposed({Modality.MR: facts()}, PLAIN, 8.0)
 
 
-def test_strides_even_the_spacing_out() -> None:
-    assert _strides((5.0, 1.0, 1.0)) == [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
-    assert _strides((1.0, 0.8, 0.8)) == [[2, 2, 2]] * 4
-    assert _kernels(_strides((5.0, 1.0, 1.0))) == [[1, 3, 3], [1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]]
+def test_mr_is_clipped_beyond_what_a_liver_reaches() -> None:
+    def recipe(*percentiles: tuple[float, float]) -> Any:
+        found = {Modality.MR: replace(facts(), liver_percentiles=np.array(percentiles).reshape(-1, 2))}
+        return proposed(found, PLAIN, 64.0)["preparation.mr_percentiles"]
+
+    assert recipe() == recipe((30.0, 90.0)) == [2.0, 98.0]
+    assert recipe((0.7, 99.1)) == [0.5, 99.5]
+    assert recipe(*[(30.0, 90.0)] * 10, (0.0, 100.0)) == [2.0, 98.0]  # one of eleven does not widen it
 
 
-def test_less_memory_gives_a_smaller_patch_and_then_a_coarser_spacing() -> None:
-    plans = [proposed({Modality.CT: facts((1.0, 1.0, 1.0))}, PLAIN, gib) for gib in (64.0, 1.0, 0.1)]
-    patches = [plan["train_universal.training.patch_zyx"] for plan in plans]
-    assert np.prod(patches[0]) > np.prod(patches[1]) > np.prod(patches[2])
-    assert patches[0] == [152, 160, 200]  # the whole box, to the next multiple of 8, which this network can divide
-    spacings = [plan["preparation.spacing_zyx_mm"][0] for plan in plans]
-    assert spacings[0] == 1.0
-    assert spacings[2] > 1.0
-    for plan, patch, gib in zip(plans, patches, (64.0, 1.0, 0.1), strict=True):
-        spacing = tuple(plan["preparation.spacing_zyx_mm"])
-        assert _share(tuple(patch), spacing, np.array(BOX_MM)) > MIN_SHARE - 0.01
-        batch = plan["train_universal.training.batch_size"]
-        assert training_bytes(PLAIN.name, PLAIN.config, tuple(patch), batch) <= gib * 2**30
+def test_where_a_liver_lies_in_the_body_is_found(cohort: Cohort) -> None:
+    found = describe(cohort)[Modality.MR].liver_percentiles
+    assert len(found)
+    assert ((found >= 0) & (found <= 100)).all()
+    assert (found[:, 0] < found[:, 1]).all()
 
 
-def test_what_a_convolution_keeps_is_counted_by_hand() -> None:
-    settings = {"channels": [2, 2], "strides": [1], "num_res_units": 0, "norm": None, "act": None, "bias": False}
-    one = training_bytes("unet", settings, (16, 16, 16), 1)
-    three = training_bytes("unet", settings, (16, 16, 16), 3)
-    kept = (three - one) // 2
-    volume = 4 * 16**3
-    # the inputs of its convolutions, channel for channel: 1, 2, and the joined 4
-    assert kept >= BACKWARD * (1 + 2 + 4) * volume
-    assert kept <= 2 * BACKWARD * (1 + 2 + 4) * volume
+@pytest.mark.parametrize("name", ["medformer", "dynunet"])
+@pytest.mark.parametrize(
+    ("sides", "spacing", "patch", "strides"),
+    [
+        ((64, 128, 128), (5.0, 1.0, 1.0), (64, 128, 128), [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]]),
+        ((56, 56, 56), (1.0, 1.0, 1.0), (56, 56, 56), [[2, 2, 2], [2, 2, 2], [2, 2, 2]]),
+        ((72, 40, 40), (1.0, 1.0, 1.0), (80, 40, 40), [[2, 2, 2], [2, 2, 2], [2, 2, 2], [2, 1, 1]]),
+        ((16, 24, 24), (3.0, 1.0, 1.0), (16, 24, 24), [[1, 2, 2], [2, 2, 2], [2, 1, 1]]),
+    ],
+)
+def test_depth_and_strides_follow_the_patch_and_the_spacing(
+    name: str, sides: SizeZYX, spacing: SpacingZYX, patch: SizeZYX, strides: list[list[int]], tiny: Params
+) -> None:
+    own = NetworkParams(name=name, config={"filters": [4] * (len(strides) + 1)})
+    network = tiny.network if name == "medformer" else own
+    found = _layout(network, sides, spacing)
+    assert found.patch_zyx == patch
+    if name == "dynunet":
+        assert found.config["strides"] == [[1, 1, 1], *strides]
+    else:
+        assert found.config["stride"] == strides + [[1, 1, 1]] * (4 - len(strides))
+    assert found.chosen["kernel" if name == "medformer" else "kernel_size"][0][0] == [3 if spacing[0] < 2 else 1, 3, 3]
+    build_network(name, found.config, found.patch_zyx)
 
 
 @pytest.mark.parametrize(
@@ -156,12 +159,12 @@ def test_what_a_convolution_keeps_is_counted_by_hand() -> None:
 )
 def test_what_cannot_be_planned_is_said(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
-        propose({Modality.CT: replace(facts(), **changes)}, PLAIN, 8.0)
+        propose({Modality.CT: replace(facts(), **changes)}, PLAIN, TRAINING, 8.0)
 
 
 def test_a_budget_that_holds_no_patch_is_refused() -> None:
-    with pytest.raises(DataError, match=r"no patch of unet fits 0\.001 GiB"):
-        propose({Modality.CT: facts()}, PLAIN, 0.001)
+    with pytest.raises(DataError, match=r"no patch of unet fits 0\.001 GiB: the smallest is"):
+        propose({Modality.CT: facts()}, PLAIN, TRAINING, 0.001)
 
 
 def test_what_is_proposed_is_written_so_that_the_network_can_be_built(cohort: Cohort, tmp_path: Path) -> None:

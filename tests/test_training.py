@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pandas as pd
 import pytest
 import torch
@@ -26,12 +27,13 @@ from hepar.cases import LabelState, Modality, Split
 from hepar.cli import errors_as_sentences
 from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.evaluation.overlap import OverlapCounts
-from hepar.inference import read_spec
+from hepar.inference import read_spec, sliding_window
 from hepar.networks import build_network
 from hepar.params import Params, TrainingParams
 from hepar.patients import hash_patient, patients_seen
 from hepar.pool import Pool
 from hepar.progress import Stage
+from hepar.tracking import TrainingRun
 from hepar.training import distributed, loop
 from hepar.training.batches import Waits, batches, make_batch
 from hepar.training.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
@@ -132,7 +134,7 @@ def test_training_ends_when_validations_get_no_better(
     pool: Pool, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([50, 60, 60, 55, 90])  # of a hundred voxels
-    monkeypatch.setattr(Trainer, "_overlaps", lambda self, entries: ([OverlapCounts(100, 100, next(scores))], []))
+    monkeypatch.setattr(Trainer, "_overlaps", lambda *_: ([OverlapCounts(100, 100, next(scores))], []))
     trainer = learner(pool, tiny, tmp_path, steps=10, validate_every=2, patience=2, checkpoint_every=100)
     history = train(trainer).history
     assert history[history.split == "val"].value.tolist() == [0.5, 0.6, 0.6, 0.55]
@@ -304,9 +306,13 @@ def test_a_tumour_that_is_seen_where_there_is_none_lowers_the_score(pool: Pool, 
     found = {}
     for seen in (9.0, -9.0):
         trainer.ema.module = Everything(seen)
-        found[seen] = trainer._overlaps([e for e in trainer._validation_entries() if e.case_id == "healthy"])[1]
+        found[seen] = trainer._overlaps(
+            [e for e in trainer._validation_entries() if e.case_id == "healthy"], lambda: False
+        )[1]
     assert [counts.prediction_voxels > 0 for (counts,) in found.values()] == [True, False]
-    lesions = trainer._overlaps([e for e in trainer._validation_entries() if e.modality == Modality.CT])[1]
+    lesions = trainer._overlaps([e for e in trainer._validation_entries() if e.modality == Modality.CT], lambda: False)[
+        1
+    ]
     assert len(lesions) == 2
     hit = [
         replace(counts, prediction_voxels=counts.reference_voxels, intersection_voxels=counts.reference_voxels)
@@ -373,6 +379,59 @@ def test_a_run_that_is_told_to_stop_saves_its_step_and_goes_on_to_the_same_weigh
     assert equal(resumed.weights, uninterrupted.weights)
 
 
+@pytest.mark.parametrize("step", [4, 8])  # of the first validation, and of the last, with which the training ends
+def test_a_run_that_is_told_to_stop_while_it_validates_does_it_again(
+    step: int, pool: Pool, tiny: Params, tmp_path: Path, uninterrupted: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def window(*arguments: Any) -> Any:
+        calls.append(trainer.at.step)
+        if trainer.at.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return sliding_window(*arguments)
+
+    monkeypatch.setattr(loop, "sliding_window", window)
+    trainer = learner(pool, tiny, tmp_path, steps=8, checkpoint_every=100)
+    for _ in range(2):  # the second time in the validation with which it begins
+        with pytest.raises(Preempted, match=f"at step {step}, which is saved"):
+            train(trainer)
+        trainer = learner(pool, tiny, tmp_path, seed=99, steps=8, checkpoint_every=100)
+    assert calls.count(step) == 2
+    monkeypatch.undo()
+    resumed = train(trainer)
+    assert equal(resumed.weights, uninterrupted.weights)
+    pd.testing.assert_frame_equal(resumed.history, uninterrupted.history)
+
+
+def test_a_training_that_goes_on_does_so_in_its_own_run_of_mlflow(
+    pool: Pool, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    recipe = Recipe(tiny.network, settings(tiny, steps=4), (Modality.CT,))
+    log = TrainingRun.log
+
+    def stop(self: TrainingRun, step: int, metrics: dict[str, float]) -> None:
+        log(self, step, metrics)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "log", stop)
+        with pytest.raises(Preempted):
+            fit_model(pool, tmp_path / "model", recipe, {})
+    (stopped,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert stopped.info.status == "KILLED"
+    other = Recipe(tiny.network, settings(tiny, steps=4, checkpoint_every=7), (Modality.CT,))  # runs as another one may
+    fit_model(pool, tmp_path / "model", other, {})
+    (whole,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert (whole.info.run_id, whole.info.status) == (stopped.info.run_id, "FINISHED")
+    losses = mlflow.MlflowClient().get_metric_history(whole.info.run_id, "train/loss")
+    assert [metric.step for metric in losses] == [1, 2, 3, 4]
+    fit_model(pool, tmp_path / "again", recipe, {})
+    assert len(mlflow.search_runs(search_all_experiments=True, output_format="list")) == 2
+
+
 @contextmanager
 def errors_as_exit_code(code: int) -> Iterator[None]:
     """Checks the exit code that the command line gives to the error that passes."""
@@ -402,8 +461,29 @@ def test_too_little_memory_is_told_with_a_way_out(
         raise error
 
     monkeypatch.setattr(trainer, "_step", fail)
-    with pytest.raises(HeparError, match=r"out of memory at step 1: lower training.batch_size"):
+    with pytest.raises(HeparError, match=r"out of memory at step 1: lower training.batch_size .* cache_gib \(8\)$"):
         train(trainer)
+    monkeypatch.setattr(loop, "PatchSampler", lambda *arguments: fail(arguments))
+    with pytest.raises(HeparError, match=r"out of memory at step 1: lower training.batch_size"):
+        learner(pool, tiny, tmp_path, steps=8)
+
+
+def test_without_a_compiler_a_network_is_not_compiled(
+    pool: Pool, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(HeparError, match=r"^training.compile is true, but .*no-such-compiler.*: set it to false, or"):
+        train(Trainer(torch.nn.Conv3d(1, 2, 1), pool, settings(tiny, compile=True), tmp_path, CPU, ignore))
+
+
+def test_arrays_that_do_not_fit_the_cache_are_read_from_disk_to_the_same_weights(
+    pool: Pool, tiny: Params, tmp_path: Path, uninterrupted: Trained
+) -> None:
+    trainer = learner(pool, tiny, tmp_path, steps=8, checkpoint_every=3, cache_gib=0)
+    assert trainer.sampler._loaded is None
+    assert equal(train(trainer).weights, uninterrupted.weights)
 
 
 def test_checkpoints_belong_to_one_training_and_lie_where_the_environment_says(

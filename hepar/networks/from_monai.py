@@ -1,7 +1,7 @@
 """Networks of MONAI behind the same door: settings that a name alone gives, and what a `config` changes of them.
 
 A setting is an argument of MONAI's class. What follows from the patch (levels, strides, position embeddings) is worked
-out from it, as nnU-Net does (Isensee et al., Nature Methods 2021).
+out from it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hepar.networks import topology
 from hepar.params import SizeZYX
 
 IN_CHANNELS, STRUCTURES = 1, 2
-MIN_SIDE = 4  # of a feature map on the lowest level
 MAX_LEVELS = 6
 FILTERS, MAX_FILTERS = 32, 320
 
@@ -34,15 +34,15 @@ class Wrapped(nn.Module):
 
 
 def dynunet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
-    """The U-Net of nnU-Net with residual encoder: an axis is halved as long as it keeps `MIN_SIDE` voxels."""
+    """The U-Net of nnU-Net with residual encoder; without `strides`, the first of them 1, the patch tells them."""
     from monai.networks.nets.dynunet import DynUNet  # importing monai takes seconds
 
-    strides = _strides(patch_zyx)
+    _, *strides = config.get("strides", [1, *topology.strides(patch_zyx, MAX_LEVELS - 1)])
     settings: dict[str, Any] = {
         "spatial_dims": 3,
         "in_channels": IN_CHANNELS,
         "out_channels": STRUCTURES,
-        "kernel_size": [[3, 3, 3]] * (len(strides) + 1),
+        "kernel_size": topology.kernels(strides),
         "strides": [[1, 1, 1], *strides],
         "upsample_kernel_size": strides,
         "filters": [min(FILTERS * 2**level, MAX_FILTERS) for level in range(len(strides) + 1)],
@@ -119,18 +119,6 @@ BUILDERS: dict[str, Callable[[Mapping[str, Any], SizeZYX], nn.Module]] = {
     "unetr": unetr,
     "vnet": vnet,
 }
-
-
-def _strides(patch_zyx: SizeZYX) -> list[list[int]]:
-    strides: list[list[int]] = []
-    sides = list(patch_zyx)
-    while len(strides) < MAX_LEVELS - 1:
-        stride = [2 if side % 2 == 0 and side // 2 >= MIN_SIDE else 1 for side in sides]
-        if max(stride) == 1:
-            break
-        strides.append(stride)
-        sides = [side // by for side, by in zip(sides, stride, strict=True)]
-    return strides
 
 
 def _product(values: Any) -> int:

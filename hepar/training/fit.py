@@ -29,7 +29,7 @@ from hepar.training.loop import Trainer
 
 KIND = "model"
 HISTORY = "history.csv"
-HOW_IT_RUNS = {"processes", "threads", "workers", "checkpoint_every"}  # a run may go on with others
+HOW_IT_RUNS = {"processes", "threads", "workers", "cache_gib", "checkpoint_every"}  # a run may go on with others
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _fit(
         if distributed.rank() > 0:
             Trainer(network, pool, training, checkpoints, device, lambda step, metrics: None).run(current())
             return
-        with TrainingRun(name, spec, training) as tracked:
+        with TrainingRun(name, spec, training, checkpoints) as tracked:
             trained = Trainer(network, pool, training, checkpoints, device, tracked.log).run(current())
             with writing(model, KIND, origin | notes) as folder:
                 save_model(folder, trained.weights, spec, trained.snapshots)

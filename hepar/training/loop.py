@@ -36,7 +36,6 @@ from hepar.training.checkpoint import load_checkpoint, save_checkpoint
 from hepar.training.losses import LIVER, TUMOUR, consistency, masked_loss
 from hepar.training.sampling import PatchSampler
 
-MEMORY_BYTES = 8 * 2**30  # prepared arrays are kept in memory up to it, else patches are read from disk
 POLYNOMIAL_POWER = 0.9
 VALIDATION_OVERLAP = 0.25
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,6 +50,7 @@ class Progressing:
     """The part of a training's state that a checkpoint adds to weights and optimiser."""
 
     step: int = 0
+    validated: int = 0  # the step of the last validation
     best_score: float = -1.0
     validations_since_best: int = 0
     history: list[Row] = field(default_factory=list)
@@ -94,35 +94,40 @@ class Trainer:
         device: torch.device,
         on_metrics: OnMetrics,
     ) -> None:
-        self.network = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.network, self.pool, self.params, self.device = network, pool, params, device
+        self.checkpoints, self.on_metrics = checkpoints, on_metrics
+        self.at = Progressing()
+        self._told: dict[str, list[Tensor]] = {}  # parts of the loss and norms of the gradient since the last log
+        with self._mendable():
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Take what the training needs to its device and into memory."""
+        params, device, network = self.params, self.device, self.network
+        network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if params.gradient_checkpointing:
             if not hasattr(network, "gradient_checkpointing"):
                 raise ParamsError("training.gradient_checkpointing is true: of the networks only medformer can")
             setattr(network, "gradient_checkpointing", True)  # noqa: B010, a module types its attributes as tensors
-        self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay)).eval()
+        self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay)).eval()
         self.best: dict[str, Tensor] = copy.deepcopy(self.ema.module.state_dict())
         self.snapshots: list[dict[str, Tensor]] = []
         self.snapshot_steps = {max(1, round(share * params.steps)) for share in params.snapshots}
         self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
+            network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=params.precision == "fp16")
-        self.parallel = distributed.parallel(self.network, device)
+        self.parallel = distributed.parallel(network, device)
         self.forward: Callable[[Tensor], Any] = torch.compile(self.parallel) if params.compile else self.parallel
-        self.pool, self.params, self.device = pool, params, device
-        self.checkpoints, self.on_metrics = checkpoints, on_metrics
-        learned_from = pool.select(Split.TRAIN, also_unknown=params.consistency_weight > 0)
-        self.sampler = PatchSampler(
-            pool, learned_from, params.patch_zyx, params.sampling, params.seed, MEMORY_BYTES // distributed.size()
-        )
-        self.at = Progressing()
-        self._told: dict[str, list[Tensor]] = {}  # parts of the loss and norms of the gradient since the last log
+        learned_from = self.pool.select(Split.TRAIN, also_unknown=params.consistency_weight > 0)
+        cache = int(params.cache_gib * 2**30) // distributed.size()
+        self.sampler = PatchSampler(self.pool, learned_from, params.patch_zyx, params.sampling, params.seed, cache)
 
     def run(self, stage: Stage) -> Trained:
         """Train to the last step, from the last checkpoint where there is one.
 
-        Raises HeparError on a NaN loss, where the memory is too small and where nothing is known that could be learned,
-        and Preempted, with a checkpoint saved, on SIGTERM.
+        Raises HeparError on a NaN loss, where the memory is too small, where torch cannot compile the network and where
+        nothing is known that could be learned, and Preempted, with a checkpoint saved, on SIGTERM.
         """
         self._check_positives(stage)
         self._resume()
@@ -131,11 +136,12 @@ class Trainer:
         with (
             stage.counting(self.params.steps, "training") as count,
             sigterm() as told_to_stop,
-            self._enough_memory(),
+            self._mendable(),
             torch.random.fork_rng(gpus),
         ):
             of_all = batches(self.sampler, self.at.step, self.params, self.device)
             waits = Waits()
+            self._validate_if_due(told_to_stop)  # where the last run was stopped in it
             while self.at.step < self.params.steps and not self._is_stale():
                 with waits.waiting():
                     parts = list(islice(of_all, self.params.accumulate))
@@ -149,22 +155,30 @@ class Trainer:
                     self._told.clear()
                     self.at.losses.clear()
                     waits = Waits()
-                if self.at.step % self.params.validate_every == 0 or self.at.step == self.params.steps:
-                    self._validate()
                 if self.at.step in self.snapshot_steps:
                     self.snapshots.append(copy.deepcopy(self.ema.module.state_dict()))
-                stop = distributed.any_of(told_to_stop(), self.device)
-                if self.at.step % self.params.checkpoint_every == 0 or stop:
+                self._validate_if_due(told_to_stop)
+                self._stop_if_told(told_to_stop)
+                if self.at.step % self.params.checkpoint_every == 0:
                     self._save()
-                if stop:
-                    raise Preempted(f"stopped by SIGTERM at step {self.at.step}, which is saved: run again to go on")
         return Trained(self.best, pd.DataFrame(self.at.history, columns=COLUMNS), tuple(self.snapshots))
 
+    def _stop_if_told(self, told_to_stop: Callable[[], bool]) -> None:
+        if distributed.any_of(told_to_stop(), self.device):
+            self._save()
+            raise Preempted(f"stopped by SIGTERM at step {self.at.step}, which is saved: run again to go on")
+
     @contextmanager
-    def _enough_memory(self) -> Iterator[None]:
+    def _mendable(self) -> Iterator[None]:
+        """Say in a sentence what can be changed where memory is short or a compiler is missing."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
+            if self.params.compile and (why := _why_not_compiled(error)):
+                raise HeparError(
+                    f"training.compile is true, but torch cannot compile the network ({why}): set it to false, or"
+                    " install a C++ compiler"
+                ) from None
             # torch.OutOfMemoryError is a RuntimeError; on a CPU the allocator's words tell, and numpy's is of its own
             no_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
             if not no_memory and "can't allocate memory" not in str(error):
@@ -172,7 +186,8 @@ class Trainer:
             checkpointing = ", or set gradient_checkpointing" if hasattr(self.network, "gradient_checkpointing") else ""
             raise HeparError(
                 f"out of memory at step {self.at.step + 1}: lower training.batch_size ({self.params.batch_size}) or"
-                f" patch_zyx ({self.params.patch_zyx}){checkpointing}"
+                f" patch_zyx ({self.params.patch_zyx}){checkpointing}; arrays of cases take up to cache_gib"
+                f" ({self.params.cache_gib:g})"
             ) from None
 
     def _check_positives(self, stage: Stage) -> None:
@@ -260,17 +275,32 @@ class Trainer:
         prefix = f"{split}/{modality}/" if modality else f"{split}/"
         self.on_metrics(self.at.step, {prefix + name: value for name, value in metrics.items()})
 
-    def _validate(self) -> None:
+    def _validate_if_due(self, told_to_stop: Callable[[], bool]) -> None:
+        """Validate where it is time to; a SIGTERM does not wait for the end of it."""
+        step = self.at.step
+        if self.at.validated == step or (step % self.params.validate_every and step != self.params.steps):
+            return
+        if not self._validate(told_to_stop):
+            self._stop_if_told(told_to_stop)
+
+    def _validate(self, told_to_stop: Callable[[], bool] = lambda: False) -> bool:
         """Score the moving average on validation patients; keep its weights if none were better.
 
         What counts is the mean of each modality's Dice of livers, and of one global Dice of all tumours, which voxels
-        that are taken for tumour lower where there is none, also in a modality without any.
+        that are taken for tumour lower where there is none, also in a modality without any. False where it was told to
+        stop before the end: then nothing is changed.
         """
         entries = self._validation_entries()
+        overlaps = {}
+        for modality in sorted({entry.modality for entry in entries}):
+            members = [entry for entry in entries if entry.modality == modality]
+            overlaps[modality] = self._overlaps(members, told_to_stop)
+            if distributed.any_of(told_to_stop(), self.device):
+                return False
+        self.at.validated = self.at.step
         scores: list[float] = []
         of_all: list[OverlapCounts] = []
-        for modality in sorted({entry.modality for entry in entries}):
-            livers, tumours = self._overlaps([entry for entry in entries if entry.modality == modality])
+        for modality, (livers, tumours) in overlaps.items():
             each = [counts.dice for counts in livers if counts.dice is not None]
             liver = {"liver_dice": float(np.mean(each))} if each else {}
             scores.extend(liver.values())
@@ -283,6 +313,7 @@ class Trainer:
         if score >= self.at.best_score:
             self.at.best_score = score
             self.best = copy.deepcopy(self.ema.module.state_dict())
+        return True
 
     def _validation_entries(self) -> list[PoolEntry]:
         chosen: list[PoolEntry] = []
@@ -295,10 +326,14 @@ class Trainer:
             chosen.extend(members[: self.params.validation_cases])
         return chosen
 
-    def _overlaps(self, entries: Sequence[PoolEntry]) -> tuple[list[OverlapCounts], list[OverlapCounts]]:
+    def _overlaps(
+        self, entries: Sequence[PoolEntry], told_to_stop: Callable[[], bool]
+    ) -> tuple[list[OverlapCounts], list[OverlapCounts]]:
         """Voxels of livers drawn by hand, and of tumours where they are known, found or not: those of all processes."""
         livers, tumours = [], []
         for entry in entries[distributed.rank() :: distributed.size()]:
+            if told_to_stop():
+                break
             arrays = self.pool.arrays(entry).loaded()
             image = np.asarray(arrays.image, np.float32)
             with self._autocast():
@@ -321,6 +356,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.at.step,
+            "validated": self.at.validated,
             "best_score": self.at.best_score,
             "validations_since_best": self.at.validations_since_best,
             "history": self.at.history,
@@ -339,11 +375,19 @@ class Trainer:
         self.best, self.snapshots = state["best"], state["snapshots"]
         self.at = Progressing(
             state["step"],
+            state["validated"],
             state["best_score"],
             state["validations_since_best"],
             [tuple(row) for row in state["history"]],
             state["losses"],
         )
+
+
+def _why_not_compiled(error: Exception) -> str:
+    """What torch's compiler says; empty if the error is none of its own."""
+    from torch._dynamo.exc import TorchDynamoException  # takes a second
+
+    return " ".join(str(error).split("\n\n")[0].split()) if isinstance(error, TorchDynamoException) else ""
 
 
 def _tumour_dice(counts: Sequence[OverlapCounts]) -> dict[str, float]:

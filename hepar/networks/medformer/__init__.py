@@ -1,6 +1,6 @@
 """MedFormer and its published checkpoints."""
 
-from hepar.networks.medformer.network import MedFormer, MedFormerConfig
+from hepar.networks.medformer.network import LEVELS, MedFormer, MedFormerConfig
 from hepar.networks.medformer.published import load_published
 
-__all__ = ["MedFormer", "MedFormerConfig", "load_published"]
+__all__ = ["LEVELS", "MedFormer", "MedFormerConfig", "load_published"]

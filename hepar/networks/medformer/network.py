@@ -22,7 +22,8 @@ from hepar.networks.medformer.operations import conv, depthwise_conv, instance_n
 
 Triple = tuple[int, int, int]
 
-STAGES = 8  # four on the way down, four on the way up
+LEVELS = 4
+STAGES = 2 * LEVELS  # on the way down, then on the way up
 FIRST_MAP_STAGE, LAST_MAP_STAGE = 1, 3  # the encoder stages that own a semantic map
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
@@ -56,7 +57,7 @@ class MedFormerConfig:
         for name in ("conv_blocks", "attention_blocks", "channels", "heads"):
             if len(getattr(self, name)) != STAGES:
                 raise ValueError(f"medformer {name}: {len(getattr(self, name))} entries, must be {STAGES}")
-        if len(self.kernel) != 5 or len(self.stride) != 4:
+        if len(self.kernel) != LEVELS + 1 or len(self.stride) != LEVELS:
             raise ValueError(
                 f"medformer kernel and stride: {len(self.kernel)} and {len(self.stride)} entries, must be 5 and 4"
             )
@@ -370,7 +371,7 @@ class Level(nn.Module):
         super().__init__()
         width, activation = config.channels[stage], ACTIVATIONS[config.activation]
         attention = config.attention_blocks[stage]
-        self.attention_first = stage >= STAGES // 2
+        self.attention_first = stage >= LEVELS
         conv_inputs = width if self.attention_first and attention else inputs
         attention_inputs = inputs if self.attention_first else width
         map_read_later = not self.attention_first or any(config.attention_blocks[stage + 1 :])
@@ -456,9 +457,9 @@ class MedFormer(nn.Module):
         kernel = config.kernel[0]
         self.stem = SameConv(config.in_channels, config.base, kernel)
         self.stem_block = ResidualConv(config.base, config.base, kernel, activation)
-        self.down = nn.ModuleList(Down(config, stage) for stage in range(4))
+        self.down = nn.ModuleList(Down(config, stage) for stage in range(LEVELS))
         self.fusion = MapFusion(config.channels[1:4], config.fusion_dim, config.fusion_heads, config.fusion_depth)
-        self.up = nn.ModuleList(Up(config, stage) for stage in range(4, 8))
+        self.up = nn.ModuleList(Up(config, stage) for stage in range(LEVELS, STAGES))
         self.aux_head = PointwiseConv(config.channels[5], config.classes, bias=True) if config.aux else None
         self.head = PointwiseConv(config.channels[7], config.classes, bias=True)
         self.gradient_checkpointing = False
@@ -467,7 +468,7 @@ class MedFormer(nn.Module):
 
     def _unread(self) -> Iterator[nn.Module]:
         """The published modules whose results no block reads, as where the decoder has no attention."""
-        in_decoder = self.config.attention_blocks[STAGES // 2 :]
+        in_decoder = self.config.attention_blocks[LEVELS:]
         if not any(in_decoder[1:]):
             yield self.fusion.outputs[0]
         if not any(in_decoder):

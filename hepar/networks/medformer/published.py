@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hepar.networks.medformer.network import STAGES, MedFormer
+from hepar.networks.medformer.network import LEVELS, MedFormer
 
 # (pattern in a published name, what it is called here); group 1 of the patterns in _BLOCK is the block's number
 _BLOCK = (
@@ -93,7 +93,7 @@ def _heads_first(name: str, value: Tensor, network: MedFormer) -> Tensor:
     place = re.match(r"(down|up)\.(\d)\.attentions\.\d+\.attention\.(.*)", name)
     if place is None:
         return value
-    stage = int(place[2]) + (STAGES // 2 if place[1] == "up" else 0)
+    stage = int(place[2]) + (LEVELS if place[1] == "up" else 0)
     heads, width = network.config.heads[stage], network.config.channels[stage]
     if heads == 1:
         return value
