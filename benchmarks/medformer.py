@@ -2,7 +2,7 @@
 
 `python benchmarks/medformer.py [--repeats 5] [--sizes small lits-64 lits-96]`. Both networks hold the same weights and
 take turns, so that what else the machine does meets both. On the CPU memory is that of a process of its own; on a GPU
-it is what torch allocates, in bf16, with and without `torch.compile`.
+it is what torch allocates on top of both networks' weights, in bf16, with and without `torch.compile`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from memory import growth_mib, peak_mib, restart_peak
+from memory import growth_mib, held_mib, peak_mib, restart_peak
 from plain_medformer import PlainMedFormer
 from torch import nn
 
@@ -81,20 +81,22 @@ def compare(size: str, repeats: int, device: torch.device) -> None:
             for kind, network in kinds.items():
                 network.train(backward)
                 own = image.contiguous(memory_format=torch.channels_last_3d) if "ours" in kind else image
-                if device.type == "cuda":
-                    restart_peak(device)
+                before = held_mib(device)
+                restart_peak(device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     taken = seconds(partial(step, network, own, backward), device)
                 if turn:  # the first is for warming up
                     best[kind] = min(best[kind], taken)
                 if device.type == "cuda":
-                    memory[kind] = peak_mib(device)
+                    memory[kind] = peak_mib(device) - before
         if device.type != "cuda":
             memory = {kind: step_mib(size, kind, backward) for kind in kinds}
         for kind, value in best.items():
-            print(f"  {name:21s} {kind:15s} {value:7.3f} s  {memory[kind]:7.0f} MiB")
-        ratios = best["plain"] / best["ours"], memory["plain"] / memory["ours"]
-        print(f"  {name:21s} plain / ours    {ratios[0]:7.2f}    {ratios[1]:7.2f}")
+            print(f"  {name:21s} {kind:21s} {value:7.3f} s  {memory[kind]:7.0f} MiB")
+        for kind in kinds:
+            if "ours" in kind:
+                ratios = best["plain"] / best[kind], memory["plain"] / memory[kind]
+                print(f"  {name:21s} {f'plain / {kind}':21s} {ratios[0]:7.2f}    {ratios[1]:7.2f}")
 
 
 def step_mib(size: str, kind: str, backward: bool) -> float:

@@ -1,13 +1,15 @@
 """A training step by its parts, its cost against patch size and number of cases, and patches a second against MONAI.
 
-`python benchmarks/training.py [--steps 20] [--cases 10 100 1000] [--no-monai]`, on a GPU where there is one. Cases are
-made of noise with boxes in it, 56×80×80 voxels; the network is that of `params.yaml`.
+`python benchmarks/training.py [--params FILE] [--steps 20] [--patches 48 96] [--cases 10 100 1000] [--no-monai]`, on a
+GPU where there is one, best with `--params params/full.yaml --patches 64 96 128` there. Cases are made of noise with
+boxes in it, 56×80×80 voxels; network, batch and precision are those of `train_universal` in the params file.
 
 1. A step by its parts, cutting patches, augmentation, forward, loss and backward, optimiser, moving average: time,
    and the most that the process (Linux; on a GPU: torch) holds in each, over what it held before a first step.
-2. The same step for several patch sizes: time, microseconds a voxel, and memory.
-3. Seconds to open the sampler and to cut a batch, and memory, for a growing number of cases.
-4. Patches a second of 48³ with the same augmentation, ours against MONAI's `CacheDataset`, `RandCropByPosNegLabeld` and
+2. The same step for several patch sizes: time, microseconds a voxel, memory, and what `hepar plan` reckons with.
+3. What share of its time a training waits for batches, with and without threads that cut ahead.
+4. Seconds to open the sampler and to cut a batch, and memory, for a growing number of cases.
+5. Patches a second of 48³ with the same augmentation, ours against MONAI's `CacheDataset`, `RandCropByPosNegLabeld` and
    its transforms, both from memory in one thread, in turns.
 """
 
@@ -19,9 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +36,39 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hepar.cases import LabelState, Modality, Split
 from hepar.compute import available_cores, pick_device, use_threads
 from hepar.networks import build_network
-from hepar.params import Params, TrainingParams, load_params
+from hepar.params import NetworkParams, SizeZYX, TrainingParams, load_params
 from hepar.pool import FULL, KnownLabels, Pool, PoolEntry, PreparedArrays, lesion_diameters_mm, make_targets
 from hepar.preparation import Plan
 from hepar.training.augmentation import move, recolour
+from hepar.training.batches import Batch, Waits, batches
+from hepar.training.footprint import BYTES, training_bytes
+from hepar.training.loop import PRECISIONS
 from hepar.training.losses import masked_loss
 from hepar.training.sampling import PatchSampler
 
 ROOT = Path(__file__).parents[1]
 SIZE_ZYX, SPACING_MM = (56, 80, 80), (4.0, 3.5, 3.5)
 PATCHES = ((16, 32, 32), (32, 48, 48), (48, 64, 64), (64, 96, 96))
+WORKERS = (0, 1, 2, 4, 8)  # as far as there are cores
 SIDE = 48
+BESIDE = (
+    3  # copies of each weight that a step adds nothing of: itself, its average, and the best, which is not made here
+)
 PLAN = Plan(spacing_zyx_mm=SPACING_MM, window_hu=(-20.0, 180.0), mr_percentiles=(2.0, 98.0))
+
+
+@dataclass(frozen=True)
+class Given:
+    """A params file, and what of it is measured."""
+
+    file: Path
+    network: NetworkParams
+    training: TrainingParams
+
+    @classmethod
+    def of(cls, file: Path) -> Given:
+        params = load_params(file)
+        return cls(file, params.network, params.train_universal.training)
 
 
 def made_pool(folder: Path, cases: int) -> Pool:
@@ -134,9 +157,9 @@ class Scales:
 class Bench:
     """A network with its optimiser, and one step of its training in parts."""
 
-    def __init__(self, params: Params, training: TrainingParams, sampler: PatchSampler, device: torch.device) -> None:
+    def __init__(self, given: Given, training: TrainingParams, sampler: PatchSampler, device: torch.device) -> None:
         torch.manual_seed(1)
-        network = build_network(params.network.name, params.network.config, training.patch_zyx)
+        network = build_network(given.network.name, given.network.config, training.patch_zyx)
         self.network: nn.Module = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=1e-3, fused=True)
         self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.98))
@@ -155,11 +178,16 @@ class Bench:
             image, y, m = move(image, y, m, training.augmentation, rngs)
             image = recolour(image, training.augmentation, rngs, [True] * len(patches))
             image = image.contiguous(memory_format=torch.channels_last_3d)
-        with clock.part("forward"):
-            output = self.network(image)
+        self.learn(Batch(image, y, m, None), clock)
+
+    def learn(self, batch: Batch, clock: Clock | Scales) -> None:
+        training = self.training
+        half = PRECISIONS[training.precision]
+        with clock.part("forward"), torch.autocast(self.device.type, half, enabled=half != torch.float32):
+            output = self.network(batch.image)
         with clock.part("loss and backward"):
             scales = output if isinstance(output, list) else [output]
-            masked_loss(scales, y, m, training.nesting_weight, training.bce_weights).total.backward()
+            masked_loss(scales, batch.y, batch.m, training.nesting_weight, training.bce_weights).total.backward()
         with clock.part("optimiser"):
             nn.utils.clip_grad_norm_(self.network.parameters(), training.clip_norm)
             self.optimiser.step()
@@ -172,52 +200,76 @@ def sampler_of(pool: Pool, training: TrainingParams) -> PatchSampler:
     return PatchSampler(pool, pool.entries, training.patch_zyx, training.sampling, 1, 2**33)
 
 
-def by_parts(params: Params, pool: Pool, steps: int, device: torch.device) -> None:
-    training = params.train_universal.training
-    bench, clock = Bench(params, training, sampler_of(pool, training), device), Clock(device)
+def by_parts(given: Given, pool: Pool, steps: int, device: torch.device) -> None:
+    training = given.training
+    bench, clock = Bench(given, training, sampler_of(pool, training), device), Clock(device)
     bench.step(Clock(device))
     for _ in range(steps):
         bench.step(clock)
-    total, mib = sum(clock.seconds.values()), step_mib(training.patch_zyx)
+    total, mib = sum(clock.seconds.values()), step_mib(given, training.patch_zyx)
     print(f"a step of {training.batch_size} patches {training.patch_zyx}: {1000 * total / steps:.1f} ms")
     for name, seconds in clock.seconds.items():
         print(f"  {name:18s} {1000 * seconds / steps:8.1f} ms  {seconds / total:4.0%}  {mib[name]:8.0f} MiB")
 
 
-def by_patch(params: Params, pool: Pool, steps: int, device: torch.device) -> None:
-    print("\npatch         ms a step   µs a voxel   against the first   MiB a step")
+def by_patch(given: Given, pool: Pool, steps: int, device: torch.device, patches: Sequence[SizeZYX]) -> None:
+    print("\npatch         ms a step   µs a voxel   against the first   MiB a step   reckoned")
     first = 0.0
-    for patch in PATCHES:
-        training = params.train_universal.training.model_copy(update={"patch_zyx": patch})
-        bench, clock = Bench(params, training, sampler_of(pool, training), device), Clock(device)
+    for patch in patches:
+        training = given.training.model_copy(update={"patch_zyx": patch})
+        bench, clock = Bench(given, training, sampler_of(pool, training), device), Clock(device)
         bench.step(Clock(device))
         for _ in range(max(3, steps // 4)):
             bench.step(clock)
         seconds = sum(clock.seconds.values()) / max(3, steps // 4)
         each = 1e6 * seconds / (training.batch_size * float(np.prod(patch)))
         first = first or each
-        memory = max(step_mib(patch).values())
+        memory = max(step_mib(given, patch).values())
+        reckoned = training_bytes(given.network.name, given.network.config, patch, training.batch_size, training)
+        beside = BESIDE * BYTES * sum(parameter.numel() for parameter in bench.network.parameters())
         sides = "×".join(map(str, patch))
-        print(f"{sides:12s} {1000 * seconds:9.1f}   {each:10.3f}   {each / first:17.2f}  {memory:11.0f}")
+        print(
+            f"{sides:12s} {1000 * seconds:9.1f}   {each:10.3f}   {each / first:17.2f}  {memory:11.0f}"
+            f"   {(reckoned - beside) / 2**20:8.0f}"
+        )
 
 
-def step_mib(patch: tuple[int, int, int]) -> dict[str, float]:
+def by_workers(given: Given, pool: Pool, steps: int, device: torch.device) -> None:
+    print("\nworkers   ms a step   of it waiting")
+    for workers in WORKERS:
+        if workers > available_cores():
+            break
+        training = given.training.model_copy(update={"workers": workers, "accumulate": 1, "steps": steps + 1})
+        bench, clock = Bench(given, training, sampler_of(pool, training), device), Clock(device)
+        of_all = batches(bench.sampler, 0, training, device)
+        bench.learn(next(of_all), clock)
+        waits, start = Waits(), time.perf_counter()
+        while True:
+            with waits.waiting():
+                batch = next(of_all, None)
+            if batch is None:
+                break
+            bench.learn(batch, clock)
+        print(f"{workers:7d}   {1000 * (time.perf_counter() - start) / steps:9.1f}   {waits.share:13.1%}")
+
+
+def step_mib(given: Given, patch: SizeZYX) -> dict[str, float]:
     """By how much the memory of a fresh process grows in each part of its first step at most."""
-    command = [sys.executable, __file__, "--one", *map(str, patch)]
+    command = [sys.executable, __file__, "--params", str(given.file), "--one", *map(str, patch)]
     return dict(json.loads(subprocess.check_output(command, text=True).splitlines()[-1]))
 
 
-def one_step(params: Params, patch: tuple[int, int, int], device: torch.device) -> None:
-    training = params.train_universal.training.model_copy(update={"patch_zyx": patch})
+def one_step(given: Given, patch: SizeZYX, device: torch.device) -> None:
+    training = given.training.model_copy(update={"patch_zyx": patch})
     with tempfile.TemporaryDirectory() as name:
         pool = made_pool(Path(name), 8)
-        bench, scales = Bench(params, training, sampler_of(pool, training), device), Scales(device)
+        bench, scales = Bench(given, training, sampler_of(pool, training), device), Scales(device)
         bench.step(scales)
         print(json.dumps(scales.mib))
 
 
-def by_cases(params: Params, counts: list[int]) -> None:
-    training = params.train_universal.training
+def by_cases(given: Given, counts: list[int]) -> None:
+    training = given.training
     print("\ncases   seconds to open   ms a case   ms a batch   arrays in memory, MiB")
     for count in counts:
         with tempfile.TemporaryDirectory() as name:
@@ -298,9 +350,9 @@ def monais(pool: Pool, training: TrainingParams) -> Callable[[], None]:
     return one
 
 
-def against_monai(params: Params, pool: Pool) -> None:
+def against_monai(given: Given, pool: Pool) -> None:
     torch.set_num_threads(1)
-    training = params.train_universal.training.model_copy(update={"patch_zyx": (SIDE, SIDE, SIDE)})
+    training = given.training.model_copy(update={"patch_zyx": (SIDE, SIDE, SIDE)})
     ways = {"hepar": ours(pool, training), "MONAI": monais(pool, training)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(12):
@@ -318,24 +370,28 @@ def against_monai(params: Params, pool: Pool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, default=ROOT / "params.yaml")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--patches", type=int, nargs="*", help="sides of cubes")
     parser.add_argument("--cases", type=int, nargs="*", default=[10, 100, 1000])
     parser.add_argument("--no-monai", action="store_true")
     parser.add_argument("--one", type=int, nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     use_threads(0)
-    device, params = pick_device(), load_params(ROOT / "params.yaml")
+    device, given = pick_device(), Given.of(options.params)
     if options.one:
-        one_step(params, tuple(options.one), device)
+        one_step(given, tuple(options.one), device)
         return
     print(f"on {device.type}, {available_cores()} cores")
+    patches = [(side, side, side) for side in options.patches] if options.patches else PATCHES
     with tempfile.TemporaryDirectory() as name:
         pool = made_pool(Path(name), 16)
-        by_parts(params, pool, options.steps, device)
-        by_patch(params, pool, options.steps, device)
-        by_cases(params, options.cases)
+        by_parts(given, pool, options.steps, device)
+        by_patch(given, pool, options.steps, device, patches)
+        by_workers(given, pool, options.steps, device)
+        by_cases(given, options.cases)
         if not options.no_monai:
-            against_monai(params, pool)
+            against_monai(given, pool)
 
 
 if __name__ == "__main__":

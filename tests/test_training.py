@@ -293,7 +293,8 @@ def test_a_tumour_that_is_seen_where_there_is_none_lowers_the_score(pool: Pool, 
         Toy("no-liver", split=Split.VAL, shape=PATCH, liver_state=LabelState.UNKNOWN, lesions=(((8, 15, 13), 3.0),)),
     ]
     trainer = learner(toy_pool(tmp_path, held_out), tiny, tmp_path / "checkpoints")
-    assert [entry.case_id for entry in trainer._validation_entries()] == ["ct-2", "no-liver", "healthy"]
+    entries = trainer._validation_entries()
+    assert [entry.case_id for entry in entries] == ["ct-2", "no-liver", "healthy"]
 
     class Everything(torch.nn.Module):
         def __init__(self, tumour_in_mr: float) -> None:
@@ -473,9 +474,11 @@ def test_without_a_compiler_a_network_is_not_compiled(
 ) -> None:
     from torch._inductor import config
 
+    monkeypatch.setattr(config, "fx_graph_cache", False)
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.GELU())
     with pytest.raises(HeparError, match=r"^training.compile is true, but .*no-such-compiler.*: set it to false, or"):
-        train(Trainer(torch.nn.Conv3d(1, 2, 1), pool, settings(tiny, compile=True), tmp_path, CPU, ignore))
+        train(Trainer(network, pool, settings(tiny, compile=True), tmp_path, CPU, ignore))
 
 
 def test_arrays_that_do_not_fit_the_cache_are_read_from_disk_to_the_same_weights(
