@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from hepar.networks.medformer import MedFormer, load_published
-from hepar.networks.medformer.network import InstanceNorm
-from hepar.networks.medformer.published import our_name
+from hepar.networks.medformer.network import AttentionBlock, InstanceNorm
+from hepar.networks.medformer.published import _heads_first, our_name
 
 SMALL = {
     "in_channels": 1,
@@ -60,6 +62,37 @@ def test_small_setting_gives_the_published_output(real_data: Path, memory_format
     with torch.no_grad():
         output = network(image.contiguous(memory_format=memory_format))
     assert (output - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("stage", [2, 3])  # with two heads, and with four
+def test_heads_that_are_interleaved_as_published_attend_alike(stage: int) -> None:
+    torch.manual_seed(2)
+    network = MedFormer.from_config(SMALL).double()
+    block = network.down[stage].attentions[0]
+    assert isinstance(block, AttentionBlock)
+    attention = block.attention
+    published = {name: torch.randn_like(value) for name, value in attention.state_dict().items()}
+    place = f"down.{stage}.attentions.0.attention"
+    attention.load_state_dict({n: _heads_first(f"{place}.{n}", v, network) for n, v in published.items()})
+    heads, width = SMALL["heads"][stage], SMALL["channels"][stage]  # type: ignore[index]
+    feature, semantic = torch.randn(1, width, 2, 3, 4).double(), torch.randn(1, 8, width).double()
+
+    def convolved(name: str, x: Tensor) -> Tensor:
+        along, across = published[f"{name}.0.weight"], published[f"{name}.1.weight"]
+        return F.conv3d(F.conv3d(x, along, padding="same", groups=x.shape[1]), across)
+
+    def split(tokens: Tensor) -> Tensor:  # channels are e h, with the heads fastest
+        return tokens.unflatten(-1, (width // heads, heads))
+
+    q, v = (split(part) for part in convolved("feature_qv", feature).flatten(2).transpose(1, 2).chunk(2, dim=-1))
+    mq, mv = (split(part) for part in (semantic @ published["map_qv.weight"].T).chunk(2, dim=-1))
+    affinity = torch.einsum("bneh,bmeh->bhnm", q, mq) * (width // heads) ** -0.5
+    of_voxels = torch.einsum("bhnm,bmeh->bneh", affinity.softmax(dim=3), mv).flatten(2)
+    of_map = torch.einsum("bhnm,bneh->bmeh", affinity.softmax(dim=2), v).flatten(2)
+    found, found_map = attention(feature, semantic)
+    expected = convolved("feature_out", of_voxels.transpose(1, 2).unflatten(2, feature.shape[2:]))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found_map, of_map @ published["map_out.weight"].T)
 
 
 def test_lits_setting_has_the_published_parameters(real_data: Path) -> None:
