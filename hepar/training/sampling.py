@@ -14,6 +14,7 @@ from hepar.cases import LabelState, Modality
 from hepar.errors import DataError
 from hepar.params import SamplingParams, SizeZYX
 from hepar.pool import FULL, Pool, PoolEntry, PreparedArrays
+from hepar.progress import current
 
 SIZE_BINS_MM = (10.0, 20.0)  # lesions below, between and above
 MIN_LESION_VOXELS = 8  # a smaller lesion is hardly seen on the plan's grid; it is learned from, but not centred on
@@ -74,7 +75,11 @@ class PatchSampler:
         fits = sum(pool.arrays(entry).nbytes for entry in self.entries) <= memory_bytes
         self._loaded = [pool.arrays(entry).loaded() for entry in self.entries] if fits else None
         self._liver_voxels: dict[int, Voxels] = {}
-        lesions = [self._index(index) for index in range(len(self.entries))]
+        lesions = []
+        with current().counting(len(self.entries), "cases opened") as count:
+            for index in range(len(self.entries)):
+                lesions.append(self._index(index))
+                count.advance()
         modalities = sorted({entry.modality for entry in self.entries})
         self.centres = [self._centres(modality, lesions) for modality in modalities]
 
@@ -94,28 +99,27 @@ class PatchSampler:
         """Remember where a case's liver and lesions lie."""
         entry, arrays = self.entries[index], self.arrays(index)
         rng = np.random.default_rng([self.seed, index])
-        liver, tumour = _some_voxels(arrays.liver > 0, rng), arrays.tumour
+        liver = _some_voxels(arrays.liver > 0, rng)
         if entry.liver_weight > 0 and len(liver):
             self._liver_voxels[index] = liver
         if entry.tumour_state != LabelState.MANUAL:
             return []
-        labels, count = ndimage.label(tumour)
-        if count == 0:
+        tumour = arrays.tumour
+        if not (boxes := ndimage.find_objects(tumour)):
             return []
+        labels, _ = ndimage.label(tumour[boxes[0]])
+        corner = np.array([part.start for part in boxes[0]], np.int32)
+        voxel_mm3 = entry.tumour_ml * 1000 / np.count_nonzero(labels)
         lesions = []
         for number, region in enumerate(ndimage.find_objects(labels), start=1):
             inside = labels[region] == number
-            if inside.sum() < MIN_LESION_VOXELS:
+            if (size := np.count_nonzero(inside)) < MIN_LESION_VOXELS:
                 continue
-            diameter_mm = self._diameter_mm(int(inside.sum()), entry, tumour)
-            start = np.array([part.start for part in region], np.int32)
+            diameter_mm = np.cbrt(6 * size * voxel_mm3 / np.pi)
+            start = corner + np.array([part.start for part in region], np.int32)
             voxels = _some_voxels(inside, rng) + start
             lesions.append(Lesion(index, int(np.searchsorted(SIZE_BINS_MM, diameter_mm, side="right")), voxels))
         return lesions
-
-    def _diameter_mm(self, voxels: int, entry: PoolEntry, tumour: npt.NDArray[np.uint8]) -> float:
-        voxel_mm3 = entry.tumour_ml * 1000 / max(int(tumour.sum()), 1)
-        return float(np.cbrt(6 * voxels * voxel_mm3 / np.pi))
 
     def _centres(self, modality: Modality, lesions: Sequence[Sequence[Lesion]]) -> Centres:
         members = tuple(index for index, entry in enumerate(self.entries) if entry.modality == modality)
