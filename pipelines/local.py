@@ -75,7 +75,10 @@ def run(source: str, params: Params, workdir: Path, runner: str, image: str) -> 
     stays as it was then.
     """
     workdir = workdir.resolve()
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HeparError(f"the working directory {workdir} cannot be made: {error.strerror}") from None
     kfp_root, board = workdir / ".kfp", workdir / "progress"
     for folder in (kfp_root, board):
         shutil.rmtree(folder, ignore_errors=True)

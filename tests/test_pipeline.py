@@ -22,11 +22,12 @@ from conftest import BIN, ROOT, TINY, call, environment, succeed
 from hepar import tracking
 from hepar.artifacts import dvc_version, read_manifest
 from hepar.cases import Cohort, Split
-from hepar.errors import ArtifactError, StorageError
+from hepar.errors import ArtifactError, HeparError, StorageError
 from hepar.params import Params, TrainUniversalParams, dump_params, load_params, write_preset
 from hepar.pool import Pool
 from hepar.stages import train_universal
 from hepar.volumes import read_image
+from pipelines import local
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -217,6 +218,12 @@ def test_a_stage_that_refuses_its_input_is_named(tmp_path: Path) -> None:
     assert "hepar: ingest:" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert not (tmp_path / "run" / "cohort").exists()
+
+
+def test_a_working_directory_that_cannot_be_made_is_named(tiny: Params, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HeparError, match=r"^the working directory .*/file/run cannot be made: Not a directory$"):
+        local.run_in_subprocesses("phantoms", tiny, tmp_path / "file" / "run", "")
 
 
 def test_the_pipeline_compiles(tmp_path: Path) -> None:

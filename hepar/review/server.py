@@ -15,7 +15,8 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,8 @@ def serve(
     token = secrets.token_urlsafe(24)
     app = make_app(cohort, pseudo, reviews, token, who or _user())
     try:
-        server = make_server(HOST, port, app, threaded=True)
+        with redirect_stderr(StringIO()):  # of a port that is taken werkzeug says more than we do
+            server = make_server(HOST, port, app, threaded=True)
     except (OSError, SystemExit):
         raise DataError(f"port {port} cannot be taken: another program may have it, give another --port") from None
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # its lines would show the token

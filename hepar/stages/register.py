@@ -79,7 +79,7 @@ def promote(number: str, params: RegisterParams, force: bool) -> Decision:
     mlflow = tracking.connect(params.experiment)
     challenger = tracking.registered_version(mlflow, params.model_name, number)
     if challenger is None:
-        raise DataError(f"model {params.model_name} has no version {number}")
+        raise DataError(f"model {params.model_name} has no version {number} at {tracking.tracking_uri()}")
     champion = tracking.version_by_alias(mlflow, params.model_name, tracking.CHAMPION)
     if champion is not None and champion.number == number:
         return Decision(True, ("it is the champion already",))

@@ -299,7 +299,9 @@ def test_a_decision_on_an_earlier_mask_is_not_shown_as_one_on_this(client: Flask
     assert listed[0]["decision"] is None
 
 
-def test_pseudo_livers_of_another_cohort_and_a_taken_port_are_refused(run: Path, by_kfp: Path) -> None:
+def test_pseudo_livers_of_another_cohort_and_a_taken_port_are_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ArtifactError, match="is of kind cohort, must be pseudo-labels"):
         make_app(run / "cohort", run / "cohort", run / "reviews", TOKEN, "")
     import socket
@@ -310,4 +312,5 @@ def test_pseudo_livers_of_another_cohort_and_a_taken_port_are_refused(run: Path,
         port = taken.getsockname()[1]
         with pytest.raises(DataError, match=f"port {port} cannot be taken"):
             serve(run / "cohort", run / "pseudo", run / "reviews", port)
+    assert capsys.readouterr().err == ""  # the sentence is all
     assert MAX_UPLOAD >= 2**28
