@@ -230,6 +230,33 @@ def test_threads_that_cut_ahead_change_no_batch(pool: Pool, tiny: Params, tmp_pa
     )
 
 
+def test_a_thread_that_cuts_ahead_starts_no_others() -> None:
+    script = """
+import os, threading
+import torch
+import torch.nn.functional as F
+from hepar.compute import alone, use_threads
+
+def work():
+    F.conv3d(torch.ones(1, 4, 16, 32, 32), torch.ones(4, 4, 3, 3, 3))
+    F.affine_grid(torch.eye(3, 4)[None], [1, 1, 32, 48, 48], align_corners=False)
+    found.append(len(os.listdir("/proc/self/task")))
+
+found = []
+use_threads(2)
+work()
+for begin in (alone, lambda: None):
+    thread = threading.Thread(target=lambda: (begin(), work()))
+    thread.start()
+    thread.join()
+print(*found)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    main, alone, free = map(int, done.stdout.split())
+    assert alone == main + 1
+    assert free > alone  # else this test would not see it
+
+
 def test_history_tells_losses_and_scores_by_modality(uninterrupted: Trained) -> None:
     history = uninterrupted.history
     assert list(history.columns) == COLUMNS

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hepar.cases import Modality
+from hepar.compute import alone
 from hepar.params import TrainingParams
 from hepar.training import distributed
 from hepar.training.augmentation import move, recolour
@@ -57,7 +58,7 @@ def batches(sampler: PatchSampler, first: int, params: TrainingParams, device: t
         for number in numbers:
             yield make_batch(sampler, number, params, device)
         return
-    with ThreadPoolExecutor(params.workers) as executor:
+    with ThreadPoolExecutor(params.workers, initializer=alone) as executor:
         ahead: deque[Future[Batch]] = deque()
         for number in numbers:
             ahead.append(executor.submit(make_batch, sampler, number, params, device))
