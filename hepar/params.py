@@ -195,7 +195,7 @@ class TrainingParams(Section):
     workers: Count  # threads that cut patches ahead of the step; 0: none
     cache_gib: Annotated[float, Field(ge=0)]  # arrays are kept in memory where all of them fit; else read from disk
     precision: Literal["fp32", "bf16", "fp16"]  # of the forward pass; fp16 scales its loss
-    compile: bool  # by torch.compile: the first step takes a minute, the others less
+    compile: bool  # by torch.compile, on a GPU: the first step takes a minute, the others less
     gradient_checkpointing: bool
     consistency_weight: Annotated[float, Field(ge=0)]  # pull to the moving average's prediction where nothing is known
     consistency_rampup_steps: Count  # over which that weight grows from almost nothing

@@ -504,8 +504,15 @@ def test_without_a_compiler_a_network_is_not_compiled(
     monkeypatch.setattr(config, "fx_graph_cache", False)
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.GELU())
+    trainer = Trainer(network, pool, settings(tiny), tmp_path, CPU, ignore)
+    trainer.params, trainer.forward = settings(tiny, compile=True), torch.compile(network)
     with pytest.raises(HeparError, match=r"^training.compile is true, but .*no-such-compiler.*: set it to false, or"):
-        train(Trainer(network, pool, settings(tiny, compile=True), tmp_path, CPU, ignore))
+        train(trainer)
+
+
+def test_on_a_cpu_nothing_is_compiled(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"^training.compile is true, but there is no GPU"):
+        learner(pool, tiny, tmp_path, compile=True)
 
 
 def test_arrays_that_do_not_fit_the_cache_are_read_from_disk_to_the_same_weights(

@@ -104,6 +104,11 @@ class Trainer:
     def _prepare(self) -> None:
         """Take what the training needs to its device and into memory."""
         params, device, network = self.params, self.device, self.network
+        if params.compile and device.type == "cpu":
+            raise ParamsError(
+                "training.compile is true, but there is no GPU: on a CPU torch's compiler gets gradients wrong: set it"
+                " to false"
+            )
         network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if params.gradient_checkpointing:
             if not hasattr(network, "gradient_checkpointing"):
