@@ -181,7 +181,7 @@ def propose(
         Proposal(
             "train_universal.training.batch_size",
             batch,
-            f"a step in {how} takes some {needed_gib(layout, batch):.1f} GiB; so many patches for each GPU",
+            f"a step in {how} takes some {needed_gib(layout, batch):.1f} GiB; with several GPUs, so many for each",
         ),
         Proposal("train_liver.training.patch_zyx", list(patch), "as stage 2"),
         Proposal("train_liver.training.batch_size", batch, "as stage 2"),
