@@ -170,11 +170,15 @@ def test_listing_fetches_no_pixels(source: Path, orthanc: str, tiny: Params, mon
 
 
 def test_a_server_that_does_not_answer_is_named(tiny: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
     with (
         pytest.raises(StorageError, match=r"http://127\.0\.0\.1:9/dicom-web"),
         open_source("dicomweb+http://127.0.0.1:9/dicom-web", tiny.ingest),
     ):
         pass
+    assert pauses == sorted(pauses)  # it was tried again, after longer and longer
+    assert len(pauses) > 1
 
 
 def test_a_wrong_path_on_the_server_is_named(orthanc: str, tiny: Params) -> None:
