@@ -34,7 +34,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hepar.cases import LabelState, Modality, Split
-from hepar.compute import available_cores, pick_device, use_threads
+from hepar.compute import autocast, available_cores, pick_device, use_threads
 from hepar.networks import build_network
 from hepar.params import NetworkParams, SizeZYX, TrainingParams, load_params
 from hepar.pool import FULL, KnownLabels, Pool, PoolEntry, PreparedArrays, lesion_diameters_mm, make_targets
@@ -42,7 +42,6 @@ from hepar.preparation import Plan
 from hepar.training.augmentation import move, recolour
 from hepar.training.batches import Batch, Waits, batches
 from hepar.training.footprint import BYTES, training_bytes
-from hepar.training.loop import PRECISIONS
 from hepar.training.losses import masked_loss
 from hepar.training.sampling import PatchSampler
 
@@ -51,9 +50,7 @@ SIZE_ZYX, SPACING_MM = (56, 80, 80), (4.0, 3.5, 3.5)
 PATCHES = ((16, 32, 32), (32, 48, 48), (48, 64, 64), (64, 96, 96))
 WORKERS = (0, 1, 2, 4, 8)  # as far as there are cores
 SIDE = 48
-BESIDE = (
-    3  # copies of each weight that a step adds nothing of: itself, its average, and the best, which is not made here
-)
+BESIDE = 3  # copies of each weight that no step adds: itself, its average, and the best, which is not made here
 PLAN = Plan(spacing_zyx_mm=SPACING_MM, window_hu=(-20.0, 180.0), mr_percentiles=(2.0, 98.0))
 
 
@@ -182,8 +179,7 @@ class Bench:
 
     def learn(self, batch: Batch, clock: Clock | Scales) -> None:
         training = self.training
-        half = PRECISIONS[training.precision]
-        with clock.part("forward"), torch.autocast(self.device.type, half, enabled=half != torch.float32):
+        with clock.part("forward"), autocast(self.device, training.precision):
             output = self.network(batch.image)
         with clock.part("loss and backward"):
             scales = output if isinstance(output, list) else [output]

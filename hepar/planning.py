@@ -86,7 +86,8 @@ def describe(cohort: Cohort) -> dict[Modality, ModalityFacts]:
                 if case.liver_state == LabelState.MANUAL:
                     liver = _liver(cohort, case)
                     boxes.append(liver.box_mm)
-                    percentiles.append(liver.percentiles)
+                    if liver.percentiles:
+                        percentiles.append(liver.percentiles)
                     intensities.setdefault(case.sequence or UNNAMED, []).append(liver.values)
                 if case.tumour_state == LabelState.MANUAL:
                     tumour = read_image(cohort.file(case.tumour))
@@ -108,7 +109,7 @@ def describe(cohort: Cohort) -> dict[Modality, ModalityFacts]:
 
 @dataclass(frozen=True)
 class _Liver:
-    """A manual liver: the sides of its box, some of its values, and which percentiles of the body hold 99 % of them."""
+    """A manual liver: the sides of its box, some of its values, and, in MR, where 99 % of them lie in the body's."""
 
     box_mm: list[float]
     values: npt.NDArray[np.float64]
@@ -121,9 +122,12 @@ def _liver(cohort: Cohort, case: Case) -> _Liver:
     (box,) = ndimage.find_objects(inside.astype(np.uint8))
     sides = [(part.stop - part.start) * mm for part, mm in zip(box, case.spacing_mm, strict=True)]
     values = array[inside]
-    body = np.sort(mr_body(array))
-    ends = np.searchsorted(body, np.percentile(values, (0.5, 99.5)))
-    percentiles = [100 * float(end) / max(body.size, 1) for end in ends]
+    percentiles: list[float] = []
+    if case.modality == Modality.MR:
+        body = mr_body(array)
+        percentiles = [
+            100 * np.count_nonzero(body < end) / max(body.size, 1) for end in np.percentile(values, (0.5, 99.5))
+        ]
     return _Liver(sides, values[:: max(1, values.size // VOXELS_A_CASE)].astype(np.float64), percentiles)
 
 
@@ -278,7 +282,10 @@ class _Layout:
 
 
 def _layout(network: NetworkParams, sides: Sequence[int], spacing: SpacingZYX) -> _Layout:
-    """The patch of at least these sides, with the depth and the strides that suit it."""
+    """The patch of at least these sides, with the depth and the strides that suit it where the network takes any."""
+    z, y, x = sides
+    if network.name not in LEVELS_OF:
+        return _Layout((z, y, x), network.config, {})
     levels = LEVELS_OF[network.name]
     # of a side between two powers of two the lowest map has more than its fewest voxels
     found = topology.strides([2 ** int(math.log2(side)) for side in sides], levels, spacing)
@@ -292,11 +299,10 @@ def _layout(network: NetworkParams, sides: Sequence[int], spacing: SpacingZYX) -
     why_kernels = f"flat along an axis until no other is {topology.EVEN:g} times finer"
     if network.name == "medformer":
         found += [[1, 1, 1]] * (levels - len(found))
-        chosen = {"stride": (found, why_strides)}
-        chosen["kernel"] = (topology.kernels(found, spacing), why_kernels)
+        chosen = {"stride": (found, why_strides), "kernel": (topology.kernels(found, spacing), why_kernels)}
     else:
-        chosen = {"strides": ([[1, 1, 1], *found], why_strides)}
-        chosen["kernel_size"] = (topology.kernels(found, spacing), why_kernels)
+        own = [[1, 1, 1], *found]
+        chosen = {"strides": (own, why_strides), "kernel_size": (topology.kernels(found, spacing), why_kernels)}
     config = {**network.config, **{key: value for key, (value, _) in chosen.items()}}
     return _Layout((z, y, x), config, chosen)
 
@@ -312,10 +318,7 @@ def _layouts(network: NetworkParams, spacing: SpacingZYX, box_mm: npt.NDArray[np
     sides = [max(pair) for pair in zip(sides, fewest, strict=True)]
     found: list[_Layout] = []
     while True:
-        if network.name in LEVELS_OF:
-            layout = _layout(network, sides, spacing)
-        else:
-            layout = _Layout((sides[0], sides[1], sides[2]), network.config, {})
+        layout = _layout(network, sides, spacing)
         if layout not in found:
             found.append(layout)
         covered = [side * mm / box for side, mm, box in zip(sides, spacing, box_mm, strict=True)]

@@ -93,10 +93,10 @@ class TrainingRun:
     def __enter__(self) -> Self:
         self._mlflow = connect()
         logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # no GPU to watch is no news
-        if (known := self._known()) is not None:
-            self._mlflow.start_run(run_id=known, log_system_metrics=True)
+        known = self._known()
+        run = self._mlflow.start_run(run_id=known, run_name=None if known else self._name, log_system_metrics=True)
+        if known:
             return self
-        run = self._mlflow.start_run(run_name=self._name, log_system_metrics=True)
         self._note.parent.mkdir(parents=True, exist_ok=True)
         self._note.write_text(run.info.run_id)
         self._mlflow.log_params(flatten(self._training.model_dump(mode="json"), "training"))

@@ -134,7 +134,7 @@ def test_strides_even_the_spacing_out_as_far_as_the_patch_allows() -> None:
 def test_kernels_are_flat_until_the_spacing_is_even_and_stay_whole_from_there() -> None:
     halved = strides((64, 256, 256), 4, (5.0, 1.0, 1.0))
     assert kernels(halved, (5.0, 1.0, 1.0)) == [[1, 3, 3], [1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]]
-    assert kernels(strides((16, 64, 64), 5)) == [[3, 3, 3]] * 5
+    assert kernels(strides((16, 64, 64), 5), (1.0, 1.0, 1.0)) == [[3, 3, 3]] * 5
 
 
 def test_a_dynunet_takes_the_strides_of_a_plan() -> None:

@@ -173,4 +173,4 @@ def test_what_is_proposed_is_written_so_that_the_network_can_be_built(cohort: Co
     succeed("hepar", "plan", *where, "--memory-gib", "1", "--out", own, "--params", tiny, cwd=tmp_path)
     loaded = load_params(tmp_path / "own.yaml")
     build_network(loaded.network.name, loaded.network.config, loaded.train_universal.training.patch_zyx)
-    assert "medformer" in succeed("hepar", "networks", "--params", tiny, cwd=tmp_path)
+    assert "medformer" in succeed("hepar", "networks", "--params", own, cwd=tmp_path)

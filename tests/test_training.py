@@ -334,13 +334,9 @@ def test_a_tumour_that_is_seen_where_there_is_none_lowers_the_score(pool: Pool, 
     found = {}
     for seen in (9.0, -9.0):
         trainer.ema.module = Everything(seen)
-        found[seen] = trainer._overlaps(
-            [e for e in trainer._validation_entries() if e.case_id == "healthy"], lambda: False
-        )[1]
+        found[seen] = trainer._overlaps([e for e in entries if e.case_id == "healthy"], lambda: False)[1]
     assert [counts.prediction_voxels > 0 for (counts,) in found.values()] == [True, False]
-    lesions = trainer._overlaps([e for e in trainer._validation_entries() if e.modality == Modality.CT], lambda: False)[
-        1
-    ]
+    lesions = trainer._overlaps([e for e in entries if e.modality == Modality.CT], lambda: False)[1]
     assert len(lesions) == 2
     hit = [
         replace(counts, prediction_voxels=counts.reference_voxels, intersection_voxels=counts.reference_voxels)

@@ -42,7 +42,7 @@ def dynunet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
         "spatial_dims": 3,
         "in_channels": IN_CHANNELS,
         "out_channels": STRUCTURES,
-        "kernel_size": topology.kernels(strides),
+        "kernel_size": [[3, 3, 3]] * (len(strides) + 1),
         "strides": [[1, 1, 1], *strides],
         "upsample_kernel_size": strides,
         "filters": [min(FILTERS * 2**level, MAX_FILTERS) for level in range(len(strides) + 1)],

@@ -31,7 +31,7 @@ def strides(sides_zyx: Sequence[int], levels: int, spacing_zyx_mm: Sequence[floa
     return found
 
 
-def kernels(strides: Sequence[Sequence[int]], spacing_zyx_mm: Sequence[float] = EQUAL) -> list[list[int]]:
+def kernels(strides: Sequence[Sequence[int]], spacing_zyx_mm: Sequence[float]) -> list[list[int]]:
     """The kernel before the first level, and that of each level."""
     found: list[list[int]] = []
     kernel, now = [1, 1, 1], list(spacing_zyx_mm)

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hepar.compute import autocast
 from hepar.networks import without_values
 from hepar.networks.from_monai import IN_CHANNELS
 from hepar.params import SizeZYX, TrainingParams
@@ -84,7 +85,7 @@ def held_by_a_step(network: nn.Module, patch_zyx: SizeZYX, batch: int, training:
     held = _Held()
     with held:
         image, y, m = (torch.zeros(batch, channels, *patch_zyx) for channels in (IN_CHANNELS, STRUCTURES, STRUCTURES))
-        with torch.autocast("cpu", torch.bfloat16, enabled=training.precision != "fp32"):
+        with autocast(image.device, training.precision):
             output = network(image.contiguous(memory_format=torch.channels_last_3d))
         scales = output if isinstance(output, list) else [output]
         masked_loss(scales, y, m, training.nesting_weight, training.bce_weights).total.backward()

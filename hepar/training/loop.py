@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hepar.cases import LabelState, Split
-from hepar.compute import sigterm
+from hepar.compute import autocast, sigterm
 from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.evaluation.overlap import OverlapCounts, count_overlap, global_dice
 from hepar.inference import sliding_window
@@ -38,7 +38,6 @@ from hepar.training.sampling import PatchSampler
 
 POLYNOMIAL_POWER = 0.9
 VALIDATION_OVERLAP = 0.25
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOG_POINTS = 50  # training losses kept in the history
 OnMetrics = Callable[[int, dict[str, float]], None]
 Row = tuple[int, str, str, str, float]
@@ -249,8 +248,7 @@ class Trainer:
             )
 
     def _autocast(self) -> torch.autocast:
-        precision = self.params.precision
-        return torch.autocast(self.device.type, PRECISIONS[precision], enabled=precision != "fp32")
+        return autocast(self.device, self.params.precision)
 
     def _loss(self, batch: Batch) -> Tensor:
         params = self.params
@@ -285,23 +283,21 @@ class Trainer:
         step = self.at.step
         if self.at.validated == step or (step % self.params.validate_every and step != self.params.steps):
             return
-        if not self._validate(told_to_stop):
-            self._stop_if_told(told_to_stop)
+        self._validate(told_to_stop)
 
-    def _validate(self, told_to_stop: Callable[[], bool] = lambda: False) -> bool:
+    def _validate(self, told_to_stop: Callable[[], bool]) -> None:
         """Score the moving average on validation patients; keep its weights if none were better.
 
         What counts is the mean of each modality's Dice of livers, and of one global Dice of all tumours, which voxels
-        that are taken for tumour lower where there is none, also in a modality without any. False where it was told to
-        stop before the end: then nothing is changed.
+        that are taken for tumour lower where there is none, also in a modality without any. Where it is told to stop
+        before the end, nothing is changed.
         """
         entries = self._validation_entries()
         overlaps = {}
         for modality in sorted({entry.modality for entry in entries}):
             members = [entry for entry in entries if entry.modality == modality]
             overlaps[modality] = self._overlaps(members, told_to_stop)
-            if distributed.any_of(told_to_stop(), self.device):
-                return False
+            self._stop_if_told(told_to_stop)
         self.at.validated = self.at.step
         scores: list[float] = []
         of_all: list[OverlapCounts] = []
@@ -318,7 +314,6 @@ class Trainer:
         if score >= self.at.best_score:
             self.at.best_score = score
             self.best = copy.deepcopy(self.ema.module.state_dict())
-        return True
 
     def _validation_entries(self) -> list[PoolEntry]:
         chosen: list[PoolEntry] = []

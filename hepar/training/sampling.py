@@ -73,11 +73,13 @@ class PatchSampler:
         self.spacing_zyx_mm = pool.plan.spacing_zyx_mm
         self._pool = pool
         fits = sum(pool.arrays(entry).nbytes for entry in self.entries) <= memory_bytes
-        self._loaded = [pool.arrays(entry).loaded() for entry in self.entries] if fits else None
+        self._loaded: list[PreparedArrays] | None = [] if fits else None
         self._liver_voxels: dict[int, Voxels] = {}
         lesions = []
         with current().counting(len(self.entries), "cases opened") as count:
-            for index in range(len(self.entries)):
+            for index, entry in enumerate(self.entries):
+                if self._loaded is not None:
+                    self._loaded.append(pool.arrays(entry).loaded())
                 lesions.append(self._index(index))
                 count.advance()
         modalities = sorted({entry.modality for entry in self.entries})
