@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from hepar.calibration import calibrate, curve, expected_dice, observations_frame, passing
 from hepar.evaluation.reliability import calibration_png
 from hepar.params import load_params
-from hepar.stages import calibrate_gates, ingest
+from hepar.planning import gates as calibrate_gates
+from hepar.pseudo_labels.calibration import calibrate, curve, expected_dice, observations_frame, passing
+from hepar.stages import ingest
 
 ROOT = Path(__file__).parents[1]
 SHARES = (0.05, 0.15, 0.4)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from hepar.fingerprint import SAME, Fingerprint, correlation, fingerprint
+from hepar.imaging.volumes import Geometry, canonical, resample, to_array
+from hepar.ingest.perceptual_hash import SAME, Fingerprint, correlation, fingerprint
+from hepar.ingest.sources.table import read_table
 from hepar.phantoms import write_phantoms
-from hepar.readers.table import read_table
-from hepar.volumes import Geometry, canonical, resample, to_array
 
 
 def copies(image: sitk.Image) -> dict[str, sitk.Image]:

@@ -29,16 +29,16 @@ import numpy as np
 import SimpleITK as sitk
 
 from hepar.cases import Modality
+from hepar.imaging.preprocessing import Plan, normalise
+from hepar.imaging.volumes import canonical, to_array, write_image
+from hepar.ingest.sources import open_source
+from hepar.ingest.sources.archive import unpacked
+from hepar.ingest.sources.source import Volume
+from hepar.ingest.sources.table import read_table
 from hepar.params import load_params
 from hepar.phantoms import TEACHING, write_phantoms
-from hepar.pool import FULL, PreparedArrays, Targets
-from hepar.preparation import Plan, normalise
-from hepar.readers import open_source
-from hepar.readers.archive import unpacked
-from hepar.readers.source import Volume
-from hepar.readers.table import read_table
+from hepar.pool.table import FULL, PreparedArrays, Targets
 from hepar.training.sampling import cut
-from hepar.volumes import canonical, to_array, write_image
 
 ROOT = Path(__file__).parents[1]
 SIZE_ZYX = (48, 72, 72)

@@ -20,9 +20,9 @@ from memory import growth_mib, held_mib, peak_mib, restart_peak
 from plain_medformer import PlainMedFormer
 from torch import nn
 
-from hepar.compute import available_cores, use_threads
 from hepar.networks import build_network
 from hepar.params import load_params
+from hepar.runtime.device import available_cores, use_threads
 
 ROOT = Path(__file__).parents[1]
 SIZES = {  # params file, sides of the cubic patch, scans a batch

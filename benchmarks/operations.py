@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hepar.compute import use_threads
 from hepar.networks.medformer import operations
+from hepar.runtime.device import use_threads
 
 MAPS = ((2, 8, 32, 48, 48), (2, 24, 32, 48, 48), (2, 64, 16, 24, 24), (2, 256, 4, 6, 6), (1, 512, 16, 16, 16))
 REPEATS = 10

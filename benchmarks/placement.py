@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hepar.checks import check_placement
 from hepar.errors import Refusal
+from hepar.imaging.volumes import Geometry, canonical, to_array
+from hepar.ingest.checks import check_placement
+from hepar.ingest.sources.table import read_table
 from hepar.phantoms import TEACHING, write_phantoms
-from hepar.readers.table import read_table
-from hepar.volumes import Geometry, canonical, to_array
 
 
 def refused(mask: np.ndarray, image: np.ndarray, spacing_zyx_mm: tuple[float, float, float]) -> bool:

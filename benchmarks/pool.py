@@ -16,10 +16,10 @@ from pathlib import Path
 import pandas as pd
 
 from components import pool_versions
-from hepar.artifacts import read_manifest, writing
 from hepar.cases import Cohort, Split
 from hepar.params import load_params
-from hepar.quality import TABLE
+from hepar.pseudo_labels.gates import TABLE
+from hepar.runtime.artifacts import read_manifest, writing
 from hepar.stages import ingest
 from hepar.stages.pseudo_label import COLUMNS
 
@@ -29,7 +29,7 @@ ASSEMBLE = """
 import resource, sys, time
 from pathlib import Path
 from hepar.params import load_params
-from hepar.quality import TABLE
+from hepar.pseudo_labels.gates import TABLE
 from hepar.stages import assemble_pool
 
 root, place = map(Path, sys.argv[1:3])

@@ -34,14 +34,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hepar.cases import LabelState, Modality, Split
-from hepar.compute import autocast, available_cores, pick_device, use_threads
+from hepar.imaging.preprocessing import Plan
 from hepar.networks import build_network
 from hepar.params import NetworkParams, SizeZYX, TrainingParams, load_params
-from hepar.pool import FULL, KnownLabels, Pool, PoolEntry, PreparedArrays, lesion_diameters_mm, make_targets
-from hepar.preparation import Plan
+from hepar.planning.memory import BYTES, training_bytes
+from hepar.pool.table import FULL, KnownLabels, Pool, PoolEntry, PreparedArrays, lesion_diameters_mm, make_targets
+from hepar.runtime.device import autocast, available_cores, pick_device, use_threads
 from hepar.training.augmentation import move, recolour
 from hepar.training.batches import Batch, Waits, batches
-from hepar.training.footprint import BYTES, training_bytes
 from hepar.training.losses import masked_loss
 from hepar.training.sampling import PatchSampler
 

@@ -23,11 +23,11 @@ from typing import Any
 
 import yaml
 
-from hepar import tracking
-from hepar.artifacts import MANIFEST, dvc_version, link, read_manifest
 from hepar.errors import DataError, StorageError
 from hepar.params import REGISTERED
-from hepar.pool import PLAN, TABLE, Pool
+from hepar.pool.table import PLAN, TABLE, Pool
+from hepar.registry import tracking
+from hepar.runtime.artifacts import MANIFEST, dvc_version, link, read_manifest
 
 REMOTE_VARIABLE = "HEPAR_POOL_REMOTE"
 VERSION = re.compile(r"^[0-9a-f]{32}\.dir$")

@@ -15,8 +15,8 @@ def ingest(source: str, params: dict, cohort: dsl.Output[dsl.Artifact]) -> str: 
     """Read, check and split a source."""
     from pathlib import Path
 
-    from hepar.artifacts import read_manifest
     from hepar.params import IngestParams, read_section
+    from hepar.runtime.artifacts import read_manifest
     from hepar.stages import ingest as stage
 
     stage.run(source, Path(cohort.path), read_section(IngestParams, params))
@@ -36,9 +36,9 @@ def train_liver(
     """Train the liver teacher of one modality."""
     from pathlib import Path
 
-    from hepar.artifacts import read_manifest
     from hepar.cases import Modality
     from hepar.params import NetworkParams, PreparationParams, TrainLiverParams, read_section
+    from hepar.runtime.artifacts import read_manifest
     from hepar.stages import train_liver as stage
 
     stage.run(
@@ -66,9 +66,9 @@ def pseudo_label(
     """Give gated liver masks to the cases that lack one."""
     from pathlib import Path
 
-    from hepar.artifacts import read_manifest
     from hepar.cases import Modality
     from hepar.params import PseudoLabelParams, read_section
+    from hepar.runtime.artifacts import read_manifest
     from hepar.stages import pseudo_label as stage
 
     teachers = {Modality.CT: Path(teacher_ct.path), Modality.MR: Path(teacher_mr.path)}
@@ -91,8 +91,8 @@ def assemble_pool(
     from pathlib import Path
 
     from components.pool_versions import REMOTE_VARIABLE, push
-    from hepar.artifacts import read_manifest
     from hepar.params import AssemblePoolParams, PreparationParams, read_section
+    from hepar.runtime.artifacts import read_manifest
     from hepar.stages import assemble_pool as stage
 
     def publish(folder: Path) -> None:
@@ -124,9 +124,9 @@ def train_universal(
     """Train one model for both modalities on the pool."""
     from pathlib import Path
 
-    from hepar.artifacts import read_manifest
     from hepar.cases import Modality
     from hepar.params import NetworkParams, TrainUniversalParams, read_section
+    from hepar.runtime.artifacts import read_manifest
     from hepar.stages import train_universal as stage
 
     stage.run(
@@ -151,8 +151,8 @@ def evaluate(
     """Score the model on the held-out patients."""
     from pathlib import Path
 
-    from hepar.artifacts import read_manifest
     from hepar.params import EvaluateParams, read_section
+    from hepar.runtime.artifacts import read_manifest
     from hepar.stages import evaluate as stage
 
     stage.run(Path(cohort.path), Path(model.path), Path(report.path), read_section(EvaluateParams, params))

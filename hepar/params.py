@@ -62,7 +62,7 @@ Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
 Bounds = tuple[float, float]  # of review and of rejection
 AtLeast = Annotated[Bounds, AfterValidator(_falling)]
 AtMost = Annotated[Bounds, AfterValidator(_rising)]
-SignalName = Literal[  # what hepar.quality measures of a pseudo-liver
+SignalName = Literal[  # what hepar.pseudo_labels.gates measures of a pseudo-liver
     "volume_ml",
     "component_share",
     "hole_share",

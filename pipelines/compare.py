@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from hepar.artifacts import read_manifest
+from hepar.runtime.artifacts import read_manifest
 
 ARTIFACTS = {"cohort": "cohort", "pseudo": "pseudo-labels", "pool": "pool", "models/universal": "model"}
 

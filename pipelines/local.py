@@ -25,13 +25,14 @@ from rich.live import Live
 from rich.table import Table
 
 from components.pool_versions import REMOTE_VARIABLE as POOL_REMOTE_VARIABLE
-from hepar import progress, tracking
-from hepar.artifacts import MANIFEST, read_manifest
-from hepar.compute import SHUTDOWN_SECONDS, available_cores, sigterm
+from hepar.cli.options import print_whole
 from hepar.errors import HeparError, Preempted
-from hepar.options import print_whole
+from hepar.ingest.sources import PHANTOMS, is_remote, pseudonyms
 from hepar.params import Params, dump_params, dump_sections
-from hepar.readers import PHANTOMS, is_remote, keys
+from hepar.registry import tracking
+from hepar.runtime import progress
+from hepar.runtime.artifacts import MANIFEST, read_manifest
+from hepar.runtime.device import SHUTDOWN_SECONDS, available_cores, sigterm
 from hepar.training import checkpoint
 
 STAGES = (
@@ -335,7 +336,9 @@ def _docker_runner(request: Mapping[str, Any], local: Any) -> Any:
         if _is_here(place):
             folders[place if Path(place).is_dir() else str(Path(place).parent)] = True
     if request["source"] != PHANTOMS:
-        environment[keys.VARIABLE] = keys.patient_key().decode()  # or each container would make one of its own
+        environment[pseudonyms.VARIABLE] = (
+            pseudonyms.patient_key().decode()
+        )  # or each container would make one of its own
     mounts = [Mount(target=path, source=path, type="bind", read_only=fixed) for path, fixed in folders.items()]
     return local.DockerRunner(
         mounts=mounts,

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from hepar.artifacts import sha256_file
 from hepar.cases import Case, LabelState, Modality, Split
-from hepar.volumes import write_image
+from hepar.imaging.volumes import write_image
+from hepar.runtime.artifacts import sha256_file
 
 
 def volume(array: np.ndarray) -> sitk.Image:

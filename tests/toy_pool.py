@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hepar.artifacts import sha256_json
 from hepar.cases import LabelState, Modality, Split
-from hepar.entries import hashes_of
-from hepar.pool import FULL, KnownLabels, Pool, PoolEntry, PreparedArrays, lesion_diameters_mm, make_targets
-from hepar.preparation import Plan
+from hepar.imaging.preprocessing import Plan
+from hepar.pool.building import hashes_of
+from hepar.pool.table import FULL, KnownLabels, Pool, PoolEntry, PreparedArrays, lesion_diameters_mm, make_targets
+from hepar.runtime.artifacts import sha256_json
 
 SPACING = (2.0, 2.0, 2.0)
 VOXEL_ML = 0.008

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hepar.errors import ParamsError
 from hepar.networks import from_monai
 from hepar.networks.medformer import MedFormer
-from hepar.networks.medformer.exclusive import CLASSES, ExclusiveMedFormer
+from hepar.networks.medformer.softmax_head import CLASSES, ExclusiveMedFormer
 from hepar.params import SizeZYX
 
 BUILDERS: dict[str, Callable[[Mapping[str, Any], SizeZYX], nn.Module]] = {

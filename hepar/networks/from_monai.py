@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hepar.networks import topology
+from hepar.networks import strides as topology
 from hepar.params import SizeZYX
 
 IN_CHANNELS, STRUCTURES = 1, 2

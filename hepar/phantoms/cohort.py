@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from hepar.compute import available_cores
 from hepar.phantoms.acquisition import CT_PHASES, MR_SEQUENCES
 from hepar.phantoms.make import Phantom, make_phantom
+from hepar.runtime.device import available_cores
 
 MIN_CASES = 8
 MIN_PARALLEL_CASES = 16

@@ -16,19 +16,19 @@ from typing import Any
 
 import pandas as pd
 
-from hepar.artifacts import Manifest, read_manifest, writing
 from hepar.cases import Case, Cohort, LabelState, Split
-from hepar.datasheet import write_datasheet
-from hepar.entries import Earlier, LiverLabel, Rules, write_entry
 from hepar.errors import ArtifactError, DataError
+from hepar.imaging.preprocessing import make_plan
+from hepar.imaging.volumes import Geometry, read_image
+from hepar.ingest.sources.s3 import SCHEME, Buckets
 from hepar.params import AssemblePoolParams, PreparationParams
-from hepar.pool import Pool
-from hepar.preparation import make_plan
-from hepar.progress import current, stage
-from hepar.quality import ACCEPT, REJECT, TABLE
-from hepar.readers.s3 import SCHEME, Buckets
-from hepar.reviews import NO_REVIEWS, Decision, Review, Reviews, void
-from hepar.volumes import Geometry, read_image
+from hepar.pool.building import Earlier, LiverLabel, Rules, write_entry
+from hepar.pool.datasheet import write_datasheet
+from hepar.pool.table import Pool
+from hepar.pseudo_labels.gates import ACCEPT, REJECT, TABLE
+from hepar.pseudo_labels.reviews import NO_REVIEWS, Decision, Review, Reviews, void
+from hepar.runtime.artifacts import Manifest, read_manifest, writing
+from hepar.runtime.progress import current, stage
 
 KIND = "pool"
 

@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hepar.artifacts import read_manifest, sha256_json, write_json, writing
 from hepar.cases import Case, Cohort, LabelState, Modality, Split
-from hepar.compute import pick_device, use_threads
 from hepar.errors import DataError
 from hepar.evaluation import CaseScores, CaseSlice, pick_slice, score_case, scores_table, summarise, write_report
-from hepar.inference import Model, load_model, segment
+from hepar.imaging.volumes import Array, Geometry, read_image, to_array, to_image, write_image
+from hepar.inference.patients import FILE as PATIENTS
+from hepar.inference.patients import hash_patient, patients_seen
+from hepar.inference.prediction import Model, load_model, segment
 from hepar.params import EvaluateParams
-from hepar.patients import FILE as PATIENTS
-from hepar.patients import hash_patient, patients_seen
-from hepar.pool import Mask
-from hepar.progress import current, stage
-from hepar.tracking import git_commit
-from hepar.volumes import Array, Geometry, read_image, to_array, to_image, write_image
+from hepar.pool.table import Mask
+from hepar.registry.tracking import git_commit
+from hepar.runtime.artifacts import read_manifest, sha256_json, write_json, writing
+from hepar.runtime.device import pick_device, use_threads
+from hepar.runtime.progress import current, stage
 
 KIND = "report"
 METRICS, REPORT, CASES, FACTS, MASKS = "metrics.json", "report.html", "cases.csv", "facts.json", "masks"

@@ -22,20 +22,20 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from hepar.artifacts import link, sha256_file, sha256_json, writing
 from hepar.cases import Case, Cohort, LabelState, Modality, Split, check_patients
-from hepar.checks import check_image, check_mask, check_placement, check_tumour_in_liver, check_volume
-from hepar.compute import available_cores
 from hepar.errors import DataError, HeparError, Refusal
-from hepar.fingerprint import FILE as FINGERPRINTS
-from hepar.fingerprint import Fingerprint, Seen, fingerprint, load_fingerprints
+from hepar.imaging.volumes import Geometry, canonical, to_array, write_image
+from hepar.ingest.checks import check_image, check_mask, check_placement, check_tumour_in_liver, check_volume
+from hepar.ingest.perceptual_hash import FILE as FINGERPRINTS
+from hepar.ingest.perceptual_hash import Fingerprint, Seen, fingerprint, load_fingerprints
+from hepar.ingest.sources import SourceCase, open_source, read_splits
+from hepar.ingest.sources.files import VOLUME_ENDINGS
+from hepar.ingest.sources.remote_cache import digests, local
+from hepar.ingest.sources.source import Volume
 from hepar.params import IngestParams, SplitParams
-from hepar.progress import current, stage
-from hepar.readers import SourceCase, open_source, read_splits
-from hepar.readers.files import VOLUME_ENDINGS
-from hepar.readers.remote import digests, local
-from hepar.readers.source import Volume
-from hepar.volumes import Geometry, canonical, to_array, write_image
+from hepar.runtime.artifacts import link, sha256_file, sha256_json, writing
+from hepar.runtime.device import available_cores
+from hepar.runtime.progress import current, stage
 
 KIND = "cohort"
 QUARANTINE = "quarantine.csv"

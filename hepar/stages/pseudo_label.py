@@ -17,18 +17,18 @@ from typing import Any
 
 import pandas as pd
 
-from hepar.artifacts import Manifest, link, read_manifest, sha256_file, sha256_json, writing
 from hepar.cases import Case, Cohort, LabelState, Modality, Split
-from hepar.compute import pick_device, use_threads
 from hepar.errors import ArtifactError
-from hepar.inference import Model, load_ensemble
-from hepar.labelling import label_case
+from hepar.imaging.volumes import to_image, write_image
+from hepar.inference.patients import hash_patient, patients_seen
+from hepar.inference.prediction import Model, load_ensemble
 from hepar.params import PseudoLabelParams
-from hepar.patients import hash_patient, patients_seen
-from hepar.progress import current, stage
-from hepar.quality import ACCEPT, REJECT, REVIEW, TABLE, Signals, judge
+from hepar.pseudo_labels.gates import ACCEPT, REJECT, REVIEW, TABLE, Signals, judge
+from hepar.pseudo_labels.prediction import label_case
+from hepar.runtime.artifacts import Manifest, link, read_manifest, sha256_file, sha256_json, writing
+from hepar.runtime.device import pick_device, use_threads
+from hepar.runtime.progress import current, stage
 from hepar.training.checkpoint import checkpoint_folder
-from hepar.volumes import to_image, write_image
 
 KIND = "pseudo-labels"
 IN_WORDS = {ACCEPT: "accepted", REVIEW: "wait for review", REJECT: "rejected"}

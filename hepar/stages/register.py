@@ -13,12 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from hepar import tracking
-from hepar.artifacts import read_manifest, write_json, writing
 from hepar.errors import ArtifactError, DataError
 from hepar.params import RegisterParams
-from hepar.progress import stage
-from hepar.promotion import Decision, decide
+from hepar.registry import tracking
+from hepar.registry.promotion import Decision, decide
+from hepar.runtime.artifacts import read_manifest, write_json, writing
+from hepar.runtime.progress import stage
 
 KIND = "registration"
 FILE = "registration.json"

@@ -10,17 +10,17 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hepar.artifacts import read_manifest, sha256_json, writing
 from hepar.cases import Cohort, Modality, Split
-from hepar.inference import add_member, load_weights, read_spec, save_model
+from hepar.inference.patients import hash_patient, write_patients
+from hepar.inference.prediction import add_member, load_weights, read_spec, save_model
 from hepar.params import NetworkParams, PreparationParams, TrainLiverParams
-from hepar.patients import hash_patient, write_patients
-from hepar.pool import Pool
-from hepar.progress import stage
+from hepar.pool.table import Pool
+from hepar.runtime.artifacts import read_manifest, sha256_json, writing
+from hepar.runtime.progress import stage
 from hepar.training.checkpoint import checkpoint_folder
 from hepar.training.distributed import refuse_torchrun
 from hepar.training.fit import HISTORY, HOW_IT_RUNS, KIND, Recipe, fit_model
-from hepar.training.teaching import fit_folds, fold_of, liver_intensity, teaching_pool
+from hepar.training.teacher_pool import fit_folds, fold_of, liver_intensity, teaching_pool
 
 
 def run(

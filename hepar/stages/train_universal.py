@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from hepar import tracking
-from hepar.artifacts import dvc_version, read_manifest
 from hepar.cases import Modality
 from hepar.errors import ArtifactError
 from hepar.params import REGISTERED, NetworkParams, TrainUniversalParams
-from hepar.pool import Pool
-from hepar.progress import stage
+from hepar.pool.table import Pool
+from hepar.registry import tracking
+from hepar.runtime.artifacts import dvc_version, read_manifest
+from hepar.runtime.progress import stage
 from hepar.training.fit import Recipe, fit_model
 
 

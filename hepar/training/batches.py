@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from hepar.cases import Modality
-from hepar.compute import alone
 from hepar.params import TrainingParams
+from hepar.runtime.device import alone
 from hepar.training import distributed
 from hepar.training.augmentation import move, recolour
-from hepar.training.lesions import with_lesions
 from hepar.training.sampling import PatchSampler, batch_numbers
+from hepar.training.synthetic_lesions import with_lesions
 
 
 @dataclass(frozen=True)

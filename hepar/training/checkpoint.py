@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hepar.errors import HeparError
-from hepar.progress import current
+from hepar.runtime.progress import current
 
 FOLDER_VARIABLE = "HEPAR_CHECKPOINTS"  # a folder that outlives the run, such as a mounted volume
 FILE, PREVIOUS = "checkpoint.pt", "previous.pt"

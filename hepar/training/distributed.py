@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hepar.compute import SHUTDOWN_SECONDS, available_cores, pick_device
 from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.params import TrainingParams
+from hepar.runtime.device import SHUTDOWN_SECONDS, available_cores, pick_device
 
 T = TypeVar("T")
 

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from hepar.artifacts import read_manifest, sha256_json, writing
 from hepar.cases import Modality
-from hepar.compute import use_threads
 from hepar.errors import HeparError
-from hepar.inference import ModelSpec, load_weights, save_model
+from hepar.inference.patients import FILE as PATIENTS
+from hepar.inference.patients import hash_patient, patients_seen, write_patients
+from hepar.inference.prediction import ModelSpec, load_weights, save_model
 from hepar.networks import build_network
 from hepar.params import NetworkParams, TrainingParams
-from hepar.patients import FILE as PATIENTS
-from hepar.patients import hash_patient, patients_seen, write_patients
-from hepar.pool import Pool
-from hepar.progress import current, stage
-from hepar.tracking import TrainingRun
+from hepar.pool.table import Pool
+from hepar.registry.tracking import TrainingRun
+from hepar.runtime.artifacts import read_manifest, sha256_json, writing
+from hepar.runtime.device import use_threads
+from hepar.runtime.progress import current, stage
 from hepar.training import distributed
 from hepar.training.checkpoint import checkpoint_folder
 from hepar.training.loop import Trainer

@@ -23,13 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hepar.cases import LabelState, Split
-from hepar.compute import autocast, sigterm
 from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.evaluation.overlap import OverlapCounts, count_overlap, global_dice
-from hepar.inference import sliding_window
+from hepar.inference.prediction import sliding_window
 from hepar.params import TrainingParams
-from hepar.pool import Pool, PoolEntry
-from hepar.progress import Stage
+from hepar.pool.table import Pool, PoolEntry
+from hepar.runtime.device import autocast, sigterm
+from hepar.runtime.progress import Stage
 from hepar.training import distributed
 from hepar.training.batches import Batch, Waits, batches
 from hepar.training.checkpoint import load_checkpoint, save_checkpoint

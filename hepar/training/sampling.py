@@ -13,8 +13,8 @@ from scipy import ndimage
 from hepar.cases import LabelState, Modality
 from hepar.errors import DataError
 from hepar.params import SamplingParams, SizeZYX
-from hepar.pool import FULL, Pool, PoolEntry, PreparedArrays
-from hepar.progress import current
+from hepar.pool.table import FULL, Pool, PoolEntry, PreparedArrays
+from hepar.runtime.progress import current
 
 SIZE_BINS_MM = (10.0, 20.0)  # lesions below, between and above
 MIN_LESION_VOXELS = 8  # a smaller lesion is hardly seen on the plan's grid; it is learned from, but not centred on

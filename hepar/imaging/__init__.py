@@ -1,0 +1,1 @@
+"""Volumes and what is done to them: geometry, preprocessing, masks."""

@@ -1,0 +1,37 @@
+"""A published MedFormer checkpoint becomes a model folder, as if a stage had trained it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from hepar.cases import Modality
+from hepar.errors import DataError, ParamsError
+from hepar.imaging.preprocessing import Plan
+from hepar.inference.prediction import ModelSpec, save_model
+from hepar.networks import build_network
+from hepar.networks.medformer import MedFormer, load_published
+from hepar.networks.medformer.checkpoint_import import read_checkpoint
+from hepar.params import NetworkParams, SizeZYX
+from hepar.runtime.artifacts import sha256_file, writing
+
+
+def run(checkpoint: Path, model: Path, network: NetworkParams, plan: Plan, patch_zyx: SizeZYX) -> None:
+    """Write the folder `model`: the network of the params, the checkpoint's weights, and how scans are prepared.
+
+    Raises ParamsError if the network is not a MedFormer, DataError naming the first parameter that does not fit.
+    """
+    built = build_network(network.name, network.config, patch_zyx)
+    if not isinstance(built, MedFormer):
+        raise ParamsError(f"network.name is {network.name!r}: published weights can be imported for medformer only")
+    try:
+        load_published(built, read_checkpoint(checkpoint))
+    except ValueError as error:
+        raise DataError(f"{checkpoint}: {error}") from None
+    origin = {"role": "imported", "checkpoint": sha256_file(checkpoint)}
+    spec = ModelSpec(network=network, plan=plan, patch_zyx=patch_zyx, modalities=tuple(Modality), origin=origin)
+    with writing(model, "model", origin) as folder:
+        save_model(folder, built.state_dict(), spec)
+        columns = ["step", "split", "modality", "metric", "value"]
+        pd.DataFrame(columns=columns).to_csv(folder / "history.csv", index=False)

@@ -1,0 +1,1 @@
+"""From a source to a cohort: readers, checks, splits, near-duplicates."""

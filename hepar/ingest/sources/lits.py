@@ -1,0 +1,51 @@
+"""LiTS (Bilic et al., Medical Image Analysis 2023): `volume-N.nii` and `segmentation-N.nii`, in any folders below."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hepar.cases import LabelState, Modality
+from hepar.ingest.sources.files import by_key, folders
+from hepar.ingest.sources.source import LabelMap, SourceCase, VolumeFile
+
+LABELS = frozenset({0, 1, 2})  # 1 liver, 2 tumour
+
+
+def recognise(folder: Path) -> str:
+    count = sum(len(_volumes(part)) for part in folders(folder))
+    return f"{count} files volume-N.nii" if count else ""
+
+
+def read(folder: Path) -> list[SourceCase]:
+    """Each volume; one without a segmentation has both labels unknown. The challenge's `test-volume-N` are left out."""
+    parts = list(folders(folder))
+    masks = {key: path for part in parts for key, path in by_key(part, r"segmentation-(\d+)\.nii(?:\.gz)?").items()}
+    volumes = {key: path for part in parts for key, path in _volumes(part).items()}
+    return [
+        _case(int(key), path, masks.get(key)) for key, path in sorted(volumes.items(), key=lambda item: int(item[0]))
+    ]
+
+
+def _volumes(folder: Path) -> dict[str, Path]:
+    return by_key(folder, r"volume-(\d+)\.nii(?:\.gz)?")
+
+
+def _case(number: int, volume: Path, segmentation: Path | None) -> SourceCase:
+    case_id = f"lits-{number:03d}"
+    labels = VolumeFile(segmentation) if segmentation else None
+    state = LabelState.MANUAL if labels else LabelState.UNKNOWN
+    return SourceCase(
+        case_id=case_id,
+        patient_id=case_id,
+        modality=Modality.CT,
+        sequence="portal-venous",
+        image=VolumeFile(volume),
+        liver=LabelMap(labels, frozenset({1, 2}), LABELS) if labels else None,
+        tumour=LabelMap(labels, frozenset({2}), LABELS) if labels else None,
+        liver_state=state,
+        tumour_state=state,
+        split=None,
+        source="LiTS",
+        licence="CC-BY-NC-ND-4.0",
+        empty_is_absent=True,
+    )

@@ -1,0 +1,93 @@
+"""nnU-Net raw (Isensee et al. 2021, version 2): `dataset.json`, `imagesTr/CASE_0000.END`, `labelsTr/CASE.END`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from hepar.cases import LabelState, Modality
+from hepar.errors import DataError
+from hepar.ingest.sources.files import by_key, safe_id
+from hepar.ingest.sources.source import LabelMap, SourceCase, VolumeFile
+
+DESCRIPTION = "dataset.json"
+FIRST_CHANNEL = "0000"
+LIVER = re.compile(r"(whole[ _-]?)?liver", re.IGNORECASE)
+TUMOUR = re.compile(r"(liver[ _-]?)?(tumou?rs?|lesions?|cancer)", re.IGNORECASE)
+
+
+def recognise(folder: Path) -> str:
+    if not (folder / DESCRIPTION).is_file() or not (folder / "imagesTr").is_dir():
+        return ""
+    description = _describe(folder)
+    return f"{DESCRIPTION} with channel_names" if "channel_names" in description else ""
+
+
+def read(folder: Path) -> list[SourceCase]:
+    """Cases of one channel, CT or MR by its name. Raises DataError where there are more, or no liver and no tumour."""
+    description = _describe(folder)
+    channels = description.get("channel_names", {})
+    if list(channels) != ["0"]:
+        raise DataError(f"{folder / DESCRIPTION}: channel_names has {len(channels)} channels, must have one")
+    modality = Modality.CT if str(channels["0"]).upper() == "CT" else Modality.MR
+    labels = description.get("labels", {})
+    try:
+        values = {name: _values(value) for name, value in labels.items() if name != "ignore"}
+    except (TypeError, ValueError):
+        raise DataError(f"{folder / DESCRIPTION}: labels must map names to numbers, but is {labels}") from None
+    declared = frozenset().union(*values.values(), {0})
+    tumour = _matching(values, TUMOUR)
+    liver = _matching(values, LIVER)
+    if not liver and not tumour:
+        raise DataError(f"{folder / DESCRIPTION}: labels has no liver and no tumour, but {', '.join(labels)}")
+    if liver and tumour and not liver & tumour:
+        liver |= tumour  # a plain label map says liver only where there is no tumour
+    ending = re.escape(str(description.get("file_ending", ".nii.gz")))
+    cases = []
+    for part in ("Tr", "Ts"):
+        masks = by_key(folder / f"labels{part}", rf"(.+){ending}")
+        for key, image in by_key(folder / f"images{part}", rf"(.+)_{FIRST_CHANNEL}{ending}").items():
+            mask = masks.get(key)
+            maps = {
+                name: LabelMap(VolumeFile(mask), found, declared) if mask and found else None
+                for name, found in (("liver", liver), ("tumour", tumour))
+            }
+            cases.append(
+                SourceCase(
+                    case_id=safe_id(key),
+                    patient_id=key,
+                    modality=modality,
+                    sequence="" if modality == Modality.CT else str(channels["0"]),
+                    image=VolumeFile(image),
+                    liver=maps["liver"],
+                    tumour=maps["tumour"],
+                    liver_state=LabelState.MANUAL if maps["liver"] else LabelState.UNKNOWN,
+                    tumour_state=LabelState.MANUAL if maps["tumour"] else LabelState.UNKNOWN,
+                    split=None,
+                    source=str(description.get("name", folder.name)),
+                    licence=str(description.get("licence", description.get("license", ""))),
+                    empty_is_absent=True,
+                )
+            )
+    return cases
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+    except ValueError as error:
+        raise DataError(f"{folder / DESCRIPTION} is not JSON: {error}") from None
+    if not isinstance(description, dict):
+        raise DataError(f"{folder / DESCRIPTION} holds no object")
+    return description
+
+
+def _values(value: int | list[int]) -> frozenset[int]:
+    return frozenset(value) if isinstance(value, list) else frozenset({int(value)})
+
+
+def _matching(values: dict[str, frozenset[int]], pattern: re.Pattern[str]) -> frozenset[int]:
+    found = [numbers for name, numbers in values.items() if pattern.fullmatch(name)]
+    return frozenset().union(*found)

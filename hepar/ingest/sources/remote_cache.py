@@ -1,0 +1,199 @@
+"""Files of a store elsewhere (S3, DICOMweb) as a folder of placeholders, fetched case by case through a bounded cache.
+
+A reader sees a local tree: descriptions, tables and DICOM headers are there in full, all else only by name. Each case
+carries where its files are (`SourceCase.remote`); `local` brings them here for as long as that case is worked on.
+
+The cache lies in HEPAR_CACHE, or the user's cache folder, and takes at most HEPAR_CACHE_GIB (20). It remembers the
+SHA-256 of every version of a file that was ever fetched, so that an unchanged case is known without fetching it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from uuid import uuid4
+
+from hepar.errors import DataError
+from hepar.runtime.artifacts import sha256_file
+
+FOLDER_VARIABLE, LIMIT_VARIABLE = "HEPAR_CACHE", "HEPAR_CACHE_GIB"
+DEFAULT_LIMIT_GIB = 20.0
+CONNECTIONS = 8
+BATCH = 256
+STALE_SECONDS = 24 * 3600  # a download that old was given up
+BUSY_SECONDS = 60  # that the index of digests may be locked by another process
+Located = TypeVar("Located")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class RemoteFile(Protocol):
+    """One file of a store. `version` names store, place and state: other bytes have another version."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    def download(self, target: Path) -> None:
+        """Write the file's bytes, checked, to `target`. Raises DataError naming the URL where that fails."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Fetched files by version, the least recently used dropped above the limit. Safe to share by processes."""
+
+    folder: Path
+    limit_bytes: int
+
+    @classmethod
+    def of_user(cls) -> Cache:
+        """The cache that the environment names. Raises DataError where its limit is no positive number."""
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        given = os.environ.get(LIMIT_VARIABLE) or str(DEFAULT_LIMIT_GIB)
+        try:
+            limit = float(given)
+        except ValueError:
+            limit = 0.0
+        if not limit > 0:
+            raise DataError(f"{LIMIT_VARIABLE} is {given!r}, must be a number of GiB above 0")
+        return cls(Path(os.environ.get(FOLDER_VARIABLE) or home / "hepar"), int(limit * 2**30))
+
+    def digests(self, files: Sequence[RemoteFile]) -> list[str]:
+        """SHA-256 of each file; those are fetched of which this version never was."""
+        known: dict[str, str] = {}
+        with self._digests() as table:
+            for some in batches(files):
+                marks = ", ".join("?" * len(some))
+                query = f"SELECT version, sha256 FROM digest WHERE version IN ({marks})"
+                known.update(table.execute(query, [file.version for file in some]))
+        missing = [file for file in files if file.version not in known]
+        known.update(
+            (file.version, digest) for file, digest in zip(missing, in_parallel(self._fetch, missing), strict=True)
+        )
+        return [known[file.version] for file in files]
+
+    def place(self, file: RemoteFile, target: Path) -> None:
+        """Put a file at `target`, from the cache or its store."""
+        kept = self._kept(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            if not kept.is_file():
+                self._fetch(file)
+            with suppress(FileNotFoundError):  # another process made room in between
+                os.utime(kept)
+                try:
+                    os.link(kept, target)
+                except FileNotFoundError:
+                    raise
+                except OSError:  # another file system
+                    shutil.copyfile(kept, target)
+                return
+
+    def trim(self) -> None:
+        """Drop the least recently used files above the limit, and downloads that were given up."""
+        found = []
+        for entry in os.scandir(self._files()):
+            with suppress(FileNotFoundError):
+                state = entry.stat()
+                if entry.name.startswith(".") and time.time() - state.st_mtime < STALE_SECONDS:
+                    continue
+                found.append((entry.name.startswith("."), state.st_mtime, state.st_size, Path(entry.path)))
+        total = sum(size for partial, _, size, _ in found if not partial)
+        for partial, _, size, path in sorted(found):
+            if partial or total > self.limit_bytes:
+                path.unlink(missing_ok=True)
+                total -= 0 if partial else size
+
+    def _fetch(self, file: RemoteFile) -> str:
+        kept = self._kept(file)
+        partial = kept.with_name(f".{kept.name}.{uuid4().hex}")
+        try:
+            file.download(partial)
+            digest = sha256_file(partial)
+            partial.replace(kept)
+        finally:
+            partial.unlink(missing_ok=True)
+        with self._digests() as table:
+            table.execute("INSERT OR REPLACE INTO digest VALUES (?, ?)", (file.version, digest))
+        return digest
+
+    def _kept(self, file: RemoteFile) -> Path:
+        return self._files() / hashlib.sha256(file.version.encode()).hexdigest()
+
+    def _files(self) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # addresses and files may name patients
+        files = self.folder / "files"
+        files.mkdir(exist_ok=True, mode=0o700)
+        return files
+
+    @contextmanager
+    def _digests(self) -> Iterator[sqlite3.Connection]:
+        self._files()
+        with closing(sqlite3.connect(self.folder / "digests.sqlite", timeout=BUSY_SECONDS)) as connection, connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS digest (version TEXT PRIMARY KEY, sha256 TEXT)")
+            yield connection
+
+
+def digests(files: Mapping[Path, RemoteFile]) -> dict[Path, str]:
+    """SHA-256 of every file, several fetched at a time where they must be."""
+    return dict(zip(files, Cache.of_user().digests(list(files.values())), strict=True)) if files else {}
+
+
+@contextmanager
+def local(item: Located, remote: Mapping[Path, RemoteFile]) -> Iterator[Located]:
+    """A dataclass with the paths in it that are `remote` exchanged for copies here, which go when the context ends."""
+    if not remote:
+        yield item
+        return
+    cache = Cache.of_user()
+    with tempfile.TemporaryDirectory(prefix="hepar-case-") as name:
+        root = Path(os.path.commonpath([path.parent for path in remote]))
+        moved = {path: Path(name) / path.relative_to(root) for path in remote}
+        in_parallel(lambda path: cache.place(remote[path], moved[path]), list(remote))
+        cache.trim()
+        yield relocated(item, moved)
+
+
+def relocated(item: Located, moved: Mapping[Path, Path]) -> Located:
+    """A dataclass, tuple or path with every path that `moved` knows exchanged, however deep it lies."""
+    return _relocated(item, moved)  # type: ignore[no-any-return]
+
+
+def _relocated(item: Any, moved: Mapping[Path, Path]) -> Any:
+    if isinstance(item, Path):
+        return moved.get(item, item)
+    if isinstance(item, tuple):
+        return tuple(_relocated(part, moved) for part in item)
+    if is_dataclass(item) and not isinstance(item, type):
+        changed = {part.name: _relocated(getattr(item, part.name), moved) for part in fields(item)}
+        return replace(item, **changed)
+    return item
+
+
+def in_parallel(
+    work: Callable[[Item], Result], items: Sequence[Item], done: Callable[[int], None] = lambda count: None
+) -> list[Result]:
+    """`work` of every item in their order, over several connections; `done` hears how many are. An error ends it."""
+    results: list[Result] = []
+    with ThreadPoolExecutor(CONNECTIONS) as executor:
+        for some in batches(items):
+            results += executor.map(work, some)
+            done(len(results))
+    return results
+
+
+def batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """The items, some hundred at a time."""
+    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))

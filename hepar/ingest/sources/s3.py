@@ -1,0 +1,252 @@
+"""Sources in S3, or what speaks like it: `s3://bucket/prefix`. Endpoint, region and credentials by the AWS settings."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pydicom
+from boto3.exceptions import Boto3Error
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from pydicom.errors import InvalidDicomError
+
+from hepar.errors import DataError, Refusal, StorageError
+from hepar.ingest.sources.dicom import CLASSIC, ENHANCED
+from hepar.ingest.sources.files import VOLUME_ENDINGS
+from hepar.ingest.sources.remote_cache import CONNECTIONS, in_parallel
+from hepar.runtime.progress import current
+
+SCHEME = "s3://"
+ATTEMPTS = 5
+DOWNLOADS = 3  # of a file whose checksum is wrong
+HEADER_BYTES = 2**16
+DETACHED = (".mhd", ".nhdr")  # headers whose voxels are another file
+WHOLE = (".json", ".csv", ".tsv", ".parquet", ".zip", *DETACHED)  # read when a source is listed
+BY_NAME = (*(end for end in VOLUME_ENDINGS if end not in DETACHED), ".raw", ".zraw", ".gz", ".img", ".png")
+BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class S3Object:
+    """One object, in the state that its ETag names."""
+
+    bucket: str
+    key: str
+    etag: str
+    size: int
+
+    @property
+    def url(self) -> str:
+        return f"{SCHEME}{self.bucket}/{self.key}"
+
+    @property
+    def version(self) -> str:
+        return f"{self.url} {self.etag} {self.size}"
+
+    def download(self, target: Path) -> None:
+        """Raises StorageError where the store fails or the object changed, Refusal where its checksum stays wrong."""
+        with _said(self.url):
+            for attempt in range(DOWNLOADS):
+                if attempt:
+                    time.sleep(2.0**attempt)
+                head = client().head_object(Bucket=self.bucket, Key=self.key, ChecksumMode="ENABLED")
+                if (found := head["ETag"].strip('"')) != self.etag:
+                    raise StorageError(f"{self.url} changed while it was read: from {self.etag} to {found}; run again")
+                client().download_file(self.bucket, self.key, str(target))
+                problem = self._problem(target, head)
+                if not problem:
+                    return
+        raise Refusal("a file arrives as its store holds it", f"{self.url}: {problem}, {DOWNLOADS} times")
+
+    def _problem(self, path: Path, head: Mapping[str, Any]) -> str:
+        """What is wrong with a download by the best checksum that the store gives; empty where nothing is."""
+        if (size := path.stat().st_size) != self.size:
+            return f"{size} of {self.size} bytes"
+        wanted, found = _checksums(path, head, self.etag, self._part_size)
+        return "" if wanted == found else f"checksum {found} instead of {wanted}"
+
+    def _part_size(self) -> int:
+        head = client().head_object(Bucket=self.bucket, Key=self.key, PartNumber=1)
+        return int(head["ContentLength"])
+
+
+def _checksums(path: Path, head: Mapping[str, Any], etag: str, part_size: Callable[[], int]) -> tuple[str, str]:
+    """The store's checksum and that of the file: one of the whole object, or the MD5 that an ETag is."""
+    whole = head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
+    if whole and (wanted := head.get("ChecksumSHA256")):
+        return wanted, base64.b64encode(_digest(path, "sha256").digest()).decode()
+    if whole and (wanted := head.get("ChecksumCRC32")):
+        return wanted, base64.b64encode(_crc32(path).to_bytes(4, "big")).decode()
+    if head.get("ServerSideEncryption", "AES256") != "AES256" or head.get("SSECustomerAlgorithm"):
+        return etag, etag  # the ETag of what is encrypted by a key is no checksum; its size was compared
+    if "-" not in etag:
+        return etag, _digest(path, "md5").hexdigest()
+    return etag, _multipart(path, part_size())
+
+
+def _digest(path: Path, name: str) -> Any:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.new(name, usedforsecurity=False))
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _multipart(path: Path, part_size: int) -> str:
+    """The ETag of an upload in parts: MD5 of the parts' MD5, and their number."""
+    parts = []
+    with path.open("rb") as stream:
+        while block := stream.read(part_size):
+            parts.append(hashlib.md5(block, usedforsecurity=False).digest())
+    return f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
+class Buckets:
+    """A folder in which every bucket looks like a folder of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._known: dict[Path, S3Object] = {}
+
+    def path(self, url: str) -> Path:
+        """Where an object or prefix lies, there or not; a detached header is fetched. Raises DataError for no URL."""
+        bucket, _, key = url.removeprefix(SCHEME).partition("/")
+        path = Path(os.path.normpath(self.root / bucket / key))
+        if not bucket or not path.is_relative_to(self.root / bucket):
+            raise DataError(f"{url} is no place in S3, must be {SCHEME}bucket/key")
+        if path.suffix in DETACHED and not path.exists():
+            self._whole(path, self.remote(path))
+        return path
+
+    def mirror(self, url: str) -> Path:
+        """The object as a file, or the prefix as a folder of placeholders. Raises DataError where there is nothing."""
+        path = self.path(url)
+        bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
+        with _said(url):
+            objects = list(_listed(bucket, prefix))
+        if one := next((item for item in objects if item.key == prefix), None):
+            self._whole(path, one)
+            return path
+        inside = f"{prefix.rstrip('/')}/" if prefix else ""
+        objects = [item for item in objects if item.key.startswith(inside)]
+        if not objects:
+            raise DataError(f"source {url}: there is no such object or prefix, or nothing in it")
+        for item in objects:
+            self._known[self.path_of(item)] = item
+        with current().counting(len(objects), "files listed") as count:
+            in_parallel(self._stub, objects, count.advance)
+        return path
+
+    def fetch(self, url: str) -> Path:
+        """The prefix as a folder with every object in it. Raises DataError where there is nothing."""
+        bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
+        place = self.path(url)
+        with _said(url):
+            objects = list(_listed(bucket, f"{prefix.rstrip('/')}/"))
+        if not objects:
+            raise DataError(f"{url}: there is no such prefix, or nothing in it")
+        in_parallel(lambda item: self._whole(self.path_of(item), item), objects)
+        return place
+
+    def path_of(self, item: S3Object) -> Path:
+        """Where an object lies. Raises DataError where its key would leave the folder."""
+        path = Path(os.path.normpath(self.root / item.bucket / item.key))
+        if not path.is_relative_to(self.root / item.bucket) or "\0" in item.key:
+            raise DataError(f"{item.url}: the key leaves its bucket")
+        return path
+
+    def remote(self, path: Path) -> S3Object:
+        """The object that a path stands for; fetching it tells where there is none."""
+        if path not in self._known:
+            bucket, *parts = path.relative_to(self.root).parts
+            key = "/".join(parts)
+            try:
+                with _said(f"{SCHEME}{bucket}/{key}"):
+                    head = client().head_object(Bucket=bucket, Key=key)
+                self._known[path] = S3Object(bucket, key, head["ETag"].strip('"'), int(head["ContentLength"]))
+            except DataError:
+                self._known[path] = S3Object(bucket, key, "", 0)
+        return self._known[path]
+
+    def _stub(self, item: S3Object) -> None:
+        path = self.path_of(item)
+        with _said(item.url):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        name = path.name.lower()
+        if name.endswith(WHOLE):
+            self._whole(path, item)
+        elif name.endswith(BY_NAME):
+            path.touch()
+        else:
+            self._header(path, item)
+
+    def _whole(self, path: Path, item: S3Object) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        item.download(path)
+
+    def _header(self, path: Path, item: S3Object) -> None:
+        """The beginning of a file; of DICOM, all before the pixels of an image, and all of what is none."""
+        with _said(item.url):
+            span = {"Range": f"bytes=0-{HEADER_BYTES - 1}"} if item.size > HEADER_BYTES else {}
+            body = client().get_object(Bucket=item.bucket, Key=item.key, **span)["Body"].read()
+        path.write_bytes(body)
+        if len(body) == item.size or body[128:132] != b"DICM" or _cut_before_pixels(path):
+            return
+        self._whole(path, item)
+        _cut_before_pixels(path)
+
+
+def _cut_before_pixels(path: Path) -> bool:
+    """Whether a file is a DICOM image whose header is whole; what follows the header is cut off."""
+    with path.open("r+b") as stream:
+        try:
+            header = pydicom.dcmread(stream, stop_before_pixels=True)
+        except (InvalidDicomError, EOFError, OSError, AttributeError, ValueError):
+            return False
+        end = stream.tell()
+        if header.get("SOPClassUID") not in {**CLASSIC, **ENHANCED} or end == stream.seek(0, os.SEEK_END):
+            return False
+        stream.truncate(end)
+    return True
+
+
+def _listed(bucket: str, prefix: str) -> Iterator[S3Object]:
+    for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for item in page.get("Contents", []):
+            if not item["Key"].endswith("/"):
+                yield S3Object(bucket, item["Key"], item["ETag"].strip('"'), int(item["Size"]))
+
+
+@cache
+def client() -> Any:
+    """One client a process, which retries with growing pauses."""
+    retries: Any = {"mode": "standard", "total_max_attempts": ATTEMPTS}
+    return boto3.client("s3", config=Config(retries=retries, max_pool_connections=4 * CONNECTIONS))
+
+
+@contextmanager
+def _said(url: str) -> Iterator[None]:
+    """Turns what boto3 raises into one error that names the place: DataError for a missing one, else StorageError."""
+    try:
+        yield
+    except ClientError as error:
+        kind = DataError if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404 else StorageError
+        raise kind(f"{url}: {' '.join(str(error).split())}") from None
+    except (BotoCoreError, Boto3Error, OSError) as error:
+        raise StorageError(f"{url}: {' '.join(str(error).split())}") from None

@@ -1,0 +1,1 @@
+"""Pseudo-livers: predicted by teachers, measured, judged by gates, reviewed by people."""

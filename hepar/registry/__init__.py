@@ -1,0 +1,1 @@
+"""MLflow: tracking, the model registry, promotion, and the model that MLflow loads."""

@@ -1,0 +1,1 @@
+"""What every process needs: artifacts, progress, the device and its threads, chunked arrays."""

@@ -1,0 +1,142 @@
+"""Progress of long work: a bar at a terminal, one line an interval elsewhere, and a file for whoever watches the run.
+
+Where the environment names a folder in HEPAR_PROGRESS, each stage keeps `<stage>.json` there: state, seconds, done,
+total, message. `hepar run` reads these while the stages run in other processes or containers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hepar.errors import HeparError, Preempted
+from hepar.runtime.artifacts import write_json
+
+FOLDER_VARIABLE = "HEPAR_PROGRESS"
+LINE_SECONDS = 10.0
+FILE_SECONDS = 0.5
+
+
+@dataclass
+class StageStatus:
+    """What a watcher sees of one stage: `state` running, done or failed.
+
+    `mendable` if the input is at fault, `preempted` if it was told to stop and has saved where it was.
+    """
+
+    stage: str
+    state: str = "running"
+    seconds: float = 0.0
+    done: int = 0
+    total: int = 0
+    message: str = ""
+    mendable: bool = False
+    preempted: bool = False
+
+
+class Stage:
+    """A running stage: counts its steps and shows them."""
+
+    def __init__(self, name: str) -> None:
+        self.status = StageStatus(name)
+        self._began = time.monotonic()
+        self._last_line = self._last_file = -1e9
+        self._quiet = os.environ.get("RANK", "0") != "0"  # of several processes of one training, the first speaks
+        self._console = Console(stderr=True, quiet=self._quiet)
+        self._bar: Progress | None = None
+        self._counted_from: tuple[int, float] | None = None  # steps done, and when: what a resumed run skipped is none
+
+    @contextmanager
+    def counting(self, total: int, what: str) -> Iterator[Stage]:
+        """Count `total` steps of one kind of work inside the stage."""
+        self.status.done, self.status.total, self.status.message = 0, total, what
+        self._counted_from = None
+        if not self._console.is_terminal:
+            yield self
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[facts]}"), console=self._console) as bar:
+            bar.add_task(f"{self.status.stage}: {what}", total=total, facts="")
+            self._bar = bar
+            try:
+                yield self
+            finally:
+                self._bar = None
+
+    def advance(self, to: int | None = None, **facts: float | str) -> None:
+        """One step done, or `to` of them; `facts` are shown beside the bar."""
+        status = self.status
+        status.done = status.done + 1 if to is None else to
+        shown = " ".join(
+            f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items()
+        )
+        if shown:
+            status.message = shown
+        now = time.monotonic()
+        rate = self._rate(now)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=status.done, facts=f"{rate} {shown}".strip())
+        elif not self._quiet and (now - self._last_line >= LINE_SECONDS or status.done == status.total):
+            self._last_line = now
+            line = filter(None, (f"{status.stage}: {status.done}/{status.total}", rate, status.message))
+            print(" ".join(line), file=sys.stderr, flush=True)
+        if now - self._last_file >= FILE_SECONDS:
+            self.publish()
+
+    def _rate(self, now: float) -> str:
+        """Steps a second since the first one was counted."""
+        if self._counted_from is None:
+            self._counted_from = self.status.done, now
+        done, since = self._counted_from
+        return f"{(self.status.done - done) / max(now - since, 1e-9):.2f}/s" if self.status.done > done else ""
+
+    def say(self, text: str) -> None:
+        """Tell something once, beside the counting."""
+        self._console.print(f"{self.status.stage}: {text}", markup=False, highlight=False)
+
+    def publish(self) -> None:
+        """Write the status file, where a watcher asked for it."""
+        folder = os.environ.get(FOLDER_VARIABLE)
+        if not folder or self._quiet:
+            return
+        self.status.seconds = round(time.monotonic() - self._began, 3)
+        self._last_file = time.monotonic()
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_json(Path(folder) / f"{self.status.stage}.json", asdict(self.status))
+
+
+_current: ContextVar[Stage | None] = ContextVar("stage", default=None)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[Stage]:
+    """Mark the beginning and the end of a stage."""
+    running = Stage(name)
+    token = _current.set(running)
+    running.publish()
+    try:
+        yield running
+        running.status.state = "done"
+    except BaseException as error:
+        running.status.state = "failed"
+        running.status.message = str(error) or type(error).__name__
+        running.status.mendable = isinstance(error, HeparError)
+        running.status.preempted = isinstance(error, Preempted)
+        raise
+    finally:
+        running.publish()
+        _current.reset(token)
+
+
+def current() -> Stage:
+    """The stage that runs, or a nameless one outside of any."""
+    return _current.get() or Stage("hepar")

@@ -1,0 +1,293 @@
+"""DICOM: volumes are found by their headers, placed by their positions, and refused where slices do not add up."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from dicom_files import phantom_voxels, write_series
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence as Items
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
+
+from hepar.cases import LabelState, Modality
+from hepar.errors import Refusal
+from hepar.imaging.volumes import Geometry, canonical
+from hepar.ingest.sources import dicom_tree
+from hepar.ingest.sources.dicom import ENHANCED_CT
+from hepar.ingest.sources.source import SourceCase
+
+KEY = b"a key of the tests"
+OBLIQUE = (0.9800, 0.1990, 0.0, -0.1849, 0.9107, 0.3694)
+
+
+def one(folder: Path, **settings: Any) -> SourceCase:
+    (case,) = dicom_tree.read(folder, KEY, **settings)
+    return case
+
+
+def array(image: sitk.Image) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
+    return np.asarray(sitk.GetArrayFromImage(image))
+
+
+@pytest.mark.parametrize("orientation", [(1.0, 0, 0, 0, 1, 0), (0.0, 1, 0, 0, 0, -1), (1.0, 0, 0, 0, 0, -1), OBLIQUE])
+def test_every_voxel_lies_where_its_slice_says(orientation: tuple[float, ...], tmp_path: Path) -> None:
+    voxels = phantom_voxels()
+    paths = write_series(tmp_path, voxels, orientation=orientation, names="{:03d}.dcm")
+    image = one(tmp_path).image.read()
+    assert np.array_equal(array(image), voxels)
+    for z, path in enumerate(paths):
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        assert np.allclose(image.TransformIndexToPhysicalPoint((0, 0, z)), header.ImagePositionPatient, atol=1e-3)
+    along_row = np.subtract(
+        image.TransformIndexToPhysicalPoint((1, 0, 0)), image.TransformIndexToPhysicalPoint((0, 0, 0))
+    )
+    assert np.allclose(along_row, 0.7 * np.array(orientation[:3]), atol=1e-3)  # PixelSpacing is rows first
+
+
+def test_names_numbers_and_nesting_of_files_do_not_matter(tmp_path: Path) -> None:
+    voxels = phantom_voxels()
+    paths = write_series(tmp_path / "first", voxels)
+    random.Random(3).shuffle(paths)
+    for number, path in enumerate(paths):
+        place = tmp_path / "all" / f"disk{number % 2}" / f"{number:08d}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(place)
+    (tmp_path / "all" / "DICOMDIR").write_bytes(b"no instance")
+    (tmp_path / "all" / "notes.txt").write_text("hello")
+    assert np.array_equal(array(one(tmp_path / "all").image.read()), voxels)
+
+
+def test_the_step_comes_from_positions_and_values_from_slope_and_intercept(tmp_path: Path) -> None:
+    voxels = phantom_voxels() // 2 * 2
+    write_series(tmp_path, voxels, step_mm=2.5, slope=2.0, intercept=-1000.0)
+    image = one(tmp_path).image.read()
+    assert image.GetSpacing() == pytest.approx((0.7, 0.8, 2.5))
+    assert np.array_equal(array(image), voxels)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless])
+def test_compressed_slices_are_decoded(syntax: str, tmp_path: Path) -> None:
+    voxels = np.tile(phantom_voxels(), (1, 2, 2))
+    write_series(tmp_path, voxels, syntax=syntax)
+    assert np.array_equal(array(one(tmp_path).image.read()), voxels)
+
+
+def test_localisers_secondary_captures_and_copies_are_left_out(tmp_path: Path) -> None:
+    voxels = phantom_voxels()
+    paths = write_series(tmp_path / "scan", voxels)
+    write_series(tmp_path / "scout", voxels, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    (capture,) = write_series(tmp_path / "capture", voxels[:1])
+    dataset = pydicom.dcmread(capture)
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    dataset.save_as(capture)
+    (tmp_path / "copy").write_bytes(paths[4].read_bytes())
+    assert np.array_equal(array(one(tmp_path).image.read()), voxels)
+
+
+def test_phases_of_one_series_are_told_apart(tmp_path: Path) -> None:
+    series, study = generate_uid(), generate_uid()
+    phases = [phantom_voxels(seed=seed) for seed in range(3)]
+    for number, voxels in enumerate(phases):
+        write_series(
+            tmp_path, voxels, series=series, study=study, names=f"p{number}-{{:03d}}", AcquisitionNumber=number + 1
+        )
+    cases = dicom_tree.read(tmp_path, KEY)
+    assert len({case.case_id for case in cases}) == 3
+    assert len({case.patient_id for case in cases}) == 1
+    read = [array(case.image.read()) for case in cases]
+    assert all(any(np.array_equal(voxels, other) for other in read) for voxels in phases)
+
+
+def test_two_series_in_one_folder_are_two_cases(tmp_path: Path) -> None:
+    write_series(tmp_path, phantom_voxels(), names="a{:03d}", SeriesDescription="ABD ART 3.0")
+    write_series(tmp_path, phantom_voxels() + 1000, names="b{:03d}", modality="MR", SeriesDescription="T2 SPIR tra")
+    cases = dicom_tree.read(tmp_path, KEY)
+    assert [(case.modality, case.sequence) for case in cases] == [
+        (Modality.CT, "arterial"),
+        (Modality.MR, "T2-SPIR"),
+    ]
+
+
+def test_mr_keeps_its_own_units(tmp_path: Path) -> None:
+    voxels = phantom_voxels().clip(0)
+    write_series(tmp_path, voxels, modality="MR")
+    assert np.array_equal(array(one(tmp_path).image.read()), voxels)
+
+
+def test_a_missing_slice_is_refused_by_its_place(tmp_path: Path) -> None:
+    write_series(tmp_path, phantom_voxels())[5].unlink()
+    with pytest.raises(Refusal, match=r"no slice is missing: 6.00 mm between slices 5 and 6 of 11, elsewhere 3.00 mm"):
+        one(tmp_path).image.read()
+
+
+def test_doubled_slices_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
+    series = generate_uid()
+    write_series(tmp_path, phantom_voxels(), series=series)
+    write_series(tmp_path, phantom_voxels(seed=1)[:2], series=series, names="again{}")
+    with pytest.raises(Refusal, match=r"no two slices of a volume lie at one place: 2 of 14"):
+        one(tmp_path).image.read()
+
+
+def test_uneven_steps_are_refused_or_resampled(tmp_path: Path) -> None:
+    heights = [0, 3, 6, 9, 12, 15, 18, 22, 26, 30, 34, 38]
+    ramp = np.broadcast_to(np.array(heights, float)[:, None, None] * 10, (12, 20, 24))
+    write_series(tmp_path, ramp, heights=heights)
+    with pytest.raises(Refusal, match=r"slices are evenly spaced: 3.00 to 4.00 mm"):
+        one(tmp_path).image.read()
+    image = one(tmp_path, uneven="resample").image.read()
+    step = image.GetSpacing()[2]
+    assert array(image)[:, 5, 5] == pytest.approx(10 * step * np.arange(image.GetSize()[2]), abs=1)
+
+
+def test_a_tilted_gantry_is_refused_or_straightened(tmp_path: Path) -> None:
+    upright = np.full((12, 40, 24), -1000, np.int16)
+    upright[:, 15:25, 8:16] = 100  # a column along the body's axis
+    tilted = np.stack([np.roll(plane, -index, axis=0) for index, plane in enumerate(upright)])
+    write_series(tmp_path, tilted, sideways_mm=0.8)  # one row a slice
+    with pytest.raises(Refusal, match=r"the gantry is not tilted: slices lie askew by 14.9 degrees"):
+        one(tmp_path).image.read()
+    assert np.array_equal(array(one(tmp_path, uneven="resample").image.read()), upright)
+
+
+def test_ids_are_keyed_hashes_that_stay_the_same(tmp_path: Path) -> None:
+    write_series(tmp_path, phantom_voxels())
+    (first,) = dicom_tree.read(tmp_path, KEY)
+    (again,) = dicom_tree.read(tmp_path, KEY)
+    (other,) = dicom_tree.read(tmp_path, b"another key of the tests")
+    assert (first.case_id, first.patient_id) == (again.case_id, again.patient_id)
+    assert first.patient_id != other.patient_id
+    assert first.case_id != other.case_id
+    assert "7730021" not in first.patient_id + first.case_id
+
+
+def test_mask_series_are_found_by_their_names_and_joined_with_their_image(tmp_path: Path) -> None:
+    voxels, study = phantom_voxels(), generate_uid()
+    liver = np.zeros_like(voxels)
+    liver[2:8, 5:15, 5:15] = 1
+    write_series(tmp_path / "scan", voxels, study=study)
+    write_series(tmp_path / "seg" / "liver", liver, study=study, intercept=0.0)
+    write_series(tmp_path / "seg" / "livertumor1", liver * (liver.cumsum(0) > 3), study=study, intercept=0.0)
+    write_series(tmp_path / "seg" / "livertumor2", liver * (liver.cumsum(0) < 3), study=study, intercept=0.0)
+    case = one(tmp_path)
+    assert (case.liver_state, case.tumour_state) == (LabelState.MANUAL, LabelState.MANUAL)
+    assert case.liver is not None
+    assert case.tumour is not None
+    assert np.array_equal(array(case.liver.read()), liver)
+    assert np.array_equal(array(case.tumour.read()), liver * (liver.cumsum(0) != 3))
+
+
+def test_contours_of_an_rtstruct_fill_their_slices(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "scan", phantom_voxels())
+    first = pydicom.dcmread(paths[0])
+    image = one(tmp_path / "scan").image.read()
+    square = [(4.5, 4.5), (12.5, 4.5), (12.5, 10.5), (4.5, 10.5)]
+    hole = [(6.5, 6.5), (8.5, 6.5), (8.5, 8.5), (6.5, 8.5)]
+
+    def contour(corners: list[tuple[float, float]], z: int) -> Dataset:
+        item = Dataset()
+        item.ContourGeometricType, item.NumberOfContourPoints = "CLOSED_PLANAR", len(corners)
+        points = [image.TransformContinuousIndexToPhysicalPoint((x, y, float(z))) for x, y in corners]
+        item.ContourData = [f"{value:.5f}" for point in points for value in point]
+        return item
+
+    structures = Dataset()
+    structures.SOPClassUID, structures.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.481.3", generate_uid()
+    structures.SeriesInstanceUID, structures.StudyInstanceUID = generate_uid(), first.StudyInstanceUID
+    structures.PatientID, structures.Modality = first.PatientID, "RTSTRUCT"
+    roi, drawn, series, study, frame = (Dataset() for _ in range(5))
+    roi.ROINumber, roi.ROIName = 1, "Liver"
+    drawn.ReferencedROINumber = 1
+    drawn.ContourSequence = Items([contour(square, 3), contour(hole, 3), contour(square, 4)])
+    series.SeriesInstanceUID = first.SeriesInstanceUID
+    study.RTReferencedSeriesSequence = Items([series])
+    frame.RTReferencedStudySequence = Items([study])
+    structures.StructureSetROISequence, structures.ROIContourSequence = Items([roi]), Items([drawn])
+    structures.ReferencedFrameOfReferenceSequence = Items([frame])
+    structures.file_meta = FileMetaDataset()
+    structures.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    structures.file_meta.MediaStorageSOPClassUID = structures.SOPClassUID
+    structures.file_meta.MediaStorageSOPInstanceUID = structures.SOPInstanceUID
+    pydicom.dcmwrite(tmp_path / "rs.dcm", structures, enforce_file_format=True)
+
+    expected = np.zeros((12, 20, 24), np.uint8)
+    expected[3:5, 5:11, 5:13] = 1
+    expected[3, 7:9, 7:9] = 0
+    case = one(tmp_path)
+    assert case.liver is not None
+    assert case.tumour is None
+    assert np.array_equal(array(case.liver.read()), expected)
+
+
+@pytest.mark.parametrize("orientation", [(1.0, 0, 0, 0, 1, 0), OBLIQUE])
+def test_segments_of_a_dicom_seg_lie_on_their_image(orientation: tuple[float, ...], tmp_path: Path) -> None:
+    import highdicom
+    from pydicom.sr.codedict import codes
+
+    paths = write_series(tmp_path / "scan", phantom_voxels(), orientation=orientation)
+    images = [pydicom.dcmread(path) for path in paths]
+    masks = np.zeros((12, 20, 24, 2), np.uint8)
+    masks[3:9, 4:14, 4:16, 0] = 1
+    masks[5:7, 6:9, 7:12, 1] = 1
+    descriptions = [
+        highdicom.seg.SegmentDescription(
+            number,
+            label,
+            codes.SCT.Organ if number == 1 else codes.SCT.MorphologicallyAbnormalStructure,
+            codes.SCT.Liver if number == 1 else codes.SCT.Neoplasm,
+            highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
+        )
+        for number, label in ((1, "Liver"), (2, "Lesion"))
+    ]
+    segmentation = highdicom.seg.Segmentation(
+        images,
+        masks,
+        highdicom.seg.SegmentationTypeValues.BINARY,
+        descriptions,
+        series_instance_uid=generate_uid(),
+        series_number=9,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="none",
+        manufacturer_model_name="none",
+        software_versions="1",
+        device_serial_number="1",
+    )
+    segmentation.save_as(tmp_path / "seg.dcm")
+    case = one(tmp_path)
+    assert case.liver is not None
+    assert case.tumour is not None
+    image = case.image.read()
+    for volume, expected in ((case.liver, masks[..., 0]), (case.tumour, masks[..., 1])):
+        mask = volume.read()
+        assert np.array_equal(array(mask), expected)
+        assert canonical(mask).GetOrigin() == pytest.approx(canonical(image).GetOrigin())
+
+
+@pytest.mark.parametrize("enhanced", [True, False])
+@pytest.mark.parametrize("orientation", [(1.0, 0, 0, 0, 1, 0), OBLIQUE])
+def test_a_multi_frame_file_is_read_as_its_slices_are(
+    orientation: tuple[float, ...], enhanced: bool, tmp_path: Path
+) -> None:
+    import highdicom
+
+    voxels = phantom_voxels()
+    paths = write_series(tmp_path / "classic", voxels, orientation=orientation, slope=2.0, intercept=-2048.0)
+    expected = one(tmp_path / "classic").image.read()
+    frames = highdicom.legacy.LegacyConvertedEnhancedCTImage(
+        [pydicom.dcmread(path) for path in reversed(paths)], generate_uid(), 1, generate_uid(), 1
+    )
+    if enhanced:
+        frames.SOPClassUID = frames.file_meta.MediaStorageSOPClassUID = ENHANCED_CT
+    (tmp_path / "multi").mkdir()
+    frames.save_as(tmp_path / "multi" / "frames.dcm")
+    case = one(tmp_path / "multi")
+    assert case.modality == Modality.CT
+    read, wanted = canonical(case.image.read()), canonical(expected)
+    assert np.array_equal(array(read), array(wanted))
+    assert Geometry.of(read).agrees_with(Geometry.of(wanted))

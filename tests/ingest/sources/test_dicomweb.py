@@ -1,0 +1,187 @@
+"""Sources behind DICOMweb, against an Orthanc that the test starts and stops."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+import requests
+import SimpleITK as sitk
+from dicom_files import IDENTIFIERS, phantom_voxels, write_series
+from hepar.ingest.sources import open_source
+from pydicom.sr.codedict import codes
+
+from hepar.errors import DataError, StorageError
+from hepar.ingest.sources import dicomweb, remote_cache
+from hepar.ingest.sources.pseudonyms import VARIABLE
+from hepar.params import Params
+
+PLUGIN = "libOrthancDicomWeb.so"
+PLUGIN_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc", "/usr/local/share/orthanc/plugins")
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a fresh Orthanc with DICOMweb; skipped where Debian's packages are not installed."""
+    program = shutil.which("Orthanc")
+    plugin = next((path for path in (Path(folder) / PLUGIN for folder in PLUGIN_FOLDERS) if path.is_file()), None)
+    if program is None or plugin is None:
+        pytest.skip("no Orthanc with DICOMweb: apt-get install orthanc orthanc-dicomweb")
+    folder = tmp_path_factory.mktemp("orthanc")
+    with socket.socket() as http, socket.socket() as dicom:
+        http.bind(("127.0.0.1", 0))
+        dicom.bind(("127.0.0.1", 0))
+        ports = http.getsockname()[1], dicom.getsockname()[1]
+    configuration = {
+        "StorageDirectory": str(folder / "db"),
+        "IndexDirectory": str(folder / "db"),
+        "HttpPort": ports[0],
+        "DicomPort": ports[1],
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "Plugins": [str(plugin)],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(configuration))
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log)
+    try:
+        address = f"http://127.0.0.1:{ports[0]}"
+        for _ in range(300):
+            try:
+                requests.get(f"{address}/dicom-web/studies", timeout=2).raise_for_status()
+                break
+            except requests.RequestException:
+                assert process.poll() is None, (folder / "log").read_text()
+                time.sleep(0.1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+def source(orthanc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Two series with a segmentation of the first in an Orthanc; yields the folder of the same files."""
+    monkeypatch.setenv(remote_cache.FOLDER_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(VARIABLE, "a key of the tests")
+    folder = tmp_path / "source"
+    ct = write_series(folder / "ct", phantom_voxels(), StudyDate="20240102")
+    write_series(folder / "mr", phantom_voxels(seed=1), modality="MR", StudyDate="20250607")
+    write_segmentation(folder / "seg.dcm", ct)
+    for path in sorted(folder.rglob("*.dcm")) + sorted(folder.rglob("IM*")):
+        requests.post(f"{orthanc}/instances", data=path.read_bytes(), timeout=30).raise_for_status()
+    yield folder
+    for patient in requests.get(f"{orthanc}/patients", timeout=30).json():
+        requests.delete(f"{orthanc}/patients/{patient}", timeout=30).raise_for_status()
+
+
+def write_segmentation(path: Path, slices: list[Path]) -> None:
+    images = [pydicom.dcmread(item) for item in slices]
+    mask = np.zeros((len(images), images[0].Rows, images[0].Columns), np.uint8)
+    mask[2:9, 5:15, 6:18] = 1
+    description = highdicom.seg.SegmentDescription(
+        segment_number=1,
+        segment_label="Liver",
+        segmented_property_category=codes.SCT.Organ,
+        segmented_property_type=codes.SCT.Liver,
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
+    )
+    highdicom.seg.Segmentation(
+        source_images=images,
+        pixel_array=mask,
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[description],
+        series_instance_uid=highdicom.UID(),
+        series_number=9,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="tests",
+        manufacturer_model_name="tests",
+        software_versions="1",
+        device_serial_number="1",
+    ).save_as(path)
+
+
+def test_a_server_gives_the_volumes_and_masks_of_the_files(source: Path, orthanc: str, tiny: Params) -> None:
+    with open_source(str(source), tiny.ingest) as cases:
+        expected = {case.case_id: (case, case.image.read(), case.liver and case.liver.read()) for case in cases}
+    with open_source(f"dicomweb+{orthanc}/dicom-web", tiny.ingest) as cases:
+        assert {case.case_id for case in cases} == set(expected)
+        for case in cases:
+            wanted, image, liver = expected[case.case_id]
+            assert (case.patient_id, case.modality, case.liver_state) == (
+                wanted.patient_id,
+                wanted.modality,
+                wanted.liver_state,
+            )
+            with remote_cache.local(case, case.remote) as here:
+                read = here.image.read()
+                assert np.array_equal(voxels(read), voxels(image))
+                assert read.GetOrigin() == image.GetOrigin()
+                assert read.GetSpacing() == image.GetSpacing()
+                assert (here.liver is None) == (liver is None)
+                if here.liver is not None:
+                    assert np.array_equal(voxels(here.liver.read()), voxels(liver))
+    assert sum(liver is not None for _, _, liver in expected.values()) == 1
+
+
+def voxels(image: Any) -> np.ndarray[Any, Any]:
+    return sitk.GetArrayFromImage(image)
+
+
+def test_a_query_chooses_what_is_read(source: Path, orthanc: str, tiny: Params) -> None:
+    with open_source(f"dicomweb+{orthanc}/dicom-web?StudyDate=20250101-20251231", tiny.ingest) as cases:
+        assert [str(case.modality) for case in cases] == ["MR"]
+    with (
+        pytest.raises(DataError, match="no series of CT, MR, SEG, RTSTRUCT is found"),
+        open_source(f"dicomweb+{orthanc}/dicom-web?PatientID=nobody", tiny.ingest),
+    ):
+        pass
+    with (
+        pytest.raises(DataError, match="Patient is no DICOM attribute"),
+        open_source(f"dicomweb+{orthanc}/dicom-web?Patient=x", tiny.ingest),
+    ):
+        pass
+
+
+def test_listing_fetches_no_pixels(source: Path, orthanc: str, tiny: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = []
+    download = dicomweb.WebInstance.download
+    monkeypatch.setattr(
+        dicomweb.WebInstance, "download", lambda self, target: (fetched.append(self), download(self, target))
+    )
+    with open_source(f"dicomweb+{orthanc}/dicom-web", tiny.ingest) as cases:
+        assert len(fetched) == 1  # the segmentation, whose segments have to be known
+        headers = [path for case in cases for path in case.image.files]
+        assert len(headers) == 24
+        for path in headers:
+            assert "PixelData" not in pydicom.dcmread(path)
+            assert IDENTIFIERS["PatientName"].split("^")[0].encode() not in path.read_bytes()
+
+
+def test_a_server_that_does_not_answer_is_named(tiny: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    with (
+        pytest.raises(StorageError, match=r"http://127\.0\.0\.1:9/dicom-web"),
+        open_source("dicomweb+http://127.0.0.1:9/dicom-web", tiny.ingest),
+    ):
+        pass
+    assert pauses == sorted(pauses)  # it was tried again, after longer and longer
+    assert len(pauses) > 1
+
+
+def test_a_wrong_path_on_the_server_is_named(orthanc: str, tiny: Params) -> None:
+    with pytest.raises(StorageError, match="404"), open_source(f"dicomweb+{orthanc}/elsewhere", tiny.ingest):
+        pass

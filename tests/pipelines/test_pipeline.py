@@ -1,0 +1,276 @@
+"""The whole pipeline at its smallest: through kfp.local, by `dvc repro` and stage by stage, to the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import yaml
+from conftest import BIN, ROOT, TINY, call, environment, succeed
+
+from hepar.cases import Cohort, Split
+from hepar.errors import ArtifactError, HeparError, StorageError
+from hepar.imaging.volumes import read_image
+from hepar.params import Params, TrainUniversalParams, dump_params, load_params, write_preset
+from hepar.pool.table import Pool
+from hepar.registry import tracking
+from hepar.runtime.artifacts import dvc_version, read_manifest
+from hepar.stages import train_universal
+from pipelines import local
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="session")
+def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DVC workspace after `dvc repro`: the repository's own dvc.yaml, and the tiny preset as its params.yaml."""
+    workspace = tmp_path_factory.mktemp("dvc")
+    shutil.copy(ROOT / "dvc.yaml", workspace)
+    shutil.copy(ROOT / ".dvcignore", workspace)
+    shutil.copytree(ROOT / "hepar", workspace / "hepar", ignore=shutil.ignore_patterns("__pycache__"))
+    (workspace / "params.yaml").write_text(yaml.safe_dump(dump_params(load_params(TINY))))
+    succeed("dvc", "init", "--no-scm", "--quiet", cwd=workspace)
+    succeed("dvc", "repro", cwd=workspace)
+    return workspace
+
+
+def metrics(run: Path) -> Mapping[str, object]:
+    loaded: Mapping[str, object] = json.loads((run / "report" / "metrics.json").read_text())
+    return loaded
+
+
+def hashes(run: Path) -> dict[str, str]:
+    kinds = {"cohort": "cohort", "pseudo": "pseudo-labels", "pool": "pool", "models/universal": "model"}
+    return {place: read_manifest(run / place, kind).hash for place, kind in kinds.items()}
+
+
+def test_a_run_ends_with_a_report_and_a_registered_model(by_kfp: Path) -> None:
+    found = json.loads((by_kfp / "report" / "metrics.json").read_text())
+    assert set(found) == {"CT", "MR"}
+    for modality in found.values():
+        for structure in ("liver", "tumour"):
+            assert {"mean", "ci95"} <= set(modality[structure]["dice"])
+    page = (by_kfp / "report" / "report.html").read_text()
+    assert "<html" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")  # nothing is fetched from elsewhere
+    screen = (by_kfp / "screen.txt").read_text()
+    for fact in ("liver Dice", "tumour Dice", "lesion F1", "hepar-tiny version 1", "champion", "seconds of evaluate"):
+        assert fact in screen
+
+
+def test_no_test_patient_is_in_the_pool(by_kfp: Path) -> None:
+    tested = {case.patient_id for case in Cohort.load(by_kfp / "cohort") if case.split == Split.TEST}
+    pooled = {entry.patient_id for entry in Pool.load(by_kfp / "pool").entries}
+    labelled = set(pd.read_parquet(by_kfp / "pseudo" / "quality.parquet")["case_id"])
+    assert tested
+    assert pooled
+    assert not tested & pooled
+    assert not labelled & {case.case_id for case in Cohort.load(by_kfp / "cohort") if case.split == Split.TEST}
+
+
+def test_the_registered_model_predicts_from_a_path(by_kfp: Path, tmp_path: Path) -> None:
+    case = next(case for case in Cohort.load(by_kfp / "cohort") if case.split == Split.TEST)
+    script = (
+        "import mlflow, sys, json\n"
+        f"mlflow.set_tracking_uri('sqlite:///{by_kfp / 'mlflow.db'}')\n"
+        "model = mlflow.pyfunc.load_model('models:/hepar-tiny@champion')\n"
+        "found = model.predict(sys.argv[1])[0]\n"
+        "written = model.predict([sys.argv[1]], params={'output': sys.argv[2]})[0]\n"
+        "print(json.dumps([found['labels'].shape, found['modality'], found['liver_ml'], written['mask']]))\n"
+    )
+    image = by_kfp / "cohort" / case.image
+    shown = succeed(sys.executable, "-c", script, str(image), str(tmp_path / "masks"), cwd=by_kfp.parent)
+    shape, modality, liver_ml, mask = json.loads(shown.strip().splitlines()[-1])
+    assert tuple(shape) == case.size
+    assert modality == case.modality
+    assert liver_ml >= 0
+    assert read_image(Path(mask)).GetSize() == case.size[::-1]
+
+
+def test_the_registry_says_where_a_version_comes_from(by_kfp: Path) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{by_kfp / 'mlflow.db'}")
+    version = client.get_model_version_by_alias("hepar-tiny", "champion")
+    assert version.tags["hepar.pool"] == read_manifest(by_kfp / "pool", "pool").hash
+    assert version.tags["hepar.pool_version"] == dvc_version(by_kfp / "pool")
+    assert version.tags["hepar.model"] == read_manifest(by_kfp / "models" / "universal", "model").hash
+    run = client.get_run(version.run_id)
+    assert run.data.params["training.seed"] == "1"
+    assert len(client.get_metric_history(version.run_id, "train/loss")) > 1
+
+
+def test_a_second_version_is_a_challenger_or_earns_its_place(by_kfp: Path, tmp_path: Path) -> None:
+    shutil.copytree(by_kfp, tmp_path / "run")
+    run = tmp_path / "run"
+    uri = f"sqlite:///{run / 'mlflow.db'}"
+    better = (run / "report" / "metrics.json").read_text()
+    worse = json.loads(better)
+    worse["CT"]["liver"]["dice"]["mean"] = -1.0  # below the champion by more than any gate allows
+    (run / "report" / "metrics.json").write_text(json.dumps(worse))
+    succeed("hepar", "register", "--params", str(TINY), cwd=run, MLFLOW_TRACKING_URI=uri)
+    result = json.loads((run / "registration" / "registration.json").read_text())
+    assert (result["version"], result["alias"]) == ("2", "challenger")
+    assert any("CT liver" in reason for reason in result["reasons"])
+
+
+def test_no_champion_is_replaced_unseen(by_kfp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(by_kfp / "mlflow.db", tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    server = tracking.connect("hepar")
+    assert tracking.version_by_alias(server, "nobody", "champion") is None
+    assert tracking.version_by_alias(server, "hepar-tiny", "nobody") is None
+    assert tracking.registered_version(server, "hepar-tiny", "99") is None
+
+    def broken(*args: object, **others: object) -> str:
+        raise mlflow.MlflowException("out of order")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.artifacts, "download_artifacts", broken)
+        with pytest.raises(StorageError, match=r"^version 1 of hepar-tiny: its report cannot be read from "):
+            tracking.version_by_alias(server, "hepar-tiny", "champion")
+    monkeypatch.setattr(mlflow.MlflowClient, "get_model_version_by_alias", broken)
+    with pytest.raises(StorageError, match=r"does not answer: out of order$"):
+        tracking.version_by_alias(server, "hepar-tiny", "champion")
+
+
+def test_a_training_starts_from_a_registered_model(
+    by_kfp: Path, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{by_kfp / 'mlflow.db'}")
+    training = tiny.train_universal.training.model_copy(update={"steps": 1})
+    params = TrainUniversalParams(warm_start="models:/hepar-tiny@champion", training=training)
+    train_universal.run(by_kfp / "pool", {}, tmp_path / "model", tiny.network, params)
+    origin = json.loads((tmp_path / "model" / "model.json").read_text())["origin"]
+    assert origin["warm start"] == read_manifest(by_kfp / "models" / "universal", "model").hash
+    nobody = params.model_copy(update={"warm_start": "models:/nobody@champion"})
+    with pytest.raises(ArtifactError, match=r"^models:/nobody@champion cannot be fetched from "):
+        train_universal.run(by_kfp / "pool", {}, tmp_path / "other", tiny.network, nobody)
+
+
+def test_dvc_and_kfp_call_the_same_stages_with_the_same_parameters(by_kfp: Path, by_dvc: Path) -> None:
+    assert hashes(by_dvc) == hashes(by_kfp)
+    assert metrics(by_dvc) == metrics(by_kfp)
+
+
+def test_the_command_line_gives_the_same_artifact(by_kfp: Path, tmp_path: Path) -> None:
+    for name in ("cohort", "pseudo"):
+        shutil.copytree(by_kfp / name, tmp_path / name)
+    succeed("hepar", "assemble-pool", "--params", str(TINY), cwd=tmp_path)
+    assert read_manifest(tmp_path / "pool", "pool").hash == hashes(by_kfp)["pool"]
+
+
+def test_a_second_repro_runs_nothing(by_dvc: Path) -> None:
+    began = time.monotonic()
+    shown = succeed("dvc", "repro", cwd=by_dvc)
+    assert time.monotonic() - began < 5
+    assert "Running stage" not in shown
+    assert "up to date" in shown
+
+
+def test_the_next_repro_takes_over_the_cases_that_have_not_changed(by_dvc: Path, tmp_path: Path) -> None:
+    shutil.copytree(by_dvc, tmp_path / "run", symlinks=True)
+    run = tmp_path / "run"
+    values = yaml.safe_load((run / "params.yaml").read_text())
+    values["ingest"]["phantoms"]["cases"] += 2
+    (run / "params.yaml").write_text(yaml.safe_dump(values))
+    before = {path: path.stat().st_ino for path in sorted((run / "cohort" / "volumes").rglob("*.nii.gz"))}
+    succeed("dvc", "repro", "ingest", cwd=run)
+    after = {path: path.stat().st_ino for path in sorted((run / "cohort" / "volumes").rglob("*.nii.gz"))}
+    assert len(after) > len(before)
+    assert {path: after[path] for path in before} == before
+
+
+def test_a_killed_training_leaves_nothing_whole_and_resumes(by_kfp: Path, tmp_path: Path) -> None:
+    """SIGKILL after the first checkpoint; the next run goes on from it and ends with the same weights."""
+    for name in ("cohort",):
+        shutil.copytree(by_kfp / name, tmp_path / name)
+    command = ["hepar", "train-liver", "--modality", "CT", "--params", str(TINY)]
+    victim = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
+    model = tmp_path / "models" / "liver-ct"
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("checkpoint.pt")) and victim.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL, "it ended before it was killed"
+    assert not model.exists()
+    succeed(*command, cwd=tmp_path)
+    assert read_manifest(model, "model").hash == read_manifest(by_kfp / "models" / "liver-ct", "model").hash
+    assert not list(tmp_path.rglob("checkpoint.pt"))
+
+
+def test_a_stage_that_refuses_its_input_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "cohort.csv").write_text("case_id,patient_id,modality,image\n")
+    done = call(
+        "hepar", "run", "--source", str(tmp_path / "empty"), "--params", str(TINY), "--workdir", "run", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "hepar: ingest:" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not (tmp_path / "run" / "cohort").exists()
+
+
+def test_a_working_directory_that_cannot_be_made_is_named(tiny: Params, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HeparError, match=r"^the working directory .*/file/run cannot be made: Not a directory$"):
+        local.run_in_subprocesses("phantoms", tiny, tmp_path / "file" / "run", "")
+
+
+def test_the_pipeline_compiles(tmp_path: Path) -> None:
+    output = tmp_path / "two_stage.yaml"
+    succeed("kfp", "dsl", "compile", "--py", "pipelines/two_stage.py", "--output", str(output), cwd=ROOT)
+    compiled = next(yaml.safe_load_all(output.read_text()))
+    assert set(compiled["root"]["dag"]["tasks"]) == {
+        "ingest",
+        "train-liver",
+        "train-liver-2",
+        "pseudo-label",
+        "assemble-pool",
+        "train-universal",
+        "evaluate",
+        "register",
+    }
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_stop_ends_with_its_stages_and_says_how_to_go_on(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    write_preset(own, TINY, {"train_liver.training.steps": 100_000}, "for ever")
+    command = [str(BIN / "hepar"), "run", "--params", str(own), "--workdir", str(tmp_path / "run")]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment()) as run:
+        try:
+            wait_for_training(tmp_path / "run" / "progress", run)
+            run.send_signal(signal.SIGTERM)
+            _, said = run.communicate(timeout=120)
+        finally:
+            run.kill()
+    assert run.returncode == os.EX_TEMPFAIL, said
+    assert re.search(r"train-liver-(CT|MR): stopped by SIGTERM at step \d+, which is saved: run again to go on", said)
+    assert list((tmp_path / "run").rglob("checkpoint.pt"))
+    left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(p)]
+    assert left == []
+
+
+def wait_for_training(board: Path, run: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not any(json.loads(path.read_text())["done"] > 3 for path in board.glob("train-liver-*.json")):
+        assert run.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended meanwhile
+        return b""

@@ -1,0 +1,51 @@
+"""Progress: lines with the rate, and the status file that a watcher reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hepar.errors import DataError
+from hepar.runtime import progress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time in seconds, as the list's only item."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_rate_counts_from_the_first_step_on(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.stage("training") as running, running.counting(1000, "steps") as count:
+        count.advance(500, loss=0.5)  # resumed: what was skipped is no speed
+        for step in range(501, 561):
+            clock[0] += 0.5
+            count.advance(step, loss=0.25)
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first == "training: 500/1000 loss 0.5"
+    assert others == [f"training: {step}/1000 2.00/s loss 0.25" for step in (520, 540, 560)]
+
+
+def test_a_second_counting_has_a_rate_of_its_own(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.stage("ingest") as running:
+        for seconds in (10.0, 1.0):
+            with running.counting(3, "cases") as count:
+                for _ in range(3):
+                    clock[0] += seconds
+                    count.advance()
+    assert "ingest: 3/3 0.10/s cases" in (lines := capsys.readouterr().err.splitlines())
+    assert lines[-1] == "ingest: 3/3 1.00/s cases"
+
+
+def test_a_watcher_reads_what_failed_and_whether_the_input_is_at_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(progress.FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(DataError), progress.stage("ingest"):
+        raise DataError("case a: no")
+    status = json.loads((tmp_path / "ingest.json").read_text())
+    assert (status["state"], status["message"], status["mendable"]) == ("failed", "case a: no", True)

@@ -1,0 +1,207 @@
+"""Several processes train one network as one process would, stop together, and tell what went wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from test_training import TOYS, settings
+from toy_pool import toy_pool
+
+from hepar.errors import ParamsError
+from hepar.params import Params
+from hepar.training import distributed
+from hepar.training.checkpoint import load_checkpoint
+from hepar.training.fit import Recipe, fit_model
+
+# trains the tiny network on toys; arguments: folder of the pool and the model, processes, changes of the settings
+TRAIN = """
+import json, os, sys
+from pathlib import Path
+from test_training import ROOT, TOYS, settings
+from toy_pool import toy_pool
+from hepar.cli.main import errors_as_sentences
+from hepar.params import load_params
+from hepar.runtime.progress import stage
+from hepar.training.fit import Recipe, fit_model
+
+def main():
+    tiny = load_params(ROOT / "params" / "tiny.yaml")
+    folder, processes, changes = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+    changes = {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "learning_rate": 1e-4, **changes}
+    training = settings(tiny, processes=processes, **changes)
+    with errors_as_sentences(), stage("train"):
+        pool = toy_pool(folder / f"pool-{os.environ.get('RANK', '0')}", TOYS)
+        fit_model(pool, folder / "model", Recipe(tiny.network, training, ("CT", "MR")), {"role": "universal"})
+
+if __name__ == "__main__":
+    main()
+"""
+# one step on one batch in two parts, with every term of the loss; leaves loss and gradients; argument: the folder
+STEP = """
+import sys
+from itertools import islice
+from pathlib import Path
+import torch
+from test_training import ROOT, TOYS, learner, toy_pool
+from hepar.params import load_params
+from hepar.training import distributed
+from hepar.training.batches import batches
+
+folder = Path(sys.argv[1])
+with distributed.joined() as device:
+    pool = toy_pool(folder / f"pool-{distributed.rank()}", TOYS)
+    trainer = learner(
+        pool, load_params(ROOT / "params" / "tiny.yaml"), folder / "checkpoints",
+        batch_size=4, accumulate=2, clip_norm=1e9,
+        nesting_weight=1.0, consistency_weight=1.0, consistency_rampup_steps=0,
+    )
+    with torch.no_grad():  # a teacher that says something else
+        for parameter in trainer.ema.parameters():
+            parameter.mul_(0.5)
+    loss = trainer._step(list(islice(batches(trainer.sampler, 0, trainer.params, device), 2)))
+    if distributed.rank() == 0:
+        torch.save([loss, [parameter.grad for parameter in trainer.network.parameters()]], folder / "step.pt")
+"""
+
+
+def started(folder: Path, processes: int, changes: str = "{}", by_torchrun: bool = False) -> subprocess.Popen[str]:
+    return run(TRAIN, folder, str(0 if by_torchrun else processes), changes, torchrun=2 if by_torchrun else 0)
+
+
+def run(script: str, folder: Path, *arguments: str, torchrun: int = 0) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    (folder / "script.py").write_text(script)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torchrun)] if torchrun else []
+    return subprocess.Popen(
+        [sys.executable, *launcher, folder / "script.py", folder, *arguments],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2])),
+            "OMP_NUM_THREADS": "1",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+            "HEPAR_CHECKPOINTS": str(folder / "checkpoints"),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def trained(folder: Path, processes: int, changes: str = "{}", by_torchrun: bool = False) -> pd.DataFrame:
+    """The history of a training that succeeds."""
+    child = started(folder, processes, changes, by_torchrun)
+    _, said = child.communicate(timeout=300)
+    assert child.returncode == 0, said
+    return pd.read_csv(folder / "model" / "history.csv", keep_default_na=False)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    trained(folder, 1)
+    return folder
+
+
+@pytest.mark.parametrize("by_torchrun", [False, True], ids=["by itself", "by torchrun"])
+def test_two_processes_have_the_losses_of_one(by_torchrun: bool, alone: Path, tmp_path: Path) -> None:
+    shared = trained(tmp_path / "shared", 2, by_torchrun=by_torchrun)
+    single = pd.read_csv(alone / "model" / "history.csv", keep_default_na=False)
+    assert shared[["step", "split", "metric"]].equals(single[["step", "split", "metric"]])
+    losses = [history[history.metric == "loss"].value.to_numpy() for history in (single, shared)]
+    assert len(losses[0]) == 6
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_a_shared_batch_has_the_loss_and_the_gradients_that_one_process_finds(tmp_path: Path) -> None:
+    steps = []
+    for folder, torchrun in ((tmp_path / "plain", 0), (tmp_path / "launched", 2)):
+        child = run(STEP, folder, torchrun=torchrun)
+        _, said = child.communicate(timeout=300)
+        assert child.returncode == 0, said
+        steps.append(torch.load(folder / "step.pt"))
+    (loss, gradients), (shared_loss, shared_gradients) = steps
+    assert shared_loss == pytest.approx(loss, abs=1e-5)
+    largest = max(float(gradient.abs().max()) for gradient in gradients)
+    for one, other in zip(gradients, shared_gradients, strict=True):
+        assert float((one - other).abs().max()) < 1e-4 * largest
+
+
+def test_a_loss_that_is_no_number_in_some_process_ends_the_training_with_its_sentence(tmp_path: Path) -> None:
+    child = started(tmp_path / "broken", 2, '{"learning_rate": 1e30, "clip_norm": 1e30, "warmup_steps": 0}')
+    _, said = child.communicate(timeout=300)
+    assert child.returncode == 2, said
+    assert said.rstrip().splitlines()[-1].startswith("hepar: the loss is ")
+    assert not (tmp_path / "broken" / "model").exists()
+
+
+def test_processes_that_are_told_to_stop_save_one_step(tmp_path: Path) -> None:
+    changes = '{"steps": 1000000, "checkpoint_every": 1}'
+    child = started(tmp_path / "stopped", 2, changes)
+    wait_for_a_checkpoint(tmp_path / "stopped" / "checkpoints", child)
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=300)
+    assert child.returncode == os.EX_TEMPFAIL, said
+    assert "which is saved: run again to go on" in said.rstrip().splitlines()[-1]
+    (folder,) = (tmp_path / "stopped" / "checkpoints").iterdir()
+    left = load_checkpoint(folder)
+    assert left is not None
+    assert f"stopped by SIGTERM at step {left['step']}," in said
+
+
+def test_processes_go_on_from_the_checkpoint_of_others(tmp_path: Path) -> None:
+    changes = '{"steps": 40, "checkpoint_every": 1}'
+    child = started(tmp_path / "stopped", 2, changes)
+    wait_for_a_checkpoint(tmp_path / "stopped" / "checkpoints", child)
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=300)
+    assert child.returncode == os.EX_TEMPFAIL
+    resumed, whole = trained(tmp_path / "stopped", 2, changes), trained(tmp_path / "whole", 1, changes)
+    losses = [history[history.metric == "loss"].value.to_numpy() for history in (resumed, whole)]
+    assert len(losses[0]) == 40
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
+def wait_for_a_checkpoint(folder: Path, child: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not list(folder.glob("*/checkpoint.pt")):
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(tiny: Params, tmp_path: Path) -> None:
+    training = settings(tiny, batch_size=4, processes=3)
+    with pytest.raises(ParamsError, match=r"training\.batch_size is 4: must be a multiple of the 3 processes"):
+        fit_model(toy_pool(tmp_path, TOYS), tmp_path / "model", Recipe(tiny.network, training, ()), {})
+
+
+@pytest.mark.parametrize(("gpus", "batch_size", "expected"), [(0, 4, 1), (1, 4, 1), (4, 4, 4), (8, 2, 2), (3, 4, 2)])
+def test_one_process_a_gpu_as_far_as_they_divide_the_batch(
+    gpus: int, batch_size: int, expected: int, tiny: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert distributed.wanted_processes(settings(tiny, batch_size=batch_size)) == expected
+
+
+def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "available_cores", lambda: 16)
+    assert distributed.threads_each(0) == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert distributed.threads_each(0) == 4
+    assert distributed.threads_each(3) == 3
+
+
+def test_alone_there_is_nothing_to_agree_on() -> None:
+    tensor = torch.ones(2)
+    assert distributed.add_up(tensor) is tensor
+    assert distributed.any_of(True, torch.device("cpu"))
+    assert distributed.gathered("own") == ["own"]
+    assert distributed.from_first("own") == "own"
