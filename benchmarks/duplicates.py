@@ -1,4 +1,4 @@
-"""How alike the fingerprints of one scan on other grids are, and those of different patients.
+"""How alike the perceptual hashes of one scan on other grids are, and those of different patients.
 
 `python benchmarks/duplicates.py [TABLE]`: by default on 60 phantoms, else on the scans of a table.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from hepar.imaging.volumes import Geometry, canonical, resample, to_array
-from hepar.ingest.perceptual_hash import SAME, Fingerprint, correlation, fingerprint
+from hepar.ingest.perceptual_hash import SAME, PerceptualHash, correlation, perceptual_hash
 from hepar.ingest.sources.table import read_table
 from hepar.phantoms import write_phantoms
 
@@ -31,14 +31,14 @@ def copies(image: sitk.Image) -> dict[str, sitk.Image]:
 
 
 def main(table: Path) -> None:
-    found: list[tuple[str, str, Fingerprint]] = []
+    found: list[tuple[str, str, PerceptualHash]] = []
     lowest: dict[str, tuple[float, str]] = {}
     for case in read_table(table):
         image = canonical(case.image.read())
-        own = fingerprint(to_array(image), case.modality)
+        own = perceptual_hash(to_array(image), case.modality)
         found.append((case.case_id, case.patient_id, own))
         for name, copy in copies(image).items():
-            alike = correlation(own, fingerprint(to_array(copy), case.modality))
+            alike = correlation(own, perceptual_hash(to_array(copy), case.modality))
             lowest[name] = min(lowest.get(name, (2.0, "")), (alike, case.case_id))
     for name, (alike, case_id) in lowest.items():
         print(f"{name}: at least {alike:.4f} (case {case_id})")

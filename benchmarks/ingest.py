@@ -29,7 +29,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from hepar.cases import Modality
-from hepar.imaging.preprocessing import Plan, normalise
+from hepar.imaging.preprocessing import PreprocessingPlan, normalise
 from hepar.imaging.volumes import canonical, to_array, write_image
 from hepar.ingest.sources import open_source
 from hepar.ingest.sources.archive import unpacked
@@ -37,7 +37,7 @@ from hepar.ingest.sources.source import Volume
 from hepar.ingest.sources.table import read_table
 from hepar.params import load_params
 from hepar.phantoms import TEACHING, write_phantoms
-from hepar.pool.table import FULL, PreparedArrays, Targets
+from hepar.pool.table import FULL, PreprocessedArrays, Targets
 from hepar.training.sampling import cut
 
 ROOT = Path(__file__).parents[1]
@@ -160,11 +160,11 @@ def patches(work: Path) -> None:
     assert case.tumour is not None
     masks = [enlarged(mask) for mask in (case.liver, case.tumour)]
     image = (enlarged(case.image) + rng.normal(0, 12, masks[0].shape)).astype(np.int16)
-    plan = Plan(spacing_zyx_mm=(1.0, 1.0, 1.0), window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
+    plan = PreprocessingPlan(spacing_zyx_mm=(1.0, 1.0, 1.0), window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
     known = np.full(image.shape, FULL, np.uint8)
     prepared = normalise(image.astype(np.float32), case.modality, plan)
 
-    PreparedArrays.of(prepared, Targets(masks[0] > 0, masks[1] > 0, known, known)).save(work / "ours")
+    PreprocessedArrays.of(prepared, Targets(masks[0] > 0, masks[1] > 0, known, known)).save(work / "ours")
     for name, array in (("image", image), ("liver", masks[0]), ("tumour", masks[1])):
         write_image(sitk.GetImageFromArray(array), work / "nifti" / f"{name}.nii.gz")
     settings: dict[str, Any] = {"mode": "w", "cparams": {"codec": blosc2.Codec.ZSTD, "clevel": 8, "nthreads": 1}}
@@ -175,7 +175,7 @@ def patches(work: Path) -> None:
         blosc2.asarray(array[None], urlpath=str(work / "nnunet" / f"{name}.b2nd"), **shape, **settings)
 
     def ours(part: tuple[slice, ...], centre: np.ndarray) -> None:
-        cut(PreparedArrays.open(work / "ours"), centre, (128, 128, 128), Modality.CT)
+        cut(PreprocessedArrays.open(work / "ours"), centre, (128, 128, 128), Modality.CT)
 
     def nifti(part: tuple[slice, ...], centre: np.ndarray) -> None:
         for name in ("image", "liver", "tumour"):

@@ -36,7 +36,7 @@ root, place = map(Path, sys.argv[1:3])
 params = load_params(root / "params.yaml")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
-assemble_pool.run(place / "cohort", place / "pseudo", place / "pool", params.preparation, params.assemble_pool)
+assemble_pool.run(place / "cohort", place / "pseudo", place / "pool", params.preprocessing, params.assemble_pool)
 print(time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 

@@ -34,11 +34,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hepar.cases import LabelState, Modality, Split
-from hepar.imaging.preprocessing import Plan
+from hepar.imaging.masks import lesion_diameters_mm
+from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.networks import build_network
 from hepar.params import NetworkParams, SizeZYX, TrainingParams, load_params
 from hepar.planning.memory import BYTES, training_bytes
-from hepar.pool.table import FULL, KnownLabels, Pool, PoolEntry, PreparedArrays, lesion_diameters_mm, make_targets
+from hepar.pool.table import FULL, KnownLabels, Pool, PoolEntry, PreprocessedArrays, make_targets
 from hepar.runtime.device import autocast, available_cores, pick_device, use_threads
 from hepar.training.augmentation import move, recolour
 from hepar.training.batches import Batch, Waits, batches
@@ -51,7 +52,7 @@ PATCHES = ((16, 32, 32), (32, 48, 48), (48, 64, 64), (64, 96, 96))
 WORKERS = (0, 1, 2, 4, 8)  # as far as there are cores
 SIDE = 48
 BESIDE = 3  # copies of each weight that no step adds: itself, its average, and the best, which is not made here
-PLAN = Plan(spacing_zyx_mm=SPACING_MM, window_hu=(-20.0, 180.0), mr_percentiles=(2.0, 98.0))
+PLAN = PreprocessingPlan(spacing_zyx_mm=SPACING_MM, window_hu=(-20.0, 180.0), mr_percentiles=(2.0, 98.0))
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _entry(folder: Path, number: int, rng: np.random.Generator) -> PoolEntry:
     image = (rng.normal(0, 0.3, SIZE_ZYX) + liver - 0.5 * tumour).astype(np.float32)
     known = KnownLabels(LabelState.MANUAL, LabelState.MANUAL, liver, tumour)
     targets = make_targets(known, SIZE_ZYX, SPACING_MM, "masked", 5.0)
-    PreparedArrays.of(image, targets).save(folder / f"case-{number}")
+    PreprocessedArrays.of(image, targets).save(folder / f"case-{number}")
     voxel_ml = float(np.prod(SPACING_MM)) / 1000
     modality = Modality.CT if number % 2 else Modality.MR
     return PoolEntry(

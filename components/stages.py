@@ -15,11 +15,11 @@ def ingest(source: str, params: dict, cohort: dsl.Output[dsl.Artifact]) -> str: 
     """Read, check and split a source."""
     from pathlib import Path
 
+    import hepar.stages.ingest
     from hepar.params import IngestParams, read_section
     from hepar.runtime.artifacts import read_manifest
-    from hepar.stages import ingest as stage
 
-    stage.run(source, Path(cohort.path), read_section(IngestParams, params))
+    hepar.stages.ingest.run(source, Path(cohort.path), read_section(IngestParams, params))
     return read_manifest(Path(cohort.path), "cohort").hash
 
 
@@ -27,7 +27,7 @@ def ingest(source: str, params: dict, cohort: dsl.Output[dsl.Artifact]) -> str: 
 def train_liver(
     modality: str,
     cohort_hash: str,
-    preparation: dict,  # type: ignore[type-arg]
+    preprocessing: dict,  # type: ignore[type-arg]
     network: dict,  # type: ignore[type-arg]
     params: dict,  # type: ignore[type-arg]
     cohort: dsl.Input[dsl.Artifact],
@@ -36,16 +36,16 @@ def train_liver(
     """Train the liver teacher of one modality."""
     from pathlib import Path
 
+    import hepar.stages.train_liver
     from hepar.cases import Modality
-    from hepar.params import NetworkParams, PreparationParams, TrainLiverParams, read_section
+    from hepar.params import NetworkParams, PreprocessingParams, TrainLiverParams, read_section
     from hepar.runtime.artifacts import read_manifest
-    from hepar.stages import train_liver as stage
 
-    stage.run(
+    hepar.stages.train_liver.run(
         Path(cohort.path),
         Path(model.path),
         Modality(modality),
-        read_section(PreparationParams, preparation),
+        read_section(PreprocessingParams, preprocessing),
         read_section(NetworkParams, network),
         read_section(TrainLiverParams, params),
     )
@@ -66,13 +66,15 @@ def pseudo_label(
     """Give gated liver masks to the cases that lack one."""
     from pathlib import Path
 
+    import hepar.stages.pseudo_label
     from hepar.cases import Modality
     from hepar.params import PseudoLabelParams, read_section
     from hepar.runtime.artifacts import read_manifest
-    from hepar.stages import pseudo_label as stage
 
     teachers = {Modality.CT: Path(teacher_ct.path), Modality.MR: Path(teacher_mr.path)}
-    stage.run(Path(cohort.path), teachers, Path(pseudo.path), read_section(PseudoLabelParams, params))
+    hepar.stages.pseudo_label.run(
+        Path(cohort.path), teachers, Path(pseudo.path), read_section(PseudoLabelParams, params)
+    )
     return read_manifest(Path(pseudo.path), "pseudo-labels").hash
 
 
@@ -80,7 +82,7 @@ def pseudo_label(
 def assemble_pool(
     cohort_hash: str,
     pseudo_hash: str,
-    preparation: dict,  # type: ignore[type-arg]
+    preprocessing: dict,  # type: ignore[type-arg]
     params: dict,  # type: ignore[type-arg]
     cohort: dsl.Input[dsl.Artifact],
     pseudo: dsl.Input[dsl.Artifact],
@@ -90,19 +92,19 @@ def assemble_pool(
     import os
     from pathlib import Path
 
+    import hepar.stages.assemble_pool
     from components.pool_versions import REMOTE_VARIABLE, push
-    from hepar.params import AssemblePoolParams, PreparationParams, read_section
+    from hepar.params import AssemblePoolParams, PreprocessingParams, read_section
     from hepar.runtime.artifacts import read_manifest
-    from hepar.stages import assemble_pool as stage
 
     def publish(folder: Path) -> None:
         pool.metadata["version"] = push(folder)
 
-    stage.run(
+    hepar.stages.assemble_pool.run(
         Path(cohort.path),
         Path(pseudo.path),
         Path(pool.path),
-        read_section(PreparationParams, preparation),
+        read_section(PreprocessingParams, preprocessing),
         read_section(AssemblePoolParams, params),
         publish if os.environ.get(REMOTE_VARIABLE) else None,
     )
@@ -124,12 +126,12 @@ def train_universal(
     """Train one model for both modalities on the pool."""
     from pathlib import Path
 
+    import hepar.stages.train_universal
     from hepar.cases import Modality
     from hepar.params import NetworkParams, TrainUniversalParams, read_section
     from hepar.runtime.artifacts import read_manifest
-    from hepar.stages import train_universal as stage
 
-    stage.run(
+    hepar.stages.train_universal.run(
         Path(pool.path),
         {Modality.CT: Path(teacher_ct.path), Modality.MR: Path(teacher_mr.path)},
         Path(model.path),
@@ -151,11 +153,13 @@ def evaluate(
     """Score the model on the held-out patients."""
     from pathlib import Path
 
+    import hepar.stages.evaluate
     from hepar.params import EvaluateParams, read_section
     from hepar.runtime.artifacts import read_manifest
-    from hepar.stages import evaluate as stage
 
-    stage.run(Path(cohort.path), Path(model.path), Path(report.path), read_section(EvaluateParams, params))
+    hepar.stages.evaluate.run(
+        Path(cohort.path), Path(model.path), Path(report.path), read_section(EvaluateParams, params)
+    )
     return read_manifest(Path(report.path), "report").hash
 
 
@@ -171,7 +175,9 @@ def register(
     """Register the model as champion or challenger."""
     from pathlib import Path
 
+    import hepar.stages.register
     from hepar.params import RegisterParams, read_section
-    from hepar.stages import register as stage
 
-    stage.run(Path(model.path), Path(report.path), Path(registration.path), read_section(RegisterParams, params))
+    hepar.stages.register.run(
+        Path(model.path), Path(report.path), Path(registration.path), read_section(RegisterParams, params)
+    )

@@ -18,6 +18,10 @@ class Modality(StrEnum):
     MR = "MR"
 
 
+LIVER, TUMOUR = 0, 1  # the channels of targets, weights and predictions: the whole liver, and the tumour in it
+STRUCTURES = ("liver", "tumour")  # their names, in that order
+
+
 class LabelState(StrEnum):
     """What is known of one structure in one case. Unknown is never background."""
 

@@ -118,7 +118,7 @@ class IngestParams(Section):
     max_refused_share: Share  # a larger share of refused cases fails the stage
 
 
-class PreparationParams(Section):
+class PreprocessingParams(Section):
     """From a canonical volume to the array that a network reads."""
 
     spacing_zyx_mm: SpacingZYX | None  # null: the median spacing of the cohort
@@ -320,7 +320,7 @@ class Params(Section):
     """A whole `params.yaml`."""
 
     ingest: IngestParams
-    preparation: PreparationParams
+    preprocessing: PreprocessingParams
     network: NetworkParams
     train_liver: TrainLiverParams
     pseudo_label: PseudoLabelParams

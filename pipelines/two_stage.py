@@ -19,7 +19,7 @@ DEFAULTS = dump_sections(load_params(Path(os.environ.get("HEPAR_PARAMS", Path(__
 def two_stage(
     source: str = "phantoms",
     ingest: dict = DEFAULTS["ingest"],  # type: ignore[type-arg]
-    preparation: dict = DEFAULTS["preparation"],  # type: ignore[type-arg]
+    preprocessing: dict = DEFAULTS["preprocessing"],  # type: ignore[type-arg]
     network: dict = DEFAULTS["network"],  # type: ignore[type-arg]
     train_liver: dict = DEFAULTS["train_liver"],  # type: ignore[type-arg]
     pseudo_label: dict = DEFAULTS["pseudo_label"],  # type: ignore[type-arg]
@@ -37,7 +37,7 @@ def two_stage(
         modality: stages.train_liver(
             modality=modality,
             cohort_hash=cohort_hash,
-            preparation=preparation,
+            preprocessing=preprocessing,
             network=network,
             params=train_liver,
             cohort=cohort,
@@ -56,7 +56,7 @@ def two_stage(
         cohort_hash=cohort_hash,
         pseudo=labelled.outputs["pseudo"],
         pseudo_hash=labelled.outputs["Output"],
-        preparation=preparation,
+        preprocessing=preprocessing,
         params=assemble_pool,
     )
     pooled.set_caching_options(False)  # people may have decided on pseudo-labels since

@@ -79,7 +79,7 @@ def test_a_missing_key_is_named_with_its_file(tmp_path: Path, values: dict[str, 
         ("ingest", "max_refused_share", 1.5, "less than or equal to 1"),
         ("evaluate", "bootstrap_resamples", 0, "greater than or equal to 1"),
         ("assemble_pool", "labels", "mixd", "'tumour', 'manual' or 'mixed'"),
-        ("preparation", "window_hu", [250.0, -150.0], "must be ascending"),
+        ("preprocessing", "window_hu", [250.0, -150.0], "must be ascending"),
         ("pseudo_label", "overlap", 1.0, "less than 1"),
     ],
 )

@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from hepar.cases import LabelState, Modality, Split
-from hepar.imaging.preprocessing import Plan
+from hepar.imaging.masks import lesion_diameters_mm
+from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.pool.building import hashes_of
-from hepar.pool.table import FULL, KnownLabels, Pool, PoolEntry, PreparedArrays, lesion_diameters_mm, make_targets
+from hepar.pool.table import FULL, KnownLabels, Pool, PoolEntry, PreprocessedArrays, make_targets
 from hepar.runtime.artifacts import sha256_json
 
 SPACING = (2.0, 2.0, 2.0)
 VOXEL_ML = 0.008
-PLAN = Plan(spacing_zyx_mm=SPACING, window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
+PLAN = PreprocessingPlan(spacing_zyx_mm=SPACING, window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
 Ball = tuple[tuple[int, int, int], float]  # centre z y x and radius, in voxels
 
 
@@ -62,7 +63,7 @@ def _write(folder: Path, toy: Toy) -> PoolEntry:
     )
     targets = make_targets(known, toy.shape, SPACING, "masked", margin_mm=5.0)
     image = (toy.level + 1.0 * liver - 2.0 * tumour).astype(np.float32)
-    PreparedArrays.of(image, targets).save(folder / toy.case_id)
+    PreprocessedArrays.of(image, targets).save(folder / toy.case_id)
     return PoolEntry(
         case_id=toy.case_id,
         patient_id=toy.case_id,

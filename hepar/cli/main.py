@@ -51,7 +51,7 @@ from hepar.errors import DataError, HeparError, ParamsError, Preempted
 from hepar.params import (
     Params,
     PhantomParams,
-    PreparationParams,
+    PreprocessingParams,
     SizeZYX,
     check_new_preset,
     dump_params,
@@ -91,9 +91,9 @@ def ingest(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Read a source, check every case, bring it to one orientation and split it by patient."""
-    from hepar.stages import ingest as this
+    import hepar.stages.ingest
 
-    this.run(source, cohort, _with_options(load_params(params), layout, split_from).ingest)
+    hepar.stages.ingest.run(source, cohort, _with_options(load_params(params), layout, split_from).ingest)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -104,11 +104,11 @@ def train_liver(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Train the liver teacher of one modality on the manual livers."""
-    from hepar.stages import train_liver as this
+    import hepar.stages.train_liver
 
     p = load_params(params)
     folder = model or {Modality.CT: TEACHER_CT, Modality.MR: TEACHER_MR}[modality]
-    this.run(cohort, folder, modality, p.preparation, p.network, p.train_liver)
+    hepar.stages.train_liver.run(cohort, folder, modality, p.preprocessing, p.network, p.train_liver)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -120,9 +120,11 @@ def pseudo_label(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Give a liver mask to the cases that lack one, and judge it by the gates."""
-    from hepar.stages import pseudo_label as this
+    import hepar.stages.pseudo_label
 
-    this.run(cohort, {Modality.CT: teacher_ct, Modality.MR: teacher_mr}, pseudo, load_params(params).pseudo_label)
+    hepar.stages.pseudo_label.run(
+        cohort, {Modality.CT: teacher_ct, Modality.MR: teacher_mr}, pseudo, load_params(params).pseudo_label
+    )
 
 
 @app.command(rich_help_panel=STAGES)
@@ -137,13 +139,13 @@ def assemble_pool(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Bring manual livers, pseudo-livers and tumour labels into one mixed-label pool."""
-    from hepar.stages import assemble_pool as this
+    import hepar.stages.assemble_pool
 
     p = load_params(params)
     assembling = p.assemble_pool if reviews is None else p.assemble_pool.model_copy(update={"reviews": reviews})
     if not assembling.reviews and reviews is None and REVIEWS.is_dir():
         _note(f"the decisions in {REVIEWS} are not used: give --reviews {REVIEWS}")
-    this.run(cohort, pseudo, pool, p.preparation, assembling)
+    hepar.stages.assemble_pool.run(cohort, pseudo, pool, p.preprocessing, assembling)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -155,11 +157,11 @@ def train_universal(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Train one model for CT and MR, liver and tumour, on the pool."""
-    from hepar.stages import train_universal as this
+    import hepar.stages.train_universal
 
     p = load_params(params)
     teachers = {Modality.CT: teacher_ct, Modality.MR: teacher_mr}
-    this.run(pool, teachers, model, p.network, p.train_universal)
+    hepar.stages.train_universal.run(pool, teachers, model, p.network, p.train_universal)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -170,9 +172,9 @@ def evaluate(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Score the model on the held-out patients and write metrics.json and report.html."""
-    from hepar.stages import evaluate as this
+    import hepar.stages.evaluate
 
-    this.run(cohort, model, report, load_params(params).evaluate)
+    hepar.stages.evaluate.run(cohort, model, report, load_params(params).evaluate)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -183,9 +185,9 @@ def register(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Register the model in MLflow as champion or challenger."""
-    from hepar.stages import register as this
+    import hepar.stages.register
 
-    this.run(model, report, registration, load_params(params).register_model)
+    hepar.stages.register.run(model, report, registration, load_params(params).register_model)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -320,12 +322,12 @@ def calibrate_gates(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Hide manual livers from teachers, and learn which pseudo-livers can be trusted."""
-    from hepar.planning import gates as this
+    import hepar.planning.gates
 
     if out is not None:
         check_new_preset(out, params)
-    gates = this.run(cohort, calibration, load_params(params))
-    print(this.summary(calibration))
+    gates = hepar.planning.gates.run(cohort, calibration, load_params(params))
+    print(hepar.planning.gates.summary(calibration))
     if out is not None:
         values = {f"pseudo_label.gates.{name}": value for name, value in gates.items()}
         write_preset(out, params, values, "calibrated by `hepar calibrate-gates`")
@@ -379,13 +381,13 @@ def import_weights(
     window: Annotated[tuple[float, float], typer.Option(help="HU window that it was trained on.")] = (-17.0, 201.0),
 ) -> None:
     """Make a model folder of a published MedFormer checkpoint; the network is that of the params file."""
-    from hepar.imaging.preprocessing import make_plan
-    from hepar.inference import import_weights as this
+    import hepar.inference.import_weights
+    from hepar.imaging.preprocessing import make_preprocessing_plan
 
     p = load_params(params)
-    given = {"spacing_zyx_mm": spacing, "window_hu": window, "mr_percentiles": p.preparation.mr_percentiles}
-    plan = make_plan((), read_section(PreparationParams, given))
-    this.run(checkpoint, out, p.network, plan, patch)
+    given = {"spacing_zyx_mm": spacing, "window_hu": window, "mr_percentiles": p.preprocessing.mr_percentiles}
+    plan = make_preprocessing_plan((), read_section(PreprocessingParams, given))
+    hepar.inference.import_weights.run(checkpoint, out, p.network, plan, patch)
     print(out)
 
 
@@ -396,9 +398,9 @@ def promote(
     force: Annotated[bool, typer.Option(help="Promote even if the gates say no.")] = False,
 ) -> None:
     """Make a registered version the champion if it passes the gates."""
-    from hepar.stages import register as this
+    import hepar.stages.register
 
-    decision = this.promote(version, load_params(params).register_model, force)
+    decision = hepar.stages.register.promote(version, load_params(params).register_model, force)
     print("; ".join([f"version {version}: {'champion' if decision.promote else 'not promoted'}", *decision.reasons]))
     if not decision.promote:
         raise typer.Exit(1)

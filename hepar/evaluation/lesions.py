@@ -9,19 +9,17 @@ whether it counts as detected.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from hepar.evaluation.masks import Mask, check_masks, joint_bounding_box
+from hepar.evaluation.masks import check_masks, joint_bounding_box
+from hepar.imaging.masks import LESION_SIZES, Mask, equivalent_diameter_mm, label_components, lesion_size
 
 IOU_THRESHOLDS = (0.0, 0.1, 0.5)
-SIZE_BINS = ("<10 mm", "10-20 mm", ">20 mm")
 
 
 @dataclass(frozen=True)
@@ -94,18 +92,6 @@ def threshold_name(iou_above: float) -> str:
     return f"iou>{iou_above:g}"
 
 
-def equivalent_diameter_mm(volume_mm3: float) -> float:
-    """Diameter of the ball of that volume."""
-    return float(np.cbrt(6 * volume_mm3 / math.pi))
-
-
-def size_bin(diameter_mm: float) -> str:
-    """The size bin of a lesion; 10 mm and 20 mm both belong to the middle one."""
-    if diameter_mm < 10:
-        return SIZE_BINS[0]
-    return SIZE_BINS[1] if diameter_mm <= 20 else SIZE_BINS[2]
-
-
 def match_lesions(reference_zyx: Mask, prediction_zyx: Mask) -> LesionMatching:
     """Match the face-connected components of two boolean masks of one shape.
 
@@ -116,8 +102,8 @@ def match_lesions(reference_zyx: Mask, prediction_zyx: Mask) -> LesionMatching:
     box = joint_bounding_box(reference_zyx, prediction_zyx)
     if box is None:
         return LesionMatching((), (), ())
-    reference_labels_zyx, reference_voxels = _label(reference_zyx[box])
-    prediction_labels_zyx, prediction_voxels = _label(prediction_zyx[box])
+    reference_labels_zyx, reference_voxels = label_components(reference_zyx[box])
+    prediction_labels_zyx, prediction_voxels = label_components(prediction_zyx[box])
     shared_voxels = _shared_voxels(reference_labels_zyx, prediction_labels_zyx)
     members = _pair_up(shared_voxels)
     members += [((label,), ()) for label in _left_over(len(reference_voxels), [pair[0] for pair in members])]
@@ -128,7 +114,7 @@ def match_lesions(reference_zyx: Mask, prediction_zyx: Mask) -> LesionMatching:
         total = sum(reference_voxels[r - 1] for r in references)
         total += sum(prediction_voxels[p - 1] for p in predictions)
         groups.append(LesionGroup(references, predictions, intersection, total - intersection))
-    return LesionMatching(tuple(groups), reference_voxels, prediction_voxels)
+    return LesionMatching(tuple(groups), tuple(reference_voxels.tolist()), tuple(prediction_voxels.tolist()))
 
 
 def detect_lesions(matching: LesionMatching, iou_above: float, voxel_mm3: float | None) -> LesionDetection:
@@ -150,15 +136,8 @@ def detect_lesions(matching: LesionMatching, iou_above: float, voxel_mm3: float 
     binned = [
         _count_by_size(sizes_voxels, voxel_mm3) for sizes_voxels in (true_positives, false_negatives, false_positives)
     ]
-    by_size = {name: LesionCounts(*(one[name] for one in binned)) for name in SIZE_BINS}
+    by_size = {name: LesionCounts(*(one[name] for one in binned)) for name in LESION_SIZES}
     return LesionDetection(iou_above, counts, by_size)
-
-
-def _label(mask_zyx: Mask) -> tuple[NDArray[np.int32], tuple[int, ...]]:
-    """Face-connected components and their sizes in voxels."""
-    labels_zyx = np.zeros(mask_zyx.shape, dtype=np.int32)
-    ndimage.label(mask_zyx, output=labels_zyx)
-    return labels_zyx, tuple(np.bincount(labels_zyx.ravel())[1:].tolist())
 
 
 def _shared_voxels(
@@ -198,7 +177,7 @@ def _left_over(count: int, used: list[tuple[int, ...]]) -> list[int]:
 
 
 def _count_by_size(sizes_voxels: list[int], voxel_mm3: float) -> dict[str, int]:
-    counts = dict.fromkeys(SIZE_BINS, 0)
+    counts = dict.fromkeys(LESION_SIZES, 0)
     for voxels in sizes_voxels:
-        counts[size_bin(equivalent_diameter_mm(voxels * voxel_mm3))] += 1
+        counts[lesion_size(equivalent_diameter_mm(voxels * voxel_mm3))] += 1
     return counts

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Mask: TypeAlias = NDArray[np.bool_]
+from hepar.imaging.masks import Mask
+
 SpacingMm: TypeAlias = tuple[float, float, float]
 
 

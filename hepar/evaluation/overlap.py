@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hepar.evaluation.masks import Mask, check_masks
+from hepar.evaluation.masks import check_masks
+from hepar.imaging.masks import Mask
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hepar.evaluation.masks import Mask
 from hepar.evaluation.slices import CaseSlice
+from hepar.imaging.masks import Mask
 
 MAX_PNG_BYTES = 60_000
 _MARGIN_MM = 20.0

@@ -28,9 +28,10 @@ from hepar.evaluation.lesions import (
     match_lesions,
     threshold_name,
 )
-from hepar.evaluation.masks import Mask, SpacingMm, check_masks, check_spacing
+from hepar.evaluation.masks import SpacingMm, check_masks, check_spacing
 from hepar.evaluation.overlap import OverlapCounts, count_overlap
 from hepar.evaluation.surface import surface_scores
+from hepar.imaging.masks import Mask
 
 _LITS_IOU_THRESHOLDS = (0.0, 0.5)
 _TABLE_METRICS = (

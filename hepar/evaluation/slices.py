@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hepar.errors import DataError
-from hepar.evaluation.masks import Mask, SpacingMm, shape_text
+from hepar.evaluation.masks import SpacingMm, shape_text
+from hepar.imaging.masks import Mask
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hepar.evaluation.lesions import IOU_THRESHOLDS, SIZE_BINS, LesionCounts, threshold_name
+from hepar.evaluation.lesions import IOU_THRESHOLDS, LesionCounts, threshold_name
 from hepar.evaluation.scores import CaseScores, StructureScores
 from hepar.evaluation.statistics import Estimate, bootstrap_mean, bootstrap_ratio
+from hepar.imaging.masks import LESION_SIZES
 
 _STRUCTURE_METRICS = ("dice", "nsd_2mm", "hd95_mm", "assd_mm", "mssd_mm", "rvd", "voe")
 
@@ -161,7 +162,7 @@ def _summarise_sizes(cases: Sequence[CaseScores], index: int) -> dict[str, Any]:
         if case.lesions is not None and case.lesions[index].by_size is not None
     ]
     summary = {}
-    for name in SIZE_BINS:
+    for name in LESION_SIZES:
         pooled = _pool([by_size[name] for by_size in sized if by_size is not None])
         summary[name] = {
             "lesions": pooled.true_positives + pooled.false_negatives,

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from hepar.evaluation.masks import Mask, SpacingMm, check_masks, check_spacing, joint_bounding_box
+from hepar.evaluation.masks import SpacingMm, check_masks, check_spacing, joint_bounding_box
+from hepar.imaging.masks import Mask
 
 NSD_TOLERANCE_MM = 2.0
 # Headers store spacings in single precision: a surface exactly at the tolerance must not be lost to it.

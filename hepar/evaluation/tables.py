@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hepar.evaluation.lesions import IOU_THRESHOLDS, SIZE_BINS, threshold_name
+from hepar.evaluation.lesions import IOU_THRESHOLDS, threshold_name
+from hepar.imaging.masks import LESION_SIZES
 
 NOT_DEFINED = "\N{EN DASH}"
 
@@ -125,7 +126,7 @@ def size_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
     return [
         TableSection(
             f"Sensitivity at IoU > {iou_above:g}",
-            tuple(row(threshold_name(iou_above), name) for name in SIZE_BINS),
+            tuple(row(threshold_name(iou_above), name) for name in LESION_SIZES),
         )
         for iou_above in IOU_THRESHOLDS
     ]

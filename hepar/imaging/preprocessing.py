@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict
 
 from hepar.cases import Case, Modality, Split
 from hepar.errors import DataError
+from hepar.imaging.masks import body_mask
 from hepar.imaging.volumes import Geometry, resample, to_array
-from hepar.params import Interval, PreparationParams, SpacingZYX
+from hepar.params import Interval, PreprocessingParams, SpacingZYX
 
-BODY_FRACTION = 0.1  # of the 99th percentile: darker MR voxels are air
 CT_GUESS_HU = -20.0  # MR magnitudes are not negative; in a CT at least a few voxels in a hundred are fat or air
 
 
-class Plan(BaseModel):
+class PreprocessingPlan(BaseModel):
     """How every volume is brought before the network. Stored in each model, so that predictions prepare alike."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,23 +29,27 @@ class Plan(BaseModel):
     mr_percentiles: Interval
 
 
-def make_plan(cases: Sequence[Case], params: PreparationParams) -> Plan:
+def make_preprocessing_plan(cases: Sequence[Case], params: PreprocessingParams) -> PreprocessingPlan:
     """The plan for a cohort: the median spacing of its training and validation cases where the parameters name none."""
     spacing = params.spacing_zyx_mm
     if spacing is None:
         z, y, x = np.median([case.spacing_mm for case in cases if case.split != Split.TEST], axis=0).round(2).tolist()
         spacing = (z, y, x)
-    return Plan(spacing_zyx_mm=spacing, window_hu=params.window_hu, mr_percentiles=params.mr_percentiles)
+    return PreprocessingPlan(spacing_zyx_mm=spacing, window_hu=params.window_hu, mr_percentiles=params.mr_percentiles)
 
 
-def prepare_image(image: sitk.Image, modality: Modality, plan: Plan) -> tuple[npt.NDArray[np.float32], Geometry]:
+def preprocess_image(
+    image: sitk.Image, modality: Modality, plan: PreprocessingPlan
+) -> tuple[npt.NDArray[np.float32], Geometry]:
     """A canonical volume on the plan's spacing, normalised: array zyx and its grid."""
     geometry = Geometry.of(image).with_spacing(plan.spacing_zyx_mm)
     array_zyx = to_array(resample(image, geometry)).astype(np.float32)
     return normalise(array_zyx, modality, plan), geometry
 
 
-def normalise(array_zyx: npt.NDArray[np.float32], modality: Modality, plan: Plan) -> npt.NDArray[np.float32]:
+def normalise(
+    array_zyx: npt.NDArray[np.float32], modality: Modality, plan: PreprocessingPlan
+) -> npt.NDArray[np.float32]:
     """CT: the HU window to -1..1. MR: clip at percentiles inside the body, then z-score there.
 
     An MR volume without any contrast becomes all zero.
@@ -53,7 +57,7 @@ def normalise(array_zyx: npt.NDArray[np.float32], modality: Modality, plan: Plan
     if modality == Modality.CT:
         low, high = plan.window_hu
         return ((np.clip(array_zyx, low, high) - low) * (2 / (high - low)) - 1).astype(np.float32)
-    inside = mr_body(array_zyx)
+    inside = array_zyx[body_mask(array_zyx, modality)]
     if inside.size == 0:
         return np.zeros_like(array_zyx)
     low, high = np.percentile(inside, plan.mr_percentiles)
@@ -62,11 +66,6 @@ def normalise(array_zyx: npt.NDArray[np.float32], modality: Modality, plan: Plan
     if spread == 0:
         return np.zeros_like(array_zyx)
     return np.asarray((np.clip(array_zyx, low, high) - clipped.mean()) / spread, np.float32)
-
-
-def mr_body(array_zyx: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The values of an MR volume that are not of air."""
-    return np.asarray(array_zyx[array_zyx > BODY_FRACTION * np.percentile(array_zyx, 99)])
 
 
 def guess_modality(image: sitk.Image) -> Modality:

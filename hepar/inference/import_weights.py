@@ -8,7 +8,7 @@ import pandas as pd
 
 from hepar.cases import Modality
 from hepar.errors import DataError, ParamsError
-from hepar.imaging.preprocessing import Plan
+from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.inference.prediction import ModelSpec, save_model
 from hepar.networks import build_network
 from hepar.networks.medformer import MedFormer, load_published
@@ -17,7 +17,7 @@ from hepar.params import NetworkParams, SizeZYX
 from hepar.runtime.artifacts import sha256_file, writing
 
 
-def run(checkpoint: Path, model: Path, network: NetworkParams, plan: Plan, patch_zyx: SizeZYX) -> None:
+def run(checkpoint: Path, model: Path, network: NetworkParams, plan: PreprocessingPlan, patch_zyx: SizeZYX) -> None:
     """Write the folder `model`: the network of the params, the checkpoint's weights, and how scans are prepared.
 
     Raises ParamsError if the network is not a MedFormer, DataError naming the first parameter that does not fit.

@@ -15,25 +15,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 from pydantic import BaseModel, ConfigDict
-from scipy import ndimage
 from torch import Tensor, nn
 
-from hepar.cases import Modality
+from hepar.cases import LIVER, STRUCTURES, TUMOUR, Modality
 from hepar.errors import ArtifactError, DataError, ParamsError
-from hepar.imaging.preprocessing import Plan, prepare_image
+from hepar.imaging.masks import Mask, fill_holes, keep_largest_component, remove_small_components
+from hepar.imaging.preprocessing import PreprocessingPlan, preprocess_image
 from hepar.imaging.volumes import Geometry, canonical, resample, to_array, to_image
 from hepar.networks import build_network
 from hepar.params import NetworkParams, SizeZYX
-from hepar.pool.table import Mask, fill_holes
 from hepar.runtime.artifacts import write_json
-from hepar.training.losses import LIVER, STRUCTURES, TUMOUR
 
 SPEC, WEIGHTS, MEMBERS = "model.json", "weights.pt", "members"
 WINDOWS_AT_ONCE = 4
@@ -50,7 +47,7 @@ class ModelSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     network: NetworkParams
-    plan: Plan
+    plan: PreprocessingPlan
     patch_zyx: SizeZYX
     modalities: tuple[Modality, ...]
     liver_intensity: tuple[float, float] | None = None
@@ -182,7 +179,7 @@ def sliding_window(
         for window, logits_rdhw in zip(windows, logits_brdhw, strict=False):
             total_rzyx[(slice(None), *window)] += logits_rdhw.float().sigmoid() * weight_zyx
     if total_rzyx is None:
-        return np.zeros((STRUCTURES, *image_zyx.shape), np.float32)
+        return np.zeros((len(STRUCTURES), *image_zyx.shape), np.float32)
     return np.asarray((total_rzyx / total_zyx)[(slice(None), *inner)].cpu().numpy())
 
 
@@ -219,7 +216,7 @@ def predict_probabilities(
     strength = variant_strength(variant)
     z, y, x = (mm * (1 + strength) for mm in model.spec.plan.spacing_zyx_mm)
     plan = model.spec.plan.model_copy(update={"spacing_zyx_mm": (z, y, x)}) if variant else model.spec.plan
-    image_zyx, geometry = prepare_image(image, modality, plan)
+    image_zyx, geometry = preprocess_image(image, modality, plan)
     seen_zyx = vary(image_zyx, strength) if variant else image_zyx
     probabilities = sliding_window(model.network, seen_zyx, model.spec.patch_zyx, overlap, model.device)
     return probabilities, geometry
@@ -267,20 +264,4 @@ def mask_names(paths: Sequence[Path]) -> list[str]:
 def clean(liver: Mask, tumour: Mask, voxel_ml: float, min_lesion_ml: float) -> tuple[Mask, Mask]:
     """One liver without holes that holds its tumours; tumour components below `min_lesion_ml` are dropped."""
     liver = fill_holes(keep_largest_component(liver | tumour))
-    tumour = tumour & liver
-    labels, count = ndimage.label(tumour)
-    if count and min_lesion_ml > 0:
-        large = np.bincount(labels.ravel()) * voxel_ml >= min_lesion_ml
-        large[0] = False
-        tumour = large[labels]
-    return liver, tumour
-
-
-def keep_largest_component(mask: Mask) -> Mask:
-    """The largest face-connected component; an empty mask stays empty, of two equals the first is taken."""
-    labels, count = ndimage.label(mask)
-    if count <= 1:
-        return mask
-    sizes: npt.NDArray[Any] = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return np.asarray(labels == int(sizes.argmax()))
+    return liver, remove_small_components(tumour & liver, min_lesion_ml / voxel_ml)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import SimpleITK as sitk
 from scipy import ndimage
 
 from hepar.cases import Modality
 from hepar.errors import Refusal
+from hepar.imaging.masks import Mask, body_mask
 from hepar.imaging.preprocessing import guess_modality
 from hepar.imaging.volumes import Array, Geometry, to_array
 
-Mask = npt.NDArray[np.bool_]
-
 MIN_VOXELS = 8  # along each axis
 MIN_IN_BODY = 0.5  # share of a structure's voxels that lie in the body
-CT_AIR_HU = -400.0
-MR_AIR = 0.05  # of the 99th percentile
 CT_RANGE_HU = (-32768, 32767)
 LIVER_ML = (300.0, 6000.0)
 TUMOUR_MARGIN_MM = 15.0  # around the liver
@@ -65,7 +61,7 @@ def check_mask(name: str, mask: sitk.Image, image: sitk.Image, modality: Modalit
     inside = array > 0
     if not inside.any():
         raise Refusal(f"a manual {name} mask is not empty (if there is none, its state is absent)", "no voxel")
-    share = float(body(to_array(image), modality)[inside].mean())
+    share = float(body_mask(to_array(image), modality)[inside].mean())
     if share < MIN_IN_BODY:
         raise Refusal(f"at least {MIN_IN_BODY:.0%} of the {name} lies in the body", f"{share:.0%}")
 
@@ -123,13 +119,6 @@ def _shifted(mask: Mask, axis: int, by: int) -> Mask:
     edge[axis] = slice(0, by) if by > 0 else slice(by, None)
     moved[tuple(edge)] = False
     return moved if moved.sum() > 0.8 * mask.sum() else np.zeros_like(mask)
-
-
-def body(array_zyx: Array, modality: Modality) -> Mask:
-    """Voxels that are not air: above -400 HU, or above a twentieth of the 99th percentile in MR."""
-    if modality == Modality.CT:
-        return np.asarray(array_zyx > CT_AIR_HU)
-    return np.asarray(array_zyx > MR_AIR * np.percentile(array_zyx, 99))
 
 
 def _times(size_zyx: tuple[int, int, int]) -> str:

@@ -1,7 +1,7 @@
 """A scan in 3072 bytes, by which the same scan is found again after resampling, mirroring, or a change of values.
 
 The body is cut out, brought to 12 x 16 x 16 block means, and its values are replaced by their ranks, so that spacing,
-axes of another sign and intensity scales do not matter. Two fingerprints are compared by their correlation.
+axes of another sign and intensity scales do not matter. Two perceptual hashes are compared by their correlation.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from hepar.cases import Case, Modality
+from hepar.imaging.masks import body_mask
 from hepar.imaging.volumes import Array
-from hepar.ingest.checks import body
 
-FILE = "fingerprints.npz"  # of a cohort
+FILE = "perceptual_hashes.npz"  # of a cohort
 SIZE_ZYX = (12, 16, 16)
 SAME = 0.955  # correlation; `benchmarks/duplicates.py` shows what copies and scans of different patients reach
-Fingerprint = npt.NDArray[np.int8]
+PerceptualHash = npt.NDArray[np.int8]
 FLIPS = tuple(product((1, -1), repeat=3))
 
 
-def fingerprint(image_zyx: Array, modality: Modality) -> Fingerprint:
-    """The fingerprint of a canonical volume, int8 of `SIZE_ZYX`."""
-    inside = body(image_zyx, modality)
+def perceptual_hash(image_zyx: Array, modality: Modality) -> PerceptualHash:
+    """The perceptual hash of a canonical volume, int8 of `SIZE_ZYX`."""
+    inside = body_mask(image_zyx, modality)
     part = image_zyx[_bounds(inside)] if inside.any() else image_zyx
     means = _block_means(part.astype(np.float64), SIZE_ZYX)
     _, at, counts = np.unique(np.round(means, 6), return_inverse=True, return_counts=True)
@@ -73,11 +73,11 @@ class Seen:
     def __init__(self) -> None:
         self._voxels: dict[str, list[str]] = {}
         self._cases: list[Case] = []
-        self._found: list[Fingerprint] = []
+        self._found: list[PerceptualHash] = []
         self._units = np.empty((64, int(np.prod(SIZE_ZYX))), np.float32)
 
-    def add(self, case: Case, found: Fingerprint | None) -> None:
-        """Note a case; one without a fingerprint by its voxels alone."""
+    def add(self, case: Case, found: PerceptualHash | None) -> None:
+        """Note a case; one without a perceptual hash by its voxels alone."""
         self._voxels.setdefault(case.voxels_sha256, []).append(case.case_id)
         if found is None:
             return
@@ -91,7 +91,7 @@ class Seen:
         """The noted cases with the same voxels."""
         return self._voxels.get(case.voxels_sha256, ())
 
-    def alike(self, case: Case, found: Fingerprint) -> Alike | None:
+    def alike(self, case: Case, found: PerceptualHash) -> Alike | None:
         """The noted case of another patient that is most alike, if it is the same scan."""
         others = [i for i, other in enumerate(self._cases) if other.patient_id != case.patient_id]
         if not others:
@@ -101,36 +101,37 @@ class Seen:
         return Alike(self._cases[others[at]].case_id, float(alike[at])) if alike[at] >= SAME else None
 
     def save(self, path: Path) -> None:
-        """Write the fingerprints by case id."""
+        """Write the perceptual hashes by case id."""
         order = sorted(range(len(self._cases)), key=lambda i: self._cases[i].case_id)
         rows = [self._found[i].ravel() for i in order]
         ids = np.array([self._cases[i].case_id for i in order], dtype=np.str_)
-        np.savez(path, case_id=ids, fingerprint=np.stack(rows) if rows else np.empty((0, 0), np.int8))
+        np.savez(path, case_id=ids, perceptual_hash=np.stack(rows) if rows else np.empty((0, 0), np.int8))
 
 
-def load_fingerprints(path: Path) -> dict[str, Fingerprint]:
-    """Fingerprints by case id; none where the file is missing or damaged."""
+def load_perceptual_hashes(path: Path) -> dict[str, PerceptualHash]:
+    """PerceptualHashs by case id; none where the file is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {
-                str(name): row.reshape(SIZE_ZYX) for name, row in zip(file["case_id"], file["fingerprint"], strict=True)
+                str(name): row.reshape(SIZE_ZYX)
+                for name, row in zip(file["case_id"], file["perceptual_hash"], strict=True)
             }
     except (OSError, ValueError, KeyError, BadZipFile):
         return {}
 
 
-def correlation(one: Fingerprint, other: Fingerprint) -> float:
+def correlation(one: PerceptualHash, other: PerceptualHash) -> float:
     """How alike two scans are, 1 for the same, whichever axes of one are mirrored."""
     return float(_best(_unit(one)[None], other)[0])
 
 
-def _best(units: npt.NDArray[np.float32], found: Fingerprint) -> npt.NDArray[np.float32]:
-    """The highest correlation of each row with the mirror images of a fingerprint."""
+def _best(units: npt.NDArray[np.float32], found: PerceptualHash) -> npt.NDArray[np.float32]:
+    """The highest correlation of each row with the mirror images of a perceptual hash."""
     grid = _unit(found).reshape(SIZE_ZYX)
     flipped = np.stack([grid[tuple(slice(None, None, sign) for sign in signs)].ravel() for signs in FLIPS])
     return np.asarray((units @ flipped.T).max(axis=1))
 
 
-def _unit(found: Fingerprint) -> npt.NDArray[np.float32]:
+def _unit(found: PerceptualHash) -> npt.NDArray[np.float32]:
     centred = found.astype(np.float32).ravel() - found.mean()
     return np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6), np.float32)

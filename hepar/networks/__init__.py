@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hepar.cases import STRUCTURES
 from hepar.errors import ParamsError
 from hepar.networks import from_monai
 from hepar.networks.medformer import MedFormer
@@ -47,11 +48,7 @@ def _medformer(config: Mapping[str, Any]) -> nn.Module:
 
 def _check_ends(name: str, config: Mapping[str, Any]) -> None:
     """Raise ParamsError unless a network reads one channel and gives liver and tumour."""
-    outputs = (
-        ("classes", (from_monai.STRUCTURES, CLASSES))
-        if name == "medformer"
-        else ("out_channels", (from_monai.STRUCTURES,))
-    )
+    outputs = ("classes", (len(STRUCTURES), CLASSES)) if name == "medformer" else ("out_channels", (len(STRUCTURES),))
     for key, allowed in (("in_channels", (from_monai.IN_CHANNELS,)), outputs):
         if (value := config.get(key, allowed[0])) not in allowed:
             wanted = " or ".join(map(str, allowed))

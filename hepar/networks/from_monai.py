@@ -11,10 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hepar.cases import STRUCTURES
 from hepar.networks import strides as topology
 from hepar.params import SizeZYX
 
-IN_CHANNELS, STRUCTURES = 1, 2
+IN_CHANNELS = 1
+_ENDS = {"in_channels": IN_CHANNELS, "out_channels": len(STRUCTURES)}
 MAX_LEVELS = 6
 FILTERS, MAX_FILTERS = 32, 320
 
@@ -40,8 +42,7 @@ def dynunet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
     _, *strides = config.get("strides", [1, *topology.strides(patch_zyx, MAX_LEVELS - 1)])
     settings: dict[str, Any] = {
         "spatial_dims": 3,
-        "in_channels": IN_CHANNELS,
-        "out_channels": STRUCTURES,
+        **_ENDS,
         "kernel_size": [[3, 3, 3]] * (len(strides) + 1),
         "strides": [[1, 1, 1], *strides],
         "upsample_kernel_size": strides,
@@ -58,14 +59,19 @@ def dynunet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
 def segresnet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
     from monai.networks.nets.segresnet import SegResNet
 
-    settings = {"spatial_dims": 3, "in_channels": IN_CHANNELS, "out_channels": STRUCTURES, "init_filters": 16, **config}
+    settings = {
+        "spatial_dims": 3,
+        **_ENDS,
+        "init_filters": 16,
+        **config,
+    }
     return Wrapped(SegResNet(**settings), _cubed(2 ** (len(settings.get("blocks_down", (1, 2, 2, 4))) - 1)))
 
 
 def swinunetr(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
     from monai.networks.nets.swin_unetr import SwinUNETR
 
-    settings = {"in_channels": IN_CHANNELS, "out_channels": STRUCTURES, "feature_size": 24, **config}
+    settings = {**_ENDS, "feature_size": 24, **config}
     return Wrapped(SwinUNETR(spatial_dims=3, **settings), _cubed(32))
 
 
@@ -73,7 +79,7 @@ def unetr(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
     """Its position embeddings are as many as the patch has tokens, so it works on patches of this size only."""
     from monai.networks.nets.unetr import UNETR
 
-    settings = {"in_channels": IN_CHANNELS, "out_channels": STRUCTURES, "img_size": tuple(patch_zyx), **config}
+    settings = {**_ENDS, "img_size": tuple(patch_zyx), **config}
     network = UNETR(spatial_dims=3, **settings)
     for name, weight in network.named_parameters():
         if "cross_attn" in name:  # of blocks that attend to a second input, which there is none of
@@ -84,7 +90,7 @@ def unetr(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
 def mednext(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
     from monai.networks.nets.mednext import MedNeXt
 
-    settings = {"spatial_dims": 3, "in_channels": IN_CHANNELS, "out_channels": STRUCTURES, **config}
+    settings = {"spatial_dims": 3, **_ENDS, **config}
     return Wrapped(MedNeXt(**settings), _cubed(16))
 
 
@@ -93,8 +99,7 @@ def unet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
 
     settings: dict[str, Any] = {
         "spatial_dims": 3,
-        "in_channels": IN_CHANNELS,
-        "out_channels": STRUCTURES,
+        **_ENDS,
         "channels": (16, 32, 64, 128, 256),
         "strides": (2, 2, 2, 2),
         "num_res_units": 2,
@@ -106,7 +111,7 @@ def unet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
 def vnet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
     from monai.networks.nets.vnet import VNet
 
-    settings = {"spatial_dims": 3, "in_channels": IN_CHANNELS, "out_channels": STRUCTURES, **config}
+    settings = {"spatial_dims": 3, **_ENDS, **config}
     return Wrapped(VNet(**settings), _cubed(16))
 
 

@@ -68,7 +68,7 @@ def observe(cohort: Path, calibration: Path, params: Params) -> list[Observation
     cohort_hash, cases = read_manifest(cohort, "cohort").hash, Cohort.load(cohort)
     # of what a teacher is made of, and nothing else, so that teachers are kept when gates change
     makes = [
-        params.preparation.model_dump(mode="json"),
+        params.preprocessing.model_dump(mode="json"),
         params.network.model_dump(mode="json"),
         params.train_liver.training.model_dump(mode="json", exclude=HOW_IT_RUNS),
         params.calibrate_gates.model_dump(mode="json", include={"folds", "shares"}),
@@ -126,7 +126,7 @@ def _observe(
     shares = [1.0, *training.snapshots]  # the last state, then the earlier ones
     use_threads(training.threads)
     with tempfile.TemporaryDirectory(prefix="hepar-") as scratch:
-        pool = teaching_pool(cohort, modality, params.preparation, Path(scratch))
+        pool = teaching_pool(cohort, modality, params.preprocessing, Path(scratch))
         recipe = Recipe(params.network, training, (modality,))
         hidden = list(_teachers(cohort, pool, recipe, params.calibrate_gates.folds, cohort_hash, place / modality))
     device = pick_device()

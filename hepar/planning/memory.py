@@ -12,11 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hepar.cases import STRUCTURES
 from hepar.networks import without_values
 from hepar.networks.from_monai import IN_CHANNELS
 from hepar.params import SizeZYX, TrainingParams
 from hepar.runtime.device import autocast
-from hepar.training.losses import STRUCTURES, masked_loss
+from hepar.training.losses import masked_loss
 
 COPIES = 5  # of each weight beside its gradient: itself, two moments of Adam, the moving average, and the best so far
 BYTES = 4  # of a weight
@@ -84,7 +85,9 @@ def held_by_a_step(network: nn.Module, patch_zyx: SizeZYX, batch: int, training:
     """The most bytes of tensors that a step makes of a network on the CPU, forwards and backwards through the loss."""
     held = _Held()
     with held:
-        image, y, m = (torch.zeros(batch, channels, *patch_zyx) for channels in (IN_CHANNELS, STRUCTURES, STRUCTURES))
+        image, y, m = (
+            torch.zeros(batch, channels, *patch_zyx) for channels in (IN_CHANNELS, len(STRUCTURES), len(STRUCTURES))
+        )
         with autocast(image.device, training.precision):
             output = network(image.contiguous(memory_format=torch.channels_last_3d))
         scales = output if isinstance(output, list) else [output]

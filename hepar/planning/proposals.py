@@ -20,14 +20,13 @@ from scipy import ndimage
 
 from hepar.cases import Case, Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
-from hepar.imaging.preprocessing import mr_body
+from hepar.imaging.masks import body_mask, lesion_diameters_mm
 from hepar.imaging.volumes import Geometry, read_image, to_array
 from hepar.networks import from_monai, without_values
 from hepar.networks import strides as topology
 from hepar.networks.medformer import LEVELS
 from hepar.params import NetworkParams, SizeZYX, SpacingZYX, TrainingParams
 from hepar.planning.memory import training_bytes
-from hepar.pool.table import lesion_diameters_mm
 from hepar.runtime.progress import current
 
 VOXELS_A_CASE = 4096  # of the liver, whose intensities are kept
@@ -125,7 +124,7 @@ def _liver(cohort: Cohort, case: Case) -> _Liver:
     values = array[inside]
     percentiles: list[float] = []
     if case.modality == Modality.MR:
-        body = mr_body(array)
+        body = array[body_mask(array, case.modality)]
         percentiles = [
             100 * np.count_nonzero(body < end) / max(body.size, 1) for end in np.percentile(values, (0.5, 99.5))
         ]
@@ -174,7 +173,7 @@ def propose(
     how = training.precision + (" with gradient checkpointing" if training.gradient_checkpointing else "")
     extent = " × ".join(f"{side * mm:.0f}" for side, mm in zip(patch, spacing, strict=True))
     return (
-        Proposal("preparation.spacing_zyx_mm", [round(mm, 2) for mm in spacing], why_spacing),
+        Proposal("preprocessing.spacing_zyx_mm", [round(mm, 2) for mm in spacing], why_spacing),
         *_window(facts),
         *_mr_recipe(facts),
         Proposal(
@@ -208,7 +207,7 @@ def _mr_recipe(facts: Mapping[Modality, ModalityFacts]) -> list[Proposal]:
         brightest = float(np.percentile(found[:, 1], WIDEST))
         reason += f"; in nine of ten scans 99 % of the liver lie above {darkest:.1f} and below {brightest:.1f}"
         low, high = min(low, math.floor(2 * darkest) / 2), max(high, math.ceil(2 * brightest) / 2)
-    return [Proposal("preparation.mr_percentiles", [low, high], reason)]
+    return [Proposal("preprocessing.mr_percentiles", [low, high], reason)]
 
 
 def in_words(facts: Mapping[Modality, ModalityFacts]) -> list[str]:
@@ -244,7 +243,7 @@ def in_words(facts: Mapping[Modality, ModalityFacts]) -> list[str]:
 def _spacing(facts: Mapping[Modality, ModalityFacts]) -> tuple[SpacingZYX, str]:
     known = [found.spacing_mm for found in facts.values() if len(found.spacing_mm)]
     if not known:
-        raise DataError("no scan of the cohort has a known spacing: name preparation.spacing_zyx_mm")
+        raise DataError("no scan of the cohort has a known spacing: name preprocessing.spacing_zyx_mm")
     # modalities count alike, however many scans each has
     middle = np.mean([np.median(spacing, axis=0) for spacing in known], axis=0)
     reason = "the median spacing, the mean of the modalities'"
@@ -270,7 +269,7 @@ def _window(facts: Mapping[Modality, ModalityFacts]) -> list[Proposal]:
     low, high = np.percentile(found.intensities, (0.5, 99.5))
     window = [float(5 * math.floor(low / 5)), float(5 * math.ceil(high / 5))]
     reason = f"the 0.5 and 99.5 percentiles inside manual livers, {low:.0f} and {high:.0f} HU, to the next 5 HU"
-    return [Proposal("preparation.window_hu", window, reason)]
+    return [Proposal("preprocessing.window_hu", window, reason)]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from hepar.runtime.artifacts import read_manifest, sha256_json
 from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.pool.building import hashes_of
 from hepar.errors import HeparError, ParamsError
-from hepar.ingest.perceptual_hash import FILE as FINGERPRINTS
-from hepar.ingest.perceptual_hash import Seen, load_fingerprints
+from hepar.ingest.perceptual_hash import FILE as PERCEPTUAL_HASHES
+from hepar.ingest.perceptual_hash import Seen, load_perceptual_hashes
 from hepar.inference.patients import hash_patient, patients_seen
 from hepar.pool.table import Pool
 
@@ -64,13 +64,13 @@ def teacher_unseen(subject: Subject) -> Iterator[tuple[str, str]]:
 
 def no_duplicate(subject: Subject) -> Iterator[tuple[str, str]]:
     """No scan is in two splits, under whatever name, spacing or range of values."""
-    prints = load_fingerprints(subject.cohort.folder / FINGERPRINTS)
+    prints = load_perceptual_hashes(subject.cohort.folder / PERCEPTUAL_HASHES)
     split_of = {case.case_id: case.split for case in subject.cohort}
     seen = Seen()
     for case in subject.cohort:
         found, twins = prints.get(case.case_id), [*seen.same(case)]
         if found is None:
-            yield case.case_id, "has no fingerprint, by which it could be told from others"
+            yield case.case_id, "has no perceptual hash, by which it could be told from others"
         elif (alike := seen.alike(case, found)) is not None:
             twins.append(alike.case_id)
         seen.add(case, found)

@@ -16,15 +16,14 @@ from hepar.pool.table import (
     IMAGE,
     LABELS,
     KnownLabels,
-    Mask,
     Pool,
     PoolEntry,
-    PreparedArrays,
+    PreprocessedArrays,
     UnknownTumour,
-    lesion_diameters_mm,
     make_targets,
 )
-from hepar.imaging.preprocessing import Plan, prepare_image
+from hepar.imaging.masks import Mask, lesion_diameters_mm
+from hepar.imaging.preprocessing import PreprocessingPlan, preprocess_image
 from hepar.imaging.volumes import Geometry, canonical, read_image, resample_mask
 
 KEY_VERSION = 1  # of what `_prepare` does; a new one has every case written anew
@@ -54,7 +53,7 @@ class LiverLabel:
 class Rules:
     """What else decides how a case is prepared."""
 
-    plan: Plan
+    plan: PreprocessingPlan
     unknown_tumour: UnknownTumour
     margin_mm: float
 
@@ -187,7 +186,7 @@ def _prepare(
     known_hashes: MutableMapping[str, str],
 ) -> PoolEntry:
     """Write the arrays of a case, and fill in what they tell."""
-    prepared, geometry = prepare_image(read_image(cohort_folder / case.image), case.modality, rules.plan)
+    prepared, geometry = preprocess_image(read_image(cohort_folder / case.image), case.modality, rules.plan)
     has_tumour = entry.tumour_state == LabelState.MANUAL
     known = KnownLabels(
         liver_state=entry.liver_state,
@@ -200,7 +199,7 @@ def _prepare(
     targets = make_targets(
         known, geometry.size_zyx, geometry.spacing_zyx_mm, rules.unknown_tumour, margin_mm=rules.margin_mm
     )
-    PreparedArrays.of(prepared, targets).save(folder / entry.file)
+    PreprocessedArrays.of(prepared, targets).save(folder / entry.file)
     own = {f"{entry.file}/{name}": digest for name, digest in hashes_of(folder / entry.file).items()}
     known_hashes.update(own)
     return replace(

@@ -15,13 +15,13 @@ from PIL import Image
 from scipy import ndimage
 
 from hepar.cases import LabelState, Split
+from hepar.imaging.masks import LESION_SIZES, lesion_size
 from hepar.params import AssemblePoolParams
-from hepar.pool.table import FULL, Pool, PoolEntry, PreparedArrays
+from hepar.pool.table import FULL, Pool, PoolEntry, PreprocessedArrays
 
 FILE, PICTURES = "README.md", "pictures"
 MIN_SIDE = 320  # of a picture, in its pixels
 SHADE = 0.35  # of blue where nothing is known
-LESION_BINS_MM = ((0.0, 10.0), (10.0, 20.0), (20.0, 50.0), (50.0, float("inf")))
 LIVER_COLOUR, TUMOUR_COLOUR, UNKNOWN_COLOUR = (60, 200, 110), (235, 70, 60), (70, 110, 230)
 Rgb = npt.NDArray[np.uint8]
 
@@ -101,11 +101,10 @@ def _lesions(entries: Sequence[PoolEntry]) -> str:
     for split in (Split.TRAIN, Split.VAL):
         for modality in sorted({entry.modality for entry in entries}):
             members = [entry for entry in entries if (entry.split, entry.modality) == (split, modality)]
-            sizes = np.array([d for entry in members for d in entry.lesion_diameters_mm])
-            counts = [str(int(((sizes >= low) & (sizes < high)).sum())) for low, high in LESION_BINS_MM]
+            sizes = Counter(lesion_size(d) for entry in members for d in entry.lesion_diameters_mm)
+            counts = [str(sizes[name]) for name in LESION_SIZES]
             rows.append((str(split), str(modality), *counts))
-    names = [f"{low:g}–{high:g} mm" if np.isfinite(high) else f"from {low:g} mm" for low, high in LESION_BINS_MM]
-    return "Diameters of spheres of equal volume.\n\n" + _table(("split", "modality", *names), rows)
+    return "Diameters of spheres of equal volume.\n\n" + _table(("split", "modality", *LESION_SIZES), rows)
 
 
 def _sources(entries: Sequence[PoolEntry]) -> str:
@@ -135,7 +134,7 @@ def _write_pictures(pool: Pool) -> list[str]:
     return lines
 
 
-def picture(arrays: PreparedArrays, entry: PoolEntry, spacing_yx_mm: tuple[float, float]) -> Rgb:
+def picture(arrays: PreprocessedArrays, entry: PoolEntry, spacing_yx_mm: tuple[float, float]) -> Rgb:
     """The slice with most tumour, else most liver, as RGB: outlines of what is taught, blue where tumour is unknown."""
     tumour, liver = arrays.tumour > 0, arrays.liver > 0
     z = int((tumour if tumour.any() else liver).sum(axis=(1, 2)).argmax())

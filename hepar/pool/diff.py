@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 import pandas as pd
 
 from hepar.cases import LabelState
-from hepar.pool.table import Mask, Pool, PoolEntry
+from hepar.evaluation.overlap import dice
+from hepar.pool.table import Pool, PoolEntry
 
 ADDED, REMOVED, RELABELLED, CHANGED = "added", "removed", "relabelled", "changed"
 LABELS = (
@@ -81,9 +82,9 @@ def _compare(old: Pool, new: Pool, a: PoolEntry, b: PoolEntry) -> Change:
         words.append("arrays")
     change = Change(a.case_id, RELABELLED if relabelled else CHANGED, ", ".join(words))
     if LabelState.UNKNOWN not in (a.liver_state, b.liver_state):
-        change = replace(change, liver_dice=_dice(before.liver > 0, after.liver > 0))
+        change = replace(change, liver_dice=dice(before.liver > 0, after.liver > 0))
     if LabelState.UNKNOWN not in (a.tumour_state, b.tumour_state):
-        change = replace(change, tumour_dice=_dice(before.tumour > 0, after.tumour > 0))
+        change = replace(change, tumour_dice=dice(before.tumour > 0, after.tumour > 0))
     return change
 
 
@@ -94,9 +95,3 @@ def _short(value: object) -> str:
 
 def _times(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
-
-
-def _dice(a: Mask, b: Mask) -> float | None:
-    """Dice of two masks; None where both are empty."""
-    total = int(a.sum()) + int(b.sum())
-    return 2 * int((a & b).sum()) / total if total else None

@@ -16,15 +16,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import ndimage
 
 from hepar.runtime.artifacts import write_json
 from hepar.cases import LabelState, Modality, Split
 from hepar.runtime.chunked import Sliceable, open_chunked, read_facts, write_chunked
 from hepar.errors import ArtifactError
-from hepar.imaging.preprocessing import Plan
+from hepar.imaging.masks import Mask, dilate, fill_holes
+from hepar.imaging.preprocessing import PreprocessingPlan
 
-Mask = npt.NDArray[np.bool_]
 UnknownTumour = Literal["masked", "ignored", "background"]
 FULL = 255  # weight 1 as stored
 TABLE = "pool.parquet"
@@ -94,19 +93,6 @@ def make_targets(
     return Targets(liver, tumour, liver_weight, tumour_weight)
 
 
-def dilate(mask: Mask, spacing_zyx_mm: Sequence[float], radius_mm: float) -> Mask:
-    """All voxels within `radius_mm` of the mask; an empty mask stays empty."""
-    if not mask.any():
-        return mask.copy()
-    distance_mm = ndimage.distance_transform_edt(~mask, sampling=spacing_zyx_mm)
-    return np.asarray(distance_mm <= radius_mm)
-
-
-def fill_holes(mask: Mask) -> Mask:
-    """The mask without holes in three dimensions."""
-    return np.asarray(ndimage.binary_fill_holes(mask), dtype=bool)
-
-
 @dataclass(frozen=True)
 class PoolEntry:
     """One case of a pool: what is known of it, how, and from where.
@@ -144,7 +130,7 @@ class PoolEntry:
 
 
 @dataclass(frozen=True)
-class PreparedArrays:
+class PreprocessedArrays:
     """The arrays of one case, in memory or on disk: `image` float16 zyx, `code` uint8 zyx.
 
     A code is a row of `palette`, uint8 n x 4: liver, tumour, weight of the liver, weight of the tumour; few of their
@@ -157,7 +143,7 @@ class PreparedArrays:
     darkest: float
 
     @classmethod
-    def of(cls, image: npt.NDArray[np.float32], targets: Targets) -> PreparedArrays:
+    def of(cls, image: npt.NDArray[np.float32], targets: Targets) -> PreprocessedArrays:
         """The arrays as they are stored. Raises ValueError where more than 256 combinations occur."""
         columns = (targets.liver, targets.tumour, targets.liver_weight, targets.tumour_weight)
         shifts = (24, 16, 8, 0)
@@ -170,7 +156,7 @@ class PreparedArrays:
         return cls(stored, code.reshape(image.shape).astype(np.uint8), palette, float(stored.min()))
 
     @classmethod
-    def open(cls, folder: Path) -> PreparedArrays:
+    def open(cls, folder: Path) -> PreprocessedArrays:
         """The arrays on disk, of which a slice reads only its chunks. Raises ArtifactError where they are missing."""
         image, code = open_chunked(folder / IMAGE), open_chunked(folder / LABELS)
         return cls(image, code, np.array(read_facts(code)["palette"], np.uint8), read_facts(image)["darkest"])
@@ -180,9 +166,9 @@ class PreparedArrays:
         write_chunked(folder / IMAGE, np.asarray(self.image[:]), darkest=self.darkest)
         write_chunked(folder / LABELS, np.asarray(self.code[:]), palette=self.palette.tolist())
 
-    def loaded(self) -> PreparedArrays:
+    def loaded(self) -> PreprocessedArrays:
         """The arrays in memory."""
-        return PreparedArrays(np.asarray(self.image[:]), np.asarray(self.code[:]), self.palette, self.darkest)
+        return PreprocessedArrays(np.asarray(self.image[:]), np.asarray(self.code[:]), self.palette, self.darkest)
 
     @property
     def liver(self) -> npt.NDArray[np.uint8]:
@@ -203,12 +189,12 @@ class Pool:
     """A pool on disk: its folder, plan and entries, ordered by case."""
 
     folder: Path
-    plan: Plan
+    plan: PreprocessingPlan
     entries: tuple[PoolEntry, ...]
 
-    def arrays(self, entry: PoolEntry) -> PreparedArrays:
+    def arrays(self, entry: PoolEntry) -> PreprocessedArrays:
         """The prepared arrays of one case, on disk."""
-        return PreparedArrays.open(self.folder / entry.file)
+        return PreprocessedArrays.open(self.folder / entry.file)
 
     def select(self, split: Split, also_unknown: bool = False) -> tuple[PoolEntry, ...]:
         """The entries of a split of which anything is known, or all of them."""
@@ -233,7 +219,7 @@ class Pool:
             raise ArtifactError(f"{folder} is not a pool: {TABLE} or {PLAN} is missing")
         try:
             rows = pd.read_parquet(folder / TABLE).to_dict(orient="records")
-            plan = Plan.model_validate(json.loads((folder / PLAN).read_text()))
+            plan = PreprocessingPlan.model_validate(json.loads((folder / PLAN).read_text()))
             return cls(folder, plan, tuple(_entry({str(k): v for k, v in row.items()}) for row in rows))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ArtifactError(f"{folder} is damaged, or of another version of hepar: {error}") from None
@@ -250,12 +236,3 @@ def _entry(row: dict[str, Any]) -> PoolEntry:
             "lesion_diameters_mm": tuple(float(value) for value in row["lesion_diameters_mm"]),
         }
     )
-
-
-def lesion_diameters_mm(tumour: Mask, voxel_ml: float) -> tuple[float, ...]:
-    """Diameters of the spheres of each face-connected lesion's volume, in mm, ascending; () without any."""
-    labels, count = ndimage.label(tumour)
-    if count == 0:
-        return ()
-    volumes_mm3 = np.bincount(labels.ravel())[1:] * voxel_ml * 1000
-    return tuple(sorted(float(d) for d in np.cbrt(6 * volumes_mm3 / np.pi)))

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from hepar.cases import Modality
+from hepar.evaluation.overlap import dice
+from hepar.imaging.masks import Mask, label_components
 from hepar.params import Bounds, DicePredictor, GateParams
-from hepar.pool.table import Mask
 
 TABLE = "quality.parquet"  # of pseudo-labels: signals and verdicts
 ACCEPT, REVIEW, REJECT = "accept", "review", "reject"
@@ -100,11 +101,8 @@ def measure(evidence: Evidence, manual_intensity: tuple[float, float] | None) ->
 
 def component_share(mask: Mask) -> float:
     """Share of the largest face-connected component in the mask; 0 for an empty one."""
-    labels, count = ndimage.label(mask)
-    if count == 0:
-        return 0.0
-    sizes = np.bincount(labels.ravel())[1:]
-    return float(sizes.max() / sizes.sum())
+    _, voxels = label_components(mask)
+    return float(voxels.max() / voxels.sum()) if len(voxels) else 0.0
 
 
 def hole_share(raw: Mask, liver: Mask) -> float:
@@ -166,9 +164,8 @@ def cut_share(liver: Mask) -> float:
 
 
 def agreement(a: Mask, b: Mask) -> float:
-    """Dice of two predictions; two empty ones do not agree on a liver: 0."""
-    total = int(a.sum()) + int(b.sum())
-    return 2 * int((a & b).sum()) / total if total else 0.0
+    """Dice of two predictions. That of two empty ones is not defined; as a signal it is 0: neither shows a liver."""
+    return dice(a, b) or 0.0
 
 
 def entropy(mean: Probability, liver: Mask) -> float:

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from hepar.cases import Case
-from hepar.imaging.preprocessing import prepare_image
+from hepar.cases import LIVER, Case
+from hepar.imaging.masks import Mask, body_mask, fill_holes, keep_largest_component
+from hepar.imaging.preprocessing import preprocess_image
 from hepar.imaging.volumes import Geometry, read_image, resample_mask, to_array, to_image
-from hepar.inference.prediction import Model, keep_largest_component, predict_probabilities, to_grid
-from hepar.ingest.checks import body
+from hepar.inference.prediction import Model, predict_probabilities, to_grid
 from hepar.params import PseudoLabelParams
-from hepar.pool.table import Mask, fill_holes
 from hepar.pseudo_labels.gates import Evidence, Signals, measure
-from hepar.training.losses import LIVER
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def label_case(case: Case, folder: Path, teachers: Sequence[Model], params: Pseu
     mean = total / np.float32(len(votes))
     raw: Mask = mean > 0.5
     liver_mask = fill_holes(keep_largest_component(raw))
-    prepared, grid = prepare_image(image, case.modality, teachers[0].spec.plan)
+    prepared, grid = preprocess_image(image, case.modality, teachers[0].spec.plan)
     inside = prepared[resample_mask(to_image(liver_mask, own), grid)]
     evidence = Evidence(
         mean=mean,
@@ -55,7 +53,7 @@ def label_case(case: Case, folder: Path, teachers: Sequence[Model], params: Pseu
         raw=raw,
         liver=liver_mask,
         tumour=np.asarray(to_array(read_image(folder / case.tumour)) > 0) if case.tumour else None,
-        body=body(to_array(image), case.modality),
+        body=body_mask(to_array(image), case.modality),
         intensity=inside,
         spacing_zyx_mm=own.spacing_zyx_mm,
     )

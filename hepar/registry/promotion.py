@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hepar.cases import STRUCTURES
 from hepar.params import PromotionGates
 
 Metrics = Mapping[str, Any]
-STRUCTURES = ("liver", "tumour")
 
 
 @dataclass(frozen=True)

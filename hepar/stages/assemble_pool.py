@@ -18,10 +18,10 @@ import pandas as pd
 
 from hepar.cases import Case, Cohort, LabelState, Split
 from hepar.errors import ArtifactError, DataError
-from hepar.imaging.preprocessing import make_plan
+from hepar.imaging.preprocessing import make_preprocessing_plan
 from hepar.imaging.volumes import Geometry, read_image
 from hepar.ingest.sources.s3 import SCHEME, Buckets
-from hepar.params import AssemblePoolParams, PreparationParams
+from hepar.params import AssemblePoolParams, PreprocessingParams
 from hepar.pool.building import Earlier, LiverLabel, Rules, write_entry
 from hepar.pool.datasheet import write_datasheet
 from hepar.pool.table import Pool
@@ -37,7 +37,7 @@ def run(
     cohort: Path,
     pseudo: Path,
     pool: Path,
-    preparation: PreparationParams,
+    preprocessing: PreprocessingParams,
     params: AssemblePoolParams,
     publish: Callable[[Path], None] | None = None,
 ) -> None:
@@ -55,7 +55,7 @@ def run(
         if reviews.of_case:
             parents["reviews"] = reviews.hash
         cases = Cohort.load(cohort)
-        rules = Rules(make_plan(cases.cases, preparation), params.unknown_tumour, params.margin_mm)
+        rules = Rules(make_preprocessing_plan(cases.cases, preprocessing), params.unknown_tumour, params.margin_mm)
         chosen = [case for case in cases if case.split != Split.TEST and case.modality in params.modalities]
         livers = _livers(chosen, cases, pseudo, manifest, reviews) if params.labels != "tumour" else {}
         if params.labels == "manual":  # what a person has drawn anew is manual

@@ -16,12 +16,12 @@ import pandas as pd
 from hepar.cases import Case, Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
 from hepar.evaluation import CaseScores, CaseSlice, pick_slice, score_case, scores_table, summarise, write_report
+from hepar.imaging.masks import Mask
 from hepar.imaging.volumes import Array, Geometry, read_image, to_array, to_image, write_image
 from hepar.inference.patients import FILE as PATIENTS
 from hepar.inference.patients import hash_patient, patients_seen
 from hepar.inference.prediction import Model, load_model, segment
 from hepar.params import EvaluateParams
-from hepar.pool.table import Mask
 from hepar.registry.tracking import git_commit
 from hepar.runtime.artifacts import read_manifest, sha256_json, write_json, writing
 from hepar.runtime.device import pick_device, use_threads

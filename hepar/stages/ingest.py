@@ -1,6 +1,6 @@
 """Stage 1: read a source, check and canonicalise its cases, split them by patient.
 
-Writes a cohort: `cases.parquet`, `volumes/<case>/*.nii.gz`, `fingerprints.npz`, and `quarantine.csv` with every refused
+Writes a cohort: `cases.parquet`, `volumes/<case>/*.nii.gz`, `perceptual_hashes.npz`, and `quarantine.csv` with every refused
 case, the rule it breaks and the value. A case that an earlier cohort in the same place holds, made from the same files,
 is linked.
 """
@@ -26,8 +26,8 @@ from hepar.cases import Case, Cohort, LabelState, Modality, Split, check_patient
 from hepar.errors import DataError, HeparError, Refusal
 from hepar.imaging.volumes import Geometry, canonical, to_array, write_image
 from hepar.ingest.checks import check_image, check_mask, check_placement, check_tumour_in_liver, check_volume
-from hepar.ingest.perceptual_hash import FILE as FINGERPRINTS
-from hepar.ingest.perceptual_hash import Fingerprint, Seen, fingerprint, load_fingerprints
+from hepar.ingest.perceptual_hash import FILE as PERCEPTUAL_HASHES
+from hepar.ingest.perceptual_hash import PerceptualHash, Seen, load_perceptual_hashes, perceptual_hash
 from hepar.ingest.sources import SourceCase, open_source, read_splits
 from hepar.ingest.sources.files import VOLUME_ENDINGS
 from hepar.ingest.sources.remote_cache import digests, local
@@ -39,7 +39,7 @@ from hepar.runtime.progress import current, stage
 
 KIND = "cohort"
 QUARANTINE = "quarantine.csv"
-RULES_VERSION = 3  # a new one has every case checked and written anew
+RULES_VERSION = 4  # a new one has every case checked and written anew
 MIN_PARALLEL_CASES = 16  # below it, starting processes takes longer than the work
 AHEAD = 2  # cases a process has waiting, so that results in memory stay few
 
@@ -49,7 +49,7 @@ class Accepted:
     """A case that enters the cohort."""
 
     case: Case
-    fingerprint: Fingerprint
+    perceptual_hash: PerceptualHash
 
 
 @dataclass(frozen=True)
@@ -133,18 +133,18 @@ def _ingest(
                 result = _twin(result, seen) or result
             if isinstance(result, Accepted):
                 accepted.append(result.case)
-                seen.add(result.case, result.fingerprint)
+                seen.add(result.case, result.perceptual_hash)
             else:
                 shutil.rmtree(folder / "volumes" / result.case_id, ignore_errors=True)
                 refused.append(result)
             count.advance(accepted=str(len(accepted)), refused=str(len(refused)))
-    seen.save(folder / FINGERPRINTS)
+    seen.save(folder / PERCEPTUAL_HASHES)
     return accepted, refused
 
 
 def _unchanged(listed: Sequence[SourceCase], earlier: Cohort) -> dict[str, Accepted]:
     """The cases of an earlier cohort whose sources are as they were then; files are hashed, several at a time."""
-    found = load_fingerprints(earlier.folder / FINGERPRINTS)
+    found = load_perceptual_hashes(earlier.folder / PERCEPTUAL_HASHES)
     known = {case.case_id: Accepted(case, found[case.case_id]) for case in earlier if case.case_id in found}
 
     def is_same(source: SourceCase) -> bool:
@@ -165,7 +165,7 @@ def _twin(accepted: Accepted, seen: Seen) -> Refused | None:
     rule = "no scan is there twice"
     if same := seen.same(case):
         return Refused(case.case_id, rule, f"same voxels as case {same[-1]}")
-    if alike := seen.alike(case, accepted.fingerprint):
+    if alike := seen.alike(case, accepted.perceptual_hash):
         value = (
             f"as case {alike.case_id} of another patient, resampled or mirrored: correlation {alike.correlation:.3f}"
         )
@@ -299,7 +299,7 @@ def _make(source: SourceCase, origin: str, folder: Path, split: SplitParams) -> 
         header=_header(original, source.facts),
         **hashes,
     )
-    return Accepted(case, fingerprint(voxels, source.modality))
+    return Accepted(case, perceptual_hash(voxels, source.modality))
 
 
 def _read(volume: Volume) -> sitk.Image:

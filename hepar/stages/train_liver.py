@@ -13,7 +13,7 @@ from pathlib import Path
 from hepar.cases import Cohort, Modality, Split
 from hepar.inference.patients import hash_patient, write_patients
 from hepar.inference.prediction import add_member, load_weights, read_spec, save_model
-from hepar.params import NetworkParams, PreparationParams, TrainLiverParams
+from hepar.params import NetworkParams, PreprocessingParams, TrainLiverParams
 from hepar.pool.table import Pool
 from hepar.runtime.artifacts import read_manifest, sha256_json, writing
 from hepar.runtime.progress import stage
@@ -27,14 +27,14 @@ def run(
     cohort: Path,
     model: Path,
     modality: Modality,
-    preparation: PreparationParams,
+    preprocessing: PreprocessingParams,
     network: NetworkParams,
     params: TrainLiverParams,
 ) -> None:
     """Train on the cohort's manual livers of `modality` and write the folder `model`. Test patients are never read."""
     with stage(f"train-liver-{modality}"), tempfile.TemporaryDirectory(prefix="hepar-") as scratch:
         origin = {"cohort": read_manifest(cohort, "cohort").hash, "role": f"liver teacher {modality}"}
-        pool = teaching_pool(Cohort.load(cohort), modality, preparation, Path(scratch))
+        pool = teaching_pool(Cohort.load(cohort), modality, preprocessing, Path(scratch))
         recipe = Recipe(network, params.training, (modality,), liver_intensity(pool))
         if params.folds == 1:
             fit_model(pool, model, recipe, origin)

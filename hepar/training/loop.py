@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hepar.cases import LabelState, Split
+from hepar.cases import LIVER, TUMOUR, LabelState, Split
 from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.evaluation.overlap import OverlapCounts, count_overlap, global_dice
 from hepar.inference.prediction import sliding_window
@@ -33,7 +33,7 @@ from hepar.runtime.progress import Stage
 from hepar.training import distributed
 from hepar.training.batches import Batch, Waits, batches
 from hepar.training.checkpoint import load_checkpoint, save_checkpoint
-from hepar.training.losses import LIVER, TUMOUR, consistency, masked_loss
+from hepar.training.losses import consistency, masked_loss
 from hepar.training.sampling import PatchSampler
 
 POLYNOMIAL_POWER = 0.9

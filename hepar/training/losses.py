@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hepar.cases import LIVER, TUMOUR
 from hepar.training.distributed import add_up
 
-LIVER, TUMOUR = 0, 1
-STRUCTURES = 2
 _SPACE_AND_BATCH = (0, 2, 3, 4)
 
 

@@ -12,11 +12,11 @@ from scipy import ndimage
 
 from hepar.cases import LabelState, Modality
 from hepar.errors import DataError
+from hepar.imaging.masks import LESION_SIZES, equivalent_diameter_mm, lesion_size
 from hepar.params import SamplingParams, SizeZYX
-from hepar.pool.table import FULL, Pool, PoolEntry, PreparedArrays
+from hepar.pool.table import FULL, Pool, PoolEntry, PreprocessedArrays
 from hepar.runtime.progress import current
 
-SIZE_BINS_MM = (10.0, 20.0)  # lesions below, between and above
 MIN_LESION_VOXELS = 8  # a smaller lesion is hardly seen on the plan's grid; it is learned from, but not centred on
 MAX_CENTRES = 4096  # voxels remembered per structure
 Voxels = npt.NDArray[np.int32]
@@ -37,7 +37,7 @@ class Lesion:
     """Voxels of one lesion, for choosing a patch's centre, and its size bin."""
 
     entry: int
-    size_bin: int
+    size_bin: str
     voxels_zyx: Voxels
 
 
@@ -73,7 +73,7 @@ class PatchSampler:
         self.spacing_zyx_mm = pool.plan.spacing_zyx_mm
         self._pool = pool
         fits = sum(pool.arrays(entry).nbytes for entry in self.entries) <= memory_bytes
-        self._loaded: list[PreparedArrays] | None = [] if fits else None
+        self._loaded: list[PreprocessedArrays] | None = [] if fits else None
         self._liver_voxels: dict[int, Voxels] = {}
         lesions = []
         with current().counting(len(self.entries), "cases opened") as count:
@@ -85,7 +85,7 @@ class PatchSampler:
         modalities = sorted({entry.modality for entry in self.entries})
         self.centres = [self._centres(modality, lesions) for modality in modalities]
 
-    def arrays(self, index: int) -> PreparedArrays:
+    def arrays(self, index: int) -> PreprocessedArrays:
         """The arrays of an entry: in memory where all of them fit, else on disk, opened anew for each thread's sake."""
         return self._loaded[index] if self._loaded else self._pool.arrays(self.entries[index])
 
@@ -117,10 +117,10 @@ class PatchSampler:
             inside = labels[region] == number
             if (size := np.count_nonzero(inside)) < MIN_LESION_VOXELS:
                 continue
-            diameter_mm = np.cbrt(6 * size * voxel_mm3 / np.pi)
+            size_bin = lesion_size(equivalent_diameter_mm(size * voxel_mm3))
             start = corner + np.array([part.start for part in region], np.int32)
             voxels = _some_voxels(inside, rng) + start
-            lesions.append(Lesion(index, int(np.searchsorted(SIZE_BINS_MM, diameter_mm, side="right")), voxels))
+            lesions.append(Lesion(index, size_bin, voxels))
         return lesions
 
     def _centres(self, modality: Modality, lesions: Sequence[Sequence[Lesion]]) -> Centres:
@@ -168,7 +168,8 @@ class PatchSampler:
 
     def _tumour_centre(self, centres: Centres, rng: np.random.Generator) -> tuple[int, Voxels]:
         """A voxel of a lesion: first a size bin, so that small ones are seen as often as large ones, then a lesion."""
-        size_bin = rng.choice(sorted({lesion.size_bin for lesion in centres.lesions}))
+        there = {lesion.size_bin for lesion in centres.lesions}
+        size_bin = rng.choice([name for name in LESION_SIZES if name in there])
         lesions = [lesion for lesion in centres.lesions if lesion.size_bin == size_bin]
         entry = self._draw(centres, sorted({lesion.entry for lesion in lesions}), rng)
         own = [lesion for lesion in lesions if lesion.entry == entry]
@@ -188,7 +189,7 @@ def _some_voxels(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> Voxel
     return voxels
 
 
-def cut(arrays: PreparedArrays, centre_zyx: Voxels, patch_zyx: SizeZYX, modality: Modality) -> Patch:
+def cut(arrays: PreprocessedArrays, centre_zyx: Voxels, patch_zyx: SizeZYX, modality: Modality) -> Patch:
     """A patch around a voxel, moved inwards where it would leave the volume.
 
     Where the volume is smaller than the patch, the image is padded with its darkest value and nothing is known.

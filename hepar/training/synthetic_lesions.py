@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from hepar.cases import Modality
+from hepar.cases import LIVER, TUMOUR, Modality
 from hepar.params import SpacingZYX
-from hepar.training.losses import LIVER, TUMOUR
 from hepar.training.sampling import Patch
 
 DIAMETER_MM = (6.0, 45.0)  # small ones are the more frequent, as in patients

@@ -11,8 +11,8 @@ import numpy as np
 
 from hepar.cases import Case, Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
-from hepar.imaging.preprocessing import make_plan
-from hepar.params import PreparationParams
+from hepar.imaging.preprocessing import make_preprocessing_plan
+from hepar.params import PreprocessingParams
 from hepar.pool.building import Rules, write_entry
 from hepar.pool.table import Pool, PoolEntry
 from hepar.runtime.artifacts import MANIFEST
@@ -22,7 +22,7 @@ from hepar.training.fit import Recipe, fit_model
 MIN_DEVIATION = 0.1  # of livers' medians, in units of prepared images: a few cases may agree by chance
 
 
-def teaching_pool(cohort: Cohort, modality: Modality, preparation: PreparationParams, folder: Path) -> Pool:
+def teaching_pool(cohort: Cohort, modality: Modality, preprocessing: PreprocessingParams, folder: Path) -> Pool:
     """The manual livers that a teacher of a modality may learn from, prepared in `folder`.
 
     Raises DataError where none is left.
@@ -33,7 +33,7 @@ def teaching_pool(cohort: Cohort, modality: Modality, preparation: PreparationPa
             f"no {modality} training patient has manual livers alone: every one has a scan that waits for a"
             " pseudo-label, which a teacher may not label that has seen the patient"
         )
-    rules, entries = Rules(make_plan(cohort.cases, preparation), "ignored", 0.0), []
+    rules, entries = Rules(make_preprocessing_plan(cohort.cases, preprocessing), "ignored", 0.0), []
     with current().counting(len(chosen), "preparing") as count:
         for case in chosen:
             entries.append(write_entry(folder, case, cohort.folder, rules, use_tumour=False))

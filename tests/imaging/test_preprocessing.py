@@ -11,11 +11,17 @@ import SimpleITK as sitk
 
 from hepar.cases import Case, LabelState, Modality, Split
 from hepar.errors import DataError
-from hepar.imaging.preprocessing import Plan, guess_modality, make_plan, normalise, prepare_image
+from hepar.imaging.preprocessing import (
+    PreprocessingPlan,
+    guess_modality,
+    make_preprocessing_plan,
+    normalise,
+    preprocess_image,
+)
 from hepar.imaging.volumes import to_array
-from hepar.params import PreparationParams
+from hepar.params import PreprocessingParams
 
-PLAN = Plan(spacing_zyx_mm=(2.0, 1.0, 1.0), window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
+PLAN = PreprocessingPlan(spacing_zyx_mm=(2.0, 1.0, 1.0), window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
 WHOLE_RANGE = PLAN.model_copy(update={"mr_percentiles": (0.0, 100.0)})
 CASE = Case(
     case_id="ct-1",
@@ -84,24 +90,24 @@ def test_an_mr_without_contrast_becomes_zero(value: float) -> None:
 
 def test_a_prepared_image_lies_on_the_plans_spacing() -> None:
     image = sitk.Image(6, 6, 8, sitk.sitkInt16) + 50  # 8 slices of 1 mm
-    array, geometry = prepare_image(image, Modality.CT, PLAN)
+    array, geometry = preprocess_image(image, Modality.CT, PLAN)
     assert array.shape == geometry.size_zyx == (4, 6, 6)
     assert geometry.spacing_zyx_mm == (2.0, 1.0, 1.0)
     assert array == pytest.approx(np.zeros((4, 6, 6)), abs=1e-6)  # 50 HU is the middle of the window
 
 
 def test_the_plan_takes_the_named_spacing_whatever_the_cohort() -> None:
-    params = PreparationParams(spacing_zyx_mm=(4.0, 3.5, 3.5), window_hu=(-1.0, 1.0), mr_percentiles=(1.0, 99.0))
-    plan = make_plan([CASE], params)
-    assert plan == Plan(spacing_zyx_mm=(4.0, 3.5, 3.5), window_hu=(-1.0, 1.0), mr_percentiles=(1.0, 99.0))
+    params = PreprocessingParams(spacing_zyx_mm=(4.0, 3.5, 3.5), window_hu=(-1.0, 1.0), mr_percentiles=(1.0, 99.0))
+    plan = make_preprocessing_plan([CASE], params)
+    assert plan == PreprocessingPlan(spacing_zyx_mm=(4.0, 3.5, 3.5), window_hu=(-1.0, 1.0), mr_percentiles=(1.0, 99.0))
 
 
 def test_the_plan_takes_the_median_spacing_of_each_axis_where_none_is_named() -> None:
-    params = PreparationParams(spacing_zyx_mm=None, window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
+    params = PreprocessingParams(spacing_zyx_mm=None, window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
     spacings = [(5.0, 0.7, 0.8), (1.0, 0.9, 0.6), (2.5, 0.8, 0.7)]
     cases = [replace(CASE, spacing_mm=spacing, split=Split.TRAIN) for spacing in spacings]
     unseen = [replace(CASE, spacing_mm=(9.0, 9.0, 9.0), split=Split.TEST)] * 5
-    plan = make_plan([*cases, *unseen], params)
+    plan = make_preprocessing_plan([*cases, *unseen], params)
     assert plan.spacing_zyx_mm == (2.5, 0.8, 0.7)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hepar.cases import Modality
 from hepar.errors import ArtifactError, DataError
-from hepar.imaging.preprocessing import Plan
+from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.inference.prediction import (
     SPEC,
     WEIGHTS,
@@ -35,7 +35,7 @@ from hepar.networks import build_network
 from hepar.params import NetworkParams, Params
 
 CPU = torch.device("cpu")
-PLAN = Plan(spacing_zyx_mm=(2.0, 1.0, 1.0), window_hu=(-100.0, 300.0), mr_percentiles=(2.0, 98.0))
+PLAN = PreprocessingPlan(spacing_zyx_mm=(2.0, 1.0, 1.0), window_hu=(-100.0, 300.0), mr_percentiles=(2.0, 98.0))
 Mask = npt.NDArray[np.bool_]
 
 

@@ -1,4 +1,4 @@
-"""Fingerprints: the same scan is found again whatever was done to its grid; another patient's is not."""
+"""PerceptualHashs: the same scan is found again whatever was done to its grid; another patient's is not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from hepar.cases import Modality
 from hepar.imaging.volumes import Geometry, canonical, read_image, resample, to_array, write_image
-from hepar.ingest.perceptual_hash import SIZE_ZYX, fingerprint
+from hepar.ingest.perceptual_hash import SIZE_ZYX, perceptual_hash
 from hepar.ingest.sources.table import read_table
 from hepar.params import Params
 from hepar.phantoms import write_phantoms
@@ -43,7 +43,7 @@ def trimmed(image: sitk.Image) -> sitk.Image:
 
 def test_of_a_block_it_is_its_ranks() -> None:
     values = np.arange(np.prod(SIZE_ZYX), dtype=float).reshape(SIZE_ZYX)
-    found = fingerprint(values.repeat(2, 0).repeat(3, 1).repeat(2, 2), Modality.CT)
+    found = perceptual_hash(values.repeat(2, 0).repeat(3, 1).repeat(2, 2), Modality.CT)
     assert found.dtype == np.int8
     assert (found.ravel()[0], found.ravel()[-1]) == (-127, 127)
     assert (np.diff(found.ravel().astype(int)) >= 0).all()
@@ -51,7 +51,7 @@ def test_of_a_block_it_is_its_ranks() -> None:
 
 def test_it_does_not_know_the_scale_of_mr(scans: Path) -> None:
     array = to_array(canonical(read_image(scans / "phantom-mr-0001" / "image.nii.gz"))).astype(np.float32)
-    assert np.array_equal(fingerprint(array, Modality.MR), fingerprint(array * 4, Modality.MR))
+    assert np.array_equal(perceptual_hash(array, Modality.MR), perceptual_hash(array * 4, Modality.MR))
 
 
 @pytest.mark.parametrize("change", [coarser, mirrored, trimmed])

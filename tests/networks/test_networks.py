@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hepar.errors import DataError, ParamsError
-from hepar.imaging.preprocessing import Plan
+from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.inference import import_weights
 from hepar.inference.prediction import load_model, sliding_window
 from hepar.networks import BUILDERS, build_network, cost
@@ -90,7 +90,7 @@ def test_a_published_checkpoint_becomes_a_model_that_segments(real_data: Path, t
     with np.load(checkpoint) as stored:
         config = json.loads(str(stored["config"]))
         image, output = stored["input"], torch.from_numpy(stored["output0"])
-    plan = Plan(spacing_zyx_mm=(1, 1, 1), window_hu=(-17, 201), mr_percentiles=(2, 98))
+    plan = PreprocessingPlan(spacing_zyx_mm=(1, 1, 1), window_hu=(-17, 201), mr_percentiles=(2, 98))
     import_weights.run(checkpoint, tmp_path / "model", NetworkParams(name="medformer", config=config), plan, PATCH)
     model = load_model(tmp_path / "model", torch.device("cpu"))
     found = sliding_window(model.network, image[0, 0], PATCH, 0.0, model.device)
@@ -102,7 +102,7 @@ def test_a_published_checkpoint_becomes_a_model_that_segments(real_data: Path, t
 def test_a_checkpoint_of_another_network_is_refused_and_nothing_is_written(tiny: Params, tmp_path: Path) -> None:
     checkpoint = tmp_path / "other.pt"
     torch.save({"head.weight": torch.zeros(1)}, checkpoint)
-    plan = Plan(spacing_zyx_mm=(1, 1, 1), window_hu=(-17, 201), mr_percentiles=(2, 98))
+    plan = PreprocessingPlan(spacing_zyx_mm=(1, 1, 1), window_hu=(-17, 201), mr_percentiles=(2, 98))
     with pytest.raises(DataError, match=r"head\.weight"):
         import_weights.run(checkpoint, tmp_path / "model", tiny.network, plan, PATCH)
     assert not (tmp_path / "model").exists()

@@ -49,7 +49,7 @@ def test_a_patch_is_one_that_the_network_can_divide(name: str, config: dict[str,
     values = proposed(found, NetworkParams(name=name, config=config), 64.0)
     patch = values["train_universal.training.patch_zyx"]
     assert [side % divisor for side in patch] == [0, 0, 0]
-    assert values["preparation.mr_percentiles"] == [2.0, 98.0]
+    assert values["preprocessing.mr_percentiles"] == [2.0, 98.0]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_the_same_cohort_gives_the_same_plan_that_a_run_takes(cohort: Cohort, ti
     write_preset(tmp_path / "own.yaml", ROOT / "params" / "tiny.yaml", {p.key: p.value for p in first}, "proposed")
     loaded = load_params(tmp_path / "own.yaml")
     values = {proposal.key: proposal.value for proposal in first}
-    assert list(loaded.preparation.spacing_zyx_mm or ()) == values["preparation.spacing_zyx_mm"]
+    assert list(loaded.preprocessing.spacing_zyx_mm or ()) == values["preprocessing.spacing_zyx_mm"]
     assert list(loaded.train_universal.training.patch_zyx) == values["train_universal.training.patch_zyx"]
     assert loaded.evaluate == tiny.evaluate
 
@@ -96,22 +96,22 @@ def test_scans_are_described_by_size_and_each_sequence_by_its_values() -> None:
 def test_modalities_count_alike_and_a_far_coarser_axis_is_refined() -> None:
     many = replace(facts((2.0, 1.0, 1.0)), spacing_mm=np.array([[2.0, 1.0, 1.0]] * 100))
     plan = proposed({Modality.CT: many, Modality.MR: facts((4.0, 2.0, 2.0))}, PLAIN, 8.0)
-    assert plan["preparation.spacing_zyx_mm"] == [3.0, 1.5, 1.5]
+    assert plan["preprocessing.spacing_zyx_mm"] == [3.0, 1.5, 1.5]
     thick = np.array([[mm, 1.0, 1.0] for mm in np.linspace(4, 8, 11)])
     plan = proposed({Modality.CT: replace(facts(), spacing_mm=thick)}, PLAIN, 8.0)
-    assert plan["preparation.spacing_zyx_mm"] == [4.4, 1.0, 1.0]  # the 10th percentile, not the median of 6
+    assert plan["preprocessing.spacing_zyx_mm"] == [4.4, 1.0, 1.0]  # the 10th percentile, not the median of 6
 
 
 def test_the_window_holds_99_percent_of_the_liver() -> None:
-    window = proposed({Modality.CT: facts()}, PLAIN, 8.0)["preparation.window_hu"]
+    window = proposed({Modality.CT: facts()}, PLAIN, 8.0)["preprocessing.window_hu"]
     assert window == [0.0, 200.0]
-    assert "preparation.window_hu" not in proposed({Modality.MR: facts()}, PLAIN, 8.0)
+    assert "preprocessing.window_hu" not in proposed({Modality.MR: facts()}, PLAIN, 8.0)
 
 
 def test_mr_is_clipped_beyond_what_a_liver_reaches() -> None:
     def recipe(*percentiles: tuple[float, float]) -> Any:
         found = {Modality.MR: replace(facts(), liver_percentiles=np.array(percentiles).reshape(-1, 2))}
-        return proposed(found, PLAIN, 64.0)["preparation.mr_percentiles"]
+        return proposed(found, PLAIN, 64.0)["preprocessing.mr_percentiles"]
 
     assert recipe() == recipe((30.0, 90.0)) == [2.0, 98.0]
     assert recipe((0.7, 99.1)) == [0.5, 99.5]

@@ -16,7 +16,7 @@ from hepar.cases import Case, Cohort, LabelState, Modality, Split
 from hepar.errors import ParamsError
 from hepar.ingest.perceptual_hash import Seen
 from hepar.inference.patients import hash_patient, write_patients
-from hepar.pool.table import FULL, Pool, PreparedArrays
+from hepar.pool.table import FULL, Pool, PreprocessedArrays
 
 TOYS = [
     Toy("a"),
@@ -27,7 +27,7 @@ TOYS = [
 
 
 def cohort_of(folder: Path, pool: Pool, template: Case) -> Cohort:
-    """A cohort of the pool's cases and one test case, each a scan of its own, with fingerprints."""
+    """A cohort of the pool's cases and one test case, each a scan of its own, with perceptual hashes."""
     cases = [
         replace(
             template,
@@ -44,7 +44,7 @@ def cohort_of(folder: Path, pool: Pool, template: Case) -> Cohort:
     seen, rng = Seen(), np.random.default_rng(1)
     for case in cases:
         seen.add(case, rng.integers(-127, 128, (12, 16, 16)).astype(np.int8))
-    seen.save(folder / "fingerprints.npz")
+    seen.save(folder / "perceptual_hashes.npz")
     return Cohort(folder, tuple(cases))
 
 
@@ -78,7 +78,7 @@ def rewritten(subject: Subject, case_id: str, palette: list[list[int]]) -> None:
     arrays = subject.pool.arrays(entry).loaded()
     coded = np.zeros_like(arrays.code)
     coded[0, 0, : len(palette)] = range(len(palette))
-    changed = PreparedArrays(arrays.image, coded, np.array(palette, np.uint8), arrays.darkest)
+    changed = PreprocessedArrays(arrays.image, coded, np.array(palette, np.uint8), arrays.darkest)
     changed.save(subject.pool.folder / entry.file)
 
 
@@ -110,26 +110,26 @@ def test_a_scan_in_two_splits_is_found_by_its_voxels_and_by_its_looks(subject: S
     same = replace(subject, cohort=Cohort(subject.cohort.folder, tuple(cases)))
     assert found(same, "no-duplicate") == [("t", "is in test, and as a in train")]
 
-    with np.load(subject.cohort.folder / "fingerprints.npz") as file:
-        prints = dict(zip(file["case_id"].tolist(), file["fingerprint"], strict=True))
+    with np.load(subject.cohort.folder / "perceptual_hashes.npz") as file:
+        prints = dict(zip(file["case_id"].tolist(), file["perceptual_hash"], strict=True))
     prints["t"] = np.flip(prints["b"].reshape(12, 16, 16), 1).ravel()  # mirrored
     np.savez(
-        subject.cohort.folder / "fingerprints.npz",
+        subject.cohort.folder / "perceptual_hashes.npz",
         case_id=np.array(list(prints)),
-        fingerprint=np.stack(list(prints.values())),
+        perceptual_hash=np.stack(list(prints.values())),
     )
     assert found(subject, "no-duplicate") == [("t", "is in test, and as b in train")]
 
 
-def test_scans_are_told_apart_by_their_voxels_even_without_fingerprints(subject: Subject) -> None:
+def test_scans_are_told_apart_by_their_voxels_even_without_perceptual_hashes(subject: Subject) -> None:
     cases = list(subject.cohort)
     cases[1] = replace(cases[1], voxels_sha256=cases[0].voxels_sha256)  # of one split: no duplicate across splits,
     cases[-1] = replace(cases[-1], voxels_sha256=cases[0].voxels_sha256)  # but not hiding one that is
-    (subject.cohort.folder / "fingerprints.npz").unlink()
+    (subject.cohort.folder / "perceptual_hashes.npz").unlink()
     bare = replace(subject, cohort=Cohort(subject.cohort.folder, tuple(cases)))
     told = found(bare, "no-duplicate")
     assert ("t", "is in test, and as a in train") in told
-    assert [case for case, what in told if what.startswith("has no fingerprint")] == ["a", "b", "c", "d", "t"]
+    assert [case for case, what in told if what.startswith("has no perceptual hash")] == ["a", "b", "c", "d", "t"]
 
 
 def test_a_state_that_the_cohort_does_not_bear_out_is_found(subject: Subject) -> None:

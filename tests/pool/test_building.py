@@ -12,10 +12,10 @@ from hepar.runtime.artifacts import sha256_file, writing
 from hepar.cases import Case, LabelState, Split
 from hepar.pool.building import Earlier, LiverLabel, Rules, write_entry
 from hepar.pool.table import Pool, PoolEntry
-from hepar.imaging.preprocessing import Plan
+from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.imaging.volumes import write_image
 
-PLAN = Plan(spacing_zyx_mm=(2.0, 2.0, 2.0), window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
+PLAN = PreprocessingPlan(spacing_zyx_mm=(2.0, 2.0, 2.0), window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
 RULES = Rules(PLAN, "masked", 5.0)
 
 

@@ -141,7 +141,7 @@ def test_a_model_that_does_not_tell_whose_labels_it_saw_is_no_teacher(
 
 
 def assemble(run: Path, pool: Path, params: Params) -> None:
-    assemble_pool.run(run / "cohort", run / "pseudo", pool, params.preparation, params.assemble_pool)
+    assemble_pool.run(run / "cohort", run / "pseudo", pool, params.preprocessing, params.assemble_pool)
 
 
 def test_assembled_again_every_case_is_linked_and_the_hash_is_the_same(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from hepar.cases import LabelState
+from hepar.cases import LIVER, TUMOUR, LabelState
 from hepar.pool.table import FULL, KnownLabels, Targets, make_targets
-from hepar.training.losses import LIVER, TUMOUR, consistency, masked_bce, masked_dice, masked_loss, nesting_penalty
+from hepar.training.losses import consistency, masked_bce, masked_dice, masked_loss, nesting_penalty
 
 EQUAL = (1.0, 1.0)
 SHAPE = (1, 1, 12)

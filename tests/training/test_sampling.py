@@ -13,7 +13,7 @@ from toy_pool import Toy, toy_pool
 from hepar.cases import LabelState, Modality
 from hepar.errors import ArtifactError, DataError
 from hepar.params import SamplingParams
-from hepar.pool.table import FULL, Pool, PreparedArrays, Targets
+from hepar.pool.table import FULL, Pool, PreprocessedArrays, Targets
 from hepar.training.sampling import Patch, PatchSampler, cut
 
 PATCH = (8, 8, 8)
@@ -41,10 +41,10 @@ def same(a: list[Patch], b: list[Patch]) -> bool:
     )
 
 
-def arrays(shape: tuple[int, int, int]) -> PreparedArrays:
+def arrays(shape: tuple[int, int, int]) -> PreprocessedArrays:
     """A volume of distinct voxels 1, 2, … of which everything is known and everything is liver."""
     image = np.arange(1, 1 + np.prod(shape), dtype=np.float16).reshape(shape)
-    return PreparedArrays(image, np.zeros(shape, np.uint8), np.array([[1, 0, FULL, FULL]], np.uint8), darkest=1.0)
+    return PreprocessedArrays(image, np.zeros(shape, np.uint8), np.array([[1, 0, FULL, FULL]], np.uint8), darkest=1.0)
 
 
 def test_a_batch_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ def test_stored_arrays_keep_labels_and_weights_as_they_are(tmp_path: Path) -> No
     weights = rng.choice(np.array([0, 3, 128, 255], np.uint8), (2, *shape))
     targets = Targets(rng.random(shape) > 0.5, rng.random(shape) > 0.9, weights[0], weights[1])
     image = rng.normal(size=shape).astype(np.float32)
-    PreparedArrays.of(image, targets).save(tmp_path)
-    stored = PreparedArrays.open(tmp_path)
+    PreprocessedArrays.of(image, targets).save(tmp_path)
+    stored = PreprocessedArrays.open(tmp_path)
     patch = cut(stored, np.array([4, 5, 5], np.int32), shape, Modality.CT)
     assert np.array_equal(patch.image, image.astype(np.float16))
     assert np.array_equal(patch.y, np.stack([targets.liver, targets.tumour]))
@@ -179,7 +179,7 @@ def test_stored_arrays_keep_labels_and_weights_as_they_are(tmp_path: Path) -> No
     assert np.array_equal(stored.tumour, targets.tumour)
     many = np.arange(np.prod(shape)).reshape(shape)
     with pytest.raises(ValueError, match="at most 256"):
-        PreparedArrays.of(image, Targets(many > 400, many > 900, many.astype(np.uint8), weights[1]))
+        PreprocessedArrays.of(image, Targets(many > 400, many > 900, many.astype(np.uint8), weights[1]))
 
 
 def test_a_source_with_few_tumours_still_has_its_share_of_patches_around_tumours(tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hepar.cases import Modality
-from hepar.training.losses import LIVER, TUMOUR
+from hepar.cases import LIVER, TUMOUR, Modality
 from hepar.training.sampling import Patch
 from hepar.training.synthetic_lesions import FEWEST_LIVER_VOXELS, STRONGEST, with_lesions
 

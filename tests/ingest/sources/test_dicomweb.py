@@ -18,11 +18,10 @@ import pytest
 import requests
 import SimpleITK as sitk
 from dicom_files import IDENTIFIERS, phantom_voxels, write_series
-from hepar.ingest.sources import open_source
 from pydicom.sr.codedict import codes
 
 from hepar.errors import DataError, StorageError
-from hepar.ingest.sources import dicomweb, remote_cache
+from hepar.ingest.sources import dicomweb, open_source, remote_cache
 from hepar.ingest.sources.pseudonyms import VARIABLE
 from hepar.params import Params
 
