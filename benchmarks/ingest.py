@@ -1,12 +1,12 @@
-"""Ingest as the cohort grows, DICOM against other ways to read it, and patches of prepared arrays against other files.
+"""Ingest of growing cohorts, DICOM reading against other readers, patches of preprocessed arrays against other formats.
 
 `python benchmarks/ingest.py [--cases 1 10 100 1000] [--dicom ZIP_OR_FOLDER] [--no-patches]`:
 
-1. phantoms of a written table are ingested, then once more unchanged;
+1. phantoms of a table are ingested, then ingested again unchanged;
 2. one DICOM series (by default CHAOS CT, 78 slices) is written as NIfTI by hepar, by SimpleITK's series reader alone,
    and by dicom2nifti;
-3. random patches of 128³ with their labels are read from a prepared case of 200×512×512, from `.nii.gz` files, and from
-   files as nnU-Net v2 writes them: Blosc2 with zstd at level 8, float32, chunks of 1 MiB and blocks of 16 KiB.
+3. random patches of 128³ with their labels are read from a preprocessed case of 200×512×512, from `.nii.gz` files, and
+   from files in the format of nnU-Net v2: Blosc2 with zstd at level 8, float32, chunks of 1 MiB and blocks of 16 KiB.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from hepar.ingest.sources.archive import unpacked
 from hepar.ingest.sources.source import Volume
 from hepar.ingest.sources.table import read_table
 from hepar.params import load_params
-from hepar.phantoms import TEACHING, write_phantoms
-from hepar.pool.table import FULL, PreprocessedArrays, Targets
+from hepar.phantoms import FULLY_LABELLED, CohortDesign, write_phantoms
+from hepar.pool.arrays import PreprocessedArrays
+from hepar.pool.targets import FULL, Targets
 from hepar.training.sampling import cut
 
 ROOT = Path(__file__).parents[1]
@@ -46,15 +47,15 @@ REPEATS = 5
 
 
 def tree_mib(pid: int) -> float:
-    """Resident memory of a process and all below it, shared pages counted once for each (Linux)."""
-    total, waiting = 0.0, [pid]
-    while waiting:
-        process = waiting.pop()
+    """Proportional memory (PSS) of a process and its descendants: shared pages are divided among them (Linux)."""
+    total, pids = 0.0, [pid]
+    while pids:
+        process = pids.pop()
         try:
             status = Path(f"/proc/{process}/smaps_rollup").read_text()
             total += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("Pss:")) / 1024
             for task in Path(f"/proc/{process}/task").iterdir():
-                waiting += map(int, (task / "children").read_text().split())
+                pids += map(int, (task / "children").read_text().split())
         except (OSError, ValueError):
             continue
     return total
@@ -62,7 +63,7 @@ def tree_mib(pid: int) -> float:
 
 @contextmanager
 def watched(process: subprocess.Popen[bytes]) -> Iterator[list[float]]:
-    """The memory of a process tree in MiB, sampled ten times a second; the list's only item is the peak."""
+    """Yields a list of one item, the peak memory of a process tree in MiB, sampled ten times a second."""
     peak, done = [0.0], threading.Event()
 
     def watch() -> None:
@@ -86,21 +87,22 @@ def ingest(table: Path, cohort: Path, params: Path) -> tuple[float, float]:
         [*command, "--params", params], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     with watched(process) as peak:
-        _, said = process.communicate()
+        _, errors = process.communicate()
     seconds = time.perf_counter() - start
-    # one case cannot be trained on: it is read and written all the same, and then said so
-    if process.returncode not in (0, 2) or b"Traceback" in said:
-        raise SystemExit(said.decode())
+    # a cohort too small to train on is read and written before it is refused with exit code 2
+    if process.returncode not in (0, 2) or b"Traceback" in errors:
+        raise SystemExit(errors.decode())
     return seconds, peak[0]
 
 
 def growing(counts: list[int], work: Path) -> None:
+    """Time and memory of ingest for each number of phantoms, first and again unchanged."""
     params = work / "params.yaml"
     params.write_text(f"extends: {ROOT / 'params.yaml'}\ningest:\n  max_refused_share: 1.0\n")
     table = write_phantoms(work / "source", cases=max(counts), seed=11, size_zyx=SIZE_ZYX)
     header, *rows = table.read_text().splitlines()
     print(f"phantoms of {'×'.join(map(str, SIZE_ZYX))} voxels")
-    print("cases  seconds  cases/s  peak MiB  again, unchanged: seconds")
+    print("cases  seconds  cases/s  peak MiB  seconds, again unchanged")
     for count in counts:
         part = _table(table, header, rows[:count])
         seconds, peak = ingest(part, work / f"cohort-{count}", params)
@@ -115,6 +117,7 @@ def _table(table: Path, header: str, rows: list[str]) -> Path:
 
 
 def series(source: Path, work: Path) -> None:
+    """One DICOM series to NIfTI by three readers."""
     import dicom2nifti
 
     params = load_params(ROOT / "params.yaml").ingest
@@ -137,40 +140,43 @@ def series(source: Path, work: Path) -> None:
         with open_source(str(folder), params) as cases:
             place = cases[0].image.files[0].parent
             print(f"\nDICOM series of {len(cases[0].image.files)} slices to NIfTI, the best of {REPEATS}")
-        ways = {"hepar": by_hepar, "SimpleITK": by_simpleitk, "dicom2nifti": by_dicom2nifti}
-        best = dict.fromkeys(ways, float("inf"))
-        for _ in range(REPEATS):  # in turns, so that what else the machine does meets all of them
-            for name, way in ways.items():
-                best[name] = min(best[name], _seconds(way))
+        readers = {"hepar": by_hepar, "SimpleITK": by_simpleitk, "dicom2nifti": by_dicom2nifti}
+        best = dict.fromkeys(readers, float("inf"))
+        for _ in range(REPEATS):  # in turns, so that other load affects all of them
+            for name, convert in readers.items():
+                best[name] = min(best[name], _seconds(convert))
     for name, seconds in best.items():
         print(f"{name:12s} {seconds:6.2f} s")
-    print(f"hepar takes {best['hepar'] / min(best['SimpleITK'], best['dicom2nifti']):.2f} of the faster other way")
+    other = min(best["SimpleITK"], best["dicom2nifti"])
+    print(f"hepar takes {best['hepar'] / other:.2f} of the time of the faster other reader")
 
 
 def enlarged(volume: Volume) -> np.ndarray:
-    """The voxels of a volume, four times as many along each axis."""
+    """The voxels of a volume, zyx, each repeated four times along each axis."""
     return to_array(canonical(volume.read())).repeat(4, 0).repeat(4, 1).repeat(4, 2)
 
 
 def patches(work: Path) -> None:
-    """Random patches of a large case, by three formats in turns."""
+    """Random patches of a large case from three formats in turns."""
     rng = np.random.default_rng(1)
-    case = read_table(write_phantoms(work / "large", 8, 3, (50, 128, 128), pattern=TEACHING, modalities=["CT"]))[0]
+    case = read_table(write_phantoms(work / "large", 8, 3, (50, 128, 128), CohortDesign(FULLY_LABELLED, ("CT",))))[0]
     assert case.liver is not None
     assert case.tumour is not None
-    masks = [enlarged(mask) for mask in (case.liver, case.tumour)]
-    image = (enlarged(case.image) + rng.normal(0, 12, masks[0].shape)).astype(np.int16)
+    masks_zyx = [enlarged(mask) for mask in (case.liver, case.tumour)]
+    image_zyx = (enlarged(case.image) + rng.normal(0, 12, masks_zyx[0].shape)).astype(np.int16)
     plan = PreprocessingPlan(spacing_zyx_mm=(1.0, 1.0, 1.0), window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
-    known = np.full(image.shape, FULL, np.uint8)
-    prepared = normalise(image.astype(np.float32), case.modality, plan)
+    weight_zyx = np.full(image_zyx.shape, FULL, np.uint8)
+    preprocessed_zyx = normalise(image_zyx.astype(np.float32), case.modality, plan)
 
-    PreprocessedArrays.of(prepared, Targets(masks[0] > 0, masks[1] > 0, known, known)).save(work / "ours")
-    for name, array in (("image", image), ("liver", masks[0]), ("tumour", masks[1])):
+    PreprocessedArrays.encode(
+        preprocessed_zyx, Targets(masks_zyx[0] > 0, masks_zyx[1] > 0, weight_zyx, weight_zyx)
+    ).save(work / "ours")
+    for name, array in (("image", image_zyx), ("liver", masks_zyx[0]), ("tumour", masks_zyx[1])):
         write_image(sitk.GetImageFromArray(array), work / "nifti" / f"{name}.nii.gz")
     settings: dict[str, Any] = {"mode": "w", "cparams": {"codec": blosc2.Codec.ZSTD, "clevel": 8, "nthreads": 1}}
     (work / "nnunet").mkdir()
-    labels = (masks[0] + masks[1]).astype(np.int8)
-    for name, array, block in (("image", prepared.astype(np.float32), 16), ("labels", labels, 32)):
+    labels_zyx = (masks_zyx[0] + masks_zyx[1]).astype(np.int8)
+    for name, array, block in (("image", preprocessed_zyx.astype(np.float32), 16), ("labels", labels_zyx, 32)):
         shape = {"chunks": (1, 64, 64, 64), "blocks": (1, 16, block, block)}
         blosc2.asarray(array[None], urlpath=str(work / "nnunet" / f"{name}.b2nd"), **shape, **settings)
 
@@ -186,14 +192,14 @@ def patches(work: Path) -> None:
             file = str(work / "nnunet" / f"{name}.b2nd")
             blosc2.open(file, mode="r", mmap_mode="r", dparams={"nthreads": 1})[(slice(None), *part)]
 
-    ways = {"ours": ours, "nifti": nifti, "nnunet": nnunet}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    formats = {"ours": ours, "nifti": nifti, "nnunet": nnunet}
+    seconds: dict[str, list[float]] = {name: [] for name in formats}
     for turn in range(40):
-        start = [int(rng.integers(n - 128 + 1)) for n in image.shape]
+        start = [int(rng.integers(n - 128 + 1)) for n in image_zyx.shape]
         part, centre = tuple(slice(a, a + 128) for a in start), np.array(start, np.int32) + 64
-        for name, way in ways.items():
+        for name, read in formats.items():
             if name != "nifti" or turn % 10 == 0:  # it is slow
-                seconds[name].append(_seconds(partial(way, part, centre)))
+                seconds[name].append(_seconds(partial(read, part, centre)))
     print("\npatches of 128³ of a case of 200×512×512, the median")
     for name, values in seconds.items():
         stored = sum(path.stat().st_size for path in (work / name).iterdir())
@@ -201,9 +207,9 @@ def patches(work: Path) -> None:
         print(f"{name:7s} {1000 * float(np.median(values)):8.1f} ms  {ratio:6.1f} of ours  {stored / 2**20:6.0f} MiB")
 
 
-def _seconds(way: Callable[[], None]) -> float:
+def _seconds(work: Callable[[], None]) -> float:
     start = time.perf_counter()
-    way()
+    work()
     return time.perf_counter() - start
 
 
@@ -219,7 +225,7 @@ def main() -> None:
         if options.dicom.exists():
             series(options.dicom, Path(name))
         else:
-            print(f"no DICOM series at {options.dicom}: that part was left out")
+            print(f"no DICOM series at {options.dicom}: that part is left out")
         if not options.no_patches:
             patches(Path(name))
 

@@ -1,8 +1,8 @@
-"""MedFormer against a plain transcription of its formulas (`plain_medformer.py`): time, peak memory, same numbers.
+"""MedFormer against a direct transcription of its formulas (`plain_medformer.py`): same output, time and peak memory.
 
-`python benchmarks/medformer.py [--repeats 5] [--sizes small lits-64 lits-96]`. Both networks hold the same weights and
-take turns, so that what else the machine does meets both. On the CPU memory is that of a process of its own; on a GPU
-it is what torch allocates on top of both networks' weights, in bf16, with and without `torch.compile`.
+`python benchmarks/medformer.py [--repeats 5] [--sizes small lits-64 lits-96]`. Both networks have the same weights and
+take turns, so that other load on the machine affects both. On the CPU, memory is measured in a separate process; on a
+GPU it is what torch allocates beyond both networks' weights, in bf16, with and without `torch.compile`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hepar.params import load_params
 from hepar.runtime.device import available_cores, use_threads
 
 ROOT = Path(__file__).parents[1]
-SIZES = {  # params file, sides of the cubic patch, scans a batch
+SIZES = {  # params file, side of the cubic patch, batch size
     "small": ("params.yaml", 48, 2),
     "lits-64": ("params/full.yaml", 64, 1),
     "lits-96": ("params/full.yaml", 96, 1),
@@ -33,22 +33,23 @@ SIZES = {  # params file, sides of the cubic patch, scans a batch
 
 
 def pair(size: str, device: torch.device) -> tuple[nn.Module, nn.Module, torch.Tensor]:
-    """Ours, the plain one with the same weights, and an image."""
+    """Our network, the plain one with the same weights, and a random image."""
     file, side, batch = SIZES[size]
     network = load_params(ROOT / file).network
     torch.manual_seed(1)
     ours = build_network(network.name, network.config, (side, side, side))
     plain = PlainMedFormer(ours).to(device)
-    image = torch.randn(batch, 1, side, side, side, device=device)
-    return ours.to(device, memory_format=torch.channels_last_3d), plain, image
+    image_bcdhw = torch.randn(batch, 1, side, side, side, device=device)
+    return ours.to(device, memory_format=torch.channels_last_3d), plain, image_bcdhw
 
 
-def step(network: nn.Module, image: torch.Tensor, backward: bool) -> None:
+def step(network: nn.Module, image_bcdhw: torch.Tensor, backward: bool) -> None:
+    """One forward pass, with `backward` a backward pass too."""
     if not backward:
         with torch.no_grad():
-            network(image)
+            network(image_bcdhw)
         return
-    output = network(image)
+    output = network(image_bcdhw)
     outputs = output if isinstance(output, list) else [output]
     sum(logits.square().mean() for logits in outputs).backward()  # type: ignore[union-attr]
     for parameter in network.parameters():
@@ -56,6 +57,7 @@ def step(network: nn.Module, image: torch.Tensor, backward: bool) -> None:
 
 
 def seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Wall-clock time of `work`, all of it done on the device."""
     start = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -64,12 +66,14 @@ def seconds(work: Callable[[], None], device: torch.device) -> float:
 
 
 def compare(size: str, repeats: int, device: torch.device) -> None:
-    ours, plain, image = pair(size, device)
+    """Print difference, time and memory of both networks."""
+    ours, plain, image_bcdhw = pair(size, device)
     ours.eval(), plain.eval()
     with torch.no_grad():
-        expected = plain(image)
-        difference = float((ours(image) - expected).abs().max() / expected.abs().max())
-    print(f"\n{size}: {tuple(image.shape)} on {device.type}, largest difference {difference:.1e} of the largest logit")
+        expected_brdhw = plain(image_bcdhw)
+        difference = float((ours(image_bcdhw) - expected_brdhw).abs().max() / expected_brdhw.abs().max())
+    shape = tuple(image_bcdhw.shape)
+    print(f"\n{size}: {shape} on {device.type}, largest difference {difference:.1e} of the largest logit")
     kinds = {"ours": ours, "plain": plain}
     if device.type == "cuda":
         kinds["ours compiled"] = torch.compile(ours)  # type: ignore[assignment]
@@ -80,15 +84,17 @@ def compare(size: str, repeats: int, device: torch.device) -> None:
         for turn in range(repeats + 1):
             for kind, network in kinds.items():
                 network.train(backward)
-                own = image.contiguous(memory_format=torch.channels_last_3d) if "ours" in kind else image
-                before = held_mib(device)
+                input_bcdhw = (
+                    image_bcdhw.contiguous(memory_format=torch.channels_last_3d) if "ours" in kind else image_bcdhw
+                )
+                before_mib = held_mib(device)
                 restart_peak(device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    taken = seconds(partial(step, network, own, backward), device)
-                if turn:  # the first is for warming up
-                    best[kind] = min(best[kind], taken)
+                    duration_s = seconds(partial(step, network, input_bcdhw, backward), device)
+                if turn:  # the first is a warm-up
+                    best[kind] = min(best[kind], duration_s)
                 if device.type == "cuda":
-                    memory[kind] = peak_mib(device) - before
+                    memory[kind] = peak_mib(device) - before_mib
         if device.type != "cuda":
             memory = {kind: step_mib(size, kind, backward) for kind in kinds}
         for kind, value in best.items():
@@ -100,16 +106,17 @@ def compare(size: str, repeats: int, device: torch.device) -> None:
 
 
 def step_mib(size: str, kind: str, backward: bool) -> float:
-    """By how much the resident memory of a fresh process grows at most during one step (Linux)."""
+    """Peak growth of the resident memory of a fresh process during one step (Linux)."""
     command = [sys.executable, __file__, "--one", size, kind, str(int(backward))]
     return float(subprocess.check_output(command))
 
 
-def one(size: str, kind: str, backward: str) -> None:
-    ours, plain, image = pair(size, torch.device("cpu"))
+def measure_one(size: str, kind: str, backward: str) -> None:
+    """Print the memory growth in MiB of one step, for `step_mib`."""
+    ours, plain, image_bcdhw = pair(size, torch.device("cpu"))
     network = (ours if kind == "ours" else plain).train(backward == "1")
-    own = image.contiguous(memory_format=torch.channels_last_3d) if kind == "ours" else image
-    print(growth_mib(lambda: step(network, own, backward == "1")))
+    input_bcdhw = image_bcdhw.contiguous(memory_format=torch.channels_last_3d) if kind == "ours" else image_bcdhw
+    print(growth_mib(lambda: step(network, input_bcdhw, backward == "1")))
 
 
 def main() -> None:
@@ -120,7 +127,7 @@ def main() -> None:
     options = parser.parse_args()
     use_threads(available_cores())
     if options.one:
-        one(*options.one)
+        measure_one(*options.one)
         return
     for device in [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available():
         for size in options.sizes:

@@ -1,7 +1,7 @@
-"""MedFormer's hand-made operations on the CPU against torch's own, forwards and backwards, in one run.
+"""MedFormer's own CPU operations against torch's, forward and backward.
 
-`python benchmarks/operations.py` prints, for feature maps of the small and of the published setting, milliseconds of a
-forward and backward pass of both and their ratio.
+`python benchmarks/operations.py` prints milliseconds of a forward and backward pass of both, and their ratio, for
+feature maps of the small and the published setting.
 """
 
 from __future__ import annotations
@@ -22,52 +22,55 @@ Operation = Callable[[Tensor], Tensor]
 
 
 def pairs(channels: int, size: torch.Size) -> dict[str, tuple[Operation, Operation]]:
-    """Ours and torch's of each operation."""
-    kernel = torch.randn(channels, 1, 3, 3, 3, requires_grad=True)
-    mixing = torch.randn(channels, channels, 1, 1, 1, requires_grad=True)
-    double = torch.Size(2 * side for side in size)
+    """Each operation, ours and torch's."""
+    kernel_c1dhw = torch.randn(channels, 1, 3, 3, 3, requires_grad=True)
+    mixing_oc111 = torch.randn(channels, channels, 1, 1, 1, requires_grad=True)
+    double_size = torch.Size(2 * side for side in size)
     return {
         "instance norm": (
             lambda x: operations.instance_norm(x, 1e-5),
             lambda x: F.group_norm(x, channels, eps=1e-5),
         ),
         "depthwise conv": (
-            lambda x: operations.depthwise_conv(x, kernel),
-            lambda x: F.conv3d(x, kernel, padding=1, groups=channels),
+            lambda x: operations.depthwise_conv(x, kernel_c1dhw),
+            lambda x: F.conv3d(x, kernel_c1dhw, padding=1, groups=channels),
         ),
-        "pointwise conv": (lambda x: operations.pointwise_conv(x, mixing, None), lambda x: F.conv3d(x, mixing)),
-        "upsampling, joined": (
-            lambda x: joined(operations.upsample(x, double)),
-            lambda x: joined(F.interpolate(x, size=double, mode="trilinear", align_corners=True)),
+        "pointwise conv": (
+            lambda x: operations.pointwise_conv(x, mixing_oc111, None),
+            lambda x: F.conv3d(x, mixing_oc111),
+        ),
+        "upsampling and concat": (
+            lambda x: concatenated(operations.upsample(x, double_size)),
+            lambda x: concatenated(F.interpolate(x, size=double_size, mode="trilinear", align_corners=True)),
         ),
     }
 
 
-def joined(x_bcdhw: Tensor) -> Tensor:
-    """As a decoder joins what comes from below to a skip connection."""
+def concatenated(x_bcdhw: Tensor) -> Tensor:
+    """Concatenate with zeros along the channels, as the decoder does with a skip connection."""
     return torch.cat([x_bcdhw.movedim(1, -1), torch.zeros_like(x_bcdhw).movedim(1, -1)], dim=-1).movedim(-1, 1)
 
 
 def milliseconds(operation: Operation, x_bcdhw: Tensor) -> float:
-    """The fastest of some forward and backward passes."""
+    """The fastest of `REPEATS` forward and backward passes."""
     x_bcdhw = x_bcdhw.clone().requires_grad_()
     upstream = torch.randn_like(operation(x_bcdhw).detach())
-    taken = []
+    seconds = []
     for _ in range(REPEATS):
         began = time.perf_counter()
         operation(x_bcdhw).backward(upstream)
-        taken.append(time.perf_counter() - began)
-    return min(taken) * 1e3
+        seconds.append(time.perf_counter() - began)
+    return min(seconds) * 1e3
 
 
 def main() -> None:
     use_threads(0)
-    print(f"{'feature map b c d h w':24} {'operation':18} {'torch':>10} {'hepar':>10} {'ratio':>7}")
+    print(f"{'feature map b c d h w':24} {'operation':22} {'torch':>10} {'hepar':>10} {'ratio':>7}")
     for shape in MAPS:
         x_bcdhw = torch.randn(shape).to(memory_format=torch.channels_last_3d)
-        for name, (ours, torchs) in pairs(shape[1], x_bcdhw.shape[2:]).items():
-            slow, fast = milliseconds(torchs, x_bcdhw), milliseconds(ours, x_bcdhw)
-            print(f"{shape!s:24} {name:18} {slow:8.2f}ms {fast:8.2f}ms {slow / fast:7.2f}")
+        for name, (own_operation, torch_operation) in pairs(shape[1], x_bcdhw.shape[2:]).items():
+            torch_ms, own_ms = milliseconds(torch_operation, x_bcdhw), milliseconds(own_operation, x_bcdhw)
+            print(f"{shape!s:24} {name:22} {torch_ms:8.2f}ms {own_ms:8.2f}ms {torch_ms / own_ms:7.2f}")
 
 
 if __name__ == "__main__":

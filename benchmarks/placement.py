@@ -15,7 +15,7 @@ from hepar.errors import Refusal
 from hepar.imaging.volumes import Geometry, canonical, to_array
 from hepar.ingest.checks import check_placement
 from hepar.ingest.sources.table import read_table
-from hepar.phantoms import TEACHING, write_phantoms
+from hepar.phantoms import FULLY_LABELLED, CohortDesign, write_phantoms
 
 
 def refused(mask: np.ndarray, image: np.ndarray, spacing_zyx_mm: tuple[float, float, float]) -> bool:
@@ -46,4 +46,4 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            main(write_phantoms(Path(folder), cases=24, seed=3, pattern=TEACHING))
+            main(write_phantoms(Path(folder), cases=24, seed=3, design=CohortDesign(FULLY_LABELLED)))

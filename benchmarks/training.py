@@ -39,7 +39,9 @@ from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.networks import build_network
 from hepar.params import NetworkParams, SizeZYX, TrainingParams, load_params
 from hepar.planning.memory import BYTES, training_bytes
-from hepar.pool.table import FULL, KnownLabels, Pool, PoolEntry, PreprocessedArrays, make_targets
+from hepar.pool.arrays import PreprocessedArrays
+from hepar.pool.table import ArraysRecord, LiverRecord, Pool, PoolEntry, Provenance, TumourRecord
+from hepar.pool.targets import FULL, KnownLabels, make_targets
 from hepar.runtime.device import autocast, available_cores, pick_device, use_threads
 from hepar.training.augmentation import move, recolour
 from hepar.training.batches import Batch, Waits, batches
@@ -86,36 +88,25 @@ def _entry(folder: Path, number: int, rng: np.random.Generator) -> PoolEntry:
     image = (rng.normal(0, 0.3, SIZE_ZYX) + liver - 0.5 * tumour).astype(np.float32)
     known = KnownLabels(LabelState.MANUAL, LabelState.MANUAL, liver, tumour)
     targets = make_targets(known, SIZE_ZYX, SPACING_MM, "masked", 5.0)
-    PreprocessedArrays.of(image, targets).save(folder / f"case-{number}")
+    PreprocessedArrays.encode(image, targets).save(folder / f"case-{number}")
     voxel_ml = float(np.prod(SPACING_MM)) / 1000
     modality = Modality.CT if number % 2 else Modality.MR
     return PoolEntry(
         case_id=f"c{number}",
         patient_id=f"p{number}",
-        source="made",
-        modality=modality,
-        sequence="",
         split=Split.TRAIN,
-        group=f"{modality}/made",
-        liver_state=LabelState.MANUAL,
-        tumour_state=LabelState.MANUAL,
-        liver_weight=1.0,
-        tumour_weight=1.0,
-        liver_origin="",
-        tumour_origin="",
-        teacher="",
-        gate="",
-        reasons="",
-        review="",
-        liver_ml=float(liver.sum()) * voxel_ml,
-        tumour_ml=float(tumour.sum()) * voxel_ml,
-        known_share=float((targets.liver_weight / FULL).mean()),
-        lesion_diameters_mm=lesion_diameters_mm(tumour, voxel_ml),
-        licence="",
-        image_sha256="",
-        file=f"case-{number}",
-        sha256="",
-        key="",
+        modality=modality,
+        liver=LiverRecord(LabelState.MANUAL, 1.0, volume_ml=float(liver.sum()) * voxel_ml),
+        tumour=TumourRecord(
+            LabelState.MANUAL,
+            1.0,
+            volume_ml=float(tumour.sum()) * voxel_ml,
+            lesion_diameters_mm=lesion_diameters_mm(tumour, voxel_ml),
+        ),
+        provenance=Provenance("synthetic", "", "", ""),
+        arrays=ArraysRecord(
+            f"case-{number}", key="", sha256="", known_share=float((targets.liver_weight_zyx / FULL).mean())
+        ),
     )
 
 
@@ -305,10 +296,10 @@ def monais(pool: Pool, training: TrainingParams) -> Callable[[], None]:
     a, side = training.augmentation, [SIDE] * 3
     rotation = float(np.deg2rad(a.rotation_degrees))
     items: list[dict[str, Any]] = []
-    for entry in {entry.file: entry for entry in pool.entries}.values():
+    for entry in {entry.arrays.folder: entry for entry in pool.entries}.values():
         arrays = pool.arrays(entry).loaded()
-        labels = np.stack([column.take(arrays.code) for column in arrays.palette.T]).astype(np.float32)
-        items.append({"image": np.asarray(arrays.image, np.float32)[None], "labels": labels, "tumour": labels[1:2]})
+        labels = np.stack([column.take(arrays.code_zyx) for column in arrays.palette_n4.T]).astype(np.float32)
+        items.append({"image": np.asarray(arrays.image_zyx, np.float32)[None], "labels": labels, "tumour": labels[1:2]})
     pipeline = mt.Compose(
         [
             mt.ToTensord(keys=["image", "labels", "tumour"]),

@@ -1,5 +1,5 @@
-"""One thin KFP component per stage. They translate, they do not think."""
+"""One thin KFP component per stage, which translates its arguments, and versions of the pool on top of DVC."""
 
 import os
 
-IMAGE = os.environ.get("HEPAR_IMAGE", "hepar:latest")  # on a cluster by digest, since it is part of the cache key
+IMAGE = os.environ.get("HEPAR_IMAGE", "hepar:latest")  # on a cluster a digest, because it is part of the cache key

@@ -1,10 +1,11 @@
-"""KFP components. Each reads its section of the params and calls the stage's `run`, as DVC and the CLI do.
+"""KFP components. Each validates its section of the params and calls the stage's `run`, as DVC and the CLI do.
 
-A component hands on its artifact, a folder, and the hash of its content. Hashes are passed as parameters, because
-KFP's cache looks at parameters and never into files.
+A component returns the content hash of its artifact, a folder. Later components take hashes as parameters, because
+KFP's cache compares parameters but not the contents of files.
 """
 
-# KFP takes a component's source on its own, so imports stand inside, and reads its annotations, so none are postponed.
+# KFP compiles the source of each function on its own, so imports stand inside, and evaluates annotations, so there is
+# no `from __future__ import annotations`.
 from kfp import dsl
 
 from components import IMAGE
@@ -16,11 +17,12 @@ def ingest(source: str, params: dict, cohort: dsl.Output[dsl.Artifact]) -> str: 
     from pathlib import Path
 
     import hepar.stages.ingest
+    from hepar.cases import Cohort
     from hepar.params import IngestParams, read_section
     from hepar.runtime.artifacts import read_manifest
 
     hepar.stages.ingest.run(source, Path(cohort.path), read_section(IngestParams, params))
-    return read_manifest(Path(cohort.path), "cohort").hash
+    return read_manifest(Path(cohort.path), Cohort.KIND).hash
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -38,6 +40,7 @@ def train_liver(
 
     import hepar.stages.train_liver
     from hepar.cases import Modality
+    from hepar.inference.model_folder import ModelFolder
     from hepar.params import NetworkParams, PreprocessingParams, TrainLiverParams, read_section
     from hepar.runtime.artifacts import read_manifest
 
@@ -49,7 +52,7 @@ def train_liver(
         read_section(NetworkParams, network),
         read_section(TrainLiverParams, params),
     )
-    return read_manifest(Path(model.path), "model").hash
+    return read_manifest(Path(model.path), ModelFolder.KIND).hash
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -63,19 +66,19 @@ def pseudo_label(
     teacher_mr: dsl.Input[dsl.Model],
     pseudo: dsl.Output[dsl.Artifact],
 ) -> str:
-    """Give gated liver masks to the cases that lack one."""
+    """Predict and gate liver masks for the cases without one."""
     from pathlib import Path
 
     import hepar.stages.pseudo_label
     from hepar.cases import Modality
     from hepar.params import PseudoLabelParams, read_section
-    from hepar.runtime.artifacts import read_manifest
+    from hepar.pseudo_labels.folder import PseudoLabels
 
     teachers = {Modality.CT: Path(teacher_ct.path), Modality.MR: Path(teacher_mr.path)}
     hepar.stages.pseudo_label.run(
         Path(cohort.path), teachers, Path(pseudo.path), read_section(PseudoLabelParams, params)
     )
-    return read_manifest(Path(pseudo.path), "pseudo-labels").hash
+    return PseudoLabels.load(Path(pseudo.path)).manifest.hash
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -88,13 +91,14 @@ def assemble_pool(
     pseudo: dsl.Input[dsl.Artifact],
     pool: dsl.Output[dsl.Dataset],
 ) -> str:
-    """Bring all labels into the mixed-label pool; with HEPAR_POOL_REMOTE its content goes to that DVC remote."""
+    """Combine all labels into the pool, and push it to the DVC remote HEPAR_POOL_REMOTE if that is set."""
     import os
     from pathlib import Path
 
     import hepar.stages.assemble_pool
     from components.pool_versions import REMOTE_VARIABLE, push
     from hepar.params import AssemblePoolParams, PreprocessingParams, read_section
+    from hepar.pool.table import Pool
     from hepar.runtime.artifacts import read_manifest
 
     def publish(folder: Path) -> None:
@@ -108,7 +112,7 @@ def assemble_pool(
         read_section(AssemblePoolParams, params),
         publish if os.environ.get(REMOTE_VARIABLE) else None,
     )
-    return read_manifest(Path(pool.path), "pool").hash
+    return read_manifest(Path(pool.path), Pool.KIND).hash
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -128,6 +132,7 @@ def train_universal(
 
     import hepar.stages.train_universal
     from hepar.cases import Modality
+    from hepar.inference.model_folder import ModelFolder
     from hepar.params import NetworkParams, TrainUniversalParams, read_section
     from hepar.runtime.artifacts import read_manifest
 
@@ -138,7 +143,7 @@ def train_universal(
         read_section(NetworkParams, network),
         read_section(TrainUniversalParams, params),
     )
-    return read_manifest(Path(model.path), "model").hash
+    return read_manifest(Path(model.path), ModelFolder.KIND).hash
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -154,13 +159,13 @@ def evaluate(
     from pathlib import Path
 
     import hepar.stages.evaluate
+    from hepar.evaluation.report_folder import Report
     from hepar.params import EvaluateParams, read_section
-    from hepar.runtime.artifacts import read_manifest
 
     hepar.stages.evaluate.run(
         Path(cohort.path), Path(model.path), Path(report.path), read_section(EvaluateParams, params)
     )
-    return read_manifest(Path(report.path), "report").hash
+    return Report.load(Path(report.path)).manifest.hash
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

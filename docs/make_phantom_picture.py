@@ -1,4 +1,4 @@
-"""Draw docs/images/phantoms.png: one slice of a phantom for each CT phase and MR sequence, with its true outlines."""
+"""Draws docs/images/phantoms.png: one phantom slice per CT phase and MR sequence, with outlines of the true masks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from hepar.phantoms.make import Phantom, make_phantom
+from hepar.phantoms.phantom import Phantom, make_phantom
 
 OUT = Path(__file__).parent / "images" / "phantoms.png"
 SIZE_ZYX, SPACING_ZYX_MM = (64, 160, 160), (4.0, 2.2, 2.2)
@@ -28,7 +28,7 @@ LIVER_COLOUR, TUMOUR_COLOUR = "#35c4e8", "#ffb000"
 
 
 def main() -> None:
-    """Make the phantoms and write the picture."""
+    """Make the phantoms and save the picture."""
     columns = max(map(len, ROWS.values()))
     figure, axes = plt.subplots(len(ROWS), columns, figsize=(2.8 * columns, 4.6), layout="constrained")
     for axis in axes.flat:
@@ -43,15 +43,15 @@ def main() -> None:
 
 
 def show(axis: Axes, phantom: Phantom) -> None:
-    """The slice on which the tumours are largest, with the outlines of liver and tumours."""
+    """Show the slice with the largest tumour area, with the outlines of liver and tumours."""
     z = int(phantom.tumour_zyx.sum(axis=(1, 2)).argmax())
-    rows = np.flatnonzero((phantom.label_zyx > 0).any(axis=(0, 2)))
+    rows = np.flatnonzero((phantom.tissue_zyx > 0).any(axis=(0, 2)))
     crop = slice(max(int(rows[0]) - MARGIN, 0), int(rows[-1]) + MARGIN + 1)
-    image = phantom.image_zyx[z, crop]
-    low, high = WINDOW_HU if phantom.modality == "CT" else np.percentile(image, MR_PERCENTILES)
-    axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="bilinear")
-    for mask, colour in ((phantom.liver_zyx, LIVER_COLOUR), (phantom.tumour_zyx, TUMOUR_COLOUR)):
-        axis.contour(mask[z, crop], levels=[0.5], colors=colour, linewidths=1.1)
+    image_yx = phantom.image_zyx[z, crop]
+    low, high = WINDOW_HU if phantom.modality == "CT" else np.percentile(image_yx, MR_PERCENTILES)
+    axis.imshow(image_yx, cmap="gray", vmin=low, vmax=high, interpolation="bilinear")
+    for mask_zyx, colour in ((phantom.liver_zyx, LIVER_COLOUR), (phantom.tumour_zyx, TUMOUR_COLOUR)):
+        axis.contour(mask_zyx[z, crop], levels=[0.5], colors=colour, linewidths=1.1)
     axis.set_title(f"{phantom.modality} {phantom.sequence}", fontsize=11)
 
 

@@ -1,10 +1,10 @@
-"""hepar: one universal liver-tumour segmentation model for CT and MR, out of labels that do not agree."""
+"""hepar: one model that segments liver and liver tumours in CT and MR, trained on partially labelled data."""
 
 import os
 
-# How often an idle thread of GNU OpenMP looks for work before it sleeps; read when torch loads, so it is set before.
-# By default it looks so long that processes that share cores wait for each other's idle threads, and a thread that
-# sleeps at once comes late to the next of a network's many short operations: training takes half as long again
+# How long an idle GNU OpenMP thread spins before it sleeps; torch reads it when it loads, so it is set here. The default
+# is so long that processes on shared cores wait for each other's idle threads. Sleeping at once is no better: threads
+# then wake late for each of a network's many short operations, and training takes half as long again.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Case, LabelState and Cohort: the one table that every stage passes on."""
+"""Case, LabelState and Cohort: the table of cases that every stage reads."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from hepar.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd  # slow to import, and `hepar --help` needs only Modality
 
 
 class Modality(StrEnum):
@@ -23,12 +24,12 @@ STRUCTURES = ("liver", "tumour")  # their names, in that order
 
 
 class LabelState(StrEnum):
-    """What is known of one structure in one case. Unknown is never background."""
+    """What is known about one structure in one case. Unknown is never background."""
 
     MANUAL = "manual"
     PSEUDO = "pseudo"
     UNKNOWN = "unknown"
-    ABSENT = "absent"  # an expert said that there is none
+    ABSENT = "absent"  # confirmed by an expert
 
 
 class Split(StrEnum):
@@ -39,10 +40,10 @@ class Split(StrEnum):
 
 @dataclass(frozen=True)
 class Case:
-    """One scan with what is known of it. Paths are relative to the folder of the table that holds the case.
+    """One scan and its labels. Paths are relative to the cohort folder; a mask that does not exist has an empty path.
 
-    `spacing_mm` and `size` run z, y, x. `image_sha256` and its like are digests of the files; empty where there is
-    none. `distances_known` is false where the spacing is nominal, so that millimetres mean nothing.
+    `spacing_mm` and `size` run z, y, x. The digests are SHA-256, empty where the file does not exist.
+    `distances_known` is false where the spacing is nominal, so that distances in millimetres mean nothing.
     """
 
     case_id: str
@@ -63,9 +64,9 @@ class Case:
     image_sha256: str = ""
     liver_sha256: str = ""
     tumour_sha256: str = ""
-    source_sha256: str = ""  # of the declaration and of every file that the case was made from
-    voxels_sha256: str = ""  # of the canonical image's voxels
-    header: str = field(default="{}")  # facts of the source's header, as JSON
+    source_sha256: str = ""  # of the declaration and every source file of the case
+    voxels_sha256: str = ""  # of the voxels of the canonical image
+    header: str = field(default="{}")  # what is kept of the source's header, as JSON
 
 
 _ENUMS: dict[str, type[StrEnum]] = {
@@ -78,12 +79,16 @@ _ENUMS: dict[str, type[StrEnum]] = {
 
 @dataclass(frozen=True)
 class Cohort:
-    """Cases, ordered by their id, and the folder that their paths are relative to."""
+    """Cases, ordered by id, and the folder that holds them: what `hepar ingest` writes."""
 
     folder: Path
     cases: tuple[Case, ...]
 
+    KIND = "cohort"
     TABLE = "cases.parquet"
+    VOLUMES = "volumes"  # a folder a case
+    QUARANTINE = "quarantine.csv"  # the refused cases, each with the rule that it breaks
+    PERCEPTUAL_HASHES = "perceptual_hashes.npz"  # of every scan, to find near duplicates
 
     def __iter__(self) -> Iterator[Case]:
         return iter(self.cases)
@@ -92,7 +97,7 @@ class Cohort:
         return len(self.cases)
 
     def select(self, modality: Modality | None = None, splits: Iterable[Split] | None = None) -> tuple[Case, ...]:
-        """The cases of a modality and of some splits; None takes all."""
+        """Cases of one modality and of these splits; None selects all."""
         wanted = None if splits is None else set(splits)
         return tuple(
             case
@@ -101,16 +106,18 @@ class Cohort:
         )
 
     def file(self, relative: str) -> Path:
-        """Where a file of the cohort lies."""
+        """Path of a file of the cohort."""
         return self.folder / relative
 
     def save(self) -> None:
-        """Write the table into the cohort's folder; the same cases give the same bytes."""
+        """Write the table into the folder. Equal cases give equal bytes."""
         cases_frame(self.cases).to_parquet(self.folder / self.TABLE, index=False)
 
     @classmethod
     def load(cls, folder: Path) -> Cohort:
-        """Read a cohort. Raises DataError where the table is missing or damaged, or a value is none of its column's."""
+        """Read a cohort. Raises DataError if the table is missing or damaged, or a value does not fit its column."""
+        import pandas as pd
+
         table = folder / cls.TABLE
         if not table.is_file():
             raise DataError(f"{folder} is not a cohort: {cls.TABLE} is missing")
@@ -118,11 +125,13 @@ class Cohort:
             rows = pd.read_parquet(table).to_dict(orient="records")
             return cls(folder, tuple(case_from_row({str(key): value for key, value in row.items()}) for row in rows))
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{table} is damaged, or of another version of hepar: {error}") from None
+            raise DataError(f"{table} is damaged or was written by another version of hepar: {error}") from None
 
 
 def cases_frame(cases: Sequence[Case]) -> pd.DataFrame:
-    """One row a case, ordered by id, with the columns of `Case`."""
+    """One row per case, ordered by id; the columns are the fields of `Case`."""
+    import pandas as pd
+
     columns = [item.name for item in fields(Case)]
     rows = [asdict(case) for case in sorted(cases, key=lambda case: case.case_id)]
     for row in rows:
@@ -132,7 +141,7 @@ def cases_frame(cases: Sequence[Case]) -> pd.DataFrame:
 
 
 def case_from_row(row: dict[str, Any]) -> Case:
-    """A case from a row of its table. Raises DataError naming case, column and value."""
+    """The case in a row of the table. Raises DataError naming case, column and value."""
     values = {item.name: row[item.name] for item in fields(Case) if item.name in row}
     for name, kind in _ENUMS.items():
         values[name] = parse_enum(kind, row[name], case_id=str(row["case_id"]), column=name)
@@ -143,7 +152,7 @@ def case_from_row(row: dict[str, Any]) -> Case:
 
 
 def parse_enum(kind: type[StrEnum], value: object, case_id: str, column: str) -> Any:
-    """A member of `kind` by its value. Raises DataError naming case, column and value."""
+    """The member of `kind` with this value. Raises DataError naming case, column and value."""
     try:
         return kind(str(value))
     except ValueError:
@@ -152,7 +161,7 @@ def parse_enum(kind: type[StrEnum], value: object, case_id: str, column: str) ->
 
 
 def check_patients(cases: Sequence[Case]) -> None:
-    """Raise DataError if a case id repeats or a patient's scans lie in two splits."""
+    """Raise DataError if a case id occurs twice or a patient's scans are in two splits."""
     seen: set[str] = set()
     split_of: dict[str, Case] = {}
     for case in cases:

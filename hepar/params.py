@@ -1,6 +1,6 @@
 """The sections of `params.yaml`: frozen, typed, without a second default anywhere.
 
-A preset may say `extends: ../params.yaml` and hold only what differs. Unknown keys are errors.
+A preset can say `extends: ../params.yaml` and hold only its differences. Unknown keys are errors.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
 
 def _falling(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] < bounds[1]:
-        raise ValueError(f"{list(bounds)}: the bound of review must not be below that of rejection")
+        raise ValueError(f"{list(bounds)}: the review bound must not be below the rejection bound")
     return bounds
 
 
 def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] > bounds[1]:
-        raise ValueError(f"{list(bounds)}: the bound of review must not be above that of rejection")
+        raise ValueError(f"{list(bounds)}: the review bound must not be above the rejection bound")
     return bounds
 
 
 def _none_or_enough(cases: int) -> int:
     if cases != 0 and cases < MIN_PHANTOMS:
-        raise ValueError(f"{cases} phantoms are too few, must be 0 or at least {MIN_PHANTOMS}")
+        raise ValueError(f"{cases} phantoms are too few: must be 0 or at least {MIN_PHANTOMS}")
     return cases
 
 
 def _whole(value: Any) -> Any:
-    """Whole floats as integers, however deep: KFP hands 3 on as 3.0, and a network wants sizes."""
+    """Whole floats as integers at any depth: KFP turns 3 into 3.0, but network sizes are integers."""
     if isinstance(value, Mapping):
         return {key: _whole(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -50,8 +50,8 @@ def _whole(value: Any) -> Any:
 
 
 MIN_PHANTOMS = 8
-WHOLE = "config"  # of a network, which takes the place of the one that a file extends
-NULL = "null"  # as YAML has it
+WHOLE = "config"  # of a network: replaces the one that the file extends, and is never merged with it
+NULL = "null"  # stands for None in KFP, which has none
 REGISTERED = "models:/"
 WARM_START = rf"^(none|CT|MR|{REGISTERED}.+)$"
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -59,10 +59,10 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
-Bounds = tuple[float, float]  # of review and of rejection
+Bounds = tuple[float, float]  # for review, for rejection
 AtLeast = Annotated[Bounds, AfterValidator(_falling)]
 AtMost = Annotated[Bounds, AfterValidator(_rising)]
-SignalName = Literal[  # what hepar.pseudo_labels.gates measures of a pseudo-liver
+SignalName = Literal[  # the fields of pseudo_labels.signals.Signals
     "volume_ml",
     "component_share",
     "hole_share",
@@ -79,28 +79,28 @@ SpacingZYX = tuple[Positive, Positive, Positive]
 
 
 class Section(BaseModel):
-    """A part of the parameters that one stage receives."""
+    """One section of the parameters; a stage receives its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class PhantomParams(Section):
-    """The built-in digital abdomens, read where the source is `phantoms`."""
+    """The built-in phantoms, read if the source is `phantoms`."""
 
     cases: Annotated[int, Field(ge=MIN_PHANTOMS)]  # half CT, half MR
     seed: Count
-    size_zyx: SizeZYX  # voxels; the field of view stays an abdomen
+    size_zyx: SizeZYX  # voxels; the field of view always covers the abdomen
 
 
 class AddedPhantoms(Section):
-    """Phantoms of each modality, all masks known, that join the training patients of another source; 0 for none."""
+    """Fully labelled phantoms added to the training patients of another source, by modality; 0 for none."""
 
     CT: Annotated[int, AfterValidator(_none_or_enough)]
     MR: Annotated[int, AfterValidator(_none_or_enough)]
 
 
 class SplitParams(Section):
-    """Shares of patients held out, where the source names no split of its own."""
+    """Fractions of patients to hold out if the source defines no split."""
 
     test: Share
     val: Share
@@ -111,54 +111,54 @@ class IngestParams(Section):
 
     phantoms: PhantomParams
     added_phantoms: AddedPhantoms
-    layout: str  # of a folder or zip: auto, or one of those that docs/data.md names
-    uneven_slices: Literal["refuse", "resample"]  # of DICOM series with unequal steps or a tilted gantry
+    layout: str  # of a folder or zip: auto, or a layout listed in docs/data.md
+    uneven_slices: Literal["refuse", "resample"]  # DICOM series with unequal slice spacing or gantry tilt
     split: SplitParams
-    split_from: str  # a table, a cohort or an s3:// address: case_id or patient_id, split; empty: none
-    max_refused_share: Share  # a larger share of refused cases fails the stage
+    split_from: str  # predefined split (case_id or patient_id, split): a table, a cohort or an s3:// URL; empty: none
+    max_refused_share: Share  # the stage fails if a larger fraction of cases is refused
 
 
 class PreprocessingParams(Section):
-    """From a canonical volume to the array that a network reads."""
+    """From a canonical volume to the network's input."""
 
     spacing_zyx_mm: SpacingZYX | None  # null: the median spacing of the cohort
     window_hu: Interval  # CT is clipped to it and scaled to -1..1
-    mr_percentiles: Interval  # MR is clipped to these percentiles inside the body, then z-scored
+    mr_percentiles: Interval  # MR is clipped to these percentiles of the body, then z-scored
 
 
 class NetworkParams(Section):
-    """Which network, and its own settings."""
+    """The network and its settings."""
 
     name: str
     config: Annotated[dict[str, Any], BeforeValidator(_whole)]
 
 
 class AugmentationParams(Section):
-    """Random changes of a training patch. A probability of 0 switches one off."""
+    """Augmentation of training patches. A probability of 0 switches a transform off."""
 
     affine_probability: Share
     rotation_degrees: Annotated[float, Field(ge=0, le=180)]
-    scale: Annotated[float, Field(ge=0, lt=1)]  # zoom along each axis drawn from 1-scale..1+scale
-    mirror_axes: tuple[Literal["z", "y", "x"], ...]  # each flipped with probability 0.5
+    scale: Annotated[float, Field(ge=0, lt=1)]  # zoom of each axis, drawn from 1-scale..1+scale
+    mirror_axes: tuple[Literal["z", "y", "x"], ...]  # each mirrored with probability 0.5
     intensity_probability: Share
     contrast: Annotated[float, Field(ge=0, lt=1)]  # factor drawn from 1-contrast..1+contrast
-    brightness: Annotated[float, Field(ge=0)]  # shift in units of the normalised image
-    noise: Annotated[float, Field(ge=0)]  # largest standard deviation of added noise
+    brightness: Annotated[float, Field(ge=0)]  # shift, in units of the normalised image
+    noise: Annotated[float, Field(ge=0)]  # largest standard deviation of Gaussian noise
     blur_probability: Share
     elastic_probability: Share
-    elastic_voxels: Annotated[float, Field(ge=0)]  # largest standard deviation of a smooth displacement
+    elastic_voxels: Annotated[float, Field(ge=0)]  # largest standard deviation of the displacement field
     gamma_probability: Share
     gamma: Annotated[float, Field(ge=0)]  # exponent drawn from e^-gamma..e^gamma
     low_resolution_probability: Share
-    low_resolution: Annotated[float, Field(ge=1)]  # voxels up to so many times larger, then interpolated back
-    bias_field_probability: Share  # of an MR patch
-    bias_field: Annotated[float, Field(ge=0)]  # largest logarithm of a smooth factor
-    lesion_probability: Share  # made-up lesions are laid into a known liver, where real ones are few
-    remap_probability: Share  # values pass through a random curve, so that organs change places in brightness
+    low_resolution: Annotated[float, Field(ge=1)]  # largest factor of downsampling before interpolating back
+    bias_field_probability: Share  # MR only
+    bias_field: Annotated[float, Field(ge=0)]  # largest log of the smooth gain
+    lesion_probability: Share  # of painting synthetic lesions into a known liver
+    remap_probability: Share  # of a random intensity curve, which reorders the brightness of organs
 
 
 class SamplingParams(Section):
-    """Where patches are cut. What remains of 1 is cut anywhere."""
+    """Fractions of patches centred on a tumour and on the liver; the rest are centred anywhere."""
 
     tumour_share: Share
     liver_share: Share
@@ -171,34 +171,36 @@ class SamplingParams(Section):
 
 
 class TrainingParams(Section):
-    """The optimisation of one network."""
+    """Training of one network."""
 
     steps: AtLeastOne
-    batch_size: AtLeastOne  # patches, over all processes together
-    accumulate: AtLeastOne  # batches whose gradients are averaged for one step
-    processes: Count  # that share each batch; 0: one for each GPU, as far as they divide the batch
+    batch_size: AtLeastOne  # patches, summed over all processes
+    accumulate: AtLeastOne  # batches per step (gradient accumulation)
+    processes: Count  # sharing each batch; 0: one per GPU, as far as the batch divides evenly
     patch_zyx: SizeZYX
     learning_rate: Positive
-    schedule: Literal["polynomial", "cosine"]  # how the learning rate falls to zero after the warm-up
+    schedule: Literal["polynomial", "cosine"]  # decay of the learning rate after the warm-up
     weight_decay: Annotated[float, Field(ge=0)]
     warmup_steps: Count
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]  # the moving average is what is validated and kept
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]  # of the weights; the average is validated and saved
     clip_norm: Positive
     bce_weights: tuple[Positive, Positive]  # of liver and tumour in the cross entropy
-    nesting_weight: Annotated[float, Field(ge=0)]  # weight of the penalty on tumour outside the liver
-    snapshots: tuple[Share, ...]  # shares of the steps after which the moving average is kept too, as a further member
+    nesting_weight: Annotated[float, Field(ge=0)]  # of the penalty on tumour outside the liver
+    snapshots: tuple[Share, ...]  # fractions of the training at which the average is saved as an ensemble member
     validate_every: AtLeastOne  # steps between two validations
-    validation_cases: Count  # at most so many cases a modality; 0 validates on none
-    patience: Count  # validations without a better score after which training ends; 0: it never does
+    validation_cases: Count  # per modality, at most; 0: no validation
+    patience: Count  # validations without improvement before training stops early; 0: never
     checkpoint_every: AtLeastOne  # steps between two checkpoints
-    threads: Count  # CPU threads; 0: all cores. Results repeat bit for bit only at the same number
-    workers: Count  # threads that cut patches ahead of the step; 0: none
-    cache_gib: Annotated[float, Field(ge=0)]  # arrays are kept in memory where all of them fit; else read from disk
-    precision: Literal["fp32", "bf16", "fp16"]  # of the forward pass; fp16 scales its loss
-    compile: bool  # by torch.compile, on a GPU: the first step takes a minute, the others less
+    threads: Count  # CPU threads; 0: all cores. Bit-identical results need the same number
+    workers: Count  # threads that prefetch patches; 0: none
+    cache_gib: Annotated[
+        float, Field(ge=0)
+    ]  # memory for arrays; if they don't all fit, they are read from disk
+    precision: Literal["fp32", "bf16", "fp16"]  # of the forward pass; fp16 uses loss scaling
+    compile: bool  # torch.compile, GPU only: the first step takes a minute
     gradient_checkpointing: bool
-    consistency_weight: Annotated[float, Field(ge=0)]  # pull to the moving average's prediction where nothing is known
-    consistency_rampup_steps: Count  # over which that weight grows from almost nothing
+    consistency_weight: Annotated[float, Field(ge=0)]  # of consistency with the averaged model where labels are unknown
+    consistency_rampup_steps: Count  # over which that weight ramps up
     seed: Count
     sampling: SamplingParams
     augmentation: AugmentationParams
@@ -207,105 +209,110 @@ class TrainingParams(Section):
 class TrainLiverParams(Section):
     """Stage 1: the liver teacher of one modality."""
 
-    folds: AtLeastOne  # teachers, each of which leaves out one fold of the patients; 1: one teacher that sees all
+    folds: AtLeastOne  # 1: one teacher trained on all patients; k: an ensemble of k, each leaving one fold out
     training: TrainingParams
 
 
 class DicePredictor(Section):
-    """How the signals of a pseudo-liver predict its true Dice; `hepar calibrate-gates` writes it.
+    """Predicts the true Dice of a pseudo-liver from its signals; written by `hepar calibrate-gates`.
 
-    A weighted sum of the signals, each clipped to what was seen while calibrating, is read off a curve. Teachers of CT
-    and MR are not equally good where their signals are the same.
+    A monotone curve maps a weighted sum of the signals, each clipped to its range during calibration, to Dice. MR has
+    an offset, because CT and MR teachers differ in quality at equal signals.
     """
 
     signals: Annotated[tuple[SignalName, ...], Field(min_length=1)]
     low: tuple[float, ...]
     high: tuple[float, ...]
     coefficients: tuple[float, ...]
-    mr_offset: float  # of the sum for an MR scan
+    mr_offset: float  # added to the sum for MR
     scores: Annotated[tuple[float, ...], Field(min_length=1)]  # ascending
     dice: tuple[float, ...]  # at each score
 
     @model_validator(mode="after")
     def _of_equal_length(self) -> Self:
         if {len(self.low), len(self.high), len(self.coefficients)} != {len(self.signals)}:
-            raise ValueError("low, high and coefficients must have one number a signal")
+            raise ValueError("low, high and coefficients must have one number per signal")
         if len(self.scores) != len(self.dice) or list(self.scores) != sorted(self.scores):
-            raise ValueError("scores must be ascending, with one dice each")
+            raise ValueError("scores must be ascending, each with one dice")
         return self
 
 
 class GateParams(Section):
-    """What a pseudo-liver has to pass. Of two bounds, beyond the first it waits for review, beyond the second it is
+    """Thresholds of the gates. Of two bounds, beyond the first a pseudo-liver goes to review, beyond the second it is
     rejected."""
 
     volume_ml: Interval  # outside: rejected
-    min_component_share: AtLeast  # of the largest component in all that was predicted
-    max_hole_share: AtMost  # of the liver that had to be filled in
-    max_roughness: AtMost  # surface against that of the smoothed liver
-    min_right_share: AtLeast  # of the liver on the patient's right of the body's centre
-    max_cut_share: AtMost  # of the liver on the border of the field of view
-    min_agreement: AtLeast  # Dice between predictions under test-time augmentation and of an ensemble
-    max_entropy: AtMost  # of the mean probability, in bits for each voxel of the liver
-    min_tumour_inside: AtLeast  # share of the manual tumour inside the predicted liver
-    max_intensity_distance: AtMost  # of the liver's median from manual livers, in their standard deviations
-    min_predicted_dice: AtLeast  # by the predictor, where there is one
+    min_component_share: AtLeast  # fraction of the prediction in its largest component
+    max_hole_share: AtMost  # fraction of the liver that was filled holes
+    max_roughness: AtMost  # surface area relative to that of the smoothed liver
+    min_right_share: AtLeast  # fraction of the liver right of the body's centre (patient's right)
+    max_cut_share: AtMost  # fraction of the liver on the border of the field of view
+    min_agreement: AtLeast  # lowest Dice between test-time variants and ensemble members
+    max_entropy: AtMost  # of the mean probability, in bits per liver voxel
+    min_tumour_inside: AtLeast  # fraction of the manual tumour inside the predicted liver
+    max_intensity_distance: AtMost  # of the median from that of manual livers, in standard deviations
+    min_predicted_dice: AtLeast  # by the predictor, if there is one
     predictor: DicePredictor | None
-    review_weight: Share  # of a label that waits for review
+    review_weight: Share  # loss weight of a label awaiting review
 
 
 class PseudoLabelParams(Section):
-    """Stage 1's masks for cases that lack a liver."""
+    """Pseudo-livers for cases without a liver mask."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)]  # of neighbouring windows
-    variants: AtLeastOne  # predictions a case, the plain one included; their agreement is a gate
-    uncertain: Interval  # mean probabilities in it count as an uncertain boundary
+    variants: AtLeastOne  # test-time variants per case, the plain one included; their agreement is a gate
+    uncertain: Interval  # mean probabilities that mark the uncertain boundary
     threads: Count
     gates: GateParams
 
 
 class CalibrateGatesParams(Section):
-    """How `hepar calibrate-gates` finds out which pseudo-livers can be trusted."""
+    """Calibration of the gates by `hepar calibrate-gates`."""
 
-    folds: Annotated[int, Field(ge=2)]  # of the patients with manual livers; each is hidden from one teacher
-    shares: tuple[Share, ...]  # of the teachers' steps after which their earlier states draw livers, too
-    min_dice: Share  # wished for of accepted labels
-    coverage: Share  # share of the accepted labels that shall have it
+    folds: Annotated[int, Field(ge=2)]  # of the patients with manual livers; each fold is hidden from one teacher
+    shares: tuple[Share, ...]  # fractions of the training at which teachers predict as well, standing for weaker ones
+    min_dice: Share  # target Dice of accepted labels
+    coverage: Share  # fraction of accepted labels that must reach it
+
+
+UnknownTumour = Literal["masked", "ignored", "background"]
 
 
 class AssemblePoolParams(Section):
-    """Which labels the universal model learns from, and what is known of a voxel."""
+    """Labels that the universal model learns from."""
 
     modalities: Annotated[tuple[Literal["CT", "MR"], ...], Field(min_length=1)]
-    labels: Literal["tumour", "manual", "mixed"]  # tumour masks only; and manual livers; and pseudo-livers
-    unknown_tumour: Literal["masked", "ignored", "background"]  # masked: negatives outside the liver are used
-    margin_mm: Annotated[float, Field(ge=0)]  # the liver is dilated by it before its outside counts as tumour-free
-    reviews: str  # decisions of people on pseudo-livers: a folder, or s3://BUCKET/PREFIX; empty: none
+    labels: Literal["tumour", "manual", "mixed"]  # tumour masks only; plus manual livers; plus pseudo-livers
+    unknown_tumour: UnknownTumour  # masked: tumour-free outside the liver
+    margin_mm: Annotated[float, Field(ge=0)]  # around the liver, within which an unknown tumour stays unknown
+    reviews: str  # review decisions on pseudo-livers: a folder or s3://BUCKET/PREFIX; empty: none
 
 
 class TrainUniversalParams(Section):
     """Stage 2: one model for both modalities."""
 
-    warm_start: Annotated[str, Field(pattern=WARM_START)]  # none; the teacher CT or MR; a registered models:/NAME@ALIAS
+    warm_start: Annotated[
+        str, Field(pattern=WARM_START)
+    ]  # none, the teacher CT or MR, or models:/NAME@ALIAS
     training: TrainingParams
 
 
 class EvaluateParams(Section):
-    """Scores on the held-out patients."""
+    """Evaluation on the held-out patients."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)]
     threads: Count
     bootstrap_resamples: AtLeastOne
     bootstrap_seed: Count
-    min_lesion_ml: Annotated[float, Field(ge=0)]  # smaller predicted tumour components are dropped
+    min_lesion_ml: Annotated[float, Field(ge=0)]  # smaller predicted lesions are dropped
 
 
 class PromotionGates(Section):
-    """When a challenger replaces the champion."""
+    """Gates for replacing the champion."""
 
     min_liver_dice: Share  # per modality
-    min_tumour_dice: Share  # per modality that has tumours in the test split
-    max_drop: Share  # the largest loss against the champion that is let pass, in any mean Dice
+    min_tumour_dice: Share  # per modality with tumours in the test split
+    max_drop: Share  # largest tolerated loss against the champion in any mean Dice
 
 
 class RegisterParams(Section):
@@ -319,6 +326,7 @@ class RegisterParams(Section):
 class Params(Section):
     """A whole `params.yaml`."""
 
+    source: Annotated[str, Field(min_length=1)]  # of the scans; docs/data.md lists what it can be
     ingest: IngestParams
     preprocessing: PreprocessingParams
     network: NetworkParams
@@ -335,7 +343,7 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 
 def load_params(path: Path) -> Params:
-    """Read a params file, with what it extends. Raises ParamsError naming file, key and value."""
+    """Read a params file and what it extends. Raises ParamsError naming file, key and value."""
     values = _read(path)
     try:
         return Params.model_validate(values)
@@ -344,7 +352,7 @@ def load_params(path: Path) -> Params:
 
 
 def read_section(kind: type[SectionT], values: Mapping[str, Any]) -> SectionT:
-    """Check one section, as a component receives it. Raises ParamsError naming key and value."""
+    """Validate one section as a KFP component receives it. Raises ParamsError naming key and value."""
     try:
         return kind.model_validate(_replaced(values, NULL, None))
     except ValidationError as error:
@@ -357,7 +365,7 @@ def dump_params(params: Params) -> dict[str, Any]:
 
 
 def dump_sections(params: Params) -> dict[str, Any]:
-    """The parameters as `read_section` takes them: KFP knows no null, so its place holds the word."""
+    """The parameters for `read_section`, with the string "null" for None, which KFP cannot pass."""
     sections: dict[str, Any] = _replaced(dump_params(params), None, NULL)
     return sections
 
@@ -371,9 +379,10 @@ def _replaced(value: Any, old: str | None, new: str | None) -> Any:
 
 
 def write_preset(path: Path, extends: Path, values: Mapping[str, Any], comment: str) -> None:
-    """Write a new params file that extends another; `values` are keyed by dotted names. Raises ParamsError as below.
+    """Write a new params file that extends another; `values` are keyed by dotted names.
 
-    A network's config is written whole, since it takes the place of the one that is extended.
+    A network's config is written whole, because it replaces the extended one.
+    Raises ParamsError like `check_new_preset`.
     """
     check_new_preset(path, extends)
     base = _read(extends)
@@ -389,15 +398,15 @@ def write_preset(path: Path, extends: Path, values: Mapping[str, Any], comment: 
 
 
 def check_new_preset(path: Path, extends: Path) -> None:
-    """Raise ParamsError where a new params file cannot be written: it is there, or nothing may be written beside it."""
+    """Raise ParamsError if the file exists already or its folder is not writable."""
     if path.exists():
-        raise ParamsError(f"{path} is there already: name another file to extend {extends}")
+        raise ParamsError(f"{path} exists already: choose another file to extend {extends}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ParamsError(f"{path} cannot be written: {error.strerror}") from None
     if not os.access(path.parent, os.W_OK):
-        raise ParamsError(f"{path} cannot be written: {path.parent} is not to be written to")
+        raise ParamsError(f"{path} cannot be written: {path.parent} is read-only")
 
 
 def _first(error: ValidationError) -> str:

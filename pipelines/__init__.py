@@ -1,1 +1,1 @@
-"""The two-stage pipeline: its graph, how it is compiled, and how it runs on one machine."""
+"""The two-stage pipeline: its graph, and how it runs on one machine."""

@@ -1,7 +1,7 @@
 """The graph: ingest, a liver teacher per modality, pseudo-labels, pool, universal model, evaluation, registration.
 
-Compile with `kfp dsl compile --py pipelines/two_stage.py --output build/two_stage.yaml`. The defaults of the compiled
-pipeline are those of `params.yaml`; a section given to a run replaces that section whole.
+Compile with `kfp dsl compile --py pipelines/two_stage.py --output build/two_stage.yaml`. The compiled defaults are
+those of `params.yaml`, or of the file that HEPAR_PARAMS names; a section passed to a run replaces the whole section.
 """
 
 import os
@@ -15,9 +15,9 @@ from hepar.params import dump_sections, load_params
 DEFAULTS = dump_sections(load_params(Path(os.environ.get("HEPAR_PARAMS", Path(__file__).parents[1] / "params.yaml"))))
 
 
-@dsl.pipeline(name="hepar-two-stage", description="Universal liver-tumour segmentation from mixed labels")
+@dsl.pipeline(name="hepar-two-stage", description="Universal liver-tumour segmentation from partially labelled data")
 def two_stage(
-    source: str = "phantoms",
+    source: str = DEFAULTS["source"],
     ingest: dict = DEFAULTS["ingest"],  # type: ignore[type-arg]
     preprocessing: dict = DEFAULTS["preprocessing"],  # type: ignore[type-arg]
     network: dict = DEFAULTS["network"],  # type: ignore[type-arg]
@@ -28,9 +28,9 @@ def two_stage(
     evaluate: dict = DEFAULTS["evaluate"],  # type: ignore[type-arg]
     register: dict = DEFAULTS["register"],  # type: ignore[type-arg]
 ) -> None:
-    """One parameter a section of the params."""
+    """The source, and one parameter per section of the params."""
     ingested = stages.ingest(source=source, params=ingest)
-    ingested.set_caching_options(False)  # what lies behind a path may have changed
+    ingested.set_caching_options(False)  # the files behind a path may have changed
     cohort, cohort_hash = ingested.outputs["cohort"], ingested.outputs["Output"]
 
     teachers = {
@@ -59,7 +59,7 @@ def two_stage(
         preprocessing=preprocessing,
         params=assemble_pool,
     )
-    pooled.set_caching_options(False)  # people may have decided on pseudo-labels since
+    pooled.set_caching_options(False)  # reviews may have been added
     universal = stages.train_universal(
         pool=pooled.outputs["pool"],
         pool_hash=pooled.outputs["Output"],
@@ -72,4 +72,4 @@ def two_stage(
     registered = stages.register(
         report=scored.outputs["report"], report_hash=scored.outputs["Output"], params=register, **model
     )
-    registered.set_caching_options(False)  # a registry is not a function of its inputs
+    registered.set_caching_options(False)  # it depends on the state of the registry

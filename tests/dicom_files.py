@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,68 +35,95 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
 def phantom_voxels(depth: int = 12, seed: int = 0) -> Array:
-    """HU, zyx: soft tissue with noise, a bright box that tells the axes apart, air around."""
-    voxels = np.full((depth, 20, 24), -1000, np.int16)
-    voxels[:, 3:17, 3:21] = np.random.default_rng(seed).integers(30, 70, (depth, 14, 18))
-    voxels[2:5, 4:9, 5:14] = 300
-    return voxels
+    """HU, int16 zyx: soft tissue with noise, a bright box that distinguishes the axes, air around."""
+    voxels_zyx = np.full((depth, 20, 24), -1000, np.int16)
+    voxels_zyx[:, 3:17, 3:21] = np.random.default_rng(seed).integers(30, 70, (depth, 14, 18))
+    voxels_zyx[2:5, 4:9, 5:14] = 300
+    return voxels_zyx
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Slice i lies at `heights_mm[i]`, or i * step, along the normal, and at i * sideways along the columns."""
+
+    step_mm: float = 3.0
+    heights_mm: Sequence[float] | None = None
+    sideways_mm: float = 0.0
+    orientation: Sequence[float] = AXIAL
+
+    def positions_n3_mm(self, slices: int) -> Array:
+        """The ImagePositionPatient of each slice, float64 of n x 3."""
+        columns = np.array(self.orientation[3:])
+        normal = np.cross(self.orientation[:3], columns)
+        index = np.arange(slices)[:, None]
+        heights_mm = self.step_mm * index if self.heights_mm is None else np.array(self.heights_mm)[:, None]
+        return np.array([-10.0, -20.0, -30.0]) + heights_mm * normal + index * self.sideways_mm * columns
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How values are stored: value = slope * stored + intercept, in a transfer syntax."""
+
+    slope: float = 1.0
+    intercept: float = -1024.0
+    syntax: str = ExplicitVRLittleEndian
+
+
+STRAIGHT, PLAIN = Placement(), Encoding()
 
 
 def write_series(
     folder: Path,
     voxels_zyx: Array,
+    placement: Placement = STRAIGHT,
+    encoding: Encoding = PLAIN,
     *,
-    step_mm: float = 3.0,
-    heights: Sequence[float] | None = None,
-    sideways_mm: float = 0.0,
-    orientation: Sequence[float] = AXIAL,
     modality: str = "CT",
-    series: str | None = None,
-    study: str | None = None,
     names: str = "IM{:04d}",
-    slope: float = 1.0,
-    intercept: float = -1024.0,
-    syntax: str = ExplicitVRLittleEndian,
     **tags: Any,
 ) -> list[Path]:
-    """One file a slice; slice i lies `heights[i]` (or i * step) along the normal and i * sideways along the columns."""
+    """Write one file per slice; `tags` replace what a header has by default. Returns the paths in order of slices."""
     folder.mkdir(parents=True, exist_ok=True)
-    series, study = series or generate_uid(), study or generate_uid()
-    rows, columns = np.array(orientation[:3]), np.array(orientation[3:])
-    normal = np.cross(rows, columns)
-    places = heights if heights is not None else [step_mm * index for index in range(len(voxels_zyx))]
+    series = {"SeriesInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()} | tags
     paths = []
-    for index, (plane, height) in enumerate(zip(voxels_zyx, places, strict=True)):
-        dataset = Dataset()
-        for name, value in {**IDENTIFIERS, **tags}.items():
-            setattr(dataset, name, value)
-        dataset.SOPClassUID = CT_IMAGE if modality == "CT" else MR_IMAGE
-        dataset.SOPInstanceUID = generate_uid()
-        dataset.SeriesInstanceUID, dataset.StudyInstanceUID = series, study
-        dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=[study])
-        dataset.Modality = modality
-        if "ImageType" not in tags:
-            dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-        dataset.InstanceNumber = index + 1
-        position = np.array([-10.0, -20.0, -30.0]) + height * normal + index * sideways_mm * columns
-        dataset.ImagePositionPatient = [f"{value:.6g}" for value in position]
-        dataset.ImageOrientationPatient = [f"{value:.6g}" for value in orientation]
-        dataset.PixelSpacing = ["0.8", "0.7"]
-        dataset.SliceThickness = "5"  # not the step, as so often
-        dataset.Rows, dataset.Columns = plane.shape
-        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
-        if modality == "CT":
-            dataset.RescaleSlope, dataset.RescaleIntercept = str(slope), str(intercept)
-        stored = np.round((plane - intercept) / slope if modality == "CT" else plane).astype("<u2")
-        dataset.PixelData = stored.tobytes()
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        if syntax != ExplicitVRLittleEndian:
-            dataset.compress(syntax)
+    positions_n3_mm = placement.positions_n3_mm(len(voxels_zyx))
+    for index, (plane_yx, position_mm) in enumerate(zip(voxels_zyx, positions_n3_mm, strict=True)):
+        dataset = _header(modality, index + 1, series)
+        dataset.ImagePositionPatient = [f"{value:.6g}" for value in position_mm]
+        dataset.ImageOrientationPatient = [f"{value:.6g}" for value in placement.orientation]
+        _store(dataset, plane_yx, encoding)
         path = folder / names.format(index)
         pydicom.dcmwrite(path, dataset, enforce_file_format=True)
         paths.append(path)
     return paths
+
+
+def _header(modality: str, number: int, tags: Mapping[str, Any]) -> Dataset:
+    dataset = Dataset()
+    for name, value in {**IDENTIFIERS, "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], **tags}.items():
+        setattr(dataset, name, value)
+    dataset.SOPClassUID = CT_IMAGE if modality == "CT" else MR_IMAGE
+    dataset.SOPInstanceUID = generate_uid()
+    dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(dataset.StudyInstanceUID)])
+    dataset.Modality = modality
+    dataset.InstanceNumber = number
+    dataset.PixelSpacing = ["0.8", "0.7"]
+    dataset.SliceThickness = "5"  # not the step, as so often
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    return dataset
+
+
+def _store(dataset: Dataset, plane_yx: Array, encoding: Encoding) -> None:
+    """Add the pixels of one slice. MR is stored without slope and intercept."""
+    dataset.Rows, dataset.Columns = plane_yx.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
+    if dataset.Modality == "CT":
+        dataset.RescaleSlope, dataset.RescaleIntercept = str(encoding.slope), str(encoding.intercept)
+        plane_yx = np.round((plane_yx - encoding.intercept) / encoding.slope)
+    dataset.PixelData = plane_yx.astype("<u2").tobytes()
+    if encoding.syntax != ExplicitVRLittleEndian:
+        dataset.compress(encoding.syntax)

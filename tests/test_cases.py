@@ -1,4 +1,4 @@
-"""Cases and cohorts: the table is read back as it was written, and a patient belongs to one split."""
+"""Cases and cohorts: the table is read back as written, and every patient belongs to one split."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HEALTHY = replace(CT, case_id="ct-2", patient_id="p3", tumour_state=LabelState.A
 CASES = (CT, HEALTHY, MR)
 
 
-def test_a_cohort_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_cohort_is_read_back_as_written(tmp_path: Path) -> None:
     Cohort(tmp_path, CASES).save()
     loaded = Cohort.load(tmp_path)
     assert loaded == Cohort(tmp_path, CASES)
@@ -53,7 +53,7 @@ def test_a_cohort_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert isinstance(loaded.cases[0].size, tuple)
 
 
-def test_the_order_of_cases_changes_no_byte_of_the_table(tmp_path: Path) -> None:
+def test_the_table_does_not_depend_on_the_order_of_cases(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     Cohort(tmp_path / "a", CASES).save()
@@ -67,17 +67,17 @@ def test_an_empty_cohort_keeps_its_columns(tmp_path: Path) -> None:
     assert "liver_state" in cases_frame(()).columns
 
 
-def test_a_folder_without_a_table_is_no_cohort(tmp_path: Path) -> None:
+def test_a_folder_without_a_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is not a cohort: cases\.parquet is missing"):
         Cohort.load(tmp_path)
 
 
-def test_a_state_that_there_is_not_is_named_with_case_and_column(tmp_path: Path) -> None:
+def test_an_invalid_label_state_is_refused_with_case_and_column(tmp_path: Path) -> None:
     frame = cases_frame(CASES)
     frame.loc[frame.case_id == "mr-1", "liver_state"] = "maybe"
     frame.to_parquet(tmp_path / Cohort.TABLE)
-    said = "case mr-1: liver_state is 'maybe', must be one of manual, pseudo, unknown, absent"
-    with pytest.raises(DataError, match=said):
+    message = "case mr-1: liver_state is 'maybe', must be one of manual, pseudo, unknown, absent"
+    with pytest.raises(DataError, match=message):
         Cohort.load(tmp_path)
 
 
@@ -90,14 +90,14 @@ def test_cases_are_selected_by_modality_and_split() -> None:
     assert cohort.select(Modality.MR, []) == ()
 
 
-def test_files_of_a_cohort_lie_in_its_folder() -> None:
+def test_paths_of_a_cohort_are_relative_to_its_folder() -> None:
     assert Cohort(Path("data"), CASES).file(CT.image) == Path("data/volumes/ct-1/image.nii.gz")
 
 
-def test_a_patient_in_two_splits_is_refused_by_both_cases() -> None:
+def test_a_patient_in_two_splits_is_refused_with_both_cases() -> None:
     again = replace(CT, case_id="ct-9", split=Split.TEST)
-    said = "patient p1: ct-1 is in train but ct-9 is in test; a patient belongs to one split"
-    with pytest.raises(DataError, match=said):
+    message = "patient p1: ct-1 is in train but ct-9 is in test; a patient belongs to one split"
+    with pytest.raises(DataError, match=message):
         check_patients([CT, MR, again])
 
 
@@ -106,7 +106,7 @@ def test_a_patient_may_have_several_scans_in_one_split() -> None:
     check_patients([])
 
 
-def test_a_case_id_is_used_once() -> None:
+def test_a_repeated_case_id_is_refused() -> None:
     with pytest.raises(DataError, match="case ct-1: the id is used twice"):
         check_patients([CT, MR, CT])
 
@@ -119,6 +119,6 @@ def test_every_label_state_survives_the_table(tmp_path: Path, state: LabelState)
 
 
 @pytest.mark.parametrize("value", ["", "Manual", "background", None, 0])
-def test_what_is_no_label_state_is_not_guessed(value: object) -> None:
+def test_an_unknown_spelling_of_a_label_state_is_refused(value: object) -> None:
     with pytest.raises(DataError, match="case ct-1: liver_state is "):
         parse_enum(LabelState, value, case_id="ct-1", column="liver_state")

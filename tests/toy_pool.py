@@ -1,4 +1,4 @@
-"""A pool of toy cases, whose livers and tumours are balls with centres and radii that a test chooses."""
+"""A pool of toy cases whose livers and tumours are balls with given centres and radii."""
 
 from __future__ import annotations
 
@@ -7,24 +7,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from hepar.cases import LabelState, Modality, Split
-from hepar.imaging.masks import lesion_diameters_mm
+from hepar.imaging.masks import Mask, lesion_diameters_mm
 from hepar.imaging.preprocessing import PreprocessingPlan
-from hepar.pool.building import hashes_of
-from hepar.pool.table import FULL, KnownLabels, Pool, PoolEntry, PreprocessedArrays, make_targets
-from hepar.runtime.artifacts import sha256_json
+from hepar.pool.arrays import PreprocessedArrays, hash_arrays, hash_files
+from hepar.pool.table import (
+    ArraysRecord,
+    LiverRecord,
+    Pool,
+    PoolEntry,
+    Provenance,
+    TumourRecord,
+    entry_from_row,
+    entry_row,
+)
+from hepar.pool.targets import KnownLabels, make_targets
 
-SPACING = (2.0, 2.0, 2.0)
+SPACING_ZYX_MM = (2.0, 2.0, 2.0)
 VOXEL_ML = 0.008
-PLAN = PreprocessingPlan(spacing_zyx_mm=SPACING, window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
-Ball = tuple[tuple[int, int, int], float]  # centre z y x and radius, in voxels
+PLAN = PreprocessingPlan(spacing_zyx_mm=SPACING_ZYX_MM, window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
+Ball = tuple[tuple[int, int, int], float]  # centre zyx and radius, in voxels
 
 
 @dataclass(frozen=True)
 class Toy:
-    """One case. The image is `level` everywhere, 1 more in the liver and 1 less in a tumour, so a patch tells both."""
+    """One case. The image is `level`, plus 1 in the liver and minus 1 in a tumour, so that a patch shows both."""
 
     case_id: str
     modality: Modality = Modality.CT
@@ -38,7 +46,7 @@ class Toy:
     level: float = 0.0
 
 
-def ball(shape: tuple[int, int, int], centre: tuple[int, int, int], radius: float) -> npt.NDArray[np.bool_]:
+def ball(shape: tuple[int, int, int], centre: tuple[int, int, int], radius: float) -> Mask:
     """Voxels whose centre lies within `radius` of the centre of a voxel."""
     grid = np.indices(shape)
     squared = sum((axis - c) ** 2 for axis, c in zip(grid, centre, strict=True))
@@ -46,49 +54,49 @@ def ball(shape: tuple[int, int, int], centre: tuple[int, int, int], radius: floa
 
 
 def toy_pool(folder: Path, toys: Sequence[Toy]) -> Pool:
-    """Write the cases and give their pool."""
+    """Writes the arrays of the cases into a folder and returns their pool."""
     return Pool(folder, PLAN, tuple(_write(folder, toy) for toy in toys))
 
 
 def _write(folder: Path, toy: Toy) -> PoolEntry:
-    liver = ball(toy.shape, *toy.liver)
-    tumour = np.zeros(toy.shape, bool)
+    liver_zyx = ball(toy.shape, *toy.liver)
+    tumour_zyx = np.zeros(toy.shape, bool)
     for centre, radius in toy.lesions:
-        tumour |= ball(toy.shape, centre, radius)
+        tumour_zyx |= ball(toy.shape, centre, radius)
+    has_liver, has_tumour = toy.liver_state != LabelState.UNKNOWN, toy.tumour_state == LabelState.MANUAL
     known = KnownLabels(
         toy.liver_state,
         toy.tumour_state,
-        None if toy.liver_state == LabelState.UNKNOWN else liver,
-        tumour if toy.tumour_state == LabelState.MANUAL else None,
+        liver_zyx if has_liver else None,
+        tumour_zyx if has_tumour else None,
     )
-    targets = make_targets(known, toy.shape, SPACING, "masked", margin_mm=5.0)
-    image = (toy.level + 1.0 * liver - 2.0 * tumour).astype(np.float32)
-    PreprocessedArrays.of(image, targets).save(folder / toy.case_id)
+    targets = make_targets(known, toy.shape, SPACING_ZYX_MM, "masked", margin_mm=5.0)
+    image_zyx = (toy.level + 1.0 * liver_zyx - 2.0 * tumour_zyx).astype(np.float32)
+    PreprocessedArrays.encode(image_zyx, targets).save(folder / toy.case_id)
+    liver_ml, tumour_ml = (float(mask.sum() * VOXEL_ML) for mask in (targets.liver_zyx, targets.tumour_zyx))
+    diameters_mm = lesion_diameters_mm(targets.tumour_zyx, VOXEL_ML)
     return PoolEntry(
         case_id=toy.case_id,
         patient_id=toy.case_id,
-        source=toy.source,
-        modality=toy.modality,
-        sequence="",
         split=toy.split,
-        group=f"{toy.modality}/{toy.source}",
-        liver_state=toy.liver_state,
-        tumour_state=toy.tumour_state,
-        liver_weight=0.0 if known.liver is None else 1.0,
-        tumour_weight=0.0 if toy.tumour_state == LabelState.UNKNOWN else 1.0,
-        liver_origin="",
-        tumour_origin="",
-        teacher="",
-        gate="",
-        reasons="",
-        review="",
-        liver_ml=float(targets.liver.sum() * VOXEL_ML) if known.liver is not None else 0.0,
-        tumour_ml=float(targets.tumour.sum() * VOXEL_ML),
-        known_share=float((targets.liver_weight.mean() + targets.tumour_weight.mean()) / (2 * FULL)),
-        lesion_diameters_mm=lesion_diameters_mm(targets.tumour, VOXEL_ML),
-        licence="",
-        image_sha256="",
-        file=toy.case_id,
-        sha256=sha256_json(list(hashes_of(folder / toy.case_id).values())),
-        key="",
+        modality=toy.modality,
+        liver=LiverRecord(toy.liver_state, float(has_liver), volume_ml=liver_ml if has_liver else 0.0),
+        tumour=TumourRecord(
+            toy.tumour_state,
+            float(toy.tumour_state != LabelState.UNKNOWN),
+            volume_ml=tumour_ml,
+            lesion_diameters_mm=diameters_mm,
+        ),
+        provenance=Provenance(toy.source, sequence="", licence="", image_sha256=""),
+        arrays=ArraysRecord(
+            toy.case_id,
+            key="",
+            sha256=hash_arrays(hash_files(folder / toy.case_id)),
+            known_share=targets.known_share,
+        ),
     )
+
+
+def with_columns(entry: PoolEntry, **columns: object) -> PoolEntry:
+    """The entry with other values in some columns of the pool's table."""
+    return entry_from_row(entry_row(entry) | columns)

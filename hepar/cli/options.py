@@ -1,17 +1,15 @@
-"""Options that commands share, and how they print tables."""
+"""Options that commands share, and the default places of params file and artifacts."""
 
 from __future__ import annotations
 
-import math
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-WIDEST = 400  # of a table, in characters
+if TYPE_CHECKING:
+    from hepar.params import Params  # pydantic is slow to import
 
 
 class TableFormat(StrEnum):
@@ -20,32 +18,27 @@ class TableFormat(StrEnum):
     JSON = "json"
 
 
-ParamsFile = Annotated[Path, typer.Option("--params", help="The params file; it may extend another.")]
-Source = Annotated[
-    str,
-    typer.Option(
-        help="A table of cases, a folder or zip of a known layout, s3://BUCKET/PREFIX, dicomweb+https://HOST/PATH,"
-        " or 'phantoms'."
-    ),
-]
-Layout = Annotated[
-    str | None, typer.Option(help="How the source is laid out; overrides ingest.layout.", show_default="auto")
-]
+SOURCE_HELP = (
+    "A table of cases, a folder or zip in a known layout, s3://BUCKET/PREFIX, dicomweb+https://HOST/PATH or"
+    " 'phantoms'; overrides the key source of the params file."
+)
+ParamsFile = Annotated[Path, typer.Option("--params", help="Params file; it may extend another.")]
+Source = Annotated[str | None, typer.Option(help=SOURCE_HELP)]
+Layout = Annotated[str | None, typer.Option(help="Layout of the source; overrides ingest.layout.")]
 SplitFrom = Annotated[
     str | None,
     typer.Option(
-        help="A table of official splits (case_id or patient_id, split), or an earlier cohort; overrides"
-        " ingest.split_from.",
-        show_default="none: by a hash of the patient",
+        help="A table of official splits (case_id or patient_id, split) or an earlier cohort; overrides"
+        " ingest.split_from."
     ),
 ]
-CohortFolder = Annotated[Path, typer.Option("--cohort", help="The cohort, written by 'hepar ingest'.")]
-PseudoFolder = Annotated[Path, typer.Option("--pseudo", help="The pseudo-labels, written by 'hepar pseudo-label'.")]
-PoolFolder = Annotated[Path, typer.Option("--pool", help="The pool, written by 'hepar assemble-pool'.")]
-CtTeacher = Annotated[Path, typer.Option("--teacher-ct", help="The CT liver teacher.")]
-MrTeacher = Annotated[Path, typer.Option("--teacher-mr", help="The MR liver teacher.")]
-ModelFolder = Annotated[Path, typer.Option("--model", help="The universal model.")]
-ReportFolder = Annotated[Path, typer.Option("--report", help="The report, written by 'hepar evaluate'.")]
+CohortFolder = Annotated[Path, typer.Option("--cohort", help="Cohort folder, written by 'hepar ingest'.")]
+PseudoFolder = Annotated[Path, typer.Option("--pseudo", help="Pseudo-label folder, written by 'hepar pseudo-label'.")]
+PoolFolder = Annotated[Path, typer.Option("--pool", help="Pool folder, written by 'hepar assemble-pool'.")]
+CtTeacher = Annotated[Path, typer.Option("--teacher-ct", help="CT liver teacher, a model folder.")]
+MrTeacher = Annotated[Path, typer.Option("--teacher-mr", help="MR liver teacher, a model folder.")]
+UniversalModel = Annotated[Path, typer.Option("--model", help="Universal model, a model folder.")]
+ReportFolder = Annotated[Path, typer.Option("--report", help="Report folder, written by 'hepar evaluate'.")]
 
 PARAMS, COHORT, PSEUDO, POOL = Path("params.yaml"), Path("cohort"), Path("pseudo"), Path("pool")
 TEACHER_CT, TEACHER_MR, UNIVERSAL = Path("models/liver-ct"), Path("models/liver-mr"), Path("models/universal")
@@ -53,27 +46,16 @@ REPORT, REGISTRATION = Path("report"), Path("registration")
 CALIBRATION, REVIEWS = Path("calibration"), Path("reviews")
 
 
-def print_table(frame: Any, format: TableFormat) -> None:
-    """Print a data frame as a table for people, as CSV or as JSON."""
-    if format == TableFormat.CSV:
-        print(frame.to_csv(index=False), end="")
-    elif format == TableFormat.JSON:
-        print(frame.to_json(orient="records", indent=2))
-    else:
-        table = Table(*map(str, frame.columns))
-        for row in frame.itertuples(index=False):
-            table.add_row(*map(_cell, row))
-        print_whole(table)
+def load_with_options(
+    path: Path, source: str | None = None, layout: str | None = None, split_from: str | None = None
+) -> Params:
+    """The params of a file, in which given options override the keys of the same name."""
+    from hepar.params import load_params
 
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.3f}"
-    return str(value)
-
-
-def print_whole(table: Table) -> None:
-    """Print a table without cutting its cells, however narrow the terminal is."""
-    console = Console()
-    needed = console.measure(table, options=console.options.update(width=WIDEST)).maximum
-    Console(width=max(console.width, needed)).print(table)
+    params = load_params(path)
+    options = {"layout": layout, "split_from": split_from}
+    given = {name: value for name, value in options.items() if value is not None}
+    updates: dict[str, object] = {"ingest": params.ingest.model_copy(update=given)}
+    if source is not None:
+        updates["source"] = source
+    return params.model_copy(update=updates)

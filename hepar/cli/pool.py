@@ -1,4 +1,4 @@
-"""The commands `hepar pool …`. Versions are kept by whatever announces itself as `hepar.pool_versions`."""
+"""The commands `hepar pool …`. Versions come from the entry point `hepar.pool_versions`: hepar imports no DVC."""
 
 from __future__ import annotations
 
@@ -19,22 +19,20 @@ from hepar.cli.options import (
     MrTeacher,
     PoolFolder,
     TableFormat,
-    print_table,
 )
+from hepar.cli.tables import print_frame
 from hepar.runtime.artifacts import read_manifest
 
-pool_app = typer.Typer(
-    help="Versions of the pool, what changed between them, and what must hold of each.", no_args_is_help=True
-)
+pool_app = typer.Typer(help="Version, compare and audit pools.", no_args_is_help=True)
 Remote = Annotated[
     str,
     typer.Option(
-        help="Where versions are kept: a folder or s3://BUCKET/PREFIX.",
+        help="DVC remote that holds the versions: a folder or s3://BUCKET/PREFIX.",
         envvar="HEPAR_POOL_REMOTE",
-        show_default="that of the DVC repository here",
+        show_default="default remote of the DVC repository",
     ),
 ]
-REVISION = "A version, a pool folder, models:/NAME@ALIAS, or a git revision whose pool.dvc or dvc.lock names one."
+REVISION = "Version, pool folder, models:/NAME@ALIAS, or git revision with a pool in pool.dvc or dvc.lock."
 
 
 def _versions() -> Any:
@@ -43,17 +41,17 @@ def _versions() -> Any:
 
 @pool_app.command()
 def push(pool: PoolFolder = POOL, remote: Remote = "") -> None:
-    """Push the content of a pool to a DVC remote, and print its version."""
+    """Push a pool to a DVC remote and print its version."""
     print(_versions().push(pool, remote))
 
 
 @pool_app.command()
 def pull(
-    version: Annotated[str, typer.Argument(help="The version, models:/NAME@ALIAS, or a git revision that names one.")],
+    version: Annotated[str, typer.Argument(help="Version, models:/NAME@ALIAS, or git revision with a pool.")],
     pool: PoolFolder = POOL,
     remote: Remote = "",
 ) -> None:
-    """Bring exactly that version of a pool to a folder."""
+    """Pull exactly this version of a pool into a folder."""
     _versions().pull(version, pool, remote)
     print(pool)
 
@@ -65,20 +63,20 @@ def diff(
     remote: Remote = "",
     format: Annotated[TableFormat, typer.Option(help="How to print it.")] = TableFormat.TABLE,
 ) -> None:
-    """List the cases that were added, removed or relabelled, with the Dice between old and new masks."""
-    from hepar.pool.diff import changes, changes_frame, pairs
-    from hepar.pool.table import IMAGE, LABELS
+    """List cases that were added, removed, relabelled or changed, with the Dice of old and new targets."""
+    from hepar.pool.arrays import PreprocessedArrays
+    from hepar.pool.diff import diff_frame, diff_pools, differing_entries
 
     versions = _versions()
-    with versions.opened(old, remote) as before, versions.opened(new, remote) as after:
+    with versions.open_pool(old, remote) as before, versions.open_pool(new, remote) as after:
         for side, opened in enumerate((before, after)):
-            differing = [pair[side] for pair in pairs(before.pool, after.pool)]
-            opened.fetch([f"{entry.file}/{name}" for entry in differing for name in (IMAGE, LABELS)])
-        frame = changes_frame(changes(before.pool, after.pool))
+            folders = [pair[side].arrays.folder for pair in differing_entries(before.pool, after.pool)]
+            opened.fetch([f"{folder}/{name}" for folder in folders for name in PreprocessedArrays.FILES])
+        frame = diff_frame(diff_pools(before.pool, after.pool))
     if frame.empty and format == TableFormat.TABLE:
-        print("no case differs")
+        print("no differences")
     else:
-        print_table(frame, format)
+        print_frame(frame, format)
 
 
 @pool_app.command()
@@ -87,22 +85,22 @@ def audit(
     cohort: CohortFolder = COHORT,
     teacher_ct: CtTeacher = TEACHER_CT,
     teacher_mr: MrTeacher = TEACHER_MR,
-    only: Annotated[list[str] | None, typer.Option(help="Only this audit; may be given several times.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Run only this audit; repeatable.")] = None,
 ) -> None:
-    """Check what must hold of every pool; exits with code 1 where something does not."""
-    from hepar.pool.audit import Subject, rule
-    from hepar.pool.audit import audit as check
+    """Check a pool against the rules for every pool; exits with code 1 if one is broken."""
+    from hepar.pool.audit import AuditContext, audit_rule, run_audits
     from hepar.pool.table import Pool
 
-    made_from, here = read_manifest(pool, "pool").parents["cohort"], read_manifest(cohort, "cohort").hash
-    if made_from != here:
-        print(f"{pool} was assembled from cohort {made_from[:12]}, it is checked against {here[:12]}", file=sys.stderr)
-    teachers = {Modality.CT: teacher_ct, Modality.MR: teacher_mr}
-    there = {modality: folder for modality, folder in teachers.items() if folder.is_dir()}
-    found = check(Subject(Pool.load(pool), Cohort.load(cohort), there), only or ())
-    for name, findings in found.items():
-        print(f"{name}: {'holds' if not findings else f'{len(findings)} cases'}. {rule(name)}")
-        for finding in findings:
-            print(f"  case {finding.case_id}: {finding.what}")
+    made_from, given = read_manifest(pool, Pool.KIND).parents[Cohort.KIND], read_manifest(cohort, Cohort.KIND).hash
+    if made_from != given:
+        print(f"{pool} was assembled from cohort {made_from[:12]}, but {cohort} is {given[:12]}", file=sys.stderr)
+    folders = {Modality.CT: teacher_ct, Modality.MR: teacher_mr}
+    teachers = {modality: folder for modality, folder in folders.items() if folder.is_dir()}
+    found = run_audits(AuditContext(Pool.load(pool), Cohort.load(cohort), teachers), only or ())
+    for name, violations in found.items():
+        outcome = f"{len(violations)} violations" if violations else "passed"
+        print(f"{name}: {outcome}. {audit_rule(name)}")
+        for violation in violations:
+            print(f"  case {violation.case_id}: {violation.problem}")
     if any(found.values()):
         raise typer.Exit(1)

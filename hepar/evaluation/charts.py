@@ -1,7 +1,6 @@
-"""Charts of the report as inline SVG whose colours are the page's CSS variables, so that they follow light
-and dark.
+"""Charts for the report, as inline SVG in the CSS variables of the page, so that they follow light and dark mode.
 
-Matplotlib draws with the placeholder colours below, which are then replaced by ``var(--name)``. Same input,
+Matplotlib draws in the placeholder colours below, which are then replaced by `var(--name)`. The same input gives the
 same bytes.
 """
 
@@ -17,7 +16,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
+from hepar.cases import STRUCTURES
 from hepar.evaluation.scores import CaseScores
 
 _CSS_VARIABLES = {
@@ -60,11 +61,11 @@ MAX_CURVES = 16
 
 
 def dice_chart(scores: Sequence[CaseScores], metrics: dict[str, Any]) -> str | None:
-    """Each case's liver and tumour Dice as a dot, with mean and interval; None if no Dice is defined."""
+    """Liver and tumour Dice of each case as dots, with mean and 95 % interval; None if no Dice is defined."""
     rows = []
     for modality in metrics:
-        for structure in ("liver", "tumour"):
-            values = [getattr(case, structure).dice for case in scores if case.modality == modality]
+        for structure in STRUCTURES:
+            values = [getattr(case, structure).dice for case in scores if case.identity.modality == modality]
             defined = sorted(value for value in values if value is not None)
             if defined:
                 rows.append((modality, structure, defined))
@@ -87,10 +88,10 @@ def dice_chart(scores: Sequence[CaseScores], metrics: dict[str, Any]) -> str | N
 def volume_chart(scores: Sequence[CaseScores]) -> str | None:
     """Predicted against reference volume of liver and tumour in ml; None if no volume is known.
 
-    The axes are linear up to 1 ml and logarithmic above, so that a missed or an invented tumour (0 ml) is on
+    The tumour axes are linear up to 1 ml and logarithmic above, so that missed and false-positive tumours (0 ml) are on
     the chart.
     """
-    panels = [(structure, points) for structure in ("liver", "tumour") if (points := _volumes(scores, structure))]
+    panels = [(structure, points) for structure in STRUCTURES if (points := _volumes(scores, structure))]
     if not panels:
         return None
     with mpl.rc_context({**_STYLE, "svg.hashsalt": "volume"}):
@@ -103,7 +104,7 @@ def volume_chart(scores: Sequence[CaseScores]) -> str | None:
 def learning_chart(history: pd.DataFrame) -> str | None:
     """One small chart per metric of the history, training and validation, by modality; None without rows.
 
-    Only the first ``MAX_CURVES`` metrics are drawn. Long curves are averaged in bins of equal width.
+    At most `MAX_CURVES` metrics are drawn. Long curves are averaged in bins of equal width.
     """
     metrics = list(dict.fromkeys(history["metric"].tolist()))[:MAX_CURVES]
     if not metrics:
@@ -125,7 +126,7 @@ def learning_chart(history: pd.DataFrame) -> str | None:
 
 def _draw_dots(axes: Axes, row: int, modality: str, values: list[float], mean: dict[str, Any]) -> None:
     colour = _MODALITY_COLOURS.get(modality, _INK)
-    # a fixed spread by rank instead of random jitter: the same cases give the same picture
+    # spread by rank instead of random jitter: the same cases give the same chart
     offsets = [(0.0, -0.14, 0.14, -0.07, 0.07)[rank % 5] for rank in range(len(values))]
     axes.scatter(
         values,
@@ -147,7 +148,7 @@ def _volumes(scores: Sequence[CaseScores], structure: str) -> list[tuple[str, fl
     for case in scores:
         one = getattr(case, structure)
         if one.reference_volume_ml is not None and one.prediction_volume_ml is not None:
-            points.append((case.modality, one.reference_volume_ml, one.prediction_volume_ml))
+            points.append((case.identity.modality, one.reference_volume_ml, one.prediction_volume_ml))
     return points
 
 
@@ -193,15 +194,15 @@ def _draw_curves(axes: Axes, rows: pd.DataFrame) -> dict[str, Any]:
             own = rows[(rows["split"] == split) & (modalities == modality)].sort_values("step", kind="stable")
             if own.empty:
                 continue
-            steps, values = _thin(own["step"].to_numpy(float), own["value"].to_numpy(float))
+            steps_n, values_n = _thin(own["step"].to_numpy(float), own["value"].to_numpy(float))
             (line,) = axes.plot(
-                steps,
-                values,
+                steps_n,
+                values_n,
                 color=_MODALITY_COLOURS.get(modality, _INK if split == "val" else _MUTED),
                 linewidth=1.7 if split == "val" else 1.0,
                 alpha=1.0 if split == "val" else 0.75,
                 linestyle="-" if split == "val" else (0, (3, 1.5)),
-                marker="o" if split == "val" and len(steps) <= 40 else None,
+                marker="o" if split == "val" and len(steps_n) <= 40 else None,
                 markersize=2.8,
             )
             name = "validation" if split == "val" else "training"
@@ -209,16 +210,18 @@ def _draw_curves(axes: Axes, rows: pd.DataFrame) -> dict[str, Any]:
     return handles
 
 
-def _thin(steps: Any, values: Any) -> tuple[Any, Any]:
-    """Means of consecutive points, so that no curve has more than the chart can show."""
-    if len(steps) <= _MAX_POINTS:
-        return steps, values
-    parts = np.array_split(np.arange(len(steps)), _MAX_POINTS)
-    return np.array([steps[part].mean() for part in parts]), np.array([values[part].mean() for part in parts])
+def _thin(
+    steps_n: NDArray[np.float64], values_n: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A curve averaged to at most `_MAX_POINTS` points."""
+    if len(steps_n) <= _MAX_POINTS:
+        return steps_n, values_n
+    parts = np.array_split(np.arange(len(steps_n)), _MAX_POINTS)
+    return np.array([steps_n[part].mean() for part in parts]), np.array([values_n[part].mean() for part in parts])
 
 
 def _to_svg(figure: Figure) -> str:
-    """The figure as an ``<svg>`` element that scales with the page, without metadata and ids."""
+    """The figure as an `<svg>` element that scales with the page, without metadata or ids."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()

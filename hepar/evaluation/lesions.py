@@ -1,10 +1,9 @@
-"""Lesion-wise detection: which tumours were found, and what was found that is none.
+"""Lesion-wise detection: true positives, false negatives and false positives.
 
-A lesion is a face-connected component. Matching follows the rule of LiTS (Bilic et al., Medical Image
-Analysis 84, 2023): reference lesions that share the predicted component which covers them best are merged,
-each predicted component joins the one (merged) reference lesion with which it shares most voxels, and the
-pieces that join the same one are merged. A merged pair is a group; its intersection over union (IoU) decides
-whether it counts as detected.
+A lesion is a face-connected component. Matching follows LiTS (Bilic et al., Medical Image Analysis 84, 2023): reference
+lesions with the same best-overlapping predicted component are merged, each predicted component joins the (merged)
+reference lesion with which it shares most voxels, and components that join the same lesion are merged. Such a merged
+pair is a group; it counts as detected by its intersection over union (IoU).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hepar.evaluation.masks import check_masks, joint_bounding_box
+from hepar.evaluation.label_pairs import check_masks, joint_bounding_box
 from hepar.imaging.masks import LESION_SIZES, Mask, equivalent_diameter_mm, label_components, lesion_size
 
 IOU_THRESHOLDS = (0.0, 0.1, 0.5)
@@ -24,9 +23,9 @@ IOU_THRESHOLDS = (0.0, 0.1, 0.5)
 
 @dataclass(frozen=True)
 class LesionGroup:
-    """Merged reference lesions and the merged predicted components that belong to them.
+    """Merged reference lesions and the merged predicted components matched to them.
 
-    Labels count from 1 in scan order. One of the two tuples is empty for a lesion without a counterpart.
+    Labels count from 1 in scan order. One of the two tuples is empty if there is no counterpart.
     """
 
     reference_labels: tuple[int, ...]
@@ -41,7 +40,7 @@ class LesionGroup:
 
 @dataclass(frozen=True)
 class LesionMatching:
-    """All groups of one case, and the size of each lesion (label 1 first)."""
+    """All groups of one case, and the voxels of each lesion, label 1 first."""
 
     groups: tuple[LesionGroup, ...]
     reference_voxels: tuple[int, ...]
@@ -50,7 +49,7 @@ class LesionMatching:
 
 @dataclass(frozen=True)
 class LesionCounts:
-    """Detection counts; sensitivity, precision and F1 are None where nothing could be counted."""
+    """Detection counts; sensitivity, precision and F1 are None if their denominator is 0."""
 
     true_positives: int
     false_negatives: int
@@ -67,20 +66,20 @@ class LesionCounts:
 
     @property
     def sensitivity(self) -> float | None:
-        """Detected share of the reference lesions; None if there is none."""
+        """Detected share of the reference lesions; None without reference lesions."""
         total = self.true_positives + self.false_negatives
         return None if total == 0 else self.true_positives / total
 
     @property
     def precision(self) -> float | None:
-        """True share of what was found; None if nothing was found."""
+        """True share of the detections; None without detections."""
         total = self.true_positives + self.false_positives
         return None if total == 0 else self.true_positives / total
 
 
 @dataclass(frozen=True)
 class LesionDetection:
-    """Counts of one case at one IoU threshold: together, and by size bin if the voxel size is known."""
+    """Counts of one case at one IoU threshold: overall, and by size bin if the voxel size is known."""
 
     iou_above: float
     counts: LesionCounts
@@ -88,15 +87,15 @@ class LesionDetection:
 
 
 def threshold_name(iou_above: float) -> str:
-    """Key of an IoU threshold in metrics: ``iou>0``, ``iou>0.1``, ``iou>0.5``."""
+    """Key of an IoU threshold in metrics: `iou>0`, `iou>0.1`, `iou>0.5`."""
     return f"iou>{iou_above:g}"
 
 
 def match_lesions(reference_zyx: Mask, prediction_zyx: Mask) -> LesionMatching:
-    """Match the face-connected components of two boolean masks of one shape.
+    """Match the components of two boolean masks zyx of the same shape.
 
-    Every component is in exactly one group. Equal overlaps go to the component that comes first in scan
-    order. Both masks empty: no groups. Raises ValueError for masks that cannot be compared.
+    Every component is in exactly one group. Ties go to the component that comes first in scan order. Two empty masks
+    give no groups. Raises ValueError if the masks cannot be compared.
     """
     check_masks(reference_zyx, prediction_zyx)
     box = joint_bounding_box(reference_zyx, prediction_zyx)
@@ -105,9 +104,9 @@ def match_lesions(reference_zyx: Mask, prediction_zyx: Mask) -> LesionMatching:
     reference_labels_zyx, reference_voxels = label_components(reference_zyx[box])
     prediction_labels_zyx, prediction_voxels = label_components(prediction_zyx[box])
     shared_voxels = _shared_voxels(reference_labels_zyx, prediction_labels_zyx)
-    members = _pair_up(shared_voxels)
-    members += [((label,), ()) for label in _left_over(len(reference_voxels), [pair[0] for pair in members])]
-    members += [((), (label,)) for label in _left_over(len(prediction_voxels), [pair[1] for pair in members])]
+    members = _pair_components(shared_voxels)
+    members += [((label,), ()) for label in _unmatched(len(reference_voxels), [pair[0] for pair in members])]
+    members += [((), (label,)) for label in _unmatched(len(prediction_voxels), [pair[1] for pair in members])]
     groups = []
     for references, predictions in members:
         intersection = sum(shared_voxels.get((r, p), 0) for r in references for p in predictions)
@@ -118,12 +117,11 @@ def match_lesions(reference_zyx: Mask, prediction_zyx: Mask) -> LesionMatching:
 
 
 def detect_lesions(matching: LesionMatching, iou_above: float, voxel_mm3: float | None) -> LesionDetection:
-    """Count what is detected at IoU strictly above a threshold.
+    """Count detections at an IoU strictly above `iou_above`.
 
-    A reference lesion is a true positive if its group is detected. A predicted component is a false positive
-    if its group is not: pieces of one detected lesion are no false positives. Reference lesions are sorted
-    into size bins by their own diameter, false positives by theirs; ``by_size`` is None if the voxel volume
-    is (None).
+    A reference lesion is a true positive if its group is detected. A predicted component is a false positive if its
+    group is not detected, so fragments of a detected lesion are not false positives. Reference lesions are binned by
+    their own size, false positives by theirs; `by_size` is None if `voxel_mm3` is None.
     """
     detected = [group for group in matching.groups if group.iou > iou_above]
     missed = [group for group in matching.groups if group.iou <= iou_above]
@@ -143,15 +141,15 @@ def detect_lesions(matching: LesionMatching, iou_above: float, voxel_mm3: float 
 def _shared_voxels(
     reference_labels_zyx: NDArray[np.int32], prediction_labels_zyx: NDArray[np.int32]
 ) -> dict[tuple[int, int], int]:
-    """Number of voxels that a reference and a predicted component share, for those that share any."""
+    """Voxels shared by each pair of a reference and a predicted component that overlap."""
     both_zyx = (reference_labels_zyx > 0) & (prediction_labels_zyx > 0)
-    pairs = np.stack([reference_labels_zyx[both_zyx], prediction_labels_zyx[both_zyx]])
-    unique_pairs, voxels = np.unique(pairs, axis=1, return_counts=True)
-    return {(int(r), int(p)): int(n) for r, p, n in zip(*unique_pairs, voxels, strict=True)}
+    labels_2n = np.stack([reference_labels_zyx[both_zyx], prediction_labels_zyx[both_zyx]])
+    pairs_2k, voxels_k = np.unique(labels_2n, axis=1, return_counts=True)
+    return {(int(r), int(p)): int(n) for r, p, n in zip(*pairs_2k, voxels_k, strict=True)}
 
 
-def _pair_up(shared_voxels: Mapping[tuple[int, int], int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Groups of (reference labels, prediction labels) among the components that touch a counterpart."""
+def _pair_components(shared_voxels: Mapping[tuple[int, int], int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Groups of (reference labels, prediction labels) among the components that overlap a counterpart."""
     best_prediction: dict[int, int] = {}
     for (reference, prediction), voxels in sorted(shared_voxels.items()):
         best = best_prediction.get(reference)
@@ -170,8 +168,8 @@ def _pair_up(shared_voxels: Mapping[tuple[int, int], int]) -> list[tuple[tuple[i
     return [(tuple(references), tuple(sorted(pieces[key]))) for key, references in merged.items()]
 
 
-def _left_over(count: int, used: list[tuple[int, ...]]) -> list[int]:
-    """The labels 1…count that are in none of the tuples."""
+def _unmatched(count: int, used: list[tuple[int, ...]]) -> list[int]:
+    """The labels 1…count that none of the tuples contains."""
     taken = {label for labels in used for label in labels}
     return [label for label in range(1, count + 1) if label not in taken]
 

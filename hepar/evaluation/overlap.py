@@ -1,7 +1,7 @@
 """Overlap of two masks: Dice, relative volume difference, volumetric overlap error.
 
-Everything here follows from three voxel counts, so the masks are read once and the counts are what is pooled.
-Masks are boolean arrays z, y, x. Definitions: Heimann et al., IEEE TMI 28(8), 2009 (SLIVER07).
+All of them follow from three voxel counts, so the masks are read once and the counts are pooled. Masks are boolean
+arrays zyx. Definitions: Heimann et al., IEEE TMI 28(8), 2009 (SLIVER07).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hepar.evaluation.masks import check_masks
+from hepar.evaluation.label_pairs import check_masks
 from hepar.imaging.masks import Mask
 
 
@@ -34,26 +34,26 @@ class OverlapCounts:
 
     @property
     def dice(self) -> float | None:
-        """Dice coefficient in 0…1; 0 if exactly one mask is empty, None (not defined) if both are."""
+        """Dice coefficient, 0…1; 0 if exactly one mask is empty, None (undefined) if both are."""
         total_voxels = self.reference_voxels + self.prediction_voxels
         return None if total_voxels == 0 else 2 * self.intersection_voxels / total_voxels
 
     @property
     def relative_volume_difference(self) -> float | None:
-        """(prediction - reference) / reference, so positive is too large; None if the reference is empty."""
+        """(prediction - reference) / reference: positive if oversegmented; None if the reference is empty."""
         if self.reference_voxels == 0:
             return None
         return (self.prediction_voxels - self.reference_voxels) / self.reference_voxels
 
     @property
     def volumetric_overlap_error(self) -> float | None:
-        """1 - intersection / union in 0…1; 1 if exactly one mask is empty, None if both are."""
+        """1 - intersection / union, 0…1; 1 if exactly one mask is empty, None if both are."""
         union_voxels = self.reference_voxels + self.prediction_voxels - self.intersection_voxels
         return None if union_voxels == 0 else 1 - self.intersection_voxels / union_voxels
 
 
 def count_overlap(reference_zyx: Mask, prediction_zyx: Mask) -> OverlapCounts:
-    """Voxel counts of two boolean masks of one shape; ValueError if they cannot be compared."""
+    """Voxel counts of two boolean masks zyx of the same shape. Raises ValueError if they cannot be compared."""
     check_masks(reference_zyx, prediction_zyx)
     return OverlapCounts(
         reference_voxels=int(np.count_nonzero(reference_zyx)),
@@ -63,24 +63,24 @@ def count_overlap(reference_zyx: Mask, prediction_zyx: Mask) -> OverlapCounts:
 
 
 def dice(reference_zyx: Mask, prediction_zyx: Mask) -> float | None:
-    """Dice coefficient of two masks; see ``OverlapCounts.dice`` for the empty cases."""
+    """Dice coefficient of two masks, 0…1; 0 if exactly one is empty, None if both are."""
     return count_overlap(reference_zyx, prediction_zyx).dice
 
 
 def relative_volume_difference(reference_zyx: Mask, prediction_zyx: Mask) -> float | None:
-    """Signed RVD as a fraction of the reference's volume; None if the reference is empty."""
+    """Signed RVD as a fraction of the reference volume; None if the reference is empty."""
     return count_overlap(reference_zyx, prediction_zyx).relative_volume_difference
 
 
 def volumetric_overlap_error(reference_zyx: Mask, prediction_zyx: Mask) -> float | None:
-    """VOE (Jaccard distance) of two masks; None if both are empty."""
+    """VOE (Jaccard distance) of two masks, 0…1; 1 if exactly one is empty, None if both are."""
     return count_overlap(reference_zyx, prediction_zyx).volumetric_overlap_error
 
 
 def global_dice(cases: Iterable[OverlapCounts]) -> float | None:
-    """Dice of all cases laid side by side as if they were one image, in voxels as LiTS counts it.
+    """Dice over the pooled voxels of all cases, as in LiTS.
 
-    A false positive in a case without the structure lowers it. None if there is no case, or no voxel in any.
+    False positives in cases without the structure lower it. None without cases, or if all masks are empty.
     """
     counts = list(cases)
     return OverlapCounts(

@@ -1,7 +1,7 @@
-"""Pictures of the report: a slice with outlines, as one SVG with the image inside.
+"""Pictures for the report: a slice with mask outlines, as one SVG that embeds the image.
 
-The image stays at its own resolution as a grey PNG; the outlines are vectors along the voxels' edges, so they
-are as sharp as the masks are and can be switched off by style. Arrays are indexed y, x.
+The image keeps its resolution as a greyscale PNG. The outlines are vectors along the pixel edges, so they are exact and
+can be switched off by style.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hepar.cases import STRUCTURES
 from hepar.evaluation.slices import CaseSlice
 from hepar.imaging.masks import Mask
 
 MAX_PNG_BYTES = 60_000
 _MARGIN_MM = 20.0
-_GREY_LEVELS = 64  # what an eye tells apart beside an outline; the noise below costs half of the file
+_GREY_LEVELS = 64  # finer steps are invisible beside an outline, and their noise doubles the file size
 
 
 def slice_svg(case_slice: CaseSlice, distances_known: bool) -> str:
-    """An SVG of the slice, cropped to the masks and a margin, with outlines and (if in mm) a scale bar.
+    """An SVG of the slice, cropped to the masks plus a margin, with outlines and, if distances are known, a scale bar.
 
-    Outlines are paths of the classes ``liver`` or ``tumour`` and ``reference`` or ``prediction``. An empty or
-    unknown mask has none; without any mask the whole slice is shown.
+    Outlines are paths with the classes `liver` or `tumour` and `reference` or `prediction`. Empty and unknown masks
+    have no outline; if there is no outline at all, the whole slice is shown.
     """
     box = _crop(case_slice)
     height_mm, width_mm = (
@@ -40,15 +41,12 @@ def slice_svg(case_slice: CaseSlice, distances_known: bool) -> str:
         f'href="data:image/png;base64,{image}"/>',
         f'<g transform="scale({spacing_x_mm:.6g} {spacing_y_mm:.6g})">',
     ]
-    for structure, reference_yx, prediction_yx in (
-        ("liver", case_slice.liver_reference_yx, case_slice.liver_prediction_yx),
-        ("tumour", case_slice.tumour_reference_yx, case_slice.tumour_prediction_yx),
-    ):
-        # the prediction lies on top of a wider reference, so that both show where they agree
-        for whose, mask_yx in (("reference", reference_yx), ("prediction", prediction_yx)):
+    for structure, pair in zip(STRUCTURES, (case_slice.liver, case_slice.tumour), strict=True):
+        # the prediction is drawn over a wider reference, so that both are visible where they agree
+        for role, mask_yx in (("reference", pair.reference_yx), ("prediction", pair.prediction_yx)):
             if mask_yx is not None and mask_yx.any():
                 path = outline_path(mask_yx[box])
-                parts.append(f'<path class="{structure} {whose}" vector-effect="non-scaling-stroke" d="{path}"/>')
+                parts.append(f'<path class="{structure} {role}" vector-effect="non-scaling-stroke" d="{path}"/>')
     parts.append("</g>")
     if distances_known:
         parts.append(_scale_bar(width_mm, height_mm))
@@ -56,8 +54,7 @@ def slice_svg(case_slice: CaseSlice, distances_known: bool) -> str:
 
 
 def outline_path(mask_yx: Mask) -> str:
-    """SVG path data of a mask's outline along the edges of its pixels, one unit a pixel; empty for no
-    pixel."""
+    """SVG path data of the outline of a mask, bool yx, along pixel edges, one unit per pixel; "" for an empty mask."""
     rows, columns = mask_yx.shape
     padded_yx = np.zeros((rows + 2, columns + 2), dtype=np.bool_)
     padded_yx[1:-1, 1:-1] = mask_yx
@@ -69,9 +66,9 @@ def outline_path(mask_yx: Mask) -> str:
 
 
 def encode_png(image_yx: NDArray[np.float32]) -> bytes:
-    """A grey PNG of at most ``MAX_PNG_BYTES`` from an image in 0…1, made smaller in steps until it fits."""
-    steps = np.round(np.clip(image_yx, 0, 1) * (_GREY_LEVELS - 1)) / (_GREY_LEVELS - 1)
-    full = Image.fromarray(np.round(steps * 255).astype(np.uint8))
+    """A greyscale PNG of at most `MAX_PNG_BYTES` from an image in 0…1, downsampled until it fits."""
+    quantised_yx = np.round(np.clip(image_yx, 0, 1) * (_GREY_LEVELS - 1)) / (_GREY_LEVELS - 1)
+    full = Image.fromarray(np.round(quantised_yx * 255).astype(np.uint8))
     shrink = 1.0
     while True:
         size = (max(1, round(full.width * shrink)), max(1, round(full.height * shrink)))
@@ -83,11 +80,8 @@ def encode_png(image_yx: NDArray[np.float32]) -> bytes:
 
 
 def _crop(case_slice: CaseSlice) -> tuple[slice, slice]:
-    """Rows and columns around all masks of the slice, with a margin; all of them if there is no mask."""
-    occupied_yx = case_slice.liver_prediction_yx | case_slice.tumour_prediction_yx
-    for mask_yx in (case_slice.liver_reference_yx, case_slice.tumour_reference_yx):
-        if mask_yx is not None:
-            occupied_yx = occupied_yx | mask_yx
+    """Rows and columns around all masks, with a margin; the whole slice if all masks are empty."""
+    occupied_yx = np.logical_or.reduce([*case_slice.liver.masks_yx, *case_slice.tumour.masks_yx])
     if not occupied_yx.any():
         return slice(0, occupied_yx.shape[0]), slice(0, occupied_yx.shape[1])
     parts = []
@@ -99,13 +93,13 @@ def _crop(case_slice: CaseSlice) -> tuple[slice, slice]:
     return parts[0], parts[1]
 
 
-def _runs(edges: Mask) -> Iterator[tuple[int, int, int]]:
+def _runs(edges_yx: Mask) -> Iterator[tuple[int, int, int]]:
     """(row, start, stop) of each run of True along the rows."""
-    padded = np.zeros((edges.shape[0], edges.shape[1] + 2), dtype=np.int8)
-    padded[:, 1:-1] = edges
-    steps = np.diff(padded, axis=1)
-    rows, starts = np.nonzero(steps == 1)
-    _, stops = np.nonzero(steps == -1)
+    padded_yx = np.zeros((edges_yx.shape[0], edges_yx.shape[1] + 2), dtype=np.int8)
+    padded_yx[:, 1:-1] = edges_yx
+    steps_yx = np.diff(padded_yx, axis=1)
+    rows, starts = np.nonzero(steps_yx == 1)
+    _, stops = np.nonzero(steps_yx == -1)
     yield from zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a calibration: expected against true Dice, and what is accepted for which wish."""
+"""The figure of a gate calibration: predicted against true Dice, and the labels accepted for each target Dice."""
 
 from __future__ import annotations
 
@@ -8,42 +8,25 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS, MARKERS = {"CT": "#1f6fb2", "MR": "#c2571a"}, {"CT": "o", "MR": "^"}
 DPI = 110
+Values = npt.NDArray[np.float64]
 
 
 def calibration_png(
-    predicted: npt.NDArray[np.float64],
-    dice: npt.NDArray[np.float64],
-    modalities: Sequence[str],
-    accept: float,
-    bounds: pd.DataFrame,
+    predicted_n: Values, true_n: Values, modalities: Sequence[str], accept: float, curve: pd.DataFrame
 ) -> bytes:
-    """Two panels as a PNG: each pseudo-liver by its expected and true Dice, and the curve of `calibration.curve`."""
+    """A PNG with two panels: predicted and true Dice of n pseudo-livers, and the `target_curve` of the calibration.
+
+    `accept` is the bound of the predicted Dice; above 1 no label is accepted and no line is drawn. Needs n > 0.
+    """
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    low = float(min(dice.min(), predicted.min(), 0.8)) - 0.02
-    left.plot([low, 1], [low, 1], color="0.7", linewidth=1, zorder=0)
-    for modality in sorted(set(modalities)):
-        own = np.array([name == modality for name in modalities])
-        colour, marker = COLOURS[modality], MARKERS[modality]
-        left.scatter(predicted[own], dice[own], s=22, c=colour, marker=marker, alpha=0.75, label=modality, linewidths=0)
-    if accept <= 1:
-        left.axvline(accept, color="0.3", linestyle="--", linewidth=1, label=f"accepted from {accept:.3f}")
-    left.set(xlim=(low, 1.005), ylim=(low, 1.005), xlabel="expected Dice, out of fold", ylabel="true Dice")
-    left.set_title("Each pseudo-liver of a hidden manual liver", loc="left", fontsize=10)
-    left.legend(frameon=False)
-    wished = bounds.wished_dice
-    right.plot(wished, wished, color="0.7", linewidth=1, zorder=0, label="as wished")
-    right.plot(wished, bounds.mean_dice, color="#2a7f4f", marker=".", label="mean Dice of accepted labels")
-    right.plot(wished, bounds.least_dice, color="#2a7f4f", linestyle=":", marker=".", label="least Dice among them")
-    right.plot(wished, bounds.share_as_wished, color="#b5462f", marker=".", label="share of them as good as wished")
-    right.plot(wished, bounds.accepted_share, color="#7a4fa3", marker=".", label="share of all that is accepted")
-    right.set(ylim=(0, 1.02), xlabel="wished-for Dice")
-    right.set_title("What each wish leads to", loc="left", fontsize=10)
-    right.legend(frameon=False, loc="best", fontsize=8)
+    _draw_predictions(left, predicted_n, true_n, modalities, accept)
+    _draw_curve(right, curve)
     for axes in (left, right):
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
@@ -51,3 +34,34 @@ def calibration_png(
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _draw_predictions(
+    axes: Axes, predicted_n: Values, true_n: Values, modalities: Sequence[str], accept: float
+) -> None:
+    low = float(min(true_n.min(), predicted_n.min(), 0.8)) - 0.02
+    axes.plot([low, 1], [low, 1], color="0.7", linewidth=1, zorder=0)
+    for modality in sorted(set(modalities)):
+        own_n = np.array([name == modality for name in modalities])
+        colour, marker = COLOURS[modality], MARKERS[modality]
+        x_n, y_n = predicted_n[own_n], true_n[own_n]
+        axes.scatter(x_n, y_n, s=22, c=colour, marker=marker, alpha=0.75, label=modality, linewidths=0)
+    if accept <= 1:
+        axes.axvline(accept, color="0.3", linestyle="--", linewidth=1, label=f"acceptance bound {accept:.3f}")
+    axes.set(xlim=(low, 1.005), ylim=(low, 1.005), xlabel="predicted Dice, out of fold", ylabel="true Dice")
+    axes.set_title("Pseudo-livers with a hidden manual liver", loc="left", fontsize=10)
+    axes.legend(frameon=False)
+
+
+def _draw_curve(axes: Axes, curve: pd.DataFrame) -> None:
+    target = curve.target_dice
+    axes.plot(target, target, color="0.7", linewidth=1, zorder=0, label="target")
+    axes.plot(target, curve.mean_dice, color="#2a7f4f", marker=".", label="mean Dice of accepted labels")
+    axes.plot(
+        target, curve.min_dice, color="#2a7f4f", linestyle=":", marker=".", label="minimum Dice of accepted labels"
+    )
+    axes.plot(target, curve.share_at_target, color="#b5462f", marker=".", label="fraction of accepted labels at target")
+    axes.plot(target, curve.accepted_share, color="#7a4fa3", marker=".", label="fraction of labels accepted")
+    axes.set(ylim=(0, 1.02), xlabel="target Dice")
+    axes.set_title("Accepted labels by target Dice", loc="left", fontsize=10)
+    axes.legend(frameon=False, loc="best", fontsize=8)

@@ -1,4 +1,4 @@
-"""The evaluation's report: one HTML file that needs nothing else, the worst cases first."""
+"""The HTML page of the report: one self-contained file, worst cases first."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from hepar.evaluation.charts import MAX_CURVES, dice_chart, learning_chart, volume_chart
+from hepar.evaluation.label_pairs import CaseIdentity
 from hepar.evaluation.lesions import threshold_name
 from hepar.evaluation.pictures import slice_svg
 from hepar.evaluation.scores import CaseScores
 from hepar.evaluation.slices import CaseSlice
 from hepar.evaluation.tables import (
-    NOT_DEFINED,
+    UNDEFINED,
     TableSection,
-    convention_sections,
+    challenge_sections,
     interval,
     metric_sections,
     number,
     size_sections,
 )
+from hepar.inference.model_folder import ModelFolder
 
 MAX_PICTURES = 60
-_HISTORY_COLUMNS = ("step", "split", "metric", "value", "modality")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A slice as the page shows it: drawing, caption and remarks."""
+    """A slice on the page: SVG, caption and remarks."""
 
     svg: Markup
-    case: CaseScores
+    case: CaseIdentity
     index_z: int
     numbers: str
     remarks: tuple[str, ...]
@@ -49,15 +50,15 @@ def write_report(
     history: pd.DataFrame,
     facts: Mapping[str, str],
 ) -> None:
-    """Write the report of ``metrics`` (from ``summarise``) and the cases that they come from.
+    """Write the page for `metrics` (from `summarise`) and the cases behind them.
 
-    ``history`` has the columns step, split ('train' or 'val'), metric, value and modality (may be empty);
-    ``facts`` are shown as they are: hashes, commit, model. The same inputs give the same bytes. Without
-    cases, slices or history the page says so. At most ``MAX_PICTURES`` slices are drawn.
+    `history` has the columns of `ModelFolder.HISTORY_COLUMNS`; split is train or val, modality may be empty. `facts`
+    are shown as given: hashes, commit, model. At most `MAX_PICTURES` slices are drawn. If there are no cases, slices or
+    history, the page says so. The same inputs give the same bytes.
 
-    Raises ValueError if the history lacks a column or a slice belongs to no scored case.
+    Raises ValueError if the history lacks a column or a slice has no scored case.
     """
-    missing = [column for column in _HISTORY_COLUMNS if column not in history.columns]
+    missing = [column for column in ModelFolder.HISTORY_COLUMNS if column not in history.columns]
     if missing:
         raise ValueError(f"history lacks the columns {', '.join(missing)}")
     environment = Environment(
@@ -87,17 +88,17 @@ def write_report(
 
 
 def worst_first(scores: Sequence[CaseScores]) -> list[CaseScores]:
-    """Cases by tumour Dice where defined, else liver Dice, lowest first; then those without either, by id."""
+    """Cases by tumour Dice, else liver Dice, lowest first; then those with neither, by id."""
 
     def key(case: CaseScores) -> tuple[bool, float, str]:
         value = case.liver.dice if case.tumour.dice is None else case.tumour.dice
-        return value is None, 0.0 if value is None else value, case.case_id
+        return value is None, 0.0 if value is None else value, case.identity.case_id
 
     return sorted(scores, key=key)
 
 
 def remarks(case: CaseScores) -> tuple[str, ...]:
-    """What a reader has to know about a case beside its numbers."""
+    """What the numbers of a case do not show."""
     found = []
     for name, structure in (("tumour", case.tumour), ("liver", case.liver)):
         if not structure.known:
@@ -107,30 +108,30 @@ def remarks(case: CaseScores) -> tuple[str, ...]:
     if case.tumour_free:
         found.append("tumour-free" if case.specific else "tumour-free, false positive")
     if not case.distances_known:
-        found.append("voxel size nominal")
+        found.append("nominal voxel size")
     return tuple(found)
 
 
 def _pictures(ordered: Sequence[CaseScores], slices: Sequence[CaseSlice]) -> list[Picture]:
     by_case = {case_slice.case_id: case_slice for case_slice in slices}
-    unscored = sorted(by_case.keys() - {case.case_id for case in ordered})
+    unscored = sorted(by_case.keys() - {case.identity.case_id for case in ordered})
     if unscored:
         raise ValueError(f"slices of cases without scores: {', '.join(unscored)}")
-    shown = [case for case in ordered if case.case_id in by_case][:MAX_PICTURES]
+    shown = [(case, by_case[case.identity.case_id]) for case in ordered if case.identity.case_id in by_case]
     return [
         Picture(
-            svg=Markup(slice_svg(by_case[case.case_id], case.distances_known)),
-            case=case,
-            index_z=by_case[case.case_id].index_z,
+            svg=Markup(slice_svg(case_slice, case.distances_known)),
+            case=case.identity,
+            index_z=case_slice.index_z,
             numbers=_numbers(case),
             remarks=remarks(case),
         )
-        for case in shown
+        for case, case_slice in shown[:MAX_PICTURES]
     ]
 
 
 def _numbers(case: CaseScores) -> str:
-    """The caption's numbers, only those that are defined."""
+    """The numbers of a caption; undefined ones are left out."""
     parts = []
     if case.tumour.dice is not None:
         parts.append(f"tumour Dice {number(case.tumour.dice, 3)}")
@@ -140,14 +141,14 @@ def _numbers(case: CaseScores) -> str:
         counts = case.lesions[0].counts
         lesions = counts.true_positives + counts.false_negatives
         if lesions:
-            parts.append(f"{counts.true_positives} of {lesions} lesions found")
+            parts.append(f"{counts.true_positives} of {lesions} lesions detected")
         if counts.false_positives:
-            parts.append(f"{counts.false_positives} false")
+            parts.append(f"{counts.false_positives} false positive{'s' if counts.false_positives > 1 else ''}")
     return " · ".join(parts)
 
 
 def _cards(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """The three numbers that a reader looks for first, per modality."""
+    """The headline numbers of each modality."""
     cards = []
     for modality, group in metrics.items():
         f1 = group["tumour"]["lesion_f1"][threshold_name(0.1)]
@@ -171,7 +172,7 @@ def _cards(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _tables(metrics: dict[str, Any]) -> dict[str, tuple[list[str], list[TableSection]]]:
-    """Column titles and sections of every table on the page."""
+    """Column titles and sections of each table on the page."""
     by_source = {
         f"{modality} · {source}": part
         for modality, group in metrics.items()
@@ -181,20 +182,20 @@ def _tables(metrics: dict[str, Any]) -> dict[str, tuple[list[str], list[TableSec
         "main": (list(metrics), metric_sections(list(metrics.values()))),
         "sources": (list(by_source), metric_sections(list(by_source.values()))),
         "sizes": (list(metrics), size_sections(list(metrics.values()))),
-        "conventions": (list(metrics), convention_sections(list(metrics.values()))),
+        "challenges": (list(metrics), challenge_sections(list(metrics.values()))),
     }
 
 
 def _case_row(case: CaseScores) -> list[str]:
     counts = None if case.lesions is None else case.lesions[0].counts
     return [
-        case.case_id,
-        f"{case.modality} {case.sequence}".strip(),
-        case.source,
+        case.identity.case_id,
+        f"{case.identity.modality} {case.identity.sequence}".strip(),
+        case.identity.source,
         number(case.tumour.dice, 3),
         number(case.tumour.reference_volume_ml, 1),
         number(case.tumour.prediction_volume_ml, 1),
-        NOT_DEFINED
+        UNDEFINED
         if counts is None
         else f"{counts.true_positives} / {counts.false_negatives} / {counts.false_positives}",
         number(case.liver.dice, 3),

@@ -1,39 +1,26 @@
-"""All metrics of one case: what the prediction is worth against what the expert drew.
-
-The liver masks include the tumour. Arrays are indexed z, y, x.
-"""
+"""All metrics of one case: the prediction against the expert's reference."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 
 from hepar.errors import DataError
-from hepar.evaluation.conventions import (
-    ChaosScores,
-    chaos_scores,
-    lits_lesion_counts,
-    lits_tumour_burden_difference,
-    lits_tumour_dice,
-)
+from hepar.evaluation.challenge_scores import ChaosScores, LitsScores, chaos_scores, lits_scores
+from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase, SpacingMm, check_masks, check_spacing
 from hepar.evaluation.lesions import (
     IOU_THRESHOLDS,
-    LesionCounts,
     LesionDetection,
-    LesionMatching,
     detect_lesions,
     match_lesions,
     threshold_name,
 )
-from hepar.evaluation.masks import SpacingMm, check_masks, check_spacing
 from hepar.evaluation.overlap import OverlapCounts, count_overlap
 from hepar.evaluation.surface import surface_scores
-from hepar.imaging.masks import Mask
 
-_LITS_IOU_THRESHOLDS = (0.0, 0.5)
 _TABLE_METRICS = (
     "reference_volume_ml",
     "prediction_volume_ml",
@@ -49,11 +36,11 @@ _TABLE_METRICS = (
 
 @dataclass(frozen=True)
 class StructureScores:
-    """Metrics of the liver or of the tumour in one case.
+    """Metrics of the liver or the tumour in one case.
 
-    ``known`` False: the reference is unknown, nothing is scored and only the prediction's volume is there.
-    ``one_empty``: exactly one mask is empty, so NSD is 0 and the distances are the image's diagonal. Volumes
-    and distances are None if the voxel size is only nominal. ``overlap`` holds the voxel counts, for pooling.
+    `known` is False if the reference is unknown: then only the predicted volume is set. `one_empty`: exactly one mask
+    is empty, so NSD is 0 and the distances are the image diagonal. Volumes and distances are None if the voxel size is
+    nominal. `overlap` keeps the voxel counts for pooling.
     """
 
     known: bool
@@ -83,29 +70,15 @@ class StructureScores:
 
 
 @dataclass(frozen=True)
-class LitsScores:
-    """One case in the conventions of LiTS; what needs a liver reference is None without one."""
-
-    tumour_dice: float
-    lesions: tuple[LesionCounts, ...]
-    liver_dice: float | None
-    burden_difference: float | None
-
-
-@dataclass(frozen=True)
 class CaseScores:
-    """Everything that is scored of one case; see ``score_case``.
+    """All scores of one case; see `score_case`.
 
-    ``lesions`` has one entry per IoU threshold (> 0, > 0.1, > 0.5) and is None, like ``lits``, if the
-    tumour's state is unknown. ``specific`` and ``false_positive_volume_ml`` are for tumour-free cases only.
-    The tumour burden is the tumour's share of the liver's volume, its error prediction - reference.
+    `lesions` has one entry per IoU threshold (> 0, > 0.1, > 0.5) and is None, like `lits`, if the tumour is unknown.
+    `specific` and `false_positive_volume_ml` are set for tumour-free cases only. The tumour burden is the tumour's
+    share of the liver volume; its error is prediction - reference.
     """
 
-    case_id: str
-    patient_id: str
-    modality: str
-    sequence: str
-    source: str
+    identity: CaseIdentity
     distances_known: bool
     liver: StructureScores
     tumour: StructureScores
@@ -119,75 +92,45 @@ class CaseScores:
 
     @property
     def tumour_free(self) -> bool:
-        """True if an expert said that there is no tumour."""
+        """True if an expert labelled the case tumour-free."""
         return self.tumour.known and not self.tumour.present
 
     @property
     def burden_error(self) -> float | None:
-        """Predicted minus reference burden; None if either has no liver or the reference is unknown."""
+        """Predicted minus reference burden; None if either has no liver or a reference is unknown."""
         if self.burden_reference is None or self.burden_prediction is None:
             return None
         return self.burden_prediction - self.burden_reference
 
 
-def score_case(
-    case_id: str,
-    patient_id: str,
-    modality: str,
-    sequence: str,
-    source: str,
-    liver_reference_zyx: Mask | None,
-    tumour_reference_zyx: Mask | None,
-    liver_prediction_zyx: Mask,
-    tumour_prediction_zyx: Mask,
-    spacing_zyx_mm: SpacingMm,
-    distances_known: bool,
-) -> CaseScores:
-    """Score one predicted case against its reference.
+def score_case(case: SegmentedCase) -> CaseScores:
+    """Score one case.
 
-    Masks are boolean arrays of one shape; a liver mask includes its tumour. A reference of None means that
-    its state is unknown: not scored. A tumour reference without a voxel means tumour-free: Dice, RVD and VOE
-    are not defined, and what was predicted counts as false positive (``specific``,
-    ``false_positive_volume_ml``, lesions, distances). ``distances_known`` False says that the spacing is
-    nominal: what is in mm or ml is None, ratios stay.
+    An unknown reference (None) is not scored. An empty tumour reference means tumour-free: Dice, RVD and VOE are None,
+    and everything predicted is a false positive (`specific`, `false_positive_volume_ml`, lesions, distances). With a
+    nominal spacing all lengths and volumes are None; ratios stay.
 
-    Raises DataError, naming the case, for masks of another shape or type and for a spacing that is not
-    positive.
+    Raises DataError, naming the case, if a mask is not boolean zyx, shapes differ or the spacing is not positive.
     """
-    masks_zyx = (liver_reference_zyx, tumour_reference_zyx, tumour_prediction_zyx)
-    try:
-        check_spacing(spacing_zyx_mm)
-        for mask_zyx in masks_zyx:
-            if mask_zyx is not None:
-                check_masks(mask_zyx, liver_prediction_zyx)
-    except ValueError as error:
-        raise DataError(f"case {case_id}: {error}") from error
-    spacing = spacing_zyx_mm if distances_known else None
-    liver = _score_structure(liver_reference_zyx, liver_prediction_zyx, spacing, scored_if_absent=True)
-    tumour = _score_structure(tumour_reference_zyx, tumour_prediction_zyx, spacing, scored_if_absent=False)
+    _check(case)
+    liver_pair, tumour_pair = case.liver, case.tumour
+    spacing_zyx_mm = case.spacing_zyx_mm if case.distances_known else None
+    liver = _score_structure(liver_pair, spacing_zyx_mm, scored_if_absent=True)
+    tumour = _score_structure(tumour_pair, spacing_zyx_mm, scored_if_absent=False)
     lesions, lits = None, None
-    if tumour_reference_zyx is not None:
-        matching = match_lesions(tumour_reference_zyx, tumour_prediction_zyx)
-        voxel_mm3 = None if spacing is None else float(np.prod(spacing))
+    if tumour_pair.reference_zyx is not None and tumour.overlap is not None:
+        matching = match_lesions(tumour_pair.reference_zyx, tumour_pair.prediction_zyx)
+        voxel_mm3 = None if spacing_zyx_mm is None else float(np.prod(spacing_zyx_mm))
         lesions = tuple(detect_lesions(matching, iou_above, voxel_mm3) for iou_above in IOU_THRESHOLDS)
-        liver_with_tumour = None
-        if liver_reference_zyx is not None:
-            liver_with_tumour = count_overlap(
-                liver_reference_zyx | tumour_reference_zyx, liver_prediction_zyx | tumour_prediction_zyx
-            )
-        lits = _score_lits(matching, count_overlap(tumour_reference_zyx, tumour_prediction_zyx), liver_with_tumour)
+        lits = lits_scores(matching, tumour.overlap, _overlap_with_tumour(liver_pair, tumour_pair))
     tumour_free = tumour.known and not tumour.present
     return CaseScores(
-        case_id=case_id,
-        patient_id=patient_id,
-        modality=modality,
-        sequence=sequence,
-        source=source,
-        distances_known=distances_known,
+        identity=case.identity,
+        distances_known=case.distances_known,
         liver=liver,
         tumour=tumour,
         lesions=lesions,
-        specific=not tumour_prediction_zyx.any() if tumour_free else None,
+        specific=not tumour_pair.prediction_zyx.any() if tumour_free else None,
         false_positive_volume_ml=tumour.prediction_volume_ml if tumour_free else None,
         burden_reference=_burden(liver, tumour, of_reference=True),
         burden_prediction=_burden(liver, tumour, of_reference=False),
@@ -197,16 +140,25 @@ def score_case(
 
 
 def scores_table(scores: Sequence[CaseScores]) -> pd.DataFrame:
-    """One row per case with every metric in a column of its own; an empty cell is not defined or not scored.
+    """One row per case, one column per metric; a cell is empty if the metric is undefined or not scored.
 
-    No scores: a table without rows.
+    Without scores the table has no rows.
     """
     return pd.DataFrame([_table_row(case) for case in scores])
 
 
-def _score_structure(
-    reference_zyx: Mask | None, prediction_zyx: Mask, spacing_zyx_mm: SpacingMm | None, scored_if_absent: bool
-) -> StructureScores:
+def _check(case: SegmentedCase) -> None:
+    try:
+        check_spacing(case.spacing_zyx_mm)
+        for mask_zyx in (case.liver.reference_zyx, case.tumour.reference_zyx, case.tumour.prediction_zyx):
+            if mask_zyx is not None:
+                check_masks(mask_zyx, case.liver.prediction_zyx)
+    except ValueError as error:
+        raise DataError(f"case {case.identity.case_id}: {error}") from error
+
+
+def _score_structure(pair: LabelPair, spacing_zyx_mm: SpacingMm | None, scored_if_absent: bool) -> StructureScores:
+    reference_zyx, prediction_zyx = pair.reference_zyx, pair.prediction_zyx
     voxel_ml = None if spacing_zyx_mm is None else float(np.prod(spacing_zyx_mm)) / 1000
     if reference_zyx is None:
         voxels = int(np.count_nonzero(prediction_zyx))
@@ -229,9 +181,15 @@ def _score_structure(
     )
 
 
+def _overlap_with_tumour(liver: LabelPair, tumour: LabelPair) -> OverlapCounts | None:
+    """Overlap of liver and tumour taken together; None if either reference is unknown."""
+    if liver.reference_zyx is None or tumour.reference_zyx is None:
+        return None
+    return count_overlap(liver.reference_zyx | tumour.reference_zyx, liver.prediction_zyx | tumour.prediction_zyx)
+
+
 def _burden(liver: StructureScores, tumour: StructureScores, of_reference: bool) -> float | None:
-    """Tumour voxels per liver voxel; None if either reference is unknown or there is no liver to divide
-    by."""
+    """Tumour voxels per liver voxel; None if a reference is unknown or the liver is empty."""
     if liver.overlap is None or tumour.overlap is None:
         return None
     if of_reference:
@@ -241,21 +199,8 @@ def _burden(liver: StructureScores, tumour: StructureScores, of_reference: bool)
     return None if liver_voxels == 0 else tumour_voxels / liver_voxels
 
 
-def _score_lits(matching: LesionMatching, tumour: OverlapCounts, liver_with_tumour: OverlapCounts | None) -> LitsScores:
-    return LitsScores(
-        tumour_dice=lits_tumour_dice(tumour),
-        lesions=tuple(lits_lesion_counts(matching, iou_above) for iou_above in _LITS_IOU_THRESHOLDS),
-        liver_dice=None if liver_with_tumour is None else liver_with_tumour.dice,
-        burden_difference=(
-            None if liver_with_tumour is None else lits_tumour_burden_difference(liver_with_tumour, tumour)
-        ),
-    )
-
-
 def _table_row(case: CaseScores) -> dict[str, object]:
-    row: dict[str, object] = {
-        name: getattr(case, name) for name in ("case_id", "patient_id", "modality", "sequence", "source")
-    }
+    row: dict[str, object] = asdict(case.identity)
     for name, structure in (("liver", case.liver), ("tumour", case.tumour)):
         row[f"{name}_known"] = structure.known
         row[f"{name}_one_empty"] = structure.one_empty

@@ -1,8 +1,8 @@
-"""Uncertainty of a summary: bootstrap over patients.
+"""Confidence intervals: bootstrap over patients.
 
-Two scans of one patient are not two independent observations, so whole patients are drawn with replacement
-(cluster bootstrap) and the interval is the 2.5th to the 97.5th percentile (Efron and Tibshirani, 1993,
-chapter 13). Every statistic here is a ratio of sums over cases; a mean is the ratio whose denominators are 1.
+Two scans of one patient are not independent, so whole patients are drawn with replacement (cluster bootstrap), and the
+interval is the 2.5th to the 97.5th percentile (Efron and Tibshirani, 1993, chapter 13). Every statistic here is a ratio
+of sums over cases; a mean is a ratio whose denominators are 1. Legend: p patients, r resamples.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ _PERCENTILES = (2.5, 97.5)
 class Estimate:
     """A summary value with its 95 % interval.
 
-    ``value`` is None if nothing could be summarised; ``ci95`` is None with fewer than two patients. ``n``
-    counts the cases that were used.
+    `value` is None if it is undefined, `ci95` is None with fewer than two patients. `n` is the number of cases used.
     """
 
     value: float | None
@@ -39,11 +38,10 @@ def bootstrap_ratio(
     seed: int,
     resamples: int,
 ) -> Estimate:
-    """Ratio of two sums over cases, one entry a case, with an interval from resampled patients.
+    """Ratio of two sums over cases, one entry per case, with an interval from resampled patients.
 
-    The order of the cases does not matter. The value is None if the denominators add up to 0 (or there is no
-    case); resamples whose denominators add up to 0 say nothing and are left out. Raises ValueError if the
-    lengths differ.
+    The order of the cases does not matter. The value is None if the denominators sum to 0 or there are no cases;
+    resamples whose denominators sum to 0 are left out. Raises ValueError if the lengths differ.
     """
     if not len(numerators) == len(denominators) == len(patient_ids):
         raise ValueError(
@@ -67,9 +65,9 @@ def bootstrap_ratio(
 
 
 def bootstrap_mean(values: Sequence[float | None], patient_ids: Sequence[str], seed: int, resamples: int) -> Estimate:
-    """Mean over the cases whose value is defined, with an interval from resampled patients.
+    """Mean over the cases with a defined value, with an interval from resampled patients.
 
-    None (not defined, not scored) is left out. No defined value: value None, n 0.
+    None (undefined or not scored) is left out. Without a defined value the mean is None and n is 0.
     """
     kept = [(value, patient) for value, patient in zip(values, patient_ids, strict=True) if value is not None]
     return bootstrap_ratio(
@@ -84,9 +82,9 @@ def paired_difference(
     seed: int,
     resamples: int,
 ) -> Estimate:
-    """Mean of ``second - first`` over the cases where both are defined, resampling patients.
+    """Mean of `second - first` over the cases where both are defined, with an interval from resampled patients.
 
-    Entry i of each sequence is the same case. An interval that excludes 0 says that the two differ.
+    Entry i of both sequences is the same case. The two differ if the interval excludes 0.
     """
     differences = [
         None if one is None or other is None else other - one for one, other in zip(first, second, strict=True)
@@ -95,7 +93,7 @@ def paired_difference(
 
 
 def _sum_by_patient(values: Sequence[float], patient_ids: Sequence[str]) -> NDArray[np.float64]:
-    """One exact sum a patient, patients in the order of their ids."""
+    """Exact sum per patient, float64 p, ordered by patient id."""
     grouped: dict[str, list[float]] = defaultdict(list)
     for value, patient in zip(values, patient_ids, strict=True):
         grouped[patient].append(value)

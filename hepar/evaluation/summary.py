@@ -1,4 +1,4 @@
-"""Summaries of many scored cases: per modality and per source, with intervals over patients."""
+"""Summaries of scored cases, by modality and by source, with confidence intervals over patients."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _STRUCTURE_METRICS = ("dice", "nsd_2mm", "hd95_mm", "assd_mm", "mssd_mm", "rvd",
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are drawn: the generator's seed and the number of resamples."""
+    """Settings of the bootstrap: seed and number of resamples."""
 
     seed: int
     resamples: int
 
     def mean(self, cases: Sequence[CaseScores], value_of: Callable[[CaseScores], float | None]) -> dict[str, Any]:
-        """``{"mean", "ci95", "n"}`` of a value over the cases where it is defined."""
+        """`{"mean", "ci95", "n"}` over the cases where the value is defined."""
         estimate = bootstrap_mean([value_of(case) for case in cases], _patients(cases), self.seed, self.resamples)
         return {"mean": estimate.value, "ci95": _interval(estimate), "n": estimate.n}
 
@@ -34,33 +34,32 @@ class Bootstrap:
         numerators: Sequence[float],
         denominators: Sequence[float],
     ) -> Estimate:
-        """Ratio of two sums over the cases, one entry a case."""
+        """Ratio of two sums over the cases, one entry per case."""
         return bootstrap_ratio(numerators, denominators, _patients(cases), self.seed, self.resamples)
 
 
 def summarise(scores: Sequence[CaseScores], seed: int, resamples: int) -> dict[str, Any]:
-    """Summarise scored cases into a dict that JSON can hold, nothing rounded.
+    """Summarise scored cases as a JSON-compatible dict, without rounding.
 
-    ``{modality: {"cases", "patients", "liver": {...}, "tumour": {...}, "conventions": {...}, "sources":
-    {source: the same without "sources"}}}``. A mean is ``{"mean", "ci95": [low, high] or None, "n"}``, a
-    pooled ratio has "value" in the place of "mean". Modalities without a case are left out; a class without a
-    scorable case has mean None and n 0. The result depends neither on the order of the cases nor on anything
-    but the seed.
+    `{modality: {"cases", "patients", "liver": {...}, "tumour": {...}, "challenges": {...}, "sources": {source: the same
+    without "sources"}}}`. A mean is `{"mean", "ci95": [low, high] or None, "n"}`; a pooled ratio has "value" instead of
+    "mean". Modalities without cases are left out; a structure that no case can be scored on has mean None and n 0. The
+    result depends on the cases and the seed, not on the order of the cases.
 
     Raises ValueError if a case is scored twice.
     """
-    counts = Counter(case.case_id for case in scores)
+    counts = Counter(case.identity.case_id for case in scores)
     duplicates = sorted(case_id for case_id, count in counts.items() if count > 1)
     if duplicates:
         raise ValueError(f"scored more than once: {', '.join(duplicates)}")
     bootstrap = Bootstrap(seed, resamples)
     summary: dict[str, Any] = {}
-    for modality in sorted({case.modality for case in scores}):
-        cases = [case for case in scores if case.modality == modality]
+    for modality in sorted({case.identity.modality for case in scores}):
+        cases = [case for case in scores if case.identity.modality == modality]
         summary[modality] = _summarise_group(cases, bootstrap)
         summary[modality]["sources"] = {
-            source: _summarise_group([case for case in cases if case.source == source], bootstrap)
-            for source in sorted({case.source for case in cases})
+            source: _summarise_group([case for case in cases if case.identity.source == source], bootstrap)
+            for source in sorted({case.identity.source for case in cases})
         }
     return summary
 
@@ -74,14 +73,14 @@ def _summarise_group(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> dict[
             **_summarise_structure(cases, bootstrap, lambda case: case.tumour),
             **_summarise_tumour(cases, bootstrap),
         },
-        "conventions": _summarise_conventions(cases, bootstrap),
+        "challenges": _summarise_challenges(cases, bootstrap),
     }
 
 
 def _summarise_structure(
     cases: Sequence[CaseScores], bootstrap: Bootstrap, of: Callable[[CaseScores], StructureScores]
 ) -> dict[str, Any]:
-    """Means of the metrics of the liver or the tumour, and how many cases could not be scored and why."""
+    """Means of the liver or tumour metrics, and the numbers of cases behind them."""
 
     def metric_of(metric: str) -> Callable[[CaseScores], float | None]:
         return lambda case: getattr(of(case), metric)
@@ -98,7 +97,7 @@ def _summarise_structure(
         "absent": sum(not of(case).present for case in known),
         "unknown": len(cases) - len(known),
         "missed": sum(of(case).one_empty and of(case).present for case in known),
-        "invented": sum(of(case).one_empty and not of(case).present for case in known),
+        "false_positive": sum(of(case).one_empty and not of(case).present for case in known),
         "both_empty": sum(of(case).both_empty for case in known),
         "distances_unknown": sum(not case.distances_known for case in known),
     }
@@ -106,7 +105,7 @@ def _summarise_structure(
 
 
 def _summarise_tumour(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> dict[str, Any]:
-    """What only tumours have: pooled Dice, lesions, tumour-free cases, burden."""
+    """Metrics of tumours only: global Dice, lesion detection, tumour-free cases, tumour burden."""
     known = [case for case in cases if case.tumour.known]
     overlaps = [case.tumour.overlap for case in known if case.tumour.overlap is not None]
     global_dice = bootstrap.ratio(
@@ -128,11 +127,9 @@ def _summarise_tumour(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> dict
 
 
 def _summarise_lesions(cases: Sequence[CaseScores], index: int, bootstrap: Bootstrap) -> dict[str, Any]:
-    """Pooled detection at one IoU threshold over the cases whose tumour state is known, tumour-free ones
-    included."""
-
+    """Pooled detection at one IoU threshold; `cases` have a known tumour state, tumour-free ones included."""
     counts = [case.lesions[index].counts for case in cases if case.lesions is not None]
-    assert len(counts) == len(cases), "a case whose tumour is known has lesions"
+    assert len(counts) == len(cases), "every case with a known tumour state has lesions"
     ratios: dict[str, tuple[Callable[[LesionCounts], int], Callable[[LesionCounts], int]]] = {
         "value": (lambda c: 2 * c.true_positives, lambda c: 2 * c.true_positives + c.mistakes),
         "sensitivity": (lambda c: c.true_positives, lambda c: c.true_positives + c.false_negatives),
@@ -155,7 +152,7 @@ def _summarise_lesions(cases: Sequence[CaseScores], index: int, bootstrap: Boots
 
 
 def _summarise_sizes(cases: Sequence[CaseScores], index: int) -> dict[str, Any]:
-    """Detection by the lesion's equivalent diameter, over the cases whose voxel size is known."""
+    """Detection by equivalent lesion diameter, over the cases with a known voxel size."""
     sized = [
         case.lesions[index].by_size
         for case in cases
@@ -173,8 +170,8 @@ def _summarise_sizes(cases: Sequence[CaseScores], index: int) -> dict[str, Any]:
     return summary
 
 
-def _summarise_conventions(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> dict[str, Any]:
-    """Means under the names of LiTS and CHAOS; CHAOS scores a liver whose distances are known."""
+def _summarise_challenges(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Challenge scores of LiTS and CHAOS. CHAOS needs a known liver and known distances."""
     lits = [case.lits for case in cases if case.lits is not None]
     over_zero = _pool([case.lesions[0] for case in lits])
     over_half = _pool([case.lesions[1] for case in lits])
@@ -224,4 +221,4 @@ def _interval(estimate: Estimate) -> list[float] | None:
 
 
 def _patients(cases: Sequence[CaseScores]) -> list[str]:
-    return [case.patient_id for case in cases]
+    return [case.identity.patient_id for case in cases]

@@ -1,6 +1,6 @@
-"""The report's tables: which metric stands in which row, and how a number is written.
+"""The tables of the report: their rows, and how numbers are formatted.
 
-Only here numbers are rounded. A section is a title and rows; a row is a label and one cell per column.
+Numbers are rounded here and nowhere else. A section is a title and rows; a row is a label and one cell per column.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 from hepar.evaluation.lesions import IOU_THRESHOLDS, threshold_name
 from hepar.imaging.masks import LESION_SIZES
 
-NOT_DEFINED = "\N{EN DASH}"
+UNDEFINED = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value, its 95 % interval (empty if there is none) and what it was computed from."""
+    """A value, its 95 % interval ("" without one) and the number of cases or lesions behind it."""
 
     value: str
     interval: str = ""
@@ -26,7 +26,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A metric's name, a hint for the reader and one cell per column."""
+    """The name of a metric, a hint and one cell per column."""
 
     label: str
     hint: str
@@ -42,9 +42,9 @@ class TableSection:
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number with a real minus sign and without a negative zero; a dash for None."""
+    """A number with a true minus sign and no negative zero; an en dash for None."""
     if value is None:
-        return NOT_DEFINED
+        return UNDEFINED
     text = f"{value:.{digits}f}"
     if float(text) == 0:
         text = text.lstrip("-")
@@ -52,12 +52,12 @@ def number(value: float | None, digits: int) -> str:
 
 
 def interval(ci95: Sequence[float] | None, digits: int) -> str:
-    """A 95 % interval as text; empty for None."""
+    """A 95 % interval as text; "" for None."""
     return "" if ci95 is None else f"{number(ci95[0], digits)} to {number(ci95[1], digits)}"
 
 
 def metric_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
-    """The main table: liver, tumour, lesions and tumour-free cases, one column per group of a summary."""
+    """The main table: liver, tumour, lesions and tumour-free cases, one column per group of the summary."""
 
     def mean(label: str, hint: str, structure: str, metric: str, digits: int, factor: float = 1.0) -> TableRow:
         return _row(label, hint, groups, lambda group: _mean_cell(group[structure][metric], digits, factor))
@@ -70,15 +70,15 @@ def metric_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
                 mean("NSD", "within 2 mm", "liver", "nsd_2mm", 3),
                 mean("HD95, mm", "lower is better", "liver", "hd95_mm", 1),
                 mean("ASSD, mm", "lower is better", "liver", "assd_mm", 1),
-                mean("Volume difference, %", "signed", "liver", "rvd", 1, 100),
+                mean("Relative volume difference, %", "signed", "liver", "rvd", 1, 100),
                 mean("Volumetric overlap error, %", "lower is better", "liver", "voe", 1, 100),
-                _row("Cases", "in the reference", groups, lambda group: _count_cell(group["liver"])),
+                _row("Cases", "with a reference liver", groups, lambda group: _count_cell(group["liver"])),
             ),
         ),
         TableSection(
             "Tumour",
             (
-                mean("Dice per case", "cases with tumour", "tumour", "dice", 3),
+                mean("Dice per case", "cases with tumours", "tumour", "dice", 3),
                 _row(
                     "Global Dice",
                     "all voxels pooled",
@@ -86,16 +86,16 @@ def metric_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
                     lambda group: _mean_cell(group["tumour"]["global_dice"], 3, key="value"),
                 ),
                 mean("NSD", "within 2 mm", "tumour", "nsd_2mm", 3),
-                mean("HD95, mm", "an empty mask counts as the diagonal", "tumour", "hd95_mm", 1),
+                mean("HD95, mm", "image diagonal if one mask is empty", "tumour", "hd95_mm", 1),
                 _row(
                     "HD95, mm",
-                    "where both masks have voxels",
+                    "neither mask empty",
                     groups,
                     lambda group: _mean_cell(group["tumour"]["where_both_present"]["hd95_mm"], 1),
                 ),
                 mean("Tumour burden error", "signed, percentage points", "tumour", "burden_error", 2, 100),
                 mean("Tumour burden error", "absolute", "tumour", "absolute_burden_error", 2, 100),
-                _row("Cases", "in the reference", groups, lambda group: _count_cell(group["tumour"])),
+                _row("Cases", "with a reference tumour", groups, lambda group: _count_cell(group["tumour"])),
             ),
         ),
     ]
@@ -113,12 +113,12 @@ def metric_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
 
 
 def size_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
-    """Lesions found, by equivalent diameter, one section per IoU threshold."""
+    """Lesion sensitivity by equivalent diameter, one section per IoU threshold."""
 
     def row(threshold: str, name: str) -> TableRow:
         def cell(group: dict[str, Any]) -> Cell:
             size = group["tumour"]["lesion_f1"][threshold]["by_size"][name]
-            basis = f"{size['detected']} of {size['lesions']}, {size['false_positives']} false"
+            basis = f"{size['detected']} of {size['lesions']}, {size['false_positives']} FP"
             return Cell(number(size["sensitivity"], 2), basis=basis)
 
         return _row(name.replace("-", "\N{EN DASH}"), "", groups, cell)
@@ -132,12 +132,12 @@ def size_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
     ]
 
 
-def convention_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
-    """The scores in the conventions of LiTS and CHAOS."""
+def challenge_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
+    """The challenge scores: LiTS and CHAOS."""
 
     def row(label: str, name: str, digits: int) -> TableRow:
         def cell(group: dict[str, Any]) -> Cell:
-            value = group["conventions"][name]
+            value = group["challenges"][name]
             return _mean_cell(value, digits) if isinstance(value, dict) else Cell(number(value, digits))
 
         return _row(label, "", groups, cell)
@@ -153,14 +153,14 @@ def convention_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
                 row("Lesion precision, IoU > 0", "lits_lesion_precision_greater_zero", 3),
                 row("Lesion recall, IoU > 0", "lits_lesion_recall_greater_zero", 3),
                 row("Tumour burden RMSE", "lits_tumour_burden_rmse", 4),
-                row("Tumour burden maximum error", "lits_tumour_burden_max", 4),
+                row("Maximum tumour burden error", "lits_tumour_burden_max", 4),
             ),
         ),
         TableSection(
-            "CHAOS, points of 100",
+            "CHAOS, points out of 100",
             (
                 row("Dice", "chaos_dice", 1),
-                row("Absolute volume difference", "chaos_ravd", 1),
+                row("Absolute relative volume difference", "chaos_ravd", 1),
                 row("ASSD", "chaos_assd", 1),
                 row("MSSD", "chaos_mssd", 1),
                 row("Mean", "chaos_mean", 1),
@@ -219,13 +219,13 @@ def _row(
 
 def _mean_cell(estimate: dict[str, Any], digits: int, factor: float = 1.0, key: str = "mean") -> Cell:
     if estimate[key] is None:
-        return Cell(NOT_DEFINED)
+        return Cell(UNDEFINED)
     scaled = None if estimate["ci95"] is None else [factor * bound for bound in estimate["ci95"]]
     return Cell(number(factor * estimate[key], digits), interval(scaled, digits), f"n {estimate['n']}")
 
 
 def _count_cell(structure: dict[str, Any]) -> Cell:
     counts = structure["counts"]
-    labels = {"missed": "missed", "absent": "without", "invented": "of them predicted", "unknown": "unknown"}
+    labels = {"missed": "missed", "absent": "without", "false_positive": "false positive", "unknown": "unknown"}
     details = [f"{counts[name]} {label}" for name, label in labels.items() if counts[name]]
     return Cell(str(counts["present"]), basis=", ".join(details))

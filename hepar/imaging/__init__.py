@@ -1,1 +1,1 @@
-"""Volumes and what is done to them: geometry, preprocessing, masks."""
+"""Volumes and their geometry, preprocessing, and masks."""

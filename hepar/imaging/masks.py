@@ -1,6 +1,6 @@
-"""Rules about masks that everybody shares: what the body is, dilation, holes, components, the size of a lesion.
+"""Masks: body, dilation, holes, connected components, and the size of lesions.
 
-A mask is a boolean array zyx, True inside. Components are face-connected.
+A mask is an array zyx, bool, True inside. Components are connected by faces.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from hepar.cases import Modality
 
 Mask = npt.NDArray[np.bool_]
 CT_AIR_HU = -400.0
-MR_AIR = 0.10  # of the 99th percentile: a twentieth takes the noise of air for body, a tenth keeps the darkest livers
+MR_AIR = 0.10  # of the 99th percentile: a twentieth includes noise in air, a tenth keeps the darkest livers
 LESION_SIZES = ("<10 mm", "10-20 mm", ">20 mm")
 _MIDDLE_MM = (10.0, 20.0)
 
 
 def body_mask(image_zyx: npt.NDArray[Any], modality: Modality) -> Mask:
-    """Voxels of a scan that are not air, bool zyx: above -400 HU in CT, above a tenth of the 99th percentile in MR."""
+    """The voxels of a scan, zyx, that are not air: above -400 HU in CT, above a tenth of the 99th percentile in MR."""
     bound = CT_AIR_HU if modality == Modality.CT else MR_AIR * np.percentile(image_zyx, 99)
     return np.asarray(image_zyx > bound)
 
 
 def dilate(mask_zyx: Mask, spacing_zyx_mm: Sequence[float], radius_mm: float) -> Mask:
-    """All voxels within `radius_mm` of the mask; an empty mask stays empty."""
+    """Dilate a mask by a ball of `radius_mm`; an empty mask stays empty."""
     if not mask_zyx.any():
         return mask_zyx.copy()
     distance_zyx_mm = ndimage.distance_transform_edt(~mask_zyx, sampling=spacing_zyx_mm)
@@ -37,12 +37,12 @@ def dilate(mask_zyx: Mask, spacing_zyx_mm: Sequence[float], radius_mm: float) ->
 
 
 def fill_holes(mask_zyx: Mask) -> Mask:
-    """The mask with its holes in three dimensions filled; an empty mask stays empty."""
+    """Fill the holes of a mask in 3-D; an empty mask stays empty."""
     return np.asarray(ndimage.binary_fill_holes(mask_zyx), dtype=bool)
 
 
 def label_components(mask_zyx: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Components as int32 zyx, numbered from 1 in scan order, and their voxels, that of number 1 first.
+    """Label components from 1 in scan order, int32 zyx; also returns the voxels of each, component 1 first.
 
     An empty mask gives zeros and no sizes.
     """
@@ -52,30 +52,30 @@ def label_components(mask_zyx: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray
 
 
 def keep_largest_component(mask_zyx: Mask) -> Mask:
-    """The largest component, the first of equals; an empty mask stays empty."""
+    """Keep the largest component, the first of equals; an empty mask stays empty."""
     labels_zyx, voxels = label_components(mask_zyx)
     return mask_zyx if len(voxels) <= 1 else np.asarray(labels_zyx == 1 + int(voxels.argmax()))
 
 
 def remove_small_components(mask_zyx: Mask, min_voxels: float) -> Mask:
-    """The mask without the components of fewer than `min_voxels` voxels; an empty mask stays empty."""
+    """Drop components of fewer than `min_voxels` voxels; an empty mask stays empty."""
     labels_zyx, voxels = label_components(mask_zyx)
     return np.asarray(np.concatenate([[False], voxels >= min_voxels])[labels_zyx])
 
 
 def equivalent_diameter_mm(volume_mm3: float) -> float:
-    """Diameter of the ball of that volume; 0 for none."""
+    """Diameter of a ball of this volume; 0 for no volume."""
     return float(np.cbrt(6 * volume_mm3 / math.pi))
 
 
 def lesion_diameters_mm(tumour_zyx: Mask, voxel_ml: float) -> tuple[float, ...]:
-    """Equivalent diameters of a mask's components in mm, ascending; () for an empty mask."""
+    """Equivalent diameters of the components of a mask, ascending; () for an empty mask."""
     _, voxels = label_components(tumour_zyx)
     return tuple(sorted(equivalent_diameter_mm(n * voxel_ml * 1000) for n in voxels))
 
 
 def lesion_size(diameter_mm: float) -> str:
-    """The size bin of a lesion, one of `LESION_SIZES`: 10 mm and 20 mm both belong to the middle one."""
+    """The size bin of a lesion, one of `LESION_SIZES`; 10 mm and 20 mm belong to the middle bin."""
     low_mm, high_mm = _MIDDLE_MM
     if diameter_mm < low_mm:
         return LESION_SIZES[0]

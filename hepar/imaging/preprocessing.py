@@ -1,4 +1,4 @@
-"""From a canonical volume to the array that a network reads: plan, resampling, normalisation."""
+"""Preprocessing of a canonical volume for a network: resampling and normalisation by a plan."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from hepar.imaging.masks import body_mask
 from hepar.imaging.volumes import Geometry, resample, to_array
 from hepar.params import Interval, PreprocessingParams, SpacingZYX
 
-CT_GUESS_HU = -20.0  # MR magnitudes are not negative; in a CT at least a few voxels in a hundred are fat or air
+CT_GUESS_HU = -20.0  # below it lie fat and air in CT; MR magnitudes are not negative
+CT_GUESS_SHARE = 0.02  # of the voxels
 
 
 class PreprocessingPlan(BaseModel):
-    """How every volume is brought before the network. Stored in each model, so that predictions prepare alike."""
+    """How volumes are preprocessed. Every model stores its plan, so that prediction preprocesses as training did."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,7 +31,7 @@ class PreprocessingPlan(BaseModel):
 
 
 def make_preprocessing_plan(cases: Sequence[Case], params: PreprocessingParams) -> PreprocessingPlan:
-    """The plan for a cohort: the median spacing of its training and validation cases where the parameters name none."""
+    """The plan of a cohort. Without a spacing in the params it is the median of the training and validation cases."""
     spacing = params.spacing_zyx_mm
     if spacing is None:
         z, y, x = np.median([case.spacing_mm for case in cases if case.split != Split.TEST], axis=0).round(2).tolist()
@@ -41,36 +42,37 @@ def make_preprocessing_plan(cases: Sequence[Case], params: PreprocessingParams) 
 def preprocess_image(
     image: sitk.Image, modality: Modality, plan: PreprocessingPlan
 ) -> tuple[npt.NDArray[np.float32], Geometry]:
-    """A canonical volume on the plan's spacing, normalised: array zyx and its grid."""
+    """Resample a canonical volume to the plan's spacing and normalise it; returns float32 zyx and its grid."""
     geometry = Geometry.of(image).with_spacing(plan.spacing_zyx_mm)
-    array_zyx = to_array(resample(image, geometry)).astype(np.float32)
-    return normalise(array_zyx, modality, plan), geometry
+    image_zyx = to_array(resample(image, geometry)).astype(np.float32)
+    return normalise(image_zyx, modality, plan), geometry
 
 
 def normalise(
-    array_zyx: npt.NDArray[np.float32], modality: Modality, plan: PreprocessingPlan
+    image_zyx: npt.NDArray[np.float32], modality: Modality, plan: PreprocessingPlan
 ) -> npt.NDArray[np.float32]:
-    """CT: the HU window to -1..1. MR: clip at percentiles inside the body, then z-score there.
+    """Normalise a volume zyx, as float32.
 
-    An MR volume without any contrast becomes all zero.
+    CT: the HU window becomes -1 to 1. MR: clipped at percentiles of the body, and scaled to mean 0 and SD 1 inside it;
+    a volume without contrast becomes 0.
     """
     if modality == Modality.CT:
         low, high = plan.window_hu
-        return ((np.clip(array_zyx, low, high) - low) * (2 / (high - low)) - 1).astype(np.float32)
-    inside = array_zyx[body_mask(array_zyx, modality)]
-    if inside.size == 0:
-        return np.zeros_like(array_zyx)
-    low, high = np.percentile(inside, plan.mr_percentiles)
-    clipped = np.clip(inside, low, high)
-    spread = float(clipped.std())
-    if spread == 0:
-        return np.zeros_like(array_zyx)
-    return np.asarray((np.clip(array_zyx, low, high) - clipped.mean()) / spread, np.float32)
+        return ((np.clip(image_zyx, low, high) - low) * (2 / (high - low)) - 1).astype(np.float32)
+    body_n = image_zyx[body_mask(image_zyx, modality)]
+    if body_n.size == 0:
+        return np.zeros_like(image_zyx)
+    low, high = np.percentile(body_n, plan.mr_percentiles)
+    clipped_n = np.clip(body_n, low, high)
+    deviation = float(clipped_n.std())
+    if deviation == 0:
+        return np.zeros_like(image_zyx)
+    return np.asarray((np.clip(image_zyx, low, high) - clipped_n.mean()) / deviation, np.float32)
 
 
 def guess_modality(image: sitk.Image) -> Modality:
-    """CT or MR by the sign of the voxels, for a scan whose modality nobody declared."""
-    array: npt.NDArray[Any] = to_array(image)
-    if array.size == 0:
+    """Guess CT or MR from the sign of the voxels. Raises DataError for an image without voxels."""
+    image_zyx: npt.NDArray[Any] = to_array(image)
+    if image_zyx.size == 0:
         raise DataError("the image has no voxels")
-    return Modality.CT if float(np.mean(array < CT_GUESS_HU)) > 0.02 else Modality.MR
+    return Modality.CT if float(np.mean(image_zyx < CT_GUESS_HU)) > CT_GUESS_SHARE else Modality.MR

@@ -1,4 +1,4 @@
-"""Volumes: an array with its place in the patient. Read, write, orient, resample, by SimpleITK.
+"""Volumes with their geometry: reading, writing, orientation and resampling, by SimpleITK.
 
 Arrays run z, y, x. Positions are LPS millimetres, as in SimpleITK and DICOM. The canonical orientation is LPS: x grows
 to the patient's left, y to the back, z to the head.
@@ -22,17 +22,18 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from hepar.errors import DataError
+from hepar.imaging.masks import Mask
 
 CANONICAL = "LPS"
-WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
-MAX_EXPANSION = 1100  # voxels a byte: gzip packs zeros to about a thousandth
-MIN_VOXEL_LIMIT = 2**27
+WRITABLE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+MAX_VOXELS_PER_BYTE = 1100  # of a file: gzip packs zeros to about a thousandth
+ALLOWED_VOXELS = 2**27  # whatever the size of the file
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A grid in the patient: `size_zyx`, `spacing_zyx_mm`, `origin_xyz_mm` (LPS) and the 3x3 `direction` by rows."""
+    """A grid in the patient: size, spacing, origin (LPS) and the 3×3 direction matrix, row by row."""
 
     size_zyx: tuple[int, int, int]
     spacing_zyx_mm: tuple[float, float, float]
@@ -41,27 +42,29 @@ class Geometry:
 
     @classmethod
     def of(cls, image: sitk.Image) -> Geometry:
+        """The grid of a volume."""
         x, y, z = image.GetSize()
         dx, dy, dz = image.GetSpacing()
         return cls((z, y, x), (dz, dy, dx), image.GetOrigin(), image.GetDirection())
 
     @property
     def voxel_ml(self) -> float:
+        """Volume of a voxel."""
         return float(np.prod(self.spacing_zyx_mm)) / 1000
 
     def with_spacing(self, spacing_zyx_mm: tuple[float, float, float]) -> Geometry:
-        """The grid of another spacing over the same extent: outer borders agree to half a voxel."""
-        size = tuple(
+        """The grid over the same extent at another spacing; outer borders agree to half a voxel."""
+        z, y, x = (
             max(1, round(n * old / new))
             for n, old, new in zip(self.size_zyx, self.spacing_zyx_mm, spacing_zyx_mm, strict=True)
         )
-        shift_zyx = [(new - old) / 2 for old, new in zip(self.spacing_zyx_mm, spacing_zyx_mm, strict=True)]
-        axes = np.array(self.direction).reshape(3, 3)
-        origin = np.array(self.origin_xyz_mm) + axes @ np.array(shift_zyx[::-1])
-        return Geometry((size[0], size[1], size[2]), spacing_zyx_mm, tuple(origin.tolist()), self.direction)
+        shift_zyx_mm = [(new - old) / 2 for old, new in zip(self.spacing_zyx_mm, spacing_zyx_mm, strict=True)]
+        direction = np.array(self.direction).reshape(3, 3)
+        origin_xyz_mm = np.array(self.origin_xyz_mm) + direction @ np.array(shift_zyx_mm[::-1])
+        return Geometry((z, y, x), spacing_zyx_mm, tuple(origin_xyz_mm.tolist()), self.direction)
 
     def agrees_with(self, other: Geometry, tolerance_mm: float = 0.01) -> bool:
-        """Whether two grids are the same up to rounding of their headers."""
+        """Whether two grids are the same up to rounding in their headers."""
         return (
             self.size_zyx == other.size_zyx
             and bool(np.allclose(self.spacing_zyx_mm, other.spacing_zyx_mm, atol=1e-3))
@@ -71,10 +74,10 @@ class Geometry:
 
 
 def read_image(path: Path) -> sitk.Image:
-    """Read a volume as stored. Raises DataError if it is missing, unreadable or not three-dimensional."""
+    """Read a volume in its stored orientation. Raises DataError if it is missing, unreadable or not 3-D."""
     reader = read_header(path)
     _check_size(path, reader)
-    with _readable(path):
+    with _read_errors_of(path):
         image = reader.Execute()
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[:, :, :, 0]
@@ -84,18 +87,18 @@ def read_image(path: Path) -> sitk.Image:
 
 
 def read_header(path: Path) -> sitk.ImageFileReader:
-    """What a volume's header says, without its voxels. Raises DataError if it is missing or unreadable."""
+    """Read the header of a volume, not its voxels. Raises DataError if the file is missing or unreadable."""
     if not path.is_file():
         raise DataError(f"{path} {'is a folder, must be a file' if path.is_dir() else 'does not exist'}")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with _readable(path):
+    with _read_errors_of(path):
         reader.ReadImageInformation()
     return reader
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _read_errors_of(path: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
@@ -103,34 +106,34 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _check_size(path: Path, reader: sitk.ImageFileReader) -> None:
-    """Refuse a header that claims more voxels than its file holds, before anything is allocated."""
-    voxels, stored = math.prod(int(n) for n in reader.GetSize()), path.stat().st_size
-    if voxels > max(MAX_EXPANSION * stored, MIN_VOXEL_LIMIT):
+    """Raise DataError, before memory is allocated, if a file is too small for the size in its header."""
+    voxels, stored_bytes = math.prod(int(n) for n in reader.GetSize()), path.stat().st_size
+    if voxels > max(MAX_VOXELS_PER_BYTE * stored_bytes, ALLOWED_VOXELS):
         size = "×".join(map(str, reader.GetSize()))
-        raise DataError(f"{path} claims {size} voxels, but the file has {stored} bytes")
+        raise DataError(f"{path} claims {size} voxels, but the file has {stored_bytes} bytes")
     if path.name.lower().endswith((".nii", ".nii.gz")) and reader.HasMetaDataKey("bitpix"):
-        # what a NIfTI file lacks at its end ITK gives as zeros, without a word
-        needed = int(float(reader.GetMetaData("vox_offset"))) + voxels * int(reader.GetMetaData("bitpix")) // 8
-        there = _unpacked_bytes(path, needed) if path.name.lower().endswith(".gz") else stored
-        if there < needed:
-            raise DataError(f"{path} ends after {there} of {needed} bytes: it was cut off")
+        # ITK silently reads the missing end of a NIfTI file as zeros
+        needed_bytes = int(float(reader.GetMetaData("vox_offset"))) + voxels * int(reader.GetMetaData("bitpix")) // 8
+        found_bytes = _unpacked_bytes(path, needed_bytes) if path.name.lower().endswith(".gz") else stored_bytes
+        if found_bytes < needed_bytes:
+            raise DataError(f"{path} is truncated: it ends after {found_bytes} of {needed_bytes} bytes")
 
 
-def _unpacked_bytes(path: Path, needed: int) -> int:
-    """How many bytes a gzip file gives. Its last four tell, modulo 2³²; only where they differ it is unpacked."""
+def _unpacked_bytes(path: Path, needed_bytes: int) -> int:
+    """The unpacked size of a gzip file: from its last four bytes, modulo 2³², or by unpacking it if these differ."""
     with path.open("rb") as file:
         file.seek(-4, os.SEEK_END)
-        if int.from_bytes(file.read(), "little") == needed % 2**32:
-            return needed
-    there = 0
+        if int.from_bytes(file.read(), "little") == needed_bytes % 2**32:
+            return needed_bytes
+    found_bytes = 0
     with suppress(EOFError, OSError, zlib.error), gzip.open(path) as unpacked:
         while part := unpacked.read(2**20):
-            there += len(part)
-    return there
+            found_bytes += len(part)
+    return found_bytes
 
 
-def without_texts(image: sitk.Image) -> sitk.Image:
-    """The image without the texts of its header, which may say anything about anybody."""
+def without_metadata(image: sitk.Image) -> sitk.Image:
+    """The volume without the text fields of its header, which may identify a patient."""
     bare = sitk.Image(image)
     for key in bare.GetMetaDataKeys():
         bare.EraseMetaData(key)
@@ -138,36 +141,38 @@ def without_texts(image: sitk.Image) -> sitk.Image:
 
 
 def write_image(image: sitk.Image, path: Path) -> None:
-    """Write a volume, compressed and without the texts of its header; the folder is made where needed.
+    """Write a volume, compressed and without header texts, and make its folder if needed.
 
-    Raises DataError for a name whose ending is of no format that volumes are written in.
+    Raises DataError as `check_writable` does.
     """
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(without_texts(image), str(path), useCompression=True)
+    sitk.WriteImage(without_metadata(image), str(path), useCompression=True)
 
 
 def check_writable(path: Path) -> None:
-    """Raise DataError for a name whose ending is of no format that volumes are written in."""
-    if not path.name.lower().endswith(WRITABLE):
-        raise DataError(f"{path} cannot be written: its name must end in {', '.join(WRITABLE)}")
+    """Raise DataError unless the file name ends in one of `WRITABLE_SUFFIXES`."""
+    if not path.name.lower().endswith(WRITABLE_SUFFIXES):
+        raise DataError(f"{path} cannot be written: its name must end in {', '.join(WRITABLE_SUFFIXES)}")
 
 
 def canonical(image: sitk.Image) -> sitk.Image:
-    """The same voxels with their axes permuted and flipped to the canonical orientation; no interpolation."""
+    """Permute and flip the axes of a volume to the canonical orientation, without interpolation."""
     return sitk.DICOMOrient(image, CANONICAL)
 
 
 def to_source_grid(volume: sitk.Image, header: str) -> sitk.Image:
-    """A canonical volume of a case back on the grid of the case's source, voxel by voxel; the inverse of `canonical`.
+    """Put a canonical volume of a case back on the grid of its source, without interpolation; inverts `canonical`.
 
-    `header` is the case's record of the source's header. Raises DataError where the volume has another size.
+    `header` is `Case.header`, as JSON. Raises DataError if the volume does not have the size of the source.
     """
     source = json.loads(header)
     orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(source["direction"])
     back = sitk.DICOMOrient(volume, orientation)
     if list(back.GetSize()) != source["size_xyz"]:
-        raise DataError(f"a volume of {back.GetSize()} voxels is none of a source with {tuple(source['size_xyz'])}")
+        raise DataError(
+            f"the volume is {back.GetSize()} voxels x, y, z, must be {tuple(source['size_xyz'])} as its source"
+        )
     back.SetOrigin(source["origin_lps_mm"])
     back.SetSpacing(source["spacing_xyz_mm"])
     back.SetDirection(source["direction"])
@@ -175,12 +180,12 @@ def to_source_grid(volume: sitk.Image, header: str) -> sitk.Image:
 
 
 def to_array(image: sitk.Image) -> Array:
-    """The voxels as an array zyx, copied."""
+    """The voxels of a volume as an array zyx of its own type, copied."""
     return np.asarray(sitk.GetArrayFromImage(image))
 
 
 def to_image(array_zyx: Array, geometry: Geometry) -> sitk.Image:
-    """A volume out of an array zyx and its grid; booleans become uint8."""
+    """A volume from an array zyx and its grid; bool becomes uint8."""
     if array_zyx.dtype == np.bool_:
         array_zyx = array_zyx.astype(np.uint8)
     image = sitk.GetImageFromArray(array_zyx)
@@ -191,10 +196,10 @@ def to_image(array_zyx: Array, geometry: Geometry) -> sitk.Image:
 
 
 def resample(image: sitk.Image, geometry: Geometry) -> sitk.Image:
-    """Linear interpolation of a volume, as float32, at the voxels of another grid.
+    """Interpolate a volume linearly on another grid, as float32.
 
-    Outside the source the nearest voxel of its border is taken. Where the new spacing is coarser, the source is
-    smoothed first so that nothing aliases.
+    Outside the volume its nearest border voxel is taken. Along axes with a coarser new spacing it is smoothed first,
+    against aliasing.
     """
     if Geometry.of(image) == geometry:
         return sitk.Cast(image, sitk.sitkFloat32)
@@ -218,7 +223,10 @@ def resample(image: sitk.Image, geometry: Geometry) -> sitk.Image:
     )
 
 
-def resample_mask(mask: sitk.Image, geometry: Geometry) -> npt.NDArray[np.bool_]:
-    """A binary mask on another grid, as an array zyx: interpolated linearly and cut at one half."""
-    soft = resample(sitk.Cast(mask > 0, sitk.sitkFloat32), geometry)
-    return np.asarray(to_array(soft) > 0.5)
+def resample_mask(mask: sitk.Image, geometry: Geometry) -> Mask:
+    """Resample a mask (above 0) to another grid, bool zyx, by linear interpolation and a threshold of one half.
+
+    An empty mask stays empty.
+    """
+    share = resample(sitk.Cast(mask > 0, sitk.sitkFloat32), geometry)
+    return np.asarray(to_array(share) > 0.5)

@@ -1,4 +1,4 @@
-"""A published MedFormer checkpoint becomes a model folder, as if a stage had trained it."""
+"""Make a model folder out of a published MedFormer checkpoint."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pandas as pd
 from hepar.cases import Modality
 from hepar.errors import DataError, ParamsError
 from hepar.imaging.preprocessing import PreprocessingPlan
-from hepar.inference.prediction import ModelSpec, save_model
+from hepar.inference.model_folder import ModelFolder, ModelSpec
 from hepar.networks import build_network
-from hepar.networks.medformer import MedFormer, load_published
+from hepar.networks.medformer import MedFormer, load_published_weights
 from hepar.networks.medformer.checkpoint_import import read_checkpoint
 from hepar.params import NetworkParams, SizeZYX
-from hepar.runtime.artifacts import sha256_file, writing
+from hepar.runtime.artifacts import sha256_file, write_artifact
 
 
 def run(checkpoint: Path, model: Path, network: NetworkParams, plan: PreprocessingPlan, patch_zyx: SizeZYX) -> None:
-    """Write the folder `model`: the network of the params, the checkpoint's weights, and how scans are prepared.
+    """Write the folder `model`: the checkpoint's weights in the network of the params, with the preprocessing plan.
 
     Raises ParamsError if the network is not a MedFormer, DataError naming the first parameter that does not fit.
     """
@@ -26,12 +26,12 @@ def run(checkpoint: Path, model: Path, network: NetworkParams, plan: Preprocessi
     if not isinstance(built, MedFormer):
         raise ParamsError(f"network.name is {network.name!r}: published weights can be imported for medformer only")
     try:
-        load_published(built, read_checkpoint(checkpoint))
+        load_published_weights(built, read_checkpoint(checkpoint))
     except ValueError as error:
         raise DataError(f"{checkpoint}: {error}") from None
     origin = {"role": "imported", "checkpoint": sha256_file(checkpoint)}
     spec = ModelSpec(network=network, plan=plan, patch_zyx=patch_zyx, modalities=tuple(Modality), origin=origin)
-    with writing(model, "model", origin) as folder:
-        save_model(folder, built.state_dict(), spec)
-        columns = ["step", "split", "modality", "metric", "value"]
-        pd.DataFrame(columns=columns).to_csv(folder / "history.csv", index=False)
+    with write_artifact(model, ModelFolder.KIND, origin) as folder:
+        made = ModelFolder(folder)
+        made.save(built.state_dict(), spec)
+        made.save_history(pd.DataFrame(columns=list(ModelFolder.HISTORY_COLUMNS)))

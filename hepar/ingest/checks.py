@@ -1,4 +1,4 @@
-"""What a case has to be before it enters a cohort. A check that fails refuses the case, by rule and value."""
+"""What a case must satisfy to enter a cohort. A failed check refuses the case, naming rule and value."""
 
 from __future__ import annotations
 
@@ -18,31 +18,35 @@ CT_RANGE_HU = (-32768, 32767)
 LIVER_ML = (300.0, 6000.0)
 TUMOUR_MARGIN_MM = 15.0  # around the liver
 MIN_TUMOUR_NEAR_LIVER = 0.9
-MISPLACED = 0.6  # of the spread inside a mask: a mirrored or shifted copy with less is the better one
+MISPLACED = 0.6  # of the mask's own intensity spread: below it, a mirrored or shifted copy is taken for the right place
 SHIFT_MM = 40.0
 COARSE_MM = 6.0  # grid on which copies of a mask are compared
+MIN_COMPARED = 50  # voxels of that grid
 
 
 def check_image(image: sitk.Image, modality: Modality) -> None:
-    """Refuse an image that is too small, not finite, the same everywhere, or not of its modality by its values."""
-    size_zyx, array = Geometry.of(image).size_zyx, to_array(image)
+    """Raise Refusal if an image is too small, not finite, constant, or its values do not fit its modality."""
+    size_zyx, image_zyx = Geometry.of(image).size_zyx, to_array(image)
     if min(size_zyx) < MIN_VOXELS:
         raise Refusal(f"an image has at least {MIN_VOXELS} voxels along each axis", _times(size_zyx))
-    if bad := int(np.size(array) - np.isfinite(array).sum()):
+    if bad := int(np.size(image_zyx) - np.isfinite(image_zyx).sum()):
         raise Refusal("an image is finite", f"{bad} voxels are NaN or infinite")
-    if array.min() == array.max():
-        raise Refusal("an image has contrast", f"every voxel is {array.flat[0]}")
-    if modality == Modality.CT and (array.min() < CT_RANGE_HU[0] or array.max() > CT_RANGE_HU[1]):
-        raise Refusal("CT fits 16 bits in HU", f"values from {array.min():g} to {array.max():g}")
+    low, high = image_zyx.min(), image_zyx.max()
+    if low == high:
+        raise Refusal("an image has contrast", f"every voxel is {low}")
+    if modality == Modality.CT and (low < CT_RANGE_HU[0] or high > CT_RANGE_HU[1]):
+        raise Refusal("CT values in HU fit 16 bits", f"values from {low:g} to {high:g}")
     if (guess := guess_modality(image)) != modality:
         raise Refusal(
-            f"the values of an image are those of its modality, {modality}",
-            f"values from {array.min():g} to {array.max():g} look like {guess}",
+            f"image values match the modality, {modality}", f"values from {low:g} to {high:g} look like {guess}"
         )
 
 
 def check_mask(name: str, mask: sitk.Image, image: sitk.Image, modality: Modality) -> None:
-    """Refuse a manual mask on another grid, with a value that is not 0 or 1, empty, or outside the body."""
+    """Raise Refusal if a manual mask is on another grid, has a value other than 0 and 1, is empty or outside the body.
+
+    `name` is the structure's, for the message.
+    """
     own, wanted = Geometry.of(mask), Geometry.of(image)
     if own.size_zyx != wanted.size_zyx:
         raise Refusal(
@@ -55,70 +59,73 @@ def check_mask(name: str, mask: sitk.Image, image: sitk.Image, modality: Modalit
             f"origin {_mm(own.origin_xyz_mm)}, spacing {_mm(own.spacing_zyx_mm)}"
             f" but the image has {_mm(wanted.origin_xyz_mm)}, {_mm(wanted.spacing_zyx_mm)}",
         )
-    array = to_array(mask)
-    if strange := sorted(set(np.unique(array).tolist()) - {0, 1}):
-        raise Refusal(f"the {name} mask holds 0 and 1 only", f"value {strange[0]:g}")
-    inside = array > 0
-    if not inside.any():
-        raise Refusal(f"a manual {name} mask is not empty (if there is none, its state is absent)", "no voxel")
-    share = float(body_mask(to_array(image), modality)[inside].mean())
+    values_zyx = to_array(mask)
+    if strange := sorted(set(np.unique(values_zyx).tolist()) - {0, 1}):
+        raise Refusal(f"the {name} mask contains only 0 and 1", f"value {strange[0]:g}")
+    mask_zyx = values_zyx > 0
+    if not mask_zyx.any():
+        raise Refusal(f"a manual {name} mask is not empty (if there is no {name}, {name}_state is absent)", "0 voxels")
+    share = float(body_mask(to_array(image), modality)[mask_zyx].mean())
     if share < MIN_IN_BODY:
         raise Refusal(f"at least {MIN_IN_BODY:.0%} of the {name} lies in the body", f"{share:.0%}")
 
 
-def check_volume(liver: Mask, geometry: Geometry) -> None:
-    """Refuse a liver that no patient has. For scans whose spacing is known."""
-    volume_ml, (low, high) = float(liver.sum()) * geometry.voxel_ml, LIVER_ML
-    if not low <= volume_ml <= high:
-        raise Refusal(f"a liver has {low:g} to {high:g} ml", f"{volume_ml:.0f} ml")
+def check_volume(liver_zyx: Mask, geometry: Geometry) -> None:
+    """Raise Refusal if no patient has a liver of that volume. Meaningless where the spacing is nominal."""
+    volume_ml, (low_ml, high_ml) = float(liver_zyx.sum()) * geometry.voxel_ml, LIVER_ML
+    if not low_ml <= volume_ml <= high_ml:
+        raise Refusal(f"a liver has {low_ml:g} to {high_ml:g} ml", f"{volume_ml:.0f} ml")
 
 
-def check_tumour_in_liver(tumour: Mask, liver: Mask, spacing_zyx_mm: tuple[float, float, float]) -> None:
-    """Refuse a tumour that lies away from the liver."""
-    distance_mm = ndimage.distance_transform_edt(~liver, sampling=spacing_zyx_mm)
-    share = float((distance_mm[tumour] <= TUMOUR_MARGIN_MM).mean())
+def check_tumour_in_liver(tumour_zyx: Mask, liver_zyx: Mask, spacing_zyx_mm: tuple[float, float, float]) -> None:
+    """Raise Refusal if a tumour lies away from the liver. Neither mask is empty."""
+    distance_zyx_mm = ndimage.distance_transform_edt(~liver_zyx, sampling=spacing_zyx_mm)
+    share = float((distance_zyx_mm[tumour_zyx] <= TUMOUR_MARGIN_MM).mean())
     if share < MIN_TUMOUR_NEAR_LIVER:
         rule = f"at least {MIN_TUMOUR_NEAR_LIVER:.0%} of the tumour lies within {TUMOUR_MARGIN_MM:g} mm of the liver"
         raise Refusal(rule, f"{share:.0%}")
 
 
-def check_placement(liver: Mask, image_zyx: Array, spacing_zyx_mm: tuple[float, float, float]) -> None:
-    """Refuse a liver mask of which a mirrored or shifted copy holds much more even intensities than it does itself."""
+def check_placement(liver_zyx: Mask, image_zyx: Array, spacing_zyx_mm: tuple[float, float, float]) -> None:
+    """Raise Refusal if a mirrored or shifted copy of a liver mask covers far more uniform intensities than the mask.
+
+    A mask too small to compare, or empty, passes.
+    """
     step = tuple(max(1, round(COARSE_MM / mm)) for mm in spacing_zyx_mm)
     coarse = (slice(None, None, step[0]), slice(None, None, step[1]), slice(None, None, step[2]))
-    image = np.clip(image_zyx[coarse], *np.percentile(image_zyx, (1, 99)))
-    mask = liver[coarse]
-    if mask.sum() < 50:
+    image_zyx = np.clip(image_zyx[coarse], *np.percentile(image_zyx, (1, 99)))
+    mask_zyx = liver_zyx[coarse]
+    if mask_zyx.sum() < MIN_COMPARED:
         return
-    own, best, how = _spread(image, mask), np.inf, ""
+    own, best, how = _spread(image_zyx, mask_zyx), np.inf, ""
     for axis, name in enumerate("zyx"):
-        spread = _spread(image, np.flip(mask, axis))
+        spread = _spread(image_zyx, np.flip(mask_zyx, axis))
         best, how = min((best, how), (spread, f"mirrored along {name}"))
         reach = round(SHIFT_MM / (spacing_zyx_mm[axis] * step[axis]))
         for by in {-reach, reach, -(reach // 2), reach // 2} - {0}:
-            spread = _spread(image, _shifted(mask, axis, by))
-            moved_mm = by * step[axis] * spacing_zyx_mm[axis]
-            best, how = min((best, how), (spread, f"shifted by {moved_mm:+.0f} mm along {name}"))
+            spread = _spread(image_zyx, _shifted(mask_zyx, axis, by))
+            shift_mm = by * step[axis] * spacing_zyx_mm[axis]
+            best, how = min((best, how), (spread, f"shifted by {shift_mm:+.0f} mm along {name}"))
     if best < MISPLACED * own:
-        raise Refusal("a liver mask lies where its image shows one organ", f"it fits better {how}: {best / own:.2f}")
+        raise Refusal("a liver mask lies on one organ of its image", f"it fits better {how}: {best / own:.2f}")
 
 
-def _spread(image: Array, mask: Mask) -> float:
-    """Interquartile range of the intensities inside a mask; infinite where hardly anything is left of it."""
-    values = image[mask]
-    if values.size < 50:
+def _spread(image_zyx: Array, mask_zyx: Mask) -> float:
+    """The 20th to 80th percentile range of the intensities inside a mask; infinite if hardly any voxel is left."""
+    values = image_zyx[mask_zyx]
+    if values.size < MIN_COMPARED:
         return float("inf")
     low, high = np.percentile(values, (20, 80))
     return float(high - low)
 
 
-def _shifted(mask: Mask, axis: int, by: int) -> Mask:
-    """The mask moved along an axis; what leaves the volume is lost, and too much of that loses the comparison."""
-    moved = np.roll(mask, by, axis)
+def _shifted(mask_zyx: Mask, axis: int, by: int) -> Mask:
+    """The mask shifted by voxels along an axis; empty, so that it loses, if a fifth of it leaves the volume."""
+    shifted_zyx = np.roll(mask_zyx, by, axis)
     edge = [slice(None)] * 3
     edge[axis] = slice(0, by) if by > 0 else slice(by, None)
-    moved[tuple(edge)] = False
-    return moved if moved.sum() > 0.8 * mask.sum() else np.zeros_like(mask)
+    shifted_zyx[tuple(edge)] = False
+    return shifted_zyx if shifted_zyx.sum() > 0.8 * mask_zyx.sum() else np.zeros_like(mask_zyx)
 
 
 def _times(size_zyx: tuple[int, int, int]) -> str:

@@ -9,13 +9,13 @@ import pandas as pd
 
 from hepar.cases import Cohort
 from hepar.errors import DataError
+from hepar.ingest.quarantine import read_quarantine
 
-QUARANTINE = "quarantine.csv"
 COLUMNS = ["case_id", "patient_id", "modality", "sequence", "liver_state", "tumour_state", "split", "size", "refused"]
 
 
-def in_a_line(table: pd.DataFrame) -> str:
-    """How many cases a table of `cohort_table` has, by modality and split, and how many are refused."""
+def summary_line(table: pd.DataFrame) -> str:
+    """The number of cases in a table of `cohort_table` by modality and split, and of refused ones."""
     accepted = table[table.refused == ""]
     counts = Counter(zip(accepted.modality, accepted.split, strict=True))
     parts = ", ".join(f"{count} {modality} {split}" for (modality, split), count in sorted(counts.items()))
@@ -23,7 +23,10 @@ def in_a_line(table: pd.DataFrame) -> str:
 
 
 def cohort_table(folder: Path) -> pd.DataFrame:
-    """One row a case; `refused` is empty for accepted ones, rule and value for those in quarantine."""
+    """One row a case; `refused` is empty for accepted ones, rule and value for those in quarantine.
+
+    Raises DataError if the folder is no cohort or its quarantine list is missing.
+    """
     accepted = [
         {
             "case_id": case.case_id,
@@ -38,10 +41,10 @@ def cohort_table(folder: Path) -> pd.DataFrame:
         }
         for case in Cohort.load(folder)
     ]
-    if not (folder / QUARANTINE).is_file():
-        raise DataError(f"{folder} is not a whole cohort: {QUARANTINE} is missing")
-    quarantine = pd.read_csv(folder / QUARANTINE, dtype=str, keep_default_na=False)
+    quarantine = folder / Cohort.QUARANTINE
+    if not quarantine.is_file():
+        raise DataError(f"{folder} is not a whole cohort: {Cohort.QUARANTINE} is missing")
     refused = [
-        {"case_id": row.case_id, "refused": f"{row.rule}: {row.value}"} for row in quarantine.itertuples(index=False)
+        {"case_id": line.case_id, "refused": f"{line.rule}: {line.value}"} for line in read_quarantine(quarantine)
     ]
     return pd.DataFrame([*accepted, *refused], columns=COLUMNS).fillna("")

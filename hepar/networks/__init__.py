@@ -1,4 +1,4 @@
-"""Every network behind one factory. A new one is added in `BUILDERS`, and nowhere else."""
+"""Builds networks by name. To add one, add it to `BUILDERS`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hepar.cases import STRUCTURES
 from hepar.errors import ParamsError
 from hepar.networks import from_monai
 from hepar.networks.medformer import MedFormer
-from hepar.networks.medformer.softmax_head import CLASSES, ExclusiveMedFormer
+from hepar.networks.medformer.softmax_head import SOFTMAX_CLASSES, SoftmaxMedFormer
 from hepar.params import SizeZYX
 
 BUILDERS: dict[str, Callable[[Mapping[str, Any], SizeZYX], nn.Module]] = {
@@ -24,13 +24,13 @@ BUILDERS: dict[str, Callable[[Mapping[str, Any], SizeZYX], nn.Module]] = {
 
 
 def build_network(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
-    """A network with fresh weights for patches of a size.
+    """Build a network with random weights, for patches of `patch_zyx` voxels.
 
-    Raises ParamsError for an unknown name, a setting that it refuses, or a patch whose sides it cannot divide.
+    Raises ParamsError for an unknown name, an invalid setting, or a patch whose sides are no multiples of its divisor.
     """
     if name not in BUILDERS:
         raise ParamsError(f"network.name is {name!r}, must be one of {', '.join(sorted(BUILDERS))}")
-    _check_ends(name, config)
+    _check_channels(name, config)
     try:
         network = BUILDERS[name](config, patch_zyx)
     except (TypeError, ValueError, AssertionError) as error:
@@ -42,21 +42,23 @@ def build_network(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> n
 
 
 def _medformer(config: Mapping[str, Any]) -> nn.Module:
-    kind = ExclusiveMedFormer if config.get("classes") == CLASSES else MedFormer
-    return kind.from_config(config)
+    network_class = SoftmaxMedFormer if config.get("classes") == SOFTMAX_CLASSES else MedFormer
+    return network_class.from_config(config)
 
 
-def _check_ends(name: str, config: Mapping[str, Any]) -> None:
-    """Raise ParamsError unless a network reads one channel and gives liver and tumour."""
-    outputs = ("classes", (len(STRUCTURES), CLASSES)) if name == "medformer" else ("out_channels", (len(STRUCTURES),))
+def _check_channels(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ParamsError unless the network maps one channel to liver and tumour."""
+    outputs = (
+        ("classes", (len(STRUCTURES), SOFTMAX_CLASSES)) if name == "medformer" else ("out_channels", (len(STRUCTURES),))
+    )
     for key, allowed in (("in_channels", (from_monai.IN_CHANNELS,)), outputs):
         if (value := config.get(key, allowed[0])) not in allowed:
             wanted = " or ".join(map(str, allowed))
             raise ParamsError(f"network.config.{key} of {name} is {value}, must be {wanted}")
 
 
-def without_values(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
-    """A network on torch's meta device, whose tensors have shapes and no values: to count with. Raises as above."""
+def build_on_meta_device(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
+    """Build a network of tensors without values, to count with. Raises as `build_network` does."""
     try:
         with torch.device("meta"):
             return build_network(name, config, patch_zyx)
@@ -66,20 +68,20 @@ def without_values(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs: parameters, and multiply-adds of one patch forwards."""
+    """Parameters of a network, and multiply-adds of its forward pass on one patch."""
 
     parameters: int
     multiply_adds: int
 
 
 def cost(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> Cost:
-    """Count a network's parameters and multiply-adds, without computing anything. Raises as `build_network` does."""
-    network = without_values(name, config, patch_zyx)
+    """Count parameters and multiply-adds without running the network. Raises as `build_network` does."""
+    network = build_on_meta_device(name, config, patch_zyx)
     channels = int(config.get("in_channels", from_monai.IN_CHANNELS))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         try:
             network(torch.zeros(1, channels, *patch_zyx, device="meta"))
-        except ValueError as error:  # a norm of a single voxel
+        except ValueError as error:  # instance norm of a single voxel
             raise ParamsError(f"network.name {name}: a patch of {patch_zyx} is too small for it: {error}") from None
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return Cost(parameters, int(counter.get_total_flops()) // 2)

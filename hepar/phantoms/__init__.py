@@ -1,6 +1,14 @@
-"""Digital abdomens in CT and MR with livers, tumours, confounders, and labels that do not agree."""
+"""Digital abdomens in CT and MR, with livers, tumours and confounders, as a partially labelled cohort."""
 
-from hepar.phantoms.cohort import PATTERN, TEACHING, Labels, write_phantoms
-from hepar.phantoms.make import Phantom, make_phantom
+from hepar.phantoms.cohort import FULLY_LABELLED, PARTIALLY_LABELLED, CaseLabels, CohortDesign, write_phantoms
+from hepar.phantoms.phantom import Phantom, make_phantom
 
-__all__ = ["PATTERN", "TEACHING", "Labels", "Phantom", "make_phantom", "write_phantoms"]
+__all__ = [
+    "FULLY_LABELLED",
+    "PARTIALLY_LABELLED",
+    "CaseLabels",
+    "CohortDesign",
+    "Phantom",
+    "make_phantom",
+    "write_phantoms",
+]

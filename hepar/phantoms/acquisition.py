@@ -1,4 +1,4 @@
-"""How a scanner sees the tissues: CT in HU by contrast phase, MR in arbitrary units by sequence."""
+"""Acquisition: tissue intensities by CT phase or MR sequence, blur, noise and artefacts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy import ndimage
 from hepar.phantoms.anatomy import Tissue
 from hepar.phantoms.shapes import Field, smooth_noise
 
-# liver, spleen, vein, artery, kidney, muscle: usual HU of each phase
+# typical HU by phase: liver, spleen, vein, artery, kidney, muscle
 CT_PHASES = {
     "non-contrast": (58, 48, 42, 42, 34, 54),
     "arterial": (70, 112, 85, 280, 165, 60),
@@ -26,8 +26,8 @@ CT_FIXED = {
     Tissue.WALL: 70,
     Tissue.FLUID: 8,
 }
-# liver, spleen, vein, artery, kidney, muscle, fat, bone, marrow, lung, wall, fluid; air is 0. The liver is about
-# 100. Fat is suppressed, as is usual for the liver
+# relative to a liver of 100, fat suppressed as usual in liver MR: liver, spleen, vein, artery, kidney, muscle, fat,
+# bone, marrow, lung, wall, fluid; air is 0
 MR_SEQUENCES = {
     "T1": (100, 66, 60, 70, 72, 68, 30, 25, 45, 8, 72, 28),
     "T2": (100, 190, 40, 35, 210, 55, 38, 25, 60, 10, 120, 330),
@@ -35,7 +35,7 @@ MR_SEQUENCES = {
 }
 _VARIABLE = (Tissue.LIVER, Tissue.SPLEEN, Tissue.VESSEL, Tissue.ARTERY, Tissue.KIDNEY, Tissue.MUSCLE)
 _MR_ORDER = (*_VARIABLE, Tissue.FAT, Tissue.BONE, Tissue.MARROW, Tissue.LUNG, Tissue.WALL, Tissue.FLUID)
-# how many tumours are darker than the liver; the rest are brighter
+# share of tumours that are darker than the liver; the others are brighter
 DARK_SHARE = {
     "non-contrast": 0.95,
     "arterial": 0.4,
@@ -48,8 +48,8 @@ DARK_SHARE = {
 RIM_SHARE = 0.35
 
 
-def intensities(row: tuple[int, ...], modality: str, rng: np.random.Generator) -> dict[Tissue, float]:
-    """What each tissue of one patient measures, around the usual values."""
+def draw_intensities(row: tuple[int, ...], modality: str, rng: np.random.Generator) -> dict[Tissue, float]:
+    """Draw the intensity of each tissue for one patient, around the typical values in `row`."""
     if modality == "CT":
         values = {tissue: float(v) + rng.normal(0, 5) for tissue, v in zip(_VARIABLE, row, strict=True)}
         values.update({tissue: float(v) for tissue, v in CT_FIXED.items()})
@@ -62,11 +62,12 @@ def intensities(row: tuple[int, ...], modality: str, rng: np.random.Generator) -
     return values
 
 
-def tumour_values(
+def draw_tumour_intensities(
     values: Mapping[Tissue, float], modality: str, sequence: str, rng: np.random.Generator
 ) -> tuple[float, float | None]:
-    """Values of a tumour's core and, for some, of its rim. Dark ones look like contents of bowel, bright ones like
-    vessels or the spleen.
+    """Draw the intensities of a tumour's core and, for some tumours, its rim.
+
+    Dark cores look like bowel contents, bright ones like vessels or the spleen.
     """
     liver = values[Tissue.LIVER]
     dark = rng.random() < DARK_SHARE[sequence]
@@ -79,20 +80,21 @@ def tumour_values(
     return float(core), float(rim) if rng.random() < RIM_SHARE else None
 
 
-def acquire_ct(values: Field, rng: np.random.Generator) -> Field:
-    """Blur of the reconstruction kernel, noise with its grain, whole HU."""
+def acquire_ct(intensity_zyx: Field, rng: np.random.Generator) -> Field:
+    """A CT image in whole HU from tissue intensities, zyx: blurred, with correlated noise."""
     sigma_hu = rng.uniform(7, 12)
-    noise = ndimage.gaussian_filter(rng.standard_normal(values.shape, dtype=np.float32), 0.6)
-    noise *= sigma_hu / noise.std()
-    blurred = ndimage.gaussian_filter(values, 0.35)
-    return np.asarray(np.clip(np.rint(blurred + noise), -1024, 3071), np.float32)
+    noise_zyx = ndimage.gaussian_filter(rng.standard_normal(intensity_zyx.shape, dtype=np.float32), 0.6)
+    noise_zyx *= sigma_hu / noise_zyx.std()
+    blurred_zyx = ndimage.gaussian_filter(intensity_zyx, 0.35)
+    return np.asarray(np.clip(np.rint(blurred_zyx + noise_zyx), -1024, 3071), np.float32)
 
 
-def acquire_mr(values: Field, rng: np.random.Generator) -> Field:
-    """Coil bias, Rician noise, and a scale that differs from scan to scan."""
-    bias = np.exp(0.08 * smooth_noise(rng, (values.shape[0], values.shape[1], values.shape[2]), 4))
-    signal = ndimage.gaussian_filter(values, 0.35) * bias
+def acquire_mr(intensity_zyx: Field, rng: np.random.Generator) -> Field:
+    """An MR image from tissue intensities, zyx: with coil bias, Rician noise and an arbitrary scale per scan."""
+    depth, height, width = intensity_zyx.shape
+    bias_zyx = np.exp(0.08 * smooth_noise(rng, (depth, height, width), 4))
+    signal_zyx = ndimage.gaussian_filter(intensity_zyx, 0.35) * bias_zyx
     sigma = rng.uniform(4, 7)
-    real = signal + sigma * rng.standard_normal(values.shape, dtype=np.float32)
-    imaginary = sigma * rng.standard_normal(values.shape, dtype=np.float32)
-    return np.asarray(np.hypot(real, imaginary) * np.exp(rng.uniform(np.log(0.5), np.log(12))), np.float32)
+    real_zyx = signal_zyx + sigma * rng.standard_normal(intensity_zyx.shape, dtype=np.float32)
+    imaginary_zyx = sigma * rng.standard_normal(intensity_zyx.shape, dtype=np.float32)
+    return np.asarray(np.hypot(real_zyx, imaginary_zyx) * np.exp(rng.uniform(np.log(0.5), np.log(12))), np.float32)

@@ -1,9 +1,9 @@
-"""A cohort of phantoms whose labels do not agree, written as NIfTI with a table."""
+"""Writes a partially labelled cohort of phantoms as NIfTI files with a table."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from hepar.phantoms.acquisition import CT_PHASES, MR_SEQUENCES
-from hepar.phantoms.make import Phantom, make_phantom
+from hepar.phantoms.phantom import Phantom, make_phantom
 from hepar.runtime.device import available_cores
 
 MIN_CASES = 8
@@ -40,8 +40,8 @@ COLUMNS = [
 
 
 @dataclass(frozen=True)
-class Labels:
-    """Split and label states of a case."""
+class CaseLabels:
+    """The split of a case, and the label states of liver and tumour."""
 
     split: str
     liver: str
@@ -50,29 +50,37 @@ class Labels:
 
 _BOTH, _TUMOUR_ONLY, _LIVER_ONLY = ("manual", "manual"), ("unknown", "manual"), ("manual", "unknown")
 _NONE, _HEALTHY = ("unknown", "unknown"), ("manual", "absent")
-# of one modality, in turn; so a larger cohort begins with the smaller one
-PATTERN = (
-    Labels("test", *_BOTH),
-    Labels("train", *_BOTH),
-    Labels("val", *_BOTH),
-    Labels("train", *_TUMOUR_ONLY),
-    Labels("train", *_LIVER_ONLY),
-    Labels("train", *_BOTH),
-    Labels("train", *_NONE),
-    Labels("train", *_BOTH),
-    Labels("test", *_BOTH),
-    Labels("train", *_HEALTHY),
-    Labels("train", *_TUMOUR_ONLY),
-    Labels("train", *_BOTH),
-    Labels("val", *_BOTH),
-    Labels("train", *_BOTH),
-    Labels("test", *_HEALTHY),
-    Labels("train", *_BOTH),
-    Labels("train", *_TUMOUR_ONLY),
-    Labels("train", *_BOTH),
+# of one modality, in turn, so that a larger cohort begins with the smaller one
+PARTIALLY_LABELLED = (
+    CaseLabels("test", *_BOTH),
+    CaseLabels("train", *_BOTH),
+    CaseLabels("val", *_BOTH),
+    CaseLabels("train", *_TUMOUR_ONLY),
+    CaseLabels("train", *_LIVER_ONLY),
+    CaseLabels("train", *_BOTH),
+    CaseLabels("train", *_NONE),
+    CaseLabels("train", *_BOTH),
+    CaseLabels("test", *_BOTH),
+    CaseLabels("train", *_HEALTHY),
+    CaseLabels("train", *_TUMOUR_ONLY),
+    CaseLabels("train", *_BOTH),
+    CaseLabels("val", *_BOTH),
+    CaseLabels("train", *_BOTH),
+    CaseLabels("test", *_HEALTHY),
+    CaseLabels("train", *_BOTH),
+    CaseLabels("train", *_TUMOUR_ONLY),
+    CaseLabels("train", *_BOTH),
 )
-# to learn from beside other data: nothing is hidden, nothing held out
-TEACHING = (Labels("train", *_BOTH),)
+# to add to other training data
+FULLY_LABELLED = (CaseLabels("train", *_BOTH),)
+
+
+@dataclass(frozen=True)
+class CohortDesign:
+    """Labels by case of each modality, repeated in turn, and the modalities, also in turn."""
+
+    pattern: tuple[CaseLabels, ...] = PARTIALLY_LABELLED
+    modalities: tuple[str, ...] = ("CT", "MR")
 
 
 def write_phantoms(
@@ -80,32 +88,22 @@ def write_phantoms(
     cases: int,
     seed: int,
     size_zyx: tuple[int, int, int] = (64, 96, 96),
-    progress: Callable[[int, int], None] | None = None,
+    design: CohortDesign = CohortDesign(),
     hidden: Path | None = None,
-    pattern: Sequence[Labels] = PATTERN,
-    modalities: Sequence[str] = ("CT", "MR"),
+    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write `out/cohort.csv` and the volumes of `cases` scans, `modalities` in turn; gives the table's path.
+    """Write `out/cohort.csv` and the volumes of `cases` scans; returns the path of the table.
 
-    Splits and label states of each modality follow `pattern` in turn. A mask whose state is not manual is not
-    written; with `hidden` every true mask goes there too, as
-    `<case>_liver.nii.gz` and `<case>_tumour.nii.gz`. A cohort of the same seed with more cases begins with these.
-    Raises ValueError for fewer than 8 cases.
+    Only masks in state manual are written. With `hidden` the true masks of all cases are also written there, as
+    `<case>_liver.nii.gz` and `<case>_tumour.nii.gz`. `progress` is called with the cases done and the total. A larger
+    cohort of the same seed begins with the same cases. Raises ValueError for fewer than 8 cases.
     """
     if cases < MIN_CASES:
-        raise ValueError(f"a phantom cohort has at least {MIN_CASES} cases, {cases} are too few")
+        raise ValueError(f"a phantom cohort has {cases} cases, must have at least {MIN_CASES}")
     out.mkdir(parents=True, exist_ok=True)
     rows = []
-    write = partial(
-        _write_case,
-        out,
-        seed=seed,
-        size_zyx=size_zyx,
-        hidden=hidden,
-        pattern=tuple(pattern),
-        modalities=tuple(modalities),
-    )
-    with _many(cases) as run:
+    write = partial(_write_case, out, seed=seed, size_zyx=size_zyx, design=design, hidden=hidden)
+    with _parallel_map(cases) as run:
         for row in run(write, range(cases)):
             rows.append(row)
             if progress is not None:
@@ -119,8 +117,8 @@ def write_phantoms(
 
 
 @contextmanager
-def _many(cases: int) -> Iterator[Callable[..., Iterable[dict[str, str]]]]:
-    """A `map` over all cores, or a plain one where starting processes would take longer than the work."""
+def _parallel_map(cases: int) -> Iterator[Callable[..., Iterable[dict[str, str]]]]:
+    """A `map` over all cores, or a plain one if starting processes would take longer than the work."""
     if cases < MIN_PARALLEL_CASES or available_cores() == 1:
         yield map
         return
@@ -133,16 +131,16 @@ def _write_case(
     index: int,
     seed: int,
     size_zyx: tuple[int, int, int],
+    design: CohortDesign,
     hidden: Path | None,
-    pattern: Sequence[Labels],
-    modalities: Sequence[str],
 ) -> dict[str, str]:
+    """Write the volumes of a case; returns its row of the table."""
     rng = np.random.default_rng([seed, index])
-    number, turn = divmod(index, len(modalities))
-    modality = modalities[turn]
-    labels = pattern[number % len(pattern)]
+    number, turn = divmod(index, len(design.modalities))
+    modality = design.modalities[turn]
+    labels = design.pattern[number % len(design.pattern)]
     sequence = _sequence(modality, number, seed)
-    # the field of view of an abdomen whatever the number of voxels
+    # the field of view of an abdomen, whatever the number of voxels
     height_mm, width_mm = rng.uniform(235, 275), rng.uniform(330, 365)
     spacing = (height_mm / size_zyx[0], width_mm / size_zyx[2], width_mm / size_zyx[2])
     healthy = labels.tumour == "absent"
@@ -152,22 +150,22 @@ def _write_case(
     orientation = ORIENTATIONS[int(rng.integers(len(ORIENTATIONS)))]
     origin_mm = rng.uniform(-200, 200, 3)
     tilt_degrees = float(rng.uniform(-8, 8)) if rng.random() < 0.2 else 0.0
-    image = phantom.image_zyx.astype(np.int16) if modality == "CT" else phantom.image_zyx
+    image_zyx = phantom.image_zyx.astype(np.int16) if modality == "CT" else phantom.image_zyx
     masks = {"liver": (phantom.liver_zyx, labels.liver), "tumour": (phantom.tumour_zyx, labels.tumour)}
 
-    def write(array: npt.NDArray[np.generic], path: Path) -> None:
+    def write(array_zyx: npt.NDArray[np.generic], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        volume = _place(array, phantom, orientation, origin_mm, tilt_degrees)
+        volume = _to_volume(array_zyx, phantom, orientation, origin_mm, tilt_degrees)
         sitk.WriteImage(volume, str(path), useCompression=True)
 
-    write(image, out / case_id / "image.nii.gz")
+    write(image_zyx, out / case_id / "image.nii.gz")
     files = {}
-    for name, (mask, state) in masks.items():
+    for name, (mask_zyx, state) in masks.items():
         if state == "manual":
             files[name] = f"{case_id}/{name}.nii.gz"
-            write(mask.astype(np.uint8), out / files[name])
+            write(mask_zyx.astype(np.uint8), out / files[name])
         if hidden is not None:
-            write(mask.astype(np.uint8), hidden / f"{case_id}_{name}.nii.gz")
+            write(mask_zyx.astype(np.uint8), hidden / f"{case_id}_{name}.nii.gz")
     return {
         "case_id": case_id,
         "patient_id": f"phantom-{index:04d}",
@@ -186,20 +184,20 @@ def _write_case(
 
 
 def _sequence(modality: str, number: int, seed: int) -> str:
-    """The phase or sequence of a modality's case: each once, in random order, before any comes again."""
+    """The phase or sequence of a case: all of a modality in random order, then all again in another order."""
     names = list(CT_PHASES if modality == "CT" else MR_SEQUENCES)
     turn, position = divmod(number, len(names))
     return names[int(np.random.default_rng([seed, turn, len(names)]).permutation(len(names))[position])]
 
 
-def _place(
+def _to_volume(
     array_zyx: npt.NDArray[np.generic],
     phantom: Phantom,
     orientation: str,
     origin_mm: npt.NDArray[np.float64],
     tilt_degrees: float,
 ) -> sitk.Image:
-    """The array as a volume stored in some orientation, shifted and perhaps tilted about x."""
+    """An array as a volume stored in `orientation`, with the given origin and tilt about x."""
     image = sitk.GetImageFromArray(array_zyx)
     image.SetSpacing([float(s) for s in phantom.spacing_zyx_mm[::-1]])
     image.SetOrigin(origin_mm.tolist())

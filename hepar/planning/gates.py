@@ -1,160 +1,196 @@
-"""Beside the pipeline: hide manual livers from teachers, and learn how the signals of pseudo-livers tell their Dice.
+"""Beside the pipeline: hide manual livers from teachers, and learn how the signals of pseudo-livers predict their Dice.
 
-For each modality k teachers are trained, each without one fold of the patients, whose livers it then draws; so do its
-earlier states, which stand for worse teachers. Writes `observations.csv`, `calibration.json`, `curve.csv` and
-`calibration.png`.
+For each modality, k teachers are trained, each without one fold of the patients. Each teacher then predicts the livers
+of its fold, and so do its earlier states, which stand for weaker teachers.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from hepar.cases import Case, Cohort, Modality, Split
 from hepar.errors import ParamsError
 from hepar.evaluation.reliability import calibration_png
 from hepar.imaging.volumes import read_image, to_array
 from hepar.inference.prediction import load_ensemble
-from hepar.params import Params, TrainingParams
+from hepar.params import CalibrateGatesParams, Params, TrainingParams
 from hepar.pool.table import Pool
-from hepar.pseudo_labels.calibration import Calibration, Observation, calibrate, curve, observations_frame
-from hepar.pseudo_labels.gates import agreement
-from hepar.pseudo_labels.prediction import label_case
-from hepar.runtime.artifacts import read_manifest, sha256_json, write_json, writing
+from hepar.pseudo_labels.calibration import (
+    Calibration,
+    Observation,
+    calibrate,
+    observations_frame,
+    target_curve,
+)
+from hepar.pseudo_labels.prediction import predict_pseudo_liver
+from hepar.pseudo_labels.signals import agreement
+from hepar.runtime.artifacts import read_manifest, sha256_json, write_artifact, write_json
 from hepar.runtime.device import pick_device, use_threads
-from hepar.runtime.progress import current, stage
+from hepar.runtime.progress import current_stage, stage
 from hepar.training.checkpoint import checkpoint_folder
 from hepar.training.distributed import refuse_torchrun
-from hepar.training.fit import HOW_IT_RUNS, Recipe
-from hepar.training.teacher_pool import fit_folds, fold_of, teaching_pool
+from hepar.training.fit import EXECUTION_SETTINGS, Recipe
+from hepar.training.folds import assign_folds, fit_folds
+from hepar.training.teacher_pool import teacher_pool
 
-KIND = "calibration"
-FILE = "calibration.json"
-WISHED = tuple(round(0.5 + 0.025 * i, 3) for i in range(20))
+TARGETS = tuple(round(0.5 + 0.025 * i, 3) for i in range(20))  # target Dice of the curve
+
+
+@dataclass(frozen=True)
+class CalibrationFolder:
+    """The folder `calibration/`: results and gates, every observation, the curve over target Dice, and a figure."""
+
+    folder: Path
+
+    KIND = "calibration"
+    RESULTS = "calibration.json"
+    OBSERVATIONS = "observations.csv"
+    CURVE = "curve.csv"
+    FIGURE = "calibration.png"
+
+    def save(self, results: dict[str, Any], observations: pd.DataFrame, curve: pd.DataFrame, figure: bytes) -> None:
+        """Write all four files; `figure` is a PNG."""
+        write_json(self.folder / self.RESULTS, results)
+        observations.to_csv(self.folder / self.OBSERVATIONS, index=False)
+        curve.to_csv(self.folder / self.CURVE, index=False)
+        (self.folder / self.FIGURE).write_bytes(figure)
+
+    def results(self) -> dict[str, Any]:
+        """The results, by `_results`."""
+        loaded: dict[str, Any] = json.loads((self.folder / self.RESULTS).read_text())
+        return loaded
 
 
 def run(cohort: Path, calibration: Path, params: Params) -> dict[str, Any]:
-    """Calibrate the gates on a cohort: writes the folder `calibration`, gives the values of `pseudo_label.gates`.
+    """Calibrate the gates on a cohort: writes the folder `calibration`, returns values for `pseudo_label.gates`.
 
-    Raises DataError where too few patients have a manual liver.
+    Raises DataError if too few patients have a manual liver.
     """
     with stage("calibrate-gates"):
-        wished = params.calibrate_gates
+        settings = params.calibrate_gates
         observations = observe(cohort, calibration, params)
-        found = calibrate(observations, params.pseudo_label.gates, wished.min_dice, wished.coverage)
-        gates = {
-            "predictor": found.predictor.model_dump(mode="json"),
-            "min_predicted_dice": [found.accept, min(found.accept, found.reject)],
-        }
-        with writing(calibration, KIND, {"cohort": read_manifest(cohort, "cohort").hash}) as folder:
-            _write(folder, observations, found, gates, params)
+        found = calibrate(observations, params.pseudo_label.gates, settings.min_dice, settings.coverage)
+        curve = target_curve(found.out_of_fold, found.out_of_fold, settings.coverage, TARGETS)
+        results = _results(observations, found, curve, settings)
+        modalities = [observation.modality for observation in observations]
+        figure = calibration_png(
+            found.out_of_fold.predicted_n, found.out_of_fold.true_n, modalities, found.accept, curve
+        )
+        parents = {Cohort.KIND: read_manifest(cohort, Cohort.KIND).hash}
+        with write_artifact(calibration, CalibrationFolder.KIND, parents) as folder:
+            table = observations_frame(observations, found.out_of_fold.predicted_n)
+            CalibrationFolder(folder).save(results, table, curve, figure)
+        gates: dict[str, Any] = results["gates"]
         return gates
 
 
 def observe(cohort: Path, calibration: Path, params: Params) -> list[Observation]:
-    """What teachers draw for the manual livers that are hidden from them; teachers are kept beside `calibration`."""
+    """Pseudo-livers of cases whose manual liver was hidden; the teachers are kept beside `calibration`.
+
+    Raises ParamsError for an ensemble of teachers.
+    """
     refuse_torchrun("calibrate-gates")
     if params.train_liver.folds > 1 or params.train_liver.training.snapshots:
         raise ParamsError(
-            "calibrate-gates tells how far single teachers can be trusted: set train_liver.folds to 1 and"
-            " train_liver.training.snapshots to []"
+            "calibrate-gates works with single teachers: set train_liver.folds to 1 and train_liver.training.snapshots"
+            " to []"
         )
-    cohort_hash, cases = read_manifest(cohort, "cohort").hash, Cohort.load(cohort)
-    # of what a teacher is made of, and nothing else, so that teachers are kept when gates change
-    makes = [
+    cohort_hash, cases = read_manifest(cohort, Cohort.KIND).hash, Cohort.load(cohort)
+    # only what a teacher is made from, so that teachers are reused when gates change
+    teacher_params = [
         params.preprocessing.model_dump(mode="json"),
         params.network.model_dump(mode="json"),
-        params.train_liver.training.model_dump(mode="json", exclude=HOW_IT_RUNS),
+        params.train_liver.training.model_dump(mode="json", exclude=EXECUTION_SETTINGS),
         params.calibrate_gates.model_dump(mode="json", include={"folds", "shares"}),
     ]
-    key = sha256_json([cohort_hash, makes])
-    place = checkpoint_folder(calibration, key)
-    return [found for modality in Modality for found in _observe(cases, modality, params, cohort_hash, place)]
+    checkpoints = checkpoint_folder(calibration, sha256_json([cohort_hash, teacher_params]))
+    return [
+        observation
+        for modality in Modality
+        for observation in _observe(cases, modality, params, cohort_hash, checkpoints)
+    ]
 
 
-def _write(
-    folder: Path, observations: list[Observation], found: Calibration, gates: dict[str, Any], params: Params
-) -> None:
-    dice = np.array([observation.dice for observation in observations])
-    wished = params.calibrate_gates
-    labels = (found.predicted, dice, found.passes)
-    bounds = curve(labels, labels, wished.coverage, WISHED)
-    possible = bounds[bounds.accepted_share > 0]
-    passed = found.passes & (found.predicted >= found.accept)
-    accepted = dice[passed]
-    facts = {
+def _results(
+    observations: Sequence[Observation], found: Calibration, curve: pd.DataFrame, settings: CalibrateGatesParams
+) -> dict[str, Any]:
+    labels = found.out_of_fold
+    accepts_n = labels.passes_n & (labels.predicted_n >= found.accept)
+    accepted_n = labels.true_n[accepts_n]
+    reachable = curve[curve.accepted_share > 0]
+    return {
         "observations": len(observations),
         "patients": len({observation.patient_id for observation in observations}),
         "signals": list(found.predictor.signals),
-        "wished_dice": wished.min_dice,
-        "coverage": wished.coverage,
+        "target_dice": settings.min_dice,
+        "coverage": settings.coverage,
         "spearman": found.spearman,
         "mean_absolute_error": found.mean_absolute_error,
-        "accepted_share": float(passed.mean()),
-        "accepted_mean_dice": float(accepted.mean()) if accepted.size else None,
-        "accepted_least_dice": float(accepted.min()) if accepted.size else None,
-        "highest_wish": float(possible.wished_dice.iloc[-1]) if len(possible) else None,
-        "highest_wish_share": float(possible.accepted_share.iloc[-1]) if len(possible) else None,
-        "gates": gates,
+        "accepted_share": float(accepts_n.mean()),
+        "accepted_mean_dice": float(accepted_n.mean()) if accepted_n.size else None,
+        "accepted_min_dice": float(accepted_n.min()) if accepted_n.size else None,
+        "highest_target": float(reachable.target_dice.iloc[-1]) if len(reachable) else None,
+        "highest_target_share": float(reachable.accepted_share.iloc[-1]) if len(reachable) else None,
+        "gates": {
+            "predictor": found.predictor.model_dump(mode="json"),
+            "min_predicted_dice": [found.accept, min(found.accept, found.reject)],
+        },
     }
-    write_json(folder / FILE, facts)
-    observations_frame(observations, found.predicted).to_csv(folder / "observations.csv", index=False)
-    bounds.to_csv(folder / "curve.csv", index=False)
-    modalities = [observation.modality for observation in observations]
-    (folder / "calibration.png").write_bytes(calibration_png(found.predicted, dice, modalities, found.accept, bounds))
 
 
 @dataclass(frozen=True)
-class _Hidden:
-    """The cases of one fold, and the model folder of the teacher that has not seen them."""
+class _HeldOutFold:
+    """The cases of one fold, and the model folder of the teacher trained without them."""
 
     cases: list[Case]
     teacher: Path
 
 
 def _observe(
-    cohort: Cohort, modality: Modality, params: Params, cohort_hash: str, place: Path
+    cohort: Cohort, modality: Modality, params: Params, cohort_hash: str, checkpoints: Path
 ) -> Iterator[Observation]:
-    """What teachers of a modality draw for the livers that are hidden from them."""
+    """Pseudo-livers of a modality, predicted by teachers that have not seen the case's manual liver."""
     training = _with_snapshots(params)
-    shares = [1.0, *training.snapshots]  # the last state, then the earlier ones
+    shares = [1.0, *training.snapshots]  # the final state, then the earlier ones
     use_threads(training.threads)
     with tempfile.TemporaryDirectory(prefix="hepar-") as scratch:
-        pool = teaching_pool(cohort, modality, params.preprocessing, Path(scratch))
+        pool = teacher_pool(cohort, modality, params.preprocessing, Path(scratch))
         recipe = Recipe(params.network, training, (modality,))
-        hidden = list(_teachers(cohort, pool, recipe, params.calibrate_gates.folds, cohort_hash, place / modality))
+        folds = params.calibrate_gates.folds
+        held_out = list(_train_teachers(cohort, pool, recipe, folds, cohort_hash, checkpoints / modality))
     device = pick_device()
     use_threads(params.pseudo_label.threads)
-    with current().counting(sum(len(fold.cases) for fold in hidden), f"{modality} livers") as count:
-        for fold in hidden:
+    with current_stage().counting(sum(len(fold.cases) for fold in held_out), f"{modality} livers") as count:
+        for fold in held_out:
             members = load_ensemble(fold.teacher, device)
             for case in fold.cases:
-                manual = to_array(read_image(cohort.file(case.liver))) > 0
+                manual_zyx = to_array(read_image(cohort.file(case.liver))) > 0
                 for share, member in zip(shares, members, strict=True):
-                    drawn = label_case(case, cohort.folder, [member], params.pseudo_label)
-                    dice = agreement(drawn.liver, manual)
-                    yield Observation(case.case_id, case.patient_id, modality, share, drawn.signals, dice)
+                    predicted = predict_pseudo_liver(case, cohort.folder, [member], params.pseudo_label)
+                    dice = agreement(manual_zyx, predicted.liver_zyx)
+                    yield Observation(case.case_id, case.patient_id, modality, share, predicted.signals, dice)
                 count.advance(case=case.case_id)
 
 
-def _teachers(
-    cohort: Cohort, pool: Pool, recipe: Recipe, folds: int, cohort_hash: str, place: Path
-) -> Iterator[_Hidden]:
-    fold = fold_of(pool.select(Split.TRAIN), folds)
-    teachers = fit_folds(pool, fold, place, recipe, {"cohort": cohort_hash, "role": "calibration"})
+def _train_teachers(
+    cohort: Cohort, pool: Pool, recipe: Recipe, folds: int, cohort_hash: str, checkpoints: Path
+) -> Iterator[_HeldOutFold]:
+    fold = assign_folds(pool.select(Split.TRAIN), folds)
+    teachers = fit_folds(pool, fold, checkpoints, recipe, {Cohort.KIND: cohort_hash, "role": "calibration"})
     for number, teacher in enumerate(teachers):
-        names = {e.case_id for e in pool.select(Split.TRAIN) if fold[e.patient_id] == number}
-        yield _Hidden([case for case in cohort if case.case_id in names], teacher)
+        names = {entry.case_id for entry in pool.select(Split.TRAIN) if fold[entry.patient_id] == number}
+        yield _HeldOutFold([case for case in cohort if case.case_id in names], teacher)
 
 
 def _with_snapshots(params: Params) -> TrainingParams:
-    """A teacher's training that keeps its earlier states, at distinct steps before the last, and does not end early."""
+    """Training params that keep earlier states at distinct steps before the last one, and disable early stopping."""
     training = params.train_liver.training
     steps = {max(1, round(share * training.steps)) for share in params.calibrate_gates.shares} - {training.steps}
     shares = tuple(step / training.steps for step in sorted(steps))
@@ -162,22 +198,23 @@ def _with_snapshots(params: Params) -> TrainingParams:
 
 
 def summary(calibration: Path) -> str:
-    """What a calibration came to, in words."""
-    facts = json.loads((calibration / FILE).read_text())
+    """A summary of a calibration, a few lines for the terminal."""
+    results = CalibrationFolder(calibration).results()
     lines = [
-        f"{facts['observations']} pseudo-livers of {facts['patients']} patients, by {', '.join(facts['signals'])}",
-        f"expected against true Dice, out of fold: Spearman {facts['spearman']:.2f},"
-        f" mean absolute error {facts['mean_absolute_error']:.3f}",
-        f"accepted for a Dice of {facts['wished_dice']:g}: {facts['accepted_share']:.0%}",
+        f"{results['observations']} pseudo-livers of {results['patients']} patients; predictor uses"
+        f" {', '.join(results['signals'])}",
+        f"predicted against true Dice, out of fold: Spearman {results['spearman']:.2f},"
+        f" mean absolute error {results['mean_absolute_error']:.3f}",
+        f"accepted for a target Dice of {results['target_dice']:g}: {results['accepted_share']:.0%}",
     ]
-    if facts["accepted_mean_dice"] is not None:
+    if results["accepted_mean_dice"] is not None:
         lines[-1] += (
-            f", whose true Dice is {facts['accepted_mean_dice']:.3f} on average and {facts['accepted_least_dice']:.3f}"
-            " at least"
+            f", with a true Dice of {results['accepted_mean_dice']:.3f} on average and"
+            f" {results['accepted_min_dice']:.3f} at least"
         )
-    elif facts["highest_wish"] is not None and facts["highest_wish"] < facts["wished_dice"]:
+    elif results["highest_target"] is not None and results["highest_target"] < results["target_dice"]:
         lines[-1] += (
-            f"; the highest Dice that the labels bear out is {facts['highest_wish']:g}, for which"
-            f" {facts['highest_wish_share']:.0%} would be (calibrate_gates.min_dice)"
+            f"; the highest target that any label meets is {results['highest_target']:g}, which would accept"
+            f" {results['highest_target_share']:.0%} (set calibrate_gates.min_dice)"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The memory of a training step, followed tensor by tensor without computing any."""
+"""Memory estimate of a training step: its tensors are traced, but none is computed."""
 
 from __future__ import annotations
 
@@ -13,83 +13,85 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hepar.cases import STRUCTURES
-from hepar.networks import without_values
+from hepar.networks import build_on_meta_device
 from hepar.networks.from_monai import IN_CHANNELS
 from hepar.params import SizeZYX, TrainingParams
 from hepar.runtime.device import autocast
 from hepar.training.losses import masked_loss
 
-COPIES = 5  # of each weight beside its gradient: itself, two moments of Adam, the moving average, and the best so far
-BYTES = 4  # of a weight
-WORKSPACE = 1.5  # times what tensors take: workspaces and gaps, as `benchmarks/training.py` measures
+WEIGHT_COPIES = 5  # besides the gradient: the weight, two moments of AdamW, the moving average, the best average
+WEIGHT_BYTES = 4
+WORKSPACE = 1.5  # factor for workspaces and fragmentation, as measured by `benchmarks/training.py`
 
 
-class _Held(TorchDispatchMode):
-    """Counts the bytes of all tensors that were made in it and are not gone yet, and the most there ever were."""
+class _PeakMemory(TorchDispatchMode):
+    """Tracks the bytes of all tensors that are created inside it and still alive, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.most = self._now = 0
-        self._known: set[int] = set()
+        self.peak_bytes = self._alive_bytes = 0
+        self._alive: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
-                self._hold(tensor.untyped_storage())
-        return made
+                self._allocate(tensor.untyped_storage())
+        return result
 
-    def _hold(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self._known:
+    def _allocate(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self._alive:  # a view, or an operation in place
             return
-        self._known.add(storage._cdata)
-        self._now += storage.nbytes()
-        self.most = max(self.most, self._now)
+        self._alive.add(storage._cdata)
+        self._alive_bytes += storage.nbytes()
+        self.peak_bytes = max(self.peak_bytes, self._alive_bytes)
         weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
 
-    def _free(self, address: int, size: int) -> None:
-        self._known.discard(address)
-        self._now -= size
+    def _free(self, address: int, size_bytes: int) -> None:
+        self._alive.discard(address)
+        self._alive_bytes -= size_bytes
 
 
-def _fake(network: nn.Module) -> None:
-    """Take the network from the meta device to the mode's own tensors, which autocast knows as those of a CPU."""
+def _make_fake(network: nn.Module) -> None:
+    """Replace meta tensors by fake ones of the active mode, which autocast treats as tensors of a CPU."""
     for module in network.modules():
         for name, weight in module._parameters.items():
             if weight is not None:
-                made = torch.empty(weight.shape, dtype=weight.dtype)
-                module._parameters[name] = nn.Parameter(made, requires_grad=weight.requires_grad)
+                fake = torch.empty(weight.shape, dtype=weight.dtype)
+                module._parameters[name] = nn.Parameter(fake, requires_grad=weight.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
 def training_bytes(
-    name: str, config: Mapping[str, Any], patch_zyx: SizeZYX, batch: int, training: TrainingParams
+    name: str, config: Mapping[str, Any], patch_zyx: SizeZYX, batch_size: int, training: TrainingParams
 ) -> int:
-    """Bytes that a step on a batch takes at most, at the precision and the checkpointing of `training`.
+    """Estimated peak memory of a training step: weights and their copies, activations and gradients.
 
-    Weights and what is kept of each, activations and gradients. Raises ParamsError as `hepar.networks.build_network`
-    does.
+    Uses the precision and gradient checkpointing of `training`. Raises ParamsError as `hepar.networks.build_network`.
     """
-    network = without_values(name, config, patch_zyx).train()
-    weights = BYTES * sum(parameter.numel() for parameter in network.parameters())
+    network = build_on_meta_device(name, config, patch_zyx).train()
+    weight_bytes = WEIGHT_BYTES * sum(parameter.numel() for parameter in network.parameters())
     if training.gradient_checkpointing and hasattr(network, "gradient_checkpointing"):
         setattr(network, "gradient_checkpointing", True)  # noqa: B010, a module types its attributes as tensors
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _fake(network)
-        return COPIES * weights + int(WORKSPACE * held_by_a_step(network, patch_zyx, batch, training))
+        _make_fake(network)
+        step_bytes = step_peak_bytes(network, patch_zyx, batch_size, training)
+        return WEIGHT_COPIES * weight_bytes + int(WORKSPACE * step_bytes)
 
 
-def held_by_a_step(network: nn.Module, patch_zyx: SizeZYX, batch: int, training: TrainingParams) -> int:
-    """The most bytes of tensors that a step makes of a network on the CPU, forwards and backwards through the loss."""
-    held = _Held()
-    with held:
-        image, y, m = (
-            torch.zeros(batch, channels, *patch_zyx) for channels in (IN_CHANNELS, len(STRUCTURES), len(STRUCTURES))
+def step_peak_bytes(network: nn.Module, patch_zyx: SizeZYX, batch_size: int, training: TrainingParams) -> int:
+    """Peak bytes of the tensors created by one forward and backward pass of a network on the CPU, loss included."""
+    memory = _PeakMemory()
+    with memory:
+        image_bcdhw, target_brdhw, weight_brdhw = (
+            torch.zeros(batch_size, channels, *patch_zyx)
+            for channels in (IN_CHANNELS, len(STRUCTURES), len(STRUCTURES))
         )
-        with autocast(image.device, training.precision):
-            output = network(image.contiguous(memory_format=torch.channels_last_3d))
+        with autocast(image_bcdhw.device, training.precision):
+            output = network(image_bcdhw.contiguous(memory_format=torch.channels_last_3d))
         scales = output if isinstance(output, list) else [output]
-        masked_loss(scales, y, m, training.nesting_weight, training.bce_weights).total.backward()
-    return held.most
+        loss = masked_loss(scales, target_brdhw, weight_brdhw, training.nesting_weight, training.bce_weights)
+        loss.total.backward()
+    return memory.peak_bytes

@@ -1,4 +1,4 @@
-"""What must hold of every pool, checked on the pool itself: each audit gives the cases that break its rule."""
+"""Audits of a pool: the rules that every pool must follow, checked on the finished pool itself."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from hepar.runtime.artifacts import read_manifest, sha256_json
-from hepar.cases import Cohort, LabelState, Modality, Split
-from hepar.pool.building import hashes_of
+from hepar.cases import Case, Cohort, LabelState, Modality, Split
 from hepar.errors import HeparError, ParamsError
-from hepar.ingest.perceptual_hash import FILE as PERCEPTUAL_HASHES
-from hepar.ingest.perceptual_hash import Seen, load_perceptual_hashes
-from hepar.inference.patients import hash_patient, patients_seen
-from hepar.pool.table import Pool
+from hepar.inference.model_folder import ModelFolder, hash_patient
+from hepar.ingest.near_duplicates import ScanIndex, load_perceptual_hashes
+from hepar.pool.arrays import PreprocessedArrays, hash_arrays, hash_files
+from hepar.pool.table import Pool, PoolEntry
+from hepar.runtime.artifacts import read_manifest
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is audited: a pool, the cohort that it was assembled from, and the teachers by modality."""
+class AuditContext:
+    """A pool, the cohort it was assembled from, and the model folders of the teachers by modality."""
 
     pool: Pool
     cohort: Cohort
@@ -28,119 +27,127 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A case that breaks a rule, and how."""
+class Violation:
+    """A case that breaks the rule of an audit, and how."""
 
-    audit: str
     case_id: str
-    what: str
+    problem: str
 
 
-Audit = Callable[[Subject], Iterator[tuple[str, str]]]  # case and what is wrong with it
+Audit = Callable[[AuditContext], Iterator[Violation]]  # the docstring is its rule, which users read
 
 
-def no_test_patient(subject: Subject) -> Iterator[tuple[str, str]]:
-    """No patient of the test split is in the pool."""
-    held_out = {case.patient_id for case in subject.cohort if case.split == Split.TEST}
-    for entry in subject.pool.entries:
-        if entry.split == Split.TEST or entry.patient_id in held_out:
-            yield entry.case_id, f"patient {entry.patient_id} belongs to the test split"
-
-
-def teacher_unseen(subject: Subject) -> Iterator[tuple[str, str]]:
-    """No pseudo-label is by a teacher that saw a label of that patient."""
-    seen = {modality: patients_seen(folder) for modality, folder in subject.teachers.items()}
-    hashes = {modality: read_manifest(folder, "model").hash for modality, folder in subject.teachers.items()}
-    for entry in subject.pool.entries:
-        if entry.liver_state != LabelState.PSEUDO:
-            continue
-        if entry.modality not in seen:
-            yield entry.case_id, f"the {entry.modality} teacher is not there to be asked"
-        elif hashes[entry.modality] != entry.teacher:
-            yield entry.case_id, f"it is by teacher {entry.teacher[:12]}, but {hashes[entry.modality][:12]} is there"
-        elif hash_patient(entry.patient_id) in seen[entry.modality]:
-            yield entry.case_id, f"the {entry.modality} teacher saw a label of patient {entry.patient_id}"
-
-
-def no_duplicate(subject: Subject) -> Iterator[tuple[str, str]]:
-    """No scan is in two splits, under whatever name, spacing or range of values."""
-    prints = load_perceptual_hashes(subject.cohort.folder / PERCEPTUAL_HASHES)
-    split_of = {case.case_id: case.split for case in subject.cohort}
-    seen = Seen()
-    for case in subject.cohort:
-        found, twins = prints.get(case.case_id), [*seen.same(case)]
-        if found is None:
-            yield case.case_id, "has no perceptual hash, by which it could be told from others"
-        elif (alike := seen.alike(case, found)) is not None:
-            twins.append(alike.case_id)
-        seen.add(case, found)
-        if elsewhere := [twin for twin in twins if split_of[twin] != case.split]:
-            yield case.case_id, f"is in {case.split}, and as {elsewhere[0]} in {split_of[elsewhere[0]]}"
-
-
-def tumour_in_liver(subject: Subject) -> Iterator[tuple[str, str]]:
-    """What is taught as tumour is taught as liver, or nothing is taught of the liver there."""
-    for entry in subject.pool.entries:
-        arrays = subject.pool.arrays(entry).loaded()
-        liver, tumour, liver_weight, _ = arrays.palette.T
-        outside = int(np.count_nonzero(((tumour > 0) & (liver == 0) & (liver_weight > 0)).take(arrays.code)))
-        if outside:
-            yield entry.case_id, f"{outside} voxels of tumour are taught as outside the liver"
-
-
-def unknown_is_unknown(subject: Subject) -> Iterator[tuple[str, str]]:
-    """An unknown label is never taught as background, nor called known: not inside the liver, not without a liver."""
-    cases = {case.case_id: case for case in subject.cohort}
-    for entry in subject.pool.entries:
-        case = cases.get(entry.case_id)
-        if case is None:
-            yield entry.case_id, "is no case of the cohort, which could say what is known of it"
-        else:
-            if entry.tumour_state not in (case.tumour_state, LabelState.UNKNOWN):
-                yield entry.case_id, f"the tumour is {case.tumour_state} in the cohort, but {entry.tumour_state} here"
-            drawn = entry.liver_origin and (entry.liver_state == LabelState.PSEUDO or entry.review)
-            if entry.liver_state not in (case.liver_state, LabelState.UNKNOWN) and not drawn:
-                yield entry.case_id, f"the liver is {case.liver_state} in the cohort, but {entry.liver_state} here"
-        arrays = subject.pool.arrays(entry).loaded()
-        liver, tumour, liver_weight, tumour_weight = (column.take(arrays.code) for column in arrays.palette.T)
-        if entry.liver_state == LabelState.UNKNOWN and (known := int(np.count_nonzero(liver_weight))):
-            yield entry.case_id, f"the liver is unknown, but {known} voxels are taught"
-        if entry.tumour_state != LabelState.UNKNOWN:
-            continue
-        near = True if entry.liver_state == LabelState.UNKNOWN else liver > 0
-        if known := int(np.count_nonzero((tumour_weight > 0) & near & (tumour == 0))):
-            yield entry.case_id, f"the tumour is unknown, but {known} voxels of the liver are taught as free of it"
-
-
-def as_assembled(subject: Subject) -> Iterator[tuple[str, str]]:
-    """The arrays are those that were assembled."""
-    for entry in subject.pool.entries:
+def arrays_unchanged(context: AuditContext) -> Iterator[Violation]:
+    """The arrays are unchanged since the pool was assembled."""
+    for entry in context.pool.entries:
         try:
-            changed = sha256_json(list(hashes_of(subject.pool.folder / entry.file).values())) != entry.sha256
+            found = hash_arrays(hash_files(context.pool.folder / entry.arrays.folder))
         except (HeparError, OSError, RuntimeError):
-            changed = True
-        if changed:
-            yield entry.case_id, "its arrays were changed or damaged since"
+            found = "unreadable"
+        if found != entry.arrays.sha256:
+            yield Violation(entry.case_id, "the arrays were changed or damaged")
+
+
+def no_test_patient(context: AuditContext) -> Iterator[Violation]:
+    """No patient of the test split is in the pool."""
+    test_patients = {case.patient_id for case in context.cohort if case.split == Split.TEST}
+    for entry in context.pool.entries:
+        if entry.split == Split.TEST or entry.patient_id in test_patients:
+            yield Violation(entry.case_id, f"patient {entry.patient_id} belongs to the test split")
+
+
+def no_teacher_leakage(context: AuditContext) -> Iterator[Violation]:
+    """No pseudo-label comes from a teacher that has seen a label of the same patient."""
+    seen = {modality: ModelFolder(folder).load_patients() for modality, folder in context.teachers.items()}
+    hashes = {modality: read_manifest(folder, ModelFolder.KIND).hash for modality, folder in context.teachers.items()}
+    for entry in context.pool.entries:
+        modality, teacher = entry.modality, entry.liver.teacher
+        if entry.liver.state != LabelState.PSEUDO:
+            continue
+        if modality not in seen:
+            yield Violation(entry.case_id, f"there is no {modality} teacher to check against")
+        elif hashes[modality] != teacher:
+            problem = f"labelled by teacher {teacher[:12]}, but the {modality} teacher is {hashes[modality][:12]}"
+            yield Violation(entry.case_id, problem)
+        elif hash_patient(entry.patient_id) in seen[modality]:
+            yield Violation(entry.case_id, f"the {modality} teacher has seen a label of patient {entry.patient_id}")
+
+
+def no_duplicate_across_splits(context: AuditContext) -> Iterator[Violation]:
+    """No scan is in two splits, even under another name, spacing or intensity range."""
+    hashes = load_perceptual_hashes(context.cohort.file(Cohort.PERCEPTUAL_HASHES))
+    split_of = {case.case_id: case.split for case in context.cohort}
+    index = ScanIndex()
+    for case in context.cohort:
+        scan_hash, duplicates = hashes.get(case.case_id), [*index.same_voxels(case)]
+        if scan_hash is None:
+            yield Violation(case.case_id, "has no perceptual hash, so near duplicates cannot be found")
+        elif (near := index.near_duplicate(case, scan_hash)) is not None:
+            duplicates.append(near.case_id)
+        index.add(case, scan_hash)
+        if across := [duplicate for duplicate in duplicates if split_of[duplicate] != case.split]:
+            yield Violation(case.case_id, f"is in {case.split}, but also in {split_of[across[0]]} as {across[0]}")
+
+
+def tumour_in_liver(context: AuditContext) -> Iterator[Violation]:
+    """Tumour voxels are labelled as liver, or the liver is unknown there."""
+    for entry in context.pool.entries:
+        arrays = context.pool.arrays(entry).loaded()
+        liver_n, tumour_n, liver_weight_n, _ = arrays.palette_n4.T
+        is_outside_n = (tumour_n > 0) & (liver_n == 0) & (liver_weight_n > 0)
+        if outside := int(np.count_nonzero(is_outside_n.take(arrays.code_zyx))):
+            yield Violation(entry.case_id, f"{outside} tumour voxels are labelled as outside the liver")
+
+
+def unknown_stays_unknown(context: AuditContext) -> Iterator[Violation]:
+    """An unknown label is never listed as known, nor used as background in the liver or without a liver mask."""
+    cases = {case.case_id: case for case in context.cohort}
+    for entry in context.pool.entries:
+        problems = [*_state_problems(entry, cases.get(entry.case_id))]
+        problems += _weight_problems(entry, context.pool.arrays(entry).loaded())
+        yield from (Violation(entry.case_id, problem) for problem in problems)
+
+
+def _state_problems(entry: PoolEntry, case: Case | None) -> Iterator[str]:
+    if case is None:
+        yield "is not in the cohort, so its label states cannot be checked"
+        return
+    if entry.tumour.state not in (case.tumour_state, LabelState.UNKNOWN):
+        yield f"the tumour is {case.tumour_state} in the cohort but {entry.tumour.state} in the pool"
+    has_own_mask = entry.liver.mask_sha256 and (entry.liver.state == LabelState.PSEUDO or entry.liver.review)
+    if entry.liver.state not in (case.liver_state, LabelState.UNKNOWN) and not has_own_mask:
+        yield f"the liver is {case.liver_state} in the cohort but {entry.liver.state} in the pool"
+
+
+def _weight_problems(entry: PoolEntry, arrays: PreprocessedArrays) -> Iterator[str]:
+    code_zyx = arrays.code_zyx
+    liver_zyx, tumour_zyx, liver_weight_zyx, tumour_weight_zyx = (c.take(code_zyx) for c in arrays.palette_n4.T)
+    liver_unknown = entry.liver.state == LabelState.UNKNOWN
+    if liver_unknown and (known := int(np.count_nonzero(liver_weight_zyx))):
+        yield f"the liver is unknown, but {known} voxels have a weight"
+    if entry.tumour.state == LabelState.UNKNOWN:
+        may_hold_tumour = True if liver_unknown else liver_zyx > 0
+        if known := int(np.count_nonzero((tumour_weight_zyx > 0) & may_hold_tumour & (tumour_zyx == 0))):
+            yield f"the tumour is unknown, but {known} voxels of the liver are labelled as tumour-free"
 
 
 AUDITS: dict[str, Audit] = {
-    "as-assembled": as_assembled,
+    "arrays-unchanged": arrays_unchanged,
     "no-test-patient": no_test_patient,
-    "teacher-unseen": teacher_unseen,
-    "no-duplicate": no_duplicate,
+    "no-teacher-leakage": no_teacher_leakage,
+    "no-duplicate-across-splits": no_duplicate_across_splits,
     "tumour-in-liver": tumour_in_liver,
-    "unknown-is-unknown": unknown_is_unknown,
+    "unknown-stays-unknown": unknown_stays_unknown,
 }
 
 
-def audit(subject: Subject, names: Sequence[str] = ()) -> dict[str, list[Finding]]:
-    """The findings of some audits, or of all, by audit. Raises ParamsError for a name that is none."""
-    if strange := sorted(set(names) - set(AUDITS)):
-        raise ParamsError(f"there is no audit {strange[0]!r}, only {', '.join(AUDITS)}")
-    chosen = [name for name in AUDITS if not names or name in names]
-    return {name: [Finding(name, case, what) for case, what in AUDITS[name](subject)] for name in chosen}
+def run_audits(context: AuditContext, names: Sequence[str] = ()) -> dict[str, list[Violation]]:
+    """Violations by audit, for the named audits or all. Raises ParamsError if a name is unknown."""
+    if unknown := sorted(set(names) - set(AUDITS)):
+        raise ParamsError(f"unknown audit {unknown[0]!r}, must be one of {', '.join(AUDITS)}")
+    return {name: [*audit(context)] for name, audit in AUDITS.items() if not names or name in names}
 
 
-def rule(name: str) -> str:
-    """What an audit asks for, in words."""
+def audit_rule(name: str) -> str:
+    """The rule of an audit, one sentence."""
     return (AUDITS[name].__doc__ or "").strip()

@@ -1,4 +1,4 @@
-"""Cases become entries of a pool: prepared and written, or linked from an earlier pool where nothing has changed."""
+"""Pool building: cases become pool entries, preprocessed, or linked from a previous pool if nothing changed."""
 
 from __future__ import annotations
 
@@ -7,39 +7,31 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from hepar.runtime.artifacts import link, read_manifest, sha256_json
 from hepar.cases import Case, LabelState
-from hepar.runtime.chunked import sha256_chunked
-from hepar.errors import ArtifactError
-from hepar.pool.table import (
-    FULL,
-    IMAGE,
-    LABELS,
-    KnownLabels,
-    Pool,
-    PoolEntry,
-    PreprocessedArrays,
-    UnknownTumour,
-    make_targets,
-)
+from hepar.errors import ArtifactError, DataError
 from hepar.imaging.masks import Mask, lesion_diameters_mm
 from hepar.imaging.preprocessing import PreprocessingPlan, preprocess_image
 from hepar.imaging.volumes import Geometry, canonical, read_image, resample_mask
+from hepar.params import UnknownTumour
+from hepar.pool.arrays import PreprocessedArrays, hash_arrays, hash_files
+from hepar.pool.table import ArraysRecord, LiverRecord, Pool, PoolEntry, Provenance, TumourRecord
+from hepar.pool.targets import KnownLabels, make_targets
+from hepar.runtime.artifacts import link_or_copy, read_manifest, sha256_json
 
-KEY_VERSION = 1  # of what `_prepare` does; a new one has every case written anew
+KEY_VERSION = 1  # of what `_preprocess` does; raise it and every case is preprocessed again
 
 
 @dataclass(frozen=True)
 class LiverLabel:
-    """The liver mask that a case enters the pool with, instead of the one in its cohort.
+    """A liver mask that replaces the one in the cohort.
 
-    `state` is pseudo, or manual for one that a person corrected. `weight` is the trust in it, 0 where it is rejected.
-    `uncertain` marks a pseudo-liver's doubtful boundary; None where it has none.
+    `state` is pseudo, or manual if a reviewer corrected it. `weight`, 0 to 1, is how far it is trusted; 0 is rejected.
+    `uncertain` is the mask of a pseudo-liver's uncertain boundary, None without one.
     """
 
     state: LabelState
     mask: Path
-    sha256: str
+    mask_sha256: str
     weight: float
     uncertain: Path | None = None
     uncertain_sha256: str = ""
@@ -48,10 +40,23 @@ class LiverLabel:
     reasons: str = ""
     review: str = ""
 
+    def reviewed(self, accepted: bool, gate: str, review: str) -> LiverLabel:
+        """The label after a review: fully trusted if accepted, else rejected."""
+        return replace(self, weight=float(accepted), gate=gate, review=review)
+
+    def check_grid(self, case: Case, image: Path) -> None:
+        """Raises DataError if the mask is not on the grid of the case's image."""
+        own, wanted = Geometry.of(read_image(self.mask)), Geometry.of(read_image(image))
+        if not own.agrees_with(wanted):
+            raise DataError(
+                f"case {case.case_id}: the corrected mask is not on the grid of the image: it has {_describe(own)}, the"
+                f" image {_describe(wanted)}"
+            )
+
 
 @dataclass(frozen=True)
-class Rules:
-    """What else decides how a case is prepared."""
+class PoolSettings:
+    """What the arrays of every case depend on besides its files."""
 
     plan: PreprocessingPlan
     unknown_tumour: UnknownTumour
@@ -59,164 +64,162 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """An earlier pool whose arrays may be taken over, by the keys of its entries."""
+class PreviousPool:
+    """A previous pool, from which arrays are reused if an entry's key is the same; without a pool nothing is reused."""
 
     pool: Pool | None = None
-    hashes: Mapping[str, str] = field(default_factory=dict)  # of its files, by their place
+    hashes: Mapping[str, str] = field(default_factory=dict)  # of its files, by path relative to the pool
 
     @classmethod
-    def at(cls, folder: Path) -> Earlier:
-        """The pool at a place, if it is whole; else none."""
+    def load(cls, folder: Path) -> PreviousPool:
+        """The pool in a folder; an empty `PreviousPool` if there is none or it is incomplete."""
         try:
-            return cls(Pool.load(folder), read_manifest(folder, "pool").files)
+            return cls(Pool.load(folder), read_manifest(folder, Pool.KIND).files)
         except ArtifactError:
             return cls()
 
     @cached_property
     def _by_key(self) -> dict[tuple[str, str], PoolEntry]:
-        return {(entry.case_id, entry.key): entry for entry in (self.pool.entries if self.pool else ())}
+        return {(entry.case_id, entry.arrays.key): entry for entry in (self.pool.entries if self.pool else ())}
 
-    def entry(self, case_id: str, key: str) -> PoolEntry | None:
-        """The entry of a case with that key, whose arrays are there."""
-        found = self._by_key.get((case_id, key))
+    def find(self, entry: PoolEntry) -> PoolEntry | None:
+        """The previous entry of the same case and key; None if there is none or one of its files is missing."""
+        found = self._by_key.get((entry.case_id, entry.arrays.key))
         if self.pool is None or found is None:
             return None
-        return found if all((self.pool.folder / found.file / name).is_file() for name in (IMAGE, LABELS)) else None
+        files = (self.pool.folder / found.arrays.folder / name for name in PreprocessedArrays.FILES)
+        return found if all(path.is_file() for path in files) else None
 
 
-def write_entry(
-    folder: Path,
-    case: Case,
-    cohort_folder: Path,
-    rules: Rules,
-    liver: LiverLabel | None = None,
-    use_liver: bool = True,
-    use_tumour: bool = True,
-    earlier: Earlier | None = None,
-    known: MutableMapping[str, str] | None = None,
-) -> PoolEntry:
-    """Prepare one case and write its arrays to `folder/cases`, or link them from an `earlier` pool.
+@dataclass(frozen=True)
+class PoolBuilder:
+    """Adds cases to the pool in `folder`: preprocesses them, or links their arrays from a `previous` pool.
 
-    `liver` takes the place of the cohort's liver. Without `use_…` a label of the cohort counts as unknown. The content
-    hashes of the files are put into `known`.
+    `hashes` collects the content hashes of the files by path, so that the manifest needs no second pass over them.
     """
-    chosen = _chosen(case, cohort_folder, liver, use_liver)
-    tumour_state = case.tumour_state if use_tumour else LabelState.UNKNOWN
-    entry = _entry(case, chosen, liver, tumour_state, rules)
-    found = (earlier or Earlier()).entry(case.case_id, entry.key)
-    if known is None:
-        known = {}
-    if earlier is None or earlier.pool is None or found is None:
-        return _prepare(folder, case, cohort_folder, rules, chosen, entry, known)
-    for name in (IMAGE, LABELS):
-        link(earlier.pool.folder / found.file / name, folder / entry.file / name)
-        known[f"{entry.file}/{name}"] = earlier.hashes[f"{found.file}/{name}"]
-    return replace(
-        entry,
-        liver_ml=found.liver_ml,
-        tumour_ml=found.tumour_ml,
-        known_share=found.known_share,
-        lesion_diameters_mm=found.lesion_diameters_mm,
-        sha256=found.sha256,
-    )
 
+    folder: Path
+    cohort: Path
+    settings: PoolSettings
+    previous: PreviousPool = field(default_factory=PreviousPool)
+    hashes: MutableMapping[str, str] = field(default_factory=dict)
 
-def _chosen(case: Case, cohort_folder: Path, liver: LiverLabel | None, use_liver: bool) -> LiverLabel | None:
-    """The liver label that counts; None where there is none to trust."""
-    if liver is not None and liver.state == LabelState.MANUAL:
-        return liver
-    if use_liver and case.liver_state == LabelState.MANUAL:
-        return LiverLabel(LabelState.MANUAL, cohort_folder / case.liver, case.liver_sha256, 1.0)
-    return liver if liver is not None and liver.weight > 0 else None
+    def add(
+        self, case: Case, liver: LiverLabel | None = None, use_liver: bool = True, use_tumour: bool = True
+    ) -> PoolEntry:
+        """Adds a case and returns its entry.
 
+        `liver` is used if it is manual or the cohort has no manual liver. Without `use_liver` or `use_tumour` that
+        label of the cohort counts as unknown.
+        """
+        chosen = self._choose_liver(case, liver, use_liver)
+        tumour_state = case.tumour_state if use_tumour else LabelState.UNKNOWN
+        entry = self._describe(case, chosen, liver, tumour_state)
+        found = self.previous.find(entry)
+        return self._preprocess(case, chosen, entry) if found is None else self._link(found, entry)
 
-def _entry(
-    case: Case, chosen: LiverLabel | None, given: LiverLabel | None, tumour_state: LabelState, rules: Rules
-) -> PoolEntry:
-    """The entry as far as it is known without preparing anything."""
-    tumour_sha256 = case.tumour_sha256 if tumour_state == LabelState.MANUAL else ""
-    outside = chosen.weight if chosen is not None and rules.unknown_tumour == "masked" else 0.0
-    tumour_known = tumour_state in (LabelState.MANUAL, LabelState.ABSENT) or rules.unknown_tumour == "background"
-    made_from = {
-        "version": KEY_VERSION,
-        "plan": rules.plan.model_dump(mode="json"),
-        "rules": [rules.unknown_tumour, rules.margin_mm],
-        "image": [case.image_sha256, str(case.modality)],
-        "liver": None if chosen is None else [str(chosen.state), chosen.sha256, chosen.uncertain_sha256, chosen.weight],
-        "tumour": [str(tumour_state), tumour_sha256],
-    }
-    return PoolEntry(
-        case_id=case.case_id,
-        patient_id=case.patient_id,
-        source=case.source,
-        modality=case.modality,
-        sequence=case.sequence,
-        split=case.split,
-        group=f"{case.modality}/{case.source}",
-        liver_state=LabelState.UNKNOWN if chosen is None else chosen.state,
-        tumour_state=tumour_state,
-        liver_weight=0.0 if chosen is None else chosen.weight,
-        tumour_weight=1.0 if tumour_known else outside,
-        liver_origin="" if chosen is None else chosen.sha256,
-        tumour_origin=tumour_sha256,
-        teacher=chosen.teacher if chosen is not None else "",
-        gate=given.gate if given is not None else "",
-        reasons=given.reasons if given is not None else "",
-        review=given.review if given is not None else "",
-        liver_ml=0.0,
-        tumour_ml=0.0,
-        known_share=0.0,
-        lesion_diameters_mm=(),
-        licence=case.licence,
-        image_sha256=case.image_sha256,
-        file=f"cases/{case.case_id}",
-        sha256="",
-        key=sha256_json(made_from),
-    )
+    def _choose_liver(self, case: Case, liver: LiverLabel | None, use_liver: bool) -> LiverLabel | None:
+        """The liver label to use; None if no liver is known or trusted."""
+        if liver is not None and liver.state == LabelState.MANUAL:
+            return liver
+        if use_liver and case.liver_state == LabelState.MANUAL:
+            return LiverLabel(LabelState.MANUAL, self.cohort / case.liver, case.liver_sha256, 1.0)
+        return liver if liver is not None and liver.weight > 0 else None
 
+    def _describe(
+        self, case: Case, chosen: LiverLabel | None, given: LiverLabel | None, tumour_state: LabelState
+    ) -> PoolEntry:
+        """The entry before preprocessing: without volumes, lesions, known share and the hash of the arrays."""
+        unknown_tumour = self.settings.unknown_tumour
+        tumour_sha256 = case.tumour_sha256 if tumour_state == LabelState.MANUAL else ""
+        outside = chosen.weight if chosen is not None and unknown_tumour == "masked" else 0.0
+        tumour_known = tumour_state in (LabelState.MANUAL, LabelState.ABSENT) or unknown_tumour == "background"
+        liver = LiverRecord(
+            state=LabelState.UNKNOWN if chosen is None else chosen.state,
+            weight=0.0 if chosen is None else chosen.weight,
+            mask_sha256="" if chosen is None else chosen.mask_sha256,
+            teacher="" if chosen is None else chosen.teacher,
+            gate="" if given is None else given.gate,
+            reasons="" if given is None else given.reasons,
+            review="" if given is None else given.review,
+        )
+        tumour = TumourRecord(tumour_state, 1.0 if tumour_known else outside, tumour_sha256)
+        return PoolEntry(
+            case_id=case.case_id,
+            patient_id=case.patient_id,
+            split=case.split,
+            modality=case.modality,
+            liver=liver,
+            tumour=tumour,
+            provenance=Provenance(case.source, case.sequence, case.licence, case.image_sha256),
+            arrays=ArraysRecord(f"{Pool.CASES}/{case.case_id}", self._key(case, chosen, tumour)),
+        )
 
-def _prepare(
-    folder: Path,
-    case: Case,
-    cohort_folder: Path,
-    rules: Rules,
-    liver: LiverLabel | None,
-    entry: PoolEntry,
-    known_hashes: MutableMapping[str, str],
-) -> PoolEntry:
-    """Write the arrays of a case, and fill in what they tell."""
-    prepared, geometry = preprocess_image(read_image(cohort_folder / case.image), case.modality, rules.plan)
-    has_tumour = entry.tumour_state == LabelState.MANUAL
-    known = KnownLabels(
-        liver_state=entry.liver_state,
-        tumour_state=entry.tumour_state,
-        liver=None if liver is None else read_mask(liver.mask, geometry),
-        tumour=read_mask(cohort_folder / case.tumour, geometry) if has_tumour else None,
-        weight=1.0 if liver is None else liver.weight,
-        uncertain=None if liver is None or liver.uncertain is None else read_mask(liver.uncertain, geometry),
-    )
-    targets = make_targets(
-        known, geometry.size_zyx, geometry.spacing_zyx_mm, rules.unknown_tumour, margin_mm=rules.margin_mm
-    )
-    PreprocessedArrays.of(prepared, targets).save(folder / entry.file)
-    own = {f"{entry.file}/{name}": digest for name, digest in hashes_of(folder / entry.file).items()}
-    known_hashes.update(own)
-    return replace(
-        entry,
-        liver_ml=float(targets.liver.sum() * geometry.voxel_ml) if liver is not None else 0.0,
-        tumour_ml=float(targets.tumour.sum() * geometry.voxel_ml),
-        known_share=float((targets.liver_weight.mean() + targets.tumour_weight.mean()) / (2 * FULL)),
-        lesion_diameters_mm=lesion_diameters_mm(targets.tumour, geometry.voxel_ml),
-        sha256=sha256_json(list(own.values())),
-    )
+    def _key(self, case: Case, liver: LiverLabel | None, tumour: TumourRecord) -> str:
+        """Hash of everything that the arrays of a case depend on."""
+        used_liver = None
+        if liver is not None:
+            used_liver = [str(liver.state), liver.mask_sha256, liver.uncertain_sha256, liver.weight]
+        made_from = {
+            "version": KEY_VERSION,
+            "plan": self.settings.plan.model_dump(mode="json"),
+            "rules": [self.settings.unknown_tumour, self.settings.margin_mm],
+            "image": [case.image_sha256, str(case.modality)],
+            "liver": used_liver,
+            "tumour": [str(tumour.state), tumour.mask_sha256],
+        }
+        return sha256_json(made_from)
 
+    def _link(self, found: PoolEntry, entry: PoolEntry) -> PoolEntry:
+        """Links the arrays of the previous entry `found`, and completes the new entry from it."""
+        assert self.previous.pool is not None
+        for name in PreprocessedArrays.FILES:
+            place, before = f"{entry.arrays.folder}/{name}", f"{found.arrays.folder}/{name}"
+            link_or_copy(self.previous.pool.folder / before, self.folder / place)
+            self.hashes[place] = self.previous.hashes[before]
+        tumour = replace(
+            entry.tumour,
+            volume_ml=found.tumour.volume_ml,
+            lesion_diameters_mm=found.tumour.lesion_diameters_mm,
+        )
+        arrays = replace(entry.arrays, sha256=found.arrays.sha256, known_share=found.arrays.known_share)
+        liver = replace(entry.liver, volume_ml=found.liver.volume_ml)
+        return replace(entry, liver=liver, tumour=tumour, arrays=arrays)
 
-def hashes_of(folder: Path) -> dict[str, str]:
-    """The content hashes of a case's arrays, by file; an entry's `sha256` is that of the list of them."""
-    return {name: sha256_chunked(folder / name) for name in (IMAGE, LABELS)}
+    def _preprocess(self, case: Case, liver: LiverLabel | None, entry: PoolEntry) -> PoolEntry:
+        """Writes the arrays of a case, and completes its entry from them."""
+        settings = self.settings
+        image_zyx, grid = preprocess_image(read_image(self.cohort / case.image), case.modality, settings.plan)
+        has_tumour = entry.tumour.state == LabelState.MANUAL
+        known = KnownLabels(
+            liver_state=entry.liver.state,
+            tumour_state=entry.tumour.state,
+            liver_zyx=None if liver is None else read_mask(liver.mask, grid),
+            tumour_zyx=read_mask(self.cohort / case.tumour, grid) if has_tumour else None,
+            liver_weight=1.0 if liver is None else liver.weight,
+            uncertain_zyx=None if liver is None or liver.uncertain is None else read_mask(liver.uncertain, grid),
+        )
+        targets = make_targets(known, grid.size_zyx, grid.spacing_zyx_mm, settings.unknown_tumour, settings.margin_mm)
+        folder = entry.arrays.folder
+        PreprocessedArrays.encode(image_zyx, targets).save(self.folder / folder)
+        hashes = hash_files(self.folder / folder)
+        self.hashes.update({f"{folder}/{name}": digest for name, digest in hashes.items()})
+        liver_ml = float(targets.liver_zyx.sum() * grid.voxel_ml) if liver is not None else 0.0
+        tumour = replace(
+            entry.tumour,
+            volume_ml=float(targets.tumour_zyx.sum() * grid.voxel_ml),
+            lesion_diameters_mm=lesion_diameters_mm(targets.tumour_zyx, grid.voxel_ml),
+        )
+        arrays = replace(entry.arrays, sha256=hash_arrays(hashes), known_share=targets.known_share)
+        return replace(entry, liver=replace(entry.liver, volume_ml=liver_ml), tumour=tumour, arrays=arrays)
 
 
 def read_mask(path: Path, geometry: Geometry) -> Mask:
-    """A binary mask file on another grid."""
+    """A binary mask file resampled to a grid, bool zyx; an empty mask stays empty."""
     return resample_mask(canonical(read_image(path)), geometry)
+
+
+def _describe(grid: Geometry) -> str:
+    size = "×".join(map(str, grid.size_zyx))
+    spacing, origin = (" ".join(f"{mm:g}" for mm in values) for values in (grid.spacing_zyx_mm, grid.origin_xyz_mm))
+    return f"{size} voxels zyx, spacing {spacing} mm zyx, origin {origin} mm xyz"

@@ -1,7 +1,4 @@
-"""The datasheet of a pool, `README.md`: what is in it, how much is known, from where, and what was left out and why.
-
-Pictures show for some cases what is taught: liver and tumour outlined, and shaded where the tumour is unknown.
-"""
+"""The datasheet of a pool, its `README.md`: label states, pseudo-livers, lesions, licences and example slices."""
 
 from __future__ import annotations
 
@@ -15,84 +12,91 @@ from PIL import Image
 from scipy import ndimage
 
 from hepar.cases import LabelState, Split
-from hepar.imaging.masks import LESION_SIZES, lesion_size
+from hepar.imaging.masks import LESION_SIZES, Mask, lesion_size
 from hepar.params import AssemblePoolParams
-from hepar.pool.table import FULL, Pool, PoolEntry, PreprocessedArrays
+from hepar.pool.arrays import PreprocessedArrays
+from hepar.pool.table import Pool, PoolEntry
+from hepar.pool.targets import FULL
 
-FILE, PICTURES = "README.md", "pictures"
-MIN_SIDE = 320  # of a picture, in its pixels
-SHADE = 0.35  # of blue where nothing is known
+MIN_SIDE_PIXELS = 320  # of an example slice
+UNKNOWN_OPACITY = 0.35
 LIVER_COLOUR, TUMOUR_COLOUR, UNKNOWN_COLOUR = (60, 200, 110), (235, 70, 60), (70, 110, 230)
 Rgb = npt.NDArray[np.uint8]
 
 
 def write_datasheet(pool: Pool, parents: Mapping[str, str], params: AssemblePoolParams) -> None:
-    """Write `README.md` and `pictures/` into the folder of a pool. The same pool gives the same text and pixels."""
-    pictures = _write_pictures(pool)
+    """Writes `README.md` and `pictures/` into the folder of a pool; the same pool gives the same text and pixels."""
+    examples = _write_examples(pool)
     parts = [
-        "# Datasheet of a mixed-label pool",
+        "# Datasheet of the pool",
         _summary(pool.entries),
-        "## Made from",
-        _table(("what", "hash"), parents.items()),
+        "## Provenance",
+        _table(("input", "hash"), parents.items()),
         _table(("setting", "value"), _settings(params)),
-        "## What is known",
-        "Unknown is not background: nothing is taught there. Weights are how far a label is trusted.",
-        _counts(pool.entries),
+        "## Labels",
+        "Unknown is not background: unknown voxels have weight 0 in the loss.",
+        _label_states(pool.entries),
         "## Pseudo-livers",
-        _gates(pool.entries),
+        _pseudo_livers(pool.entries),
         "## Lesions",
         _lesions(pool.entries),
         "## Sources and licences",
         _sources(pool.entries),
     ]
-    if pictures:
-        parts += ["## Pictures", _LEGEND, *pictures]
-    (pool.folder / FILE).write_text("\n\n".join(parts) + "\n")
+    if examples:
+        parts += ["## Example slices", _LEGEND, *examples]
+    (pool.folder / Pool.DATASHEET).write_text("\n\n".join(parts) + "\n")
 
 
 _LEGEND = (
-    "Green is the liver's outline, red the tumour's; dashed where a liver is a pseudo-label. Blue is shaded where it is"
-    " not known whether there is a tumour."
+    "Outlines: green is the liver, dashed if it is a pseudo-label; red is tumour. Blue shading: it is unknown whether"
+    " there is tumour."
 )
 
 
 def _settings(params: AssemblePoolParams) -> Iterable[tuple[str, str]]:
-    """All but where reviews lie, which is another place on every machine; their hash is among the parents."""
+    """All settings but the folder of the reviews, which differs by machine; their hash is among the parents."""
     values = params.model_dump(mode="json", exclude={"reviews"})
     return ((key, ", ".join(value) if isinstance(value, list) else str(value)) for key, value in values.items())
 
 
 def _summary(entries: Sequence[PoolEntry]) -> str:
-    teaching = sum(entry.known_share > 0 for entry in entries)
+    usable = sum(entry.arrays.known_share > 0 for entry in entries)
     patients = len({entry.patient_id for entry in entries})
-    return f"{len(entries)} cases of {patients} patients, of which {teaching} teach something."
+    return f"{len(entries)} cases of {patients} patients; {usable} cases have known voxels to train on."
 
 
-def _counts(entries: Sequence[PoolEntry]) -> str:
-    def key(entry: PoolEntry) -> tuple[str, ...]:
-        states = (str(entry.liver_state), str(entry.tumour_state))
-        return (str(entry.modality), entry.sequence or "–", entry.source, str(entry.split), *states)
-
-    counted = Counter(map(key, entries))
+def _label_states(entries: Sequence[PoolEntry]) -> str:
+    counted = Counter(
+        (
+            str(entry.modality),
+            entry.provenance.sequence or "–",
+            entry.provenance.source,
+            str(entry.split),
+            str(entry.liver.state),
+            str(entry.tumour.state),
+        )
+        for entry in entries
+    )
     header = ("modality", "sequence", "source", "split", "liver", "tumour", "cases")
     return _table(header, ((*names, str(count)) for names, count in sorted(counted.items())))
 
 
-def _gates(entries: Sequence[PoolEntry]) -> str:
-    judged = [entry for entry in entries if entry.gate]
+def _pseudo_livers(entries: Sequence[PoolEntry]) -> str:
+    judged = sorted((entry for entry in entries if entry.liver.gate), key=lambda entry: entry.case_id)
     if not judged:
         return "None."
-    counted = Counter((entry.gate, bool(entry.review)) for entry in judged)
-    by_whom = {True: "a person", False: "the gates"}
-    rows = [(gate, by_whom[reviewed], str(count)) for (gate, reviewed), count in sorted(counted.items())]
-    parts = [_table(("outcome", "by", "cases"), rows)]
-    doubtful = [entry for entry in judged if entry.reasons or entry.review]
-    if doubtful:
-        details = (
-            (e.case_id, e.gate, f"{e.liver_weight:.2f}", "; ".join(filter(None, (e.reasons, e.review))))
-            for e in sorted(doubtful, key=lambda e: e.case_id)
-        )
-        parts.append(_table(("case", "outcome", "weight", "why"), details))
+    counted = Counter((entry.liver.gate, bool(entry.liver.review)) for entry in judged)
+    decided_by = {True: "reviewer", False: "gates"}
+    outcomes = [(gate, decided_by[reviewed], str(count)) for (gate, reviewed), count in sorted(counted.items())]
+    parts = [_table(("outcome", "decided by", "cases"), outcomes)]
+    reasons = [
+        (entry.case_id, entry.liver.gate, f"{entry.liver.weight:.2f}", "; ".join(why))
+        for entry in judged
+        if (why := [text for text in (entry.liver.reasons, entry.liver.review) if text])
+    ]
+    if reasons:
+        parts.append(_table(("case", "outcome", "weight", "reason"), reasons))
     return "\n\n".join(parts)
 
 
@@ -101,14 +105,14 @@ def _lesions(entries: Sequence[PoolEntry]) -> str:
     for split in (Split.TRAIN, Split.VAL):
         for modality in sorted({entry.modality for entry in entries}):
             members = [entry for entry in entries if (entry.split, entry.modality) == (split, modality)]
-            sizes = Counter(lesion_size(d) for entry in members for d in entry.lesion_diameters_mm)
-            counts = [str(sizes[name]) for name in LESION_SIZES]
-            rows.append((str(split), str(modality), *counts))
-    return "Diameters of spheres of equal volume.\n\n" + _table(("split", "modality", *LESION_SIZES), rows)
+            sizes = Counter(lesion_size(d) for entry in members for d in entry.tumour.lesion_diameters_mm)
+            rows.append((str(split), str(modality), *(str(sizes[name]) for name in LESION_SIZES)))
+    header = ("split", "modality", *(name.replace("-", "–") for name in LESION_SIZES))
+    return "Number of lesions by equivalent diameter, that of a sphere of the same volume.\n\n" + _table(header, rows)
 
 
 def _sources(entries: Sequence[PoolEntry]) -> str:
-    counted = Counter((entry.source, entry.licence or "not stated") for entry in entries)
+    counted = Counter((entry.provenance.source, entry.provenance.licence or "not stated") for entry in entries)
     return _table(("source", "licence", "cases"), ((*names, str(count)) for names, count in sorted(counted.items())))
 
 
@@ -118,52 +122,53 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _write_pictures(pool: Pool) -> list[str]:
-    """One picture of each kind of case, by modality and what is known; their lines of Markdown."""
-    shown: dict[tuple[str, ...], PoolEntry] = {}
-    for entry in sorted(pool.entries, key=lambda entry: (-entry.tumour_ml, -entry.liver_ml, entry.case_id)):
-        if entry.known_share > 0:
-            shown.setdefault((str(entry.modality), str(entry.liver_state), str(entry.tumour_state)), entry)
-    lines = []
-    for (modality, liver, tumour), entry in sorted(shown.items()):
-        name = f"{PICTURES}/{modality}-liver-{liver}-tumour-{tumour}.png".lower()
+def _write_examples(pool: Pool) -> list[str]:
+    """Writes one example slice for each combination of modality and label states; returns their Markdown."""
+    chosen: dict[tuple[str, ...], PoolEntry] = {}
+    by_volume = sorted(pool.entries, key=lambda e: (-e.tumour.volume_ml, -e.liver.volume_ml, e.case_id))
+    for entry in by_volume:
+        if entry.arrays.known_share > 0:
+            chosen.setdefault((str(entry.modality), str(entry.liver.state), str(entry.tumour.state)), entry)
+    markdown = []
+    for (modality, liver, tumour), entry in sorted(chosen.items()):
+        name = f"{Pool.PICTURES}/{modality}-liver-{liver}-tumour-{tumour}.png".lower()
         path = pool.folder / name
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(picture(pool.arrays(entry), entry, pool.plan.spacing_zyx_mm[1:])).save(path)
-        lines.append(f"{modality}, liver {liver}, tumour {tumour}: {entry.case_id}\n\n![{entry.case_id}]({name})")
-    return lines
+        Image.fromarray(draw_slice(pool.arrays(entry), entry, pool.plan.spacing_zyx_mm[1:])).save(path)
+        markdown.append(f"{modality}, liver {liver}, tumour {tumour}: {entry.case_id}\n\n![{entry.case_id}]({name})")
+    return markdown
 
 
-def picture(arrays: PreprocessedArrays, entry: PoolEntry, spacing_yx_mm: tuple[float, float]) -> Rgb:
-    """The slice with most tumour, else most liver, as RGB: outlines of what is taught, blue where tumour is unknown."""
-    tumour, liver = arrays.tumour > 0, arrays.liver > 0
-    z = int((tumour if tumour.any() else liver).sum(axis=(1, 2)).argmax())
-    image_yx = np.asarray(arrays.image[z], np.float32)
+def draw_slice(arrays: PreprocessedArrays, entry: PoolEntry, spacing_yx_mm: tuple[float, float]) -> Rgb:
+    """An example slice as RGB, uint8 yx3: targets outlined, shaded blue where the tumour is unknown.
+
+    Shows the slice with most tumour, without a tumour that with most liver, and without either the first.
+    """
+    tumour_zyx, liver_zyx = arrays.tumour_zyx > 0, arrays.liver_zyx > 0
+    z = int((tumour_zyx if tumour_zyx.any() else liver_zyx).sum(axis=(1, 2)).argmax())
+    image_yx = np.asarray(arrays.image_zyx[z], np.float32)
     low, high = np.percentile(image_yx, (1, 99))
-    grey = np.clip((image_yx - low) / max(float(high - low), 1e-6), 0, 1)
-    scale = max(1, round(MIN_SIDE / min(image_yx.shape)))
+    grey_yx = np.clip((image_yx - low) / max(float(high - low), 1e-6), 0, 1)  # a constant slice is black
+    scale = max(1, round(MIN_SIDE_PIXELS / min(image_yx.shape)))
     ratio = spacing_yx_mm[0] / spacing_yx_mm[1]
     rows, columns = round(image_yx.shape[0] * scale * ratio), image_yx.shape[1] * scale
 
-    def enlarged(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return plane[np.ix_(np.arange(rows) * plane.shape[0] // rows, np.arange(columns) // scale)]
+    def enlarge(plane_yx: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return plane_yx[np.ix_(np.arange(rows) * plane_yx.shape[0] // rows, np.arange(columns) // scale)]
 
-    wide = np.asarray(Image.fromarray((grey * 255).astype(np.uint8)).resize((columns, rows), Image.Resampling.BILINEAR))
-    rgb = np.repeat(wide[..., None], 3, axis=2).astype(np.float32)
-    code_yx = np.asarray(arrays.code[z], np.intp)
-    if entry.tumour_state == LabelState.UNKNOWN:
-        unknown = 1 - enlarged(arrays.palette[:, 3].take(code_yx)) / np.float32(FULL)
-        rgb += SHADE * unknown[..., None] * (np.array(UNKNOWN_COLOUR, np.float32) - rgb)
-    for mask, colour, dashed in (
-        (liver[z], LIVER_COLOUR, entry.liver_state == LabelState.PSEUDO),
-        (tumour[z], TUMOUR_COLOUR, False),
-    ):
-        line = _outline(enlarged(mask))
-        if dashed:
-            line &= (np.add.outer(np.arange(rows), np.arange(columns)) // 6) % 2 == 0
-        rgb[line] = colour
-    return rgb.round().astype(np.uint8)
+    grey = Image.fromarray((grey_yx * 255).astype(np.uint8)).resize((columns, rows), Image.Resampling.BILINEAR)
+    rgb_yx3 = np.repeat(np.asarray(grey)[..., None], 3, axis=2).astype(np.float32)
+    if entry.tumour.state == LabelState.UNKNOWN:
+        weight_yx = arrays.palette_n4[:, 3].take(np.asarray(arrays.code_zyx[z], np.intp))
+        unknown_yx = 1 - enlarge(weight_yx) / np.float32(FULL)
+        rgb_yx3 += UNKNOWN_OPACITY * unknown_yx[..., None] * (np.array(UNKNOWN_COLOUR, np.float32) - rgb_yx3)
+    liver_line_yx, tumour_line_yx = _outline(enlarge(liver_zyx[z])), _outline(enlarge(tumour_zyx[z]))
+    if entry.liver.state == LabelState.PSEUDO:
+        liver_line_yx &= (np.add.outer(np.arange(rows), np.arange(columns)) // 6) % 2 == 0  # dashes
+    rgb_yx3[liver_line_yx] = LIVER_COLOUR
+    rgb_yx3[tumour_line_yx] = TUMOUR_COLOUR
+    return rgb_yx3.round().astype(np.uint8)
 
 
-def _outline(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    return np.asarray(mask & ~ndimage.binary_erosion(mask, iterations=2), bool)
+def _outline(mask_yx: Mask) -> Mask:
+    return np.asarray(mask_yx & ~ndimage.binary_erosion(mask_yx, iterations=2), bool)

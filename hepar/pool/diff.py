@@ -1,97 +1,99 @@
-"""What changed from one pool to another: cases added, removed and relabelled, with how alike old and new masks are."""
+"""The difference between two pools: cases added, removed, relabelled or changed, with Dice of old and new targets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import pandas as pd
 
 from hepar.cases import LabelState
 from hepar.evaluation.overlap import dice
-from hepar.pool.table import Pool, PoolEntry
+from hepar.pool.table import Pool, PoolEntry, entry_row
 
 ADDED, REMOVED, RELABELLED, CHANGED = "added", "removed", "relabelled", "changed"
-LABELS = (
+LABEL_COLUMNS = (  # a case is relabelled if one of these differs
     "liver_state",
     "tumour_state",
     "liver_weight",
     "tumour_weight",
-    "liver_origin",
-    "tumour_origin",
+    "liver_mask_sha256",
+    "tumour_mask_sha256",
     "gate",
     "review",
 )
-# what is said of a case beside its labels
-ORIGINS = ("split", "patient_id", "source", "sequence", "licence", "teacher", "reasons")
+METADATA_COLUMNS = ("split", "patient_id", "source", "sequence", "licence", "teacher", "reasons")
 
 
 @dataclass(frozen=True)
-class Change:
-    """One case that is not the same in both pools. Dice are of old and new targets; None where they are not compared.
+class EntryDiff:
+    """One case that differs between two pools.
 
-    A case is relabelled where the label of liver or tumour is another, and changed where only its arrays or what is
-    said of it are, as with another plan, split or teacher. Where one of two labels is unknown they have no Dice.
+    A case is relabelled if the label of its liver or tumour differs, and changed if only its arrays or metadata do.
+    Dice are of old and new targets; None if the grids differ, a label is unknown, or both targets are empty.
     """
 
     case_id: str
     change: str
-    what: str
+    details: str
     liver_dice: float | None = None
     tumour_dice: float | None = None
 
 
-def pairs(old: Pool, new: Pool) -> list[tuple[PoolEntry, PoolEntry]]:
-    """Cases in both pools that differ, whose arrays have to be compared."""
-    before = {entry.case_id: entry for entry in old.entries}
-    both = ((before[entry.case_id], entry) for entry in new.entries if entry.case_id in before)
-    return [(a, b) for a, b in both if _facts(a) != _facts(b)]
+def differing_entries(old: Pool, new: Pool) -> list[tuple[PoolEntry, PoolEntry]]:
+    """Old and new entry of each case that is in both pools but differs."""
+    old_entries = {entry.case_id: entry for entry in old.entries}
+    both = ((old_entries[entry.case_id], entry) for entry in new.entries if entry.case_id in old_entries)
+    return [(before, after) for before, after in both if _compared_values(before) != _compared_values(after)]
 
 
-def changes(old: Pool, new: Pool) -> list[Change]:
-    """What changed, ordered by case; the arrays of `pairs` have to be there."""
-    ids = [{entry.case_id for entry in pool.entries} for pool in (old, new)]
-    found = [Change(e.case_id, ADDED, _in_words(e)) for e in new.entries if e.case_id not in ids[0]]
-    found += [Change(e.case_id, REMOVED, _in_words(e)) for e in old.entries if e.case_id not in ids[1]]
-    found += [_compare(old, new, a, b) for a, b in pairs(old, new)]
-    return sorted(found, key=lambda change: change.case_id)
+def diff_pools(old: Pool, new: Pool) -> list[EntryDiff]:
+    """All differences, ordered by case. Needs the arrays of `differing_entries` on disk."""
+    old_ids, new_ids = ({entry.case_id for entry in pool.entries} for pool in (old, new))
+    diffs = [EntryDiff(e.case_id, ADDED, _summary(e)) for e in new.entries if e.case_id not in old_ids]
+    diffs += [EntryDiff(e.case_id, REMOVED, _summary(e)) for e in old.entries if e.case_id not in new_ids]
+    diffs += [_diff_entry(old, new, before, after) for before, after in differing_entries(old, new)]
+    return sorted(diffs, key=lambda diff: diff.case_id)
 
 
-def changes_frame(found: Iterable[Change]) -> pd.DataFrame:
-    """One row a change."""
-    return pd.DataFrame([asdict(change) for change in found], columns=[*Change.__dataclass_fields__])
+def diff_frame(diffs: Iterable[EntryDiff]) -> pd.DataFrame:
+    """One row per difference."""
+    return pd.DataFrame([asdict(diff) for diff in diffs], columns=[item.name for item in fields(EntryDiff)])
 
 
-def _facts(entry: PoolEntry) -> tuple[object, ...]:
-    return tuple(getattr(entry, name) for name in ("sha256", *LABELS, *ORIGINS))
+def _compared_values(entry: PoolEntry) -> tuple[object, ...]:
+    row = entry_row(entry)
+    return tuple(row[column] for column in ("sha256", *LABEL_COLUMNS, *METADATA_COLUMNS))
 
 
-def _in_words(entry: PoolEntry) -> str:
-    return f"{entry.modality}, liver {entry.liver_state}, tumour {entry.tumour_state}, {entry.split}"
+def _summary(entry: PoolEntry) -> str:
+    return f"{entry.modality}, liver {entry.liver.state}, tumour {entry.tumour.state}, {entry.split}"
 
 
-def _compare(old: Pool, new: Pool, a: PoolEntry, b: PoolEntry) -> Change:
-    relabelled = [name for name in LABELS if getattr(a, name) != getattr(b, name)]
-    other = [name for name in ORIGINS if getattr(a, name) != getattr(b, name)]
-    words = [f"{name} {_short(getattr(a, name))} → {_short(getattr(b, name))}" for name in (*relabelled, *other)]
-    before, after = old.arrays(a), new.arrays(b)
-    if before.image.shape != after.image.shape:
-        words.append(f"grid {_times(before.image.shape)} → {_times(after.image.shape)}")
-        return Change(a.case_id, RELABELLED if relabelled else CHANGED, ", ".join(words))
-    if not words:
-        words.append("arrays")
-    change = Change(a.case_id, RELABELLED if relabelled else CHANGED, ", ".join(words))
-    if LabelState.UNKNOWN not in (a.liver_state, b.liver_state):
-        change = replace(change, liver_dice=dice(before.liver > 0, after.liver > 0))
-    if LabelState.UNKNOWN not in (a.tumour_state, b.tumour_state):
-        change = replace(change, tumour_dice=dice(before.tumour > 0, after.tumour > 0))
-    return change
+def _diff_entry(old: Pool, new: Pool, before: PoolEntry, after: PoolEntry) -> EntryDiff:
+    old_row, new_row = entry_row(before), entry_row(after)
+    labels = [column for column in LABEL_COLUMNS if old_row[column] != new_row[column]]
+    metadata = [column for column in METADATA_COLUMNS if old_row[column] != new_row[column]]
+    details = [f"{name} {_format(old_row[name])} → {_format(new_row[name])}" for name in (*labels, *metadata)]
+    change = RELABELLED if labels else CHANGED
+    old_arrays, new_arrays = old.arrays(before), new.arrays(after)
+    old_shape, new_shape = old_arrays.image_zyx.shape, new_arrays.image_zyx.shape
+    if old_shape != new_shape:
+        details.append(f"grid {_format_shape(old_shape)} → {_format_shape(new_shape)}")
+        return EntryDiff(before.case_id, change, ", ".join(details))
+    diff = EntryDiff(before.case_id, change, ", ".join(details) or "arrays")
+    if LabelState.UNKNOWN not in (before.liver.state, after.liver.state):
+        diff = replace(diff, liver_dice=dice(old_arrays.liver_zyx > 0, new_arrays.liver_zyx > 0))
+    if LabelState.UNKNOWN not in (before.tumour.state, after.tumour.state):
+        diff = replace(diff, tumour_dice=dice(old_arrays.tumour_zyx > 0, new_arrays.tumour_zyx > 0))
+    return diff
 
 
-def _short(value: object) -> str:
+def _format(value: object) -> str:
+    """A value of the table for people: weights with two decimals, hashes by their first eight digits."""
     text = f"{value:.2f}" if isinstance(value, float) else str(value)
-    return text[:8] if len(text) == 64 else text or "none"  # a hash
+    return text[:8] if len(text) == 64 else text or "none"
 
 
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
+def _format_shape(shape_zyx: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape_zyx))

@@ -1,9 +1,12 @@
-"""One pseudo-liver: predicted by a teacher or an ensemble under test-time augmentation, cleaned, and measured."""
+"""One pseudo-liver: predicted by one or more teachers with test-time augmentation, post-processed and measured."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,51 +14,68 @@ import numpy as np
 from hepar.cases import LIVER, Case
 from hepar.imaging.masks import Mask, body_mask, fill_holes, keep_largest_component
 from hepar.imaging.preprocessing import preprocess_image
-from hepar.imaging.volumes import Geometry, read_image, resample_mask, to_array, to_image
-from hepar.inference.prediction import Model, predict_probabilities, to_grid
+from hepar.imaging.volumes import Geometry, read_image, resample_mask, to_array, to_image, write_image
+from hepar.inference.prediction import Model, predict_probabilities, resample_probability
 from hepar.params import PseudoLabelParams
-from hepar.pseudo_labels.gates import Evidence, Signals, measure
+from hepar.pseudo_labels.folder import PseudoLabels
+from hepar.pseudo_labels.signals import Evidence, Signals, measure
+
+SIGNALS_FILE = "signals.json"
 
 
 @dataclass(frozen=True)
-class PseudoMask:
-    """A pseudo-liver on its case's grid, zyx: the mask, its uncertain boundary, and what is measured of it."""
+class PseudoLiver:
+    """A pseudo-liver on its case's grid: the mask, its uncertain voxels (both bool zyx), and its signals."""
 
-    liver: Mask
-    uncertain: Mask
+    liver_zyx: Mask
+    uncertain_zyx: Mask
     signals: Signals
     geometry: Geometry
 
+    def save(self, folder: Path) -> None:
+        """Write both masks and the signals into the new folder `folder`, which appears only when it is complete."""
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        write_image(to_image(self.liver_zyx, self.geometry), partial / PseudoLabels.LIVER)
+        write_image(to_image(self.uncertain_zyx, self.geometry), partial / PseudoLabels.UNCERTAIN)
+        (partial / SIGNALS_FILE).write_text(json.dumps(asdict(self.signals)))
+        partial.rename(folder)
 
-def label_case(case: Case, folder: Path, teachers: Sequence[Model], params: PseudoLabelParams) -> PseudoMask:
-    """Predict the liver of a case, whose files lie below `folder`, by every teacher and every variant.
 
-    The mask is the mean probability cut at one half, its largest component, filled. What is kept at a time is one
-    probability map and one byte a voxel for each prediction.
+def load_signals(folder: Path) -> Signals:
+    """The signals of a saved pseudo-liver."""
+    return Signals(**json.loads((folder / SIGNALS_FILE).read_text()))
+
+
+def predict_pseudo_liver(case: Case, folder: Path, teachers: Sequence[Model], params: PseudoLabelParams) -> PseudoLiver:
+    """Predict the liver of a case of the cohort in `folder` with every teacher and every test-time variant.
+
+    The mask is the mean probability thresholded at 0.5, reduced to its largest component, with holes filled; it may be
+    empty. Takes one probability map of memory, and one byte a voxel for each prediction.
     """
     image = read_image(folder / case.image)
     own = Geometry.of(image)
-    total, votes = np.zeros(own.size_zyx, np.float32), []
+    total_zyx, votes_zyx = np.zeros(own.size_zyx, np.float32), []
     for teacher in teachers:
         for variant in range(params.variants):
-            probabilities, grid = predict_probabilities(teacher, image, case.modality, params.overlap, variant)
-            liver = to_grid(probabilities[LIVER], grid, own)
-            total += liver
-            votes.append(liver > 0.5)
-    mean = total / np.float32(len(votes))
-    raw: Mask = mean > 0.5
-    liver_mask = fill_holes(keep_largest_component(raw))
-    prepared, grid = preprocess_image(image, case.modality, teachers[0].spec.plan)
-    inside = prepared[resample_mask(to_image(liver_mask, own), grid)]
+            probabilities_rzyx, grid = predict_probabilities(teacher, image, case.modality, params.overlap, variant)
+            probability_zyx = resample_probability(probabilities_rzyx[LIVER], grid, own)
+            total_zyx += probability_zyx
+            votes_zyx.append(probability_zyx > 0.5)
+    mean_zyx = total_zyx / np.float32(len(votes_zyx))
+    raw_zyx: Mask = mean_zyx > 0.5
+    liver_zyx = fill_holes(keep_largest_component(raw_zyx))
+    preprocessed_zyx, grid = preprocess_image(image, case.modality, teachers[0].spec.plan)
     evidence = Evidence(
-        mean=mean,
-        votes=votes,
-        raw=raw,
-        liver=liver_mask,
-        tumour=np.asarray(to_array(read_image(folder / case.tumour)) > 0) if case.tumour else None,
-        body=body_mask(to_array(image), case.modality),
-        intensity=inside,
+        probability_zyx=mean_zyx,
+        votes_zyx=votes_zyx,
+        raw_zyx=raw_zyx,
+        liver_zyx=liver_zyx,
+        tumour_zyx=np.asarray(to_array(read_image(folder / case.tumour)) > 0) if case.tumour else None,
+        body_zyx=body_mask(to_array(image), case.modality),
+        intensity_n=preprocessed_zyx[resample_mask(to_image(liver_zyx, own), grid)],
         spacing_zyx_mm=own.spacing_zyx_mm,
     )
-    uncertain = (mean > params.uncertain[0]) & (mean < params.uncertain[1])
-    return PseudoMask(liver_mask, uncertain, measure(evidence, teachers[0].spec.liver_intensity), own)
+    low, high = params.uncertain
+    uncertain_zyx = (mean_zyx > low) & (mean_zyx < high)
+    return PseudoLiver(liver_zyx, uncertain_zyx, measure(evidence, teachers[0].spec.liver_intensity), own)

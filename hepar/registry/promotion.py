@@ -1,4 +1,4 @@
-"""Whether a challenger replaces the champion. Pure: numbers in, a decision with its reasons out."""
+"""Whether a challenger replaces the champion."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hepar.cases import STRUCTURES
-from hepar.params import PromotionGates
+from hepar.cases import LIVER, STRUCTURES, TUMOUR
+from hepar.errors import DataError
+from hepar.params import PromotionGates, RegisterParams
+from hepar.registry.model_registry import CHAMPION, ModelVersion, RegisteredModel
+from hepar.registry.tracking import connect, tracking_uri
 
 Metrics = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Promote or not. `reasons` say what stands against it; they are empty for a promotion."""
+    """Promote or not. `reasons` say what speaks against it; empty for a promotion by the gates."""
 
     promote: bool
     reasons: tuple[str, ...]
 
 
 def decide(challenger: Metrics, champion: Metrics | None, gates: PromotionGates) -> Decision:
-    """Compare two `metrics.json`, made on the same test patients. Without a champion there is nothing to protect, and
-    the challenger takes its place.
+    """Compare the summary metrics of two models on the same test set. Without a champion the challenger is promoted.
 
-    A mean Dice that is not defined (no test case has that structure) is not compared. One that the champion has and
-    the challenger lacks stands against the challenger.
+    A mean Dice that is undefined, because no test case has the structure, is not compared. If the champion has one that
+    the challenger lacks, the challenger is not promoted.
     """
     if champion is None:
         return Decision(True, ())
-    floors = {"liver": gates.min_liver_dice, "tumour": gates.min_tumour_dice}
+    floors = {STRUCTURES[LIVER]: gates.min_liver_dice, STRUCTURES[TUMOUR]: gates.min_tumour_dice}
     own = mean_dice(challenger)
     reasons = [
         f"{modality} {structure} Dice {dice:.3f} < {floors[structure]:.3f}"
@@ -48,7 +50,7 @@ def decide(challenger: Metrics, champion: Metrics | None, gates: PromotionGates)
 
 
 def mean_dice(metrics: Metrics) -> dict[tuple[str, str], float]:
-    """Mean Dice by modality and structure, those that are defined."""
+    """The defined mean Dice by modality and structure."""
     found = {
         (modality, structure): metrics[modality][structure]["dice"]["mean"]
         for modality in sorted(metrics)
@@ -56,3 +58,29 @@ def mean_dice(metrics: Metrics) -> dict[tuple[str, str], float]:
         if structure in metrics[modality]
     }
     return {key: float(value) for key, value in found.items() if value is not None}
+
+
+def decide_against(champion: ModelVersion | None, metrics: Metrics, test_set: str, gates: PromotionGates) -> Decision:
+    """Decide as `decide` does. Scores on another test set are not comparable, so they keep the champion."""
+    if champion is not None and champion.test_set != test_set:
+        return Decision(False, (f"version {champion.number} was scored on another test set",))
+    return decide(metrics, None if champion is None else champion.metrics, gates)
+
+
+def promote(number: str, params: RegisterParams, force: bool) -> Decision:
+    """Make a registered version the champion if the gates allow it, or regardless with `force`.
+
+    Raises DataError if there is no such version.
+    """
+    model = RegisteredModel(connect(params.experiment), params.model_name)
+    challenger = model.version(number)
+    if challenger is None:
+        raise DataError(f"model {model.name} has no version {number} at {tracking_uri()}")
+    champion = model.version_by_alias(CHAMPION)
+    if champion is not None and champion.number == number:
+        return Decision(True, ("it already is the champion",))
+    decision = decide_against(champion, challenger.metrics, challenger.test_set, params.gates)
+    if decision.promote or force:
+        model.set_alias(CHAMPION, number)
+        return Decision(True, decision.reasons)
+    return decision

@@ -1,7 +1,7 @@
 """The model as MLflow loads it: `mlflow.pyfunc.load_model(uri).predict("scan.nii.gz")`.
 
-MLflow executes this file when it loads a registered version (models from code), so it imports mlflow; the rest of
-hepar reaches MLflow through `hepar.registry.tracking`.
+MLflow executes this file when it loads a registered version (models from code), so it imports mlflow. The rest of hepar
+reaches MLflow through `hepar.registry.tracking`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mlflow.pyfunc.model import PythonModel
 from hepar.cases import Modality
 from hepar.imaging.preprocessing import guess_modality
 from hepar.imaging.volumes import Geometry, read_image, to_image, write_image
-from hepar.inference.prediction import load_model, mask_names, segment
+from hepar.inference.prediction import label_file_names, load_model, segment
 from hepar.runtime.device import pick_device
 
 OVERLAP = 0.5
@@ -25,26 +25,26 @@ MIN_LESION_ML = 0.1
 
 
 class HeparModel(PythonModel):  # type: ignore[misc]
-    """Segments scans given by path; preprocessing and plan come with the model."""
+    """Segments scans given by path; the preprocessing comes with the model."""
 
-    _skip_type_hint_validation = True  # `predict` has none: MLflow would make a schema that has no room for a path
+    _skip_type_hint_validation = True  # from type hints MLflow would infer a schema, which cannot express a path
 
     def load_context(self, context: Any) -> None:
         self.model = load_model(Path(context.artifacts["model"]), pick_device())
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """Segment one path, a list of paths, or a table with a column `image` and optionally `modality`.
+        """Segment a path, a list of paths, or a table with a column `image` and optionally `modality`.
 
-        Gives for each scan the `modality`, volumes `liver_ml` and `tumour_ml`, and `labels`, uint8 zyx on the scan's
-        own grid: 0 background, 1 liver, 2 tumour. With `params={"output": FOLDER}` the labels are also written there
-        as `SCAN_labels.nii.gz` and `mask` names the file; scans of one name in several folders get their folder's name
-        in front, and a DataError tells which would still be one file. An undeclared modality is told by the
+        Returns for each scan the `modality`, the volumes `liver_ml` and `tumour_ml`, and `labels`, uint8 zyx on the
+        grid of the scan: 0 background, 1 liver, 2 tumour. With `params={"output": FOLDER}` the labels are also written
+        to `SCAN_labels.nii.gz` in that folder, and `mask` is the path. Scans of the same name are prefixed with the
+        names of their folders; raises DataError if they still collide. Without `modality` it is guessed from the
         intensities.
         """
         rows, output = _rows(model_input), (params or {}).get("output")
         if not output:
             return [self._segment(row, None) for row in rows]
-        names = mask_names([Path(row["image"]) for row in rows])
+        names = label_file_names([Path(row["image"]) for row in rows])
         return [self._segment(row, Path(output) / name) for row, name in zip(rows, names, strict=True)]
 
     def _segment(self, row: Mapping[str, Any], mask: Path | None) -> dict[str, Any]:
@@ -57,10 +57,10 @@ class HeparModel(PythonModel):  # type: ignore[misc]
             "modality": str(modality),
             "liver_ml": found.liver_ml,
             "tumour_ml": found.tumour_ml,
-            "labels": found.labels,
+            "labels": found.labels_zyx,
         }
         if mask is not None:
-            write_image(to_image(found.labels, Geometry.of(image)), mask)
+            write_image(to_image(found.labels_zyx, Geometry.of(image)), mask)
             result["mask"] = str(mask)
         return result
 
@@ -68,7 +68,7 @@ class HeparModel(PythonModel):  # type: ignore[misc]
 def _rows(model_input: Any) -> list[Mapping[str, Any]]:
     if isinstance(model_input, pd.DataFrame):
         if "image" not in model_input.columns:
-            raise ValueError(f"the table has columns {list(model_input.columns)}, a column 'image' is needed")
+            raise ValueError(f"the table must have a column 'image' but has {list(model_input.columns)}")
         return [{str(key): value for key, value in row.items()} for row in model_input.to_dict(orient="records")]
     if isinstance(model_input, str | Path):
         return [{"image": model_input}]

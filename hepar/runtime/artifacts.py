@@ -1,7 +1,7 @@
-"""Folders that stages hand on: whole or not there, and known by the hash of their content.
+"""Folders that stages exchange: complete or absent, and identified by a hash of their content.
 
-Every artifact holds `manifest.json`: its kind, its content hash, and the hashes of what it was made from. The hash
-covers names and bytes of the files listed there, so it is the same on every machine and under every runner.
+Every artifact holds `manifest.json`: its kind, its content hash, and the hashes of its inputs. The hash covers the
+names and contents of the listed files, so it is the same on every machine and under every runner.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from hepar.errors import ArtifactError
 from hepar.runtime.chunked import SUFFIX, sha256_chunked
 
@@ -27,8 +25,8 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact says of itself. `parents` maps a name (`cohort`, `pool`) to that artifact's hash, `files` the
-    place of each file to the hash of its content."""
+    """An artifact's identity. `parents` maps an input's name (`cohort`, `pool`) to its hash, `files` each file's
+    path in the folder to the hash of its content."""
 
     kind: str
     hash: str
@@ -43,14 +41,27 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_content(path: Path) -> str:
-    """SHA-256 of a file; of arrays (`.npz`, `.b2nd`) and pictures that of their values: builds of a codec differ."""
+    """SHA-256 of a file's bytes, or of the decoded values of an array (`.npz`, `.b2nd`) or a PNG.
+
+    Two builds of a codec may compress the same values to different bytes.
+    """
     if path.suffix == SUFFIX:
         return sha256_chunked(path)
     if path.suffix == ".png":
-        with Image.open(path) as picture:
-            return hashlib.sha256(f"{picture.mode} {picture.size}".encode() + picture.tobytes()).hexdigest()
-    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
-        return sha256_file(path)
+        return _sha256_picture(path)
+    if path.suffix == ".npz" and zipfile.is_zipfile(path):
+        return _sha256_npz(path)
+    return sha256_file(path)
+
+
+def _sha256_picture(path: Path) -> str:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return hashlib.sha256(f"{picture.mode} {picture.size}".encode() + picture.tobytes()).hexdigest()
+
+
+def _sha256_npz(path: Path) -> str:
     digest = hashlib.sha256()
     with zipfile.ZipFile(path) as archive:
         for name in sorted(archive.namelist()):
@@ -67,7 +78,7 @@ def sha256_json(value: object) -> str:
 
 
 def dvc_version(folder: Path) -> str:
-    """The hash by which DVC knows a folder: MD5 of the JSON list of its files and their MD5, with `.dir` behind it."""
+    """DVC's hash of a folder: the MD5 of the JSON list of its files and their MD5, followed by `.dir`."""
     files = [
         {"md5": _md5(path), "relpath": path.relative_to(folder).as_posix()}
         for path in sorted(folder.rglob("*"))
@@ -83,43 +94,43 @@ def _md5(path: Path) -> str:
 
 
 @contextmanager
-def writing(
-    folder: Path, kind: str, parents: Mapping[str, str], known: MutableMapping[str, str] | None = None
+def write_artifact(
+    folder: Path, kind: str, parents: Mapping[str, str], known_hashes: MutableMapping[str, str] | None = None
 ) -> Iterator[Path]:
-    """Write an artifact: yields a temporary folder beside `folder`, sealed and renamed to it at the end.
+    """Write an artifact: yields a temporary folder beside `folder`, which gets its manifest and is renamed at the end.
 
-    On an error, or if the process dies, `folder` is as it was; what an earlier attempt left is removed first. `known`
-    maps places of files to the hashes of their content, which then are not computed: the caller may fill it while it
-    links files of an earlier artifact. Raises ArtifactError where another process writes there.
+    On an error, or if the process dies, `folder` stays as it was; the next attempt removes what is left behind.
+    `known_hashes` maps a file's path in the folder to the hash of its content, which is then not computed; the caller
+    may fill it while linking files of an earlier artifact. Raises ArtifactError if another process is writing `folder`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.partial"
-    with _alone(partial, folder):
+    with _locked(partial, folder):
         try:
             yield partial
-            _seal(partial, kind, parents, known or {})
+            _write_manifest(partial, kind, parents, known_hashes or {})
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        _swap(partial, folder)
+        _replace(folder, partial)
 
 
 @contextmanager
-def _alone(partial: Path, folder: Path) -> Iterator[None]:
-    """Hold a lock on the emptied folder `partial`, which ends with the process at the latest."""
+def _locked(partial: Path, folder: Path) -> Iterator[None]:
+    """Lock and empty the folder `partial`. The kernel releases the lock when the process ends."""
     partial.mkdir(exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
+    descriptor = os.open(partial, os.O_RDONLY)
     try:
-        if not _locks(lock):
-            raise ArtifactError(f"another process writes to {folder}")
-        for left in partial.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if not _try_lock(descriptor):
+            raise ArtifactError(f"another process is writing {folder}")
+        for leftover in partial.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
-def _locks(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -129,38 +140,38 @@ def _locks(descriptor: int) -> bool:
     return True
 
 
-def _seal(folder: Path, kind: str, parents: Mapping[str, str], known: Mapping[str, str]) -> None:
-    places = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    places.pop(MANIFEST, None)
-    files = {place: known.get(place) or sha256_content(path) for place, path in places.items()}
+def _write_manifest(folder: Path, kind: str, parents: Mapping[str, str], known_hashes: Mapping[str, str]) -> None:
+    paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    paths.pop(MANIFEST, None)
+    files = {name: known_hashes.get(name) or sha256_content(path) for name, path in paths.items()}
     own = sha256_json({"kind": kind, "files": files})
     write_json(folder / MANIFEST, {"kind": kind, "hash": own, "parents": dict(parents), "files": files})
 
 
-def _swap(partial: Path, folder: Path) -> None:
-    """Put a finished folder in the place of an older one, so that at every moment one of the two is whole."""
+def _replace(folder: Path, by: Path) -> None:
+    """Rename `by` to `folder`. The older folder is moved aside first, so one complete version always exists."""
     old = folder.parent / f".{folder.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
-    partial.rename(folder)
+    by.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def link(source: Path, place: Path) -> None:
-    """Put a file at a second place without copying it, where the file system can; folders are made."""
-    place.parent.mkdir(parents=True, exist_ok=True)
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it where the file system cannot; creates the target's folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, place)
+        os.link(source, target)
     except OSError:
-        shutil.copyfile(source, place)
+        shutil.copyfile(source, target)
 
 
 def read_manifest(folder: Path, kind: str) -> Manifest:
-    """Read what an artifact says of itself. Raises ArtifactError where it is missing or of another kind."""
+    """Read the manifest of an artifact. Raises ArtifactError if it is missing, damaged or of another kind."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise ArtifactError(f"{folder} holds no finished {kind}: {MANIFEST} is missing")
+        raise ArtifactError(f"{folder} is not a complete {kind}: {MANIFEST} is missing")
     try:
         found = Manifest(**json.loads(path.read_text()))
     except (ValueError, TypeError):
@@ -171,7 +182,7 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON with sorted keys, by way of a temporary file."""
+    """Write JSON with sorted keys, to a temporary file first. Raises ValueError if a number is not finite."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
     temporary.replace(path)

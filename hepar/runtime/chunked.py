@@ -1,4 +1,4 @@
-"""Arrays on disk of which a part is read without the rest: in chunks, compressed by Blosc2."""
+"""Arrays on disk in chunks compressed by Blosc2: a part is read without the rest."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-import blosc2
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hepar.errors import ArtifactError
 
+if TYPE_CHECKING:
+    import numpy.typing as npt  # like blosc2 slow to import, and every command imports the artifacts
+
 SUFFIX = ".b2nd"
-CHUNK_ZYX, BLOCK_ZYX = (64, 64, 64), (16, 32, 32)  # a chunk is looked up, a block unpacked
-LEVEL = 5
-FACTS = "hepar"
+CHUNK_ZYX, BLOCK_ZYX = (64, 64, 64), (16, 32, 32)  # a chunk is looked up, a block is decompressed
+COMPRESSION_LEVEL = 5
+METADATA_KEY = "hepar"
 
 
 class Sliceable(Protocol):
-    """An array in memory or on disk; a slice of it is an array in memory."""
+    """An array in memory or on disk. Slicing it gives an array in memory."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -29,36 +28,43 @@ class Sliceable(Protocol):
     def __getitem__(self, key: Any) -> Any: ...
 
 
-def write_chunked(path: Path, array: npt.NDArray[Any], **facts: Any) -> None:
-    """Write an array zyx, and some numbers or lists of numbers that are read back by `read_facts`."""
-    chunks = _within(CHUNK_ZYX, array.shape)
-    blocks = _within(BLOCK_ZYX, chunks)
-    settings = {"codec": blosc2.Codec.ZSTD, "clevel": LEVEL, "nthreads": 1}
+def write_chunked(path: Path, array_zyx: npt.NDArray[Any], **metadata: Any) -> None:
+    """Write an array zyx of any dtype, with numbers or lists of numbers that `read_metadata` returns."""
+    import blosc2
+    import numpy as np
+
+    chunks = _clip(CHUNK_ZYX, array_zyx.shape)
+    blocks = _clip(BLOCK_ZYX, chunks)
+    settings = {"codec": blosc2.Codec.ZSTD, "clevel": COMPRESSION_LEVEL, "nthreads": 1}
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = blosc2.asarray(
-        np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams=settings
+        np.ascontiguousarray(array_zyx), urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams=settings
     )
-    stored.schunk.vlmeta[FACTS] = facts
+    stored.schunk.vlmeta[METADATA_KEY] = metadata
 
 
 def open_chunked(path: Path) -> Any:
-    """The array as a `Sliceable` that maps its file; not to be shared by threads. Raises ArtifactError for none."""
+    """A `Sliceable` that maps the file, not to be shared by threads. Raises ArtifactError if it is no chunked array."""
+    import blosc2
+
     try:
         return blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
     except (OSError, RuntimeError, ValueError) as error:
-        raise ArtifactError(f"{path} is no chunked array: {' '.join(str(error).split())}") from None
+        raise ArtifactError(f"{path} is not a chunked array: {' '.join(str(error).split())}") from None
 
 
-def read_facts(array: Any) -> dict[str, Any]:
-    """What was written with an opened array."""
-    return dict(array.schunk.vlmeta[FACTS])
+def read_metadata(array: Any) -> dict[str, Any]:
+    """The metadata written with an opened array."""
+    return dict(array.schunk.vlmeta[METADATA_KEY])
 
 
 def sha256_chunked(path: Path) -> str:
-    """SHA-256 of type, shape, facts and voxels: builds of a codec may compress the same voxels differently."""
+    """SHA-256 of dtype, shape, metadata and voxels: builds of a codec may compress the same voxels differently."""
+    import numpy as np
+
     array = open_chunked(path)
-    facts = sorted(read_facts(array).items())
-    digest = hashlib.sha256(f"{array.dtype} {tuple(array.shape)} {facts}".encode())
+    metadata = sorted(read_metadata(array).items())
+    digest = hashlib.sha256(f"{array.dtype} {tuple(array.shape)} {metadata}".encode())
     steps = [range(0, size, step) for size, step in zip(array.shape, array.chunks, strict=True)]
     for start in itertools.product(*steps):
         part = tuple(slice(first, first + step) for first, step in zip(start, array.chunks, strict=True))
@@ -66,5 +72,5 @@ def sha256_chunked(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _within(sizes: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+def _clip(sizes: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(min(size, n) for size, n in zip(sizes, shape, strict=True))

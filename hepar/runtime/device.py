@@ -1,4 +1,4 @@
-"""How this process uses its machine."""
+"""The device, threads and signals of this process."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from threading import current_thread, main_thread
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch  # takes seconds, and not every process that counts its cores computes
+    import torch  # takes seconds to import, which a process that only counts its cores need not wait for
 
-SHUTDOWN_SECONDS = 120  # that a training has to save a checkpoint after SIGTERM
+SHUTDOWN_SECONDS = 120  # in which a training has to save a checkpoint after SIGTERM
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
 
 
 def use_threads(threads: int) -> None:
-    """Let torch use this many CPU threads, 0 for every core this process may run on, and keep freed memory.
+    """Let torch use this many CPU threads (0: one per available core), and keep freed memory in the process.
 
-    glibc returns large freed blocks to the kernel at once, and a network's activations are such blocks: keeping them
-    saves the page faults of every step (a small MedFormer trains about a fifth faster).
+    glibc returns large freed blocks, such as a network's activations, to the kernel at once. Keeping them saves the
+    page faults of every step: a small MedFormer trains about a fifth faster.
     """
     import torch
 
@@ -34,35 +34,35 @@ def use_threads(threads: int) -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def alone() -> None:
-    """Let torch compute in the calling thread alone.
+def use_one_thread() -> None:
+    """Let torch compute single-threaded in the calling thread.
 
-    Where OpenMP has more threads than cores it stops waiting busily: a training whose threads cut patches ahead, each
-    with a team of its own, took 1.7 times as long for a step on two cores.
+    OpenMP stops spinning when there are more threads than cores: with prefetching threads that each had a team of
+    their own, a training step on two cores took 1.7 times as long.
     """
     import torch
 
-    torch.get_num_threads()  # by which a new thread takes the process's number, which it does once
+    torch.get_num_threads()  # a new thread takes over the process's number once, on this call
     torch_cpu = str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")
     for library, function in ((None, "omp_set_num_threads"), (torch_cpu, "MKL_Set_Num_Threads_Local")):
-        with suppress(OSError, AttributeError):  # another platform, or a torch without MKL
+        with suppress(OSError, AttributeError):  # another platform, or torch without MKL
             getattr(ctypes.CDLL(library), function)(1)
 
 
 def available_cores() -> int:
-    """How many cores this process may run on."""
+    """Number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pick_device() -> torch.device:
-    """The first CUDA device where there is one, else the CPU."""
+    """The first CUDA device if there is one, else the CPU."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Half precision where `precision` is bf16 or fp16; single precision for fp32."""
+    """Autocast to half precision for bf16 and fp16; disabled for fp32."""
     import torch
 
     types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -70,22 +70,22 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 @contextmanager
-def sigterm(hand_on: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM came, as the scheduler of a cluster sends it some time before it kills; for the main thread.
+def catch_sigterm(on_signal: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
+    """Catch SIGTERM, which a cluster's scheduler sends some time before it kills; yields whether it has arrived.
 
-    `hand_on` is called as it comes.
+    Calls `on_signal` when it arrives. Python handles signals in the main thread only: elsewhere it never arrives.
     """
-    came: list[int] = []
+    arrived: list[int] = []
 
-    def note(number: int, frame: object) -> None:
-        came.append(number)
-        hand_on()
+    def handle(number: int, frame: object) -> None:
+        arrived.append(number)
+        on_signal()
 
     if current_thread() is not main_thread():
         yield lambda: False
         return
-    before = signal.signal(signal.SIGTERM, note)
+    before = signal.signal(signal.SIGTERM, handle)
     try:
-        yield lambda: bool(came)
+        yield lambda: bool(arrived)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,7 +1,7 @@
-"""Progress of long work: a bar at a terminal, one line an interval elsewhere, and a file for whoever watches the run.
+"""Progress of long work: a bar on a terminal, a line every few seconds elsewhere, and a status file for watchers.
 
-Where the environment names a folder in HEPAR_PROGRESS, each stage keeps `<stage>.json` there: state, seconds, done,
-total, message. `hepar run` reads these while the stages run in other processes or containers.
+If HEPAR_PROGRESS names a folder, each stage keeps its status there in `<stage>.json`: state, seconds, done, total,
+message. `hepar run` reads these files while the stages run in other processes or containers.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ FILE_SECONDS = 0.5
 
 @dataclass
 class StageStatus:
-    """What a watcher sees of one stage: `state` running, done or failed.
+    """Status of one stage: `state` is running, done or failed.
 
-    `mendable` if the input is at fault, `preempted` if it was told to stop and has saved where it was.
+    `user_error` is true if the user's input is at fault, `preempted` if the stage was stopped and can be resumed.
     """
 
     stage: str
@@ -39,7 +39,7 @@ class StageStatus:
     done: int = 0
     total: int = 0
     message: str = ""
-    mendable: bool = False
+    user_error: bool = False
     preempted: bool = False
 
 
@@ -50,14 +50,15 @@ class Stage:
         self.status = StageStatus(name)
         self._began = time.monotonic()
         self._last_line = self._last_file = -1e9
-        self._quiet = os.environ.get("RANK", "0") != "0"  # of several processes of one training, the first speaks
+        self._quiet = os.environ.get("RANK", "0") != "0"  # of the processes of one training only the first reports
         self._console = Console(stderr=True, quiet=self._quiet)
         self._bar: Progress | None = None
-        self._counted_from: tuple[int, float] | None = None  # steps done, and when: what a resumed run skipped is none
+        # steps done, and when: the rate excludes the steps that a resumed run skipped
+        self._counted_from: tuple[int, float] | None = None
 
     @contextmanager
     def counting(self, total: int, what: str) -> Iterator[Stage]:
-        """Count `total` steps of one kind of work inside the stage."""
+        """Count `total` steps of one kind of work within the stage."""
         self.status.done, self.status.total, self.status.message = 0, total, what
         self._counted_from = None
         if not self._console.is_terminal:
@@ -73,7 +74,7 @@ class Stage:
                 self._bar = None
 
     def advance(self, to: int | None = None, **facts: float | str) -> None:
-        """One step done, or `to` of them; `facts` are shown beside the bar."""
+        """Count one more step, or set the count to `to`. `facts` are shown beside the bar."""
         status = self.status
         status.done = status.done + 1 if to is None else to
         shown = " ".join(
@@ -93,18 +94,18 @@ class Stage:
             self.publish()
 
     def _rate(self, now: float) -> str:
-        """Steps a second since the first one was counted."""
+        """Steps per second since the first one was counted; empty until there are two."""
         if self._counted_from is None:
             self._counted_from = self.status.done, now
         done, since = self._counted_from
         return f"{(self.status.done - done) / max(now - since, 1e-9):.2f}/s" if self.status.done > done else ""
 
-    def say(self, text: str) -> None:
-        """Tell something once, beside the counting."""
+    def log(self, text: str) -> None:
+        """Print a line, without disturbing the bar."""
         self._console.print(f"{self.status.stage}: {text}", markup=False, highlight=False)
 
     def publish(self) -> None:
-        """Write the status file, where a watcher asked for it."""
+        """Write the status file if HEPAR_PROGRESS is set."""
         folder = os.environ.get(FOLDER_VARIABLE)
         if not folder or self._quiet:
             return
@@ -119,7 +120,7 @@ _current: ContextVar[Stage | None] = ContextVar("stage", default=None)
 
 @contextmanager
 def stage(name: str) -> Iterator[Stage]:
-    """Mark the beginning and the end of a stage."""
+    """Run a stage: its status is published at the start, when it ends and when it fails."""
     running = Stage(name)
     token = _current.set(running)
     running.publish()
@@ -129,7 +130,7 @@ def stage(name: str) -> Iterator[Stage]:
     except BaseException as error:
         running.status.state = "failed"
         running.status.message = str(error) or type(error).__name__
-        running.status.mendable = isinstance(error, HeparError)
+        running.status.user_error = isinstance(error, HeparError)
         running.status.preempted = isinstance(error, Preempted)
         raise
     finally:
@@ -137,6 +138,6 @@ def stage(name: str) -> Iterator[Stage]:
         _current.reset(token)
 
 
-def current() -> Stage:
-    """The stage that runs, or a nameless one outside of any."""
+def current_stage() -> Stage:
+    """The stage that is running, or a new one named `hepar` outside of any."""
     return _current.get() or Stage("hepar")

@@ -1,7 +1,6 @@
-"""Stage 6: score a model on the held-out patients, and report.
+"""Stage 6: score a model on the held-out patients.
 
-Writes `metrics.json` (by modality), `report.html`, `cases.csv` (every score of every case), `facts.json` (what was
-scored, by hash) and `masks/<case>.nii.gz` (0 background, 1 liver, 2 tumour).
+Writes a folder `Report`: summary metrics, the HTML page, scores and predicted mask of each case, and provenance.
 """
 
 from __future__ import annotations
@@ -13,38 +12,41 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hepar.cases import Case, Cohort, LabelState, Modality, Split
+from hepar.cases import Case, Cohort, LabelState, Split
 from hepar.errors import DataError
-from hepar.evaluation import CaseScores, CaseSlice, pick_slice, score_case, scores_table, summarise, write_report
+from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase
+from hepar.evaluation.report import write_report
+from hepar.evaluation.report_folder import Report
+from hepar.evaluation.scores import CaseScores, score_case, scores_table
+from hepar.evaluation.slices import CaseSlice, display_window, pick_slice
+from hepar.evaluation.summary import summarise
 from hepar.imaging.masks import Mask
-from hepar.imaging.volumes import Array, Geometry, read_image, to_array, to_image, write_image
-from hepar.inference.patients import FILE as PATIENTS
-from hepar.inference.patients import hash_patient, patients_seen
+from hepar.imaging.volumes import Geometry, read_image, to_array, to_image, write_image
+from hepar.inference.model_folder import ModelFolder, hash_patient
 from hepar.inference.prediction import Model, load_model, segment
 from hepar.params import EvaluateParams
-from hepar.registry.tracking import git_commit
-from hepar.runtime.artifacts import read_manifest, sha256_json, write_json, writing
+from hepar.runtime.artifacts import read_manifest, sha256_json, write_artifact
+from hepar.runtime.commit import git_commit
 from hepar.runtime.device import pick_device, use_threads
-from hepar.runtime.progress import current, stage
-
-KIND = "report"
-METRICS, REPORT, CASES, FACTS, MASKS = "metrics.json", "report.html", "cases.csv", "facts.json", "masks"
-SHOWN_PERCENTILES = (1.0, 99.5)  # of an MR volume, black to white in a picture
+from hepar.runtime.progress import current_stage, stage
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores and picture of one case."""
+    """Scores of one case and the slice that the report shows."""
 
     scores: CaseScores
-    picture: CaseSlice
+    shown: CaseSlice
 
 
 def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None:
-    """Segment every test case of the cohort with `model` and write the folder `report`."""
+    """Segment and score all test cases of the model's modalities.
+
+    Raises DataError if there are none, or if the model has seen a label of a test patient.
+    """
     with stage("evaluate"):
         use_threads(params.threads)
-        cohort_hash, manifest = read_manifest(cohort, "cohort").hash, read_manifest(model, "model")
+        cohort_hash, manifest = read_manifest(cohort, Cohort.KIND).hash, read_manifest(model, ModelFolder.KIND)
         cases = Cohort.load(cohort)
         loaded = load_model(model, pick_device())
         chosen = [case for case in cases.select(None, (Split.TEST,)) if case.modality in loaded.spec.modalities]
@@ -56,83 +58,61 @@ def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None
             "model": manifest.hash,
             **{f"model's {k}": v for k, v in manifest.parents.items()},
         }
-        with writing(report, KIND, parents) as folder:
-            with current().counting(len(chosen), "cases") as count:
+        with write_artifact(report, Report.KIND, parents) as folder:
+            with current_stage().counting(len(chosen), "cases") as count:
                 scored = []
                 for case in chosen:
-                    scored.append(_score(case, cases, loaded, folder / MASKS, params))
+                    scored.append(_score(case, cases, loaded, Report(folder), params))
                     count.advance(case=case.case_id)
             facts = _facts(chosen, cohort_hash, manifest.hash, manifest.parents)
-            _write(folder, scored, pd.read_csv(model / "history.csv"), facts, params)
+            _write(Report(folder), scored, ModelFolder(model).load_history(), facts, params)
 
 
 def _check_unseen(model: Path, cases: Sequence[Case]) -> None:
-    """Refuse a model that has seen a test patient's label, as by a warm start from a model of another split."""
-    if not (model / PATIENTS).is_file():
+    """Raise DataError if the model has seen a test patient's label, as after a warm start from another split."""
+    if not ModelFolder(model).has_patients():
         return
-    seen = patients_seen(model)
+    seen = ModelFolder(model).load_patients()
     if leaked := [case for case in cases if hash_patient(case.patient_id) in seen]:
         raise DataError(
-            f"case {leaked[0].case_id}: the model has seen a label of test patient {leaked[0].patient_id}, and of"
-            f" {len(leaked) - 1} more of {len(cases)} test cases: its score would mean nothing"
+            f"case {leaked[0].case_id}: the model has seen a label of test patient {leaked[0].patient_id}"
+            f" ({len(leaked)} of {len(cases)} test cases are affected), so its scores would be meaningless"
         )
 
 
-def _score(case: Case, cohort: Cohort, model: Model, masks: Path, params: EvaluateParams) -> Scored:
+def _score(case: Case, cohort: Cohort, model: Model, report: Report, params: EvaluateParams) -> Scored:
     image = read_image(cohort.file(case.image))
-    array = to_array(image)
-    predicted = segment(model, image, case.modality, params.overlap, params.min_lesion_ml)
-    liver = _reference(cohort, case.liver, case.liver_state, array.shape)
-    tumour = _reference(cohort, case.tumour, case.tumour_state, array.shape)
-    if liver is not None and tumour is not None:
-        liver = liver | tumour
+    image_zyx = to_array(image)
     geometry = Geometry.of(image)
-    write_image(to_image(predicted.labels, geometry), masks / f"{case.case_id}.nii.gz")
-    scores = score_case(
-        case_id=case.case_id,
-        patient_id=case.patient_id,
-        modality=str(case.modality),
-        sequence=case.sequence,
-        source=case.source,
-        liver_reference_zyx=liver,
-        tumour_reference_zyx=tumour,
-        liver_prediction_zyx=predicted.liver,
-        tumour_prediction_zyx=predicted.tumour,
-        spacing_zyx_mm=geometry.spacing_zyx_mm,
-        distances_known=case.distances_known,
-    )
-    picture = pick_slice(
-        case.case_id,
-        array.astype(np.float32),
-        liver,
-        tumour,
-        predicted.liver,
-        predicted.tumour,
+    predicted = segment(model, image, case.modality, params.overlap, params.min_lesion_ml)
+    write_image(to_image(predicted.labels_zyx, geometry), report.mask(case.case_id))
+    liver_zyx = _read_reference(cohort, case.liver, case.liver_state, image_zyx.shape)
+    tumour_zyx = _read_reference(cohort, case.tumour, case.tumour_state, image_zyx.shape)
+    if liver_zyx is not None and tumour_zyx is not None:
+        liver_zyx = liver_zyx | tumour_zyx
+    segmented = SegmentedCase(
+        CaseIdentity(case.case_id, case.patient_id, str(case.modality), case.sequence, case.source),
+        LabelPair(liver_zyx, predicted.liver_zyx),
+        LabelPair(tumour_zyx, predicted.tumour_zyx),
         geometry.spacing_zyx_mm,
-        _window(array, case.modality, model),
+        case.distances_known,
     )
-    return Scored(scores, picture)
+    window = display_window(image_zyx, case.modality, model.spec.plan.window_hu)
+    return Scored(score_case(segmented), pick_slice(segmented, image_zyx.astype(np.float32), window))
 
 
-def _reference(cohort: Cohort, file: str, state: LabelState, shape: tuple[int, ...]) -> Mask | None:
-    """The reference mask: None where the state is unknown, all false where an expert found none."""
+def _read_reference(cohort: Cohort, file: str, state: LabelState, shape_zyx: tuple[int, ...]) -> Mask | None:
+    """The reference mask, bool zyx: None if unknown, empty if an expert labelled the structure absent."""
     if state == LabelState.MANUAL:
         return np.asarray(to_array(read_image(cohort.file(file))) > 0)
-    return np.zeros(shape, bool) if state == LabelState.ABSENT else None
-
-
-def _window(array: Array, modality: Modality, model: Model) -> tuple[float, float]:
-    if modality == Modality.CT:
-        return model.spec.plan.window_hu
-    low, high = np.percentile(array, SHOWN_PERCENTILES)
-    return float(low), float(max(high, low + 1e-6))
+    return np.zeros(shape_zyx, bool) if state == LabelState.ABSENT else None
 
 
 def _facts(cases: Sequence[Case], cohort_hash: str, model_hash: str, origin: Mapping[str, str]) -> dict[str, str]:
     tested = sorted((case.image_sha256, case.liver_sha256, case.tumour_sha256) for case in cases)
     return {
         "cohort": cohort_hash,
-        "test set": sha256_json(tested),
+        Report.TEST_SET: sha256_json(tested),
         "pool": origin.get("pool", ""),
         "pool version": origin.get("pool version", ""),
         "model": model_hash,
@@ -141,11 +121,9 @@ def _facts(cases: Sequence[Case], cohort_hash: str, model_hash: str, origin: Map
 
 
 def _write(
-    folder: Path, scored: Sequence[Scored], history: pd.DataFrame, facts: dict[str, str], params: EvaluateParams
+    report: Report, scored: Sequence[Scored], history: pd.DataFrame, facts: dict[str, str], params: EvaluateParams
 ) -> None:
     scores = [item.scores for item in scored]
     metrics = summarise(scores, seed=params.bootstrap_seed, resamples=params.bootstrap_resamples)
-    write_json(folder / METRICS, metrics)
-    write_json(folder / FACTS, facts)
-    scores_table(scores).to_csv(folder / CASES, index=False)
-    write_report(folder / REPORT, metrics, scores, [item.picture for item in scored], history, facts)
+    report.save(metrics, facts, scores_table(scores))
+    write_report(report.page, metrics, scores, [item.shown for item in scored], history, facts)

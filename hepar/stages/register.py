@@ -1,90 +1,45 @@
-"""Stage 7: register the model with its report, and let the gates decide on its alias.
+"""Stage 7: register the model with its report as champion or challenger.
 
-The first version becomes `champion`, since there is nothing to protect; a later one becomes `challenger`, and
-`champion` if the gates let it. Writes `registration.json`: name, version, alias, reasons.
+Writes a folder `Registration`: name, version, alias, and the reasons against a promotion.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from hepar.errors import ArtifactError, DataError
+from hepar.errors import ArtifactError
+from hepar.evaluation.report_folder import Report
+from hepar.inference.model_folder import ModelFolder
 from hepar.params import RegisterParams
-from hepar.registry import tracking
-from hepar.registry.promotion import Decision, decide
-from hepar.runtime.artifacts import read_manifest, write_json, writing
+from hepar.registry.model_registry import CHALLENGER, CHAMPION, RegisteredModel
+from hepar.registry.promotion import decide_against
+from hepar.registry.registration import Registration
+from hepar.registry.tracking import as_tags, log_history, log_report, model_run
+from hepar.runtime.artifacts import read_manifest, write_artifact
 from hepar.runtime.progress import stage
-
-KIND = "registration"
-FILE = "registration.json"
-HISTORY_COLUMNS = ["step", "split", "modality", "metric", "value"]
 
 
 def run(model: Path, report: Path, registration: Path, params: RegisterParams) -> None:
-    """Register the model folder `model` as a new version, with what `report` says of it."""
-    with stage("register"):
-        model_hash = read_manifest(model, "model").hash
-        scored = read_manifest(report, "report").parents
-        if scored["model"] != model_hash:
-            raise ArtifactError(f"{report} scores model {scored['model']}, but {model} is {model_hash}")
-        metrics = json.loads((report / "metrics.json").read_text())
-        facts = json.loads((report / "facts.json").read_text())
-        with tracking.model_run(params.experiment, model_hash) as mlflow:
-            champion = tracking.version_by_alias(mlflow, params.model_name, tracking.CHAMPION)
-            decision = _decide(metrics, facts["test set"], champion, params)
-            _log(mlflow, model, report, metrics)
-            number = tracking.log_model(mlflow, model, params.model_name)
-            tags = {f"hepar.{key.replace(' ', '_')}": value for key, value in facts.items()}
-            tags["hepar.decision"] = "promoted" if decision.promote else "; ".join(decision.reasons)
-            tracking.tag_version(mlflow, params.model_name, number, tags)
-            alias = tracking.CHAMPION if decision.promote else tracking.CHALLENGER
-            tracking.set_alias(mlflow, params.model_name, alias, number)
-        result = {"name": params.model_name, "version": number, "alias": alias, "reasons": list(decision.reasons)}
-        with writing(registration, KIND, {"model": model_hash}) as folder:
-            write_json(folder / FILE, result)
+    """Register the model folder `model` as a new version. The first becomes champion; later ones need the gates.
 
-
-def _decide(
-    metrics: Mapping[str, Any], test_set: str, champion: tracking.Version | None, params: RegisterParams
-) -> Decision:
-    """The gates' decision; numbers from another test set are not comparable, so that keeps the champion."""
-    if champion is not None and champion.test_set != test_set:
-        return Decision(False, (f"version {champion.number} was scored on another test set",))
-    return decide(metrics, champion.metrics if champion is not None else None, params.gates)
-
-
-def _log(mlflow: Any, model: Path, report: Path, metrics: dict[str, Any]) -> None:
-    """Attach the report, the scores and, where the training was tracked elsewhere, its history."""
-    mlflow.log_artifacts(str(report), "report")
-    for modality, structures in metrics.items():
-        for structure in ("liver", "tumour"):
-            if (value := structures[structure]["dice"]["mean"]) is not None:
-                mlflow.log_metric(f"test/{modality}/{structure}_dice", value)
-    if not mlflow.MlflowClient().get_run(mlflow.active_run().info.run_id).data.metrics.get("train/loss"):
-        history = pd.read_csv(model / "history.csv", keep_default_na=False)
-        for step, split, modality, metric, value in history[HISTORY_COLUMNS].values.tolist():
-            mlflow.log_metric("/".join(filter(None, (split, modality, metric))), value, step=step)
-
-
-def promote(number: str, params: RegisterParams, force: bool) -> Decision:
-    """Make a registered version the champion if the gates let it, or in any case with `force`.
-
-    Raises DataError for a version that is not registered.
+    Raises ArtifactError if `report` scores another model.
     """
-    mlflow = tracking.connect(params.experiment)
-    challenger = tracking.registered_version(mlflow, params.model_name, number)
-    if challenger is None:
-        raise DataError(f"model {params.model_name} has no version {number} at {tracking.tracking_uri()}")
-    champion = tracking.version_by_alias(mlflow, params.model_name, tracking.CHAMPION)
-    if champion is not None and champion.number == number:
-        return Decision(True, ("it is the champion already",))
-    decision = _decide(challenger.metrics, challenger.test_set, champion, params)
-    if decision.promote or force:
-        tracking.set_alias(mlflow, params.model_name, tracking.CHAMPION, number)
-        return Decision(True, decision.reasons)
-    return decision
+    with stage("register"):
+        model_hash = read_manifest(model, ModelFolder.KIND).hash
+        scored = Report.load(report)
+        if (scored_hash := scored.manifest.parents["model"]) != model_hash:
+            raise ArtifactError(f"{report} scores model {scored_hash}, but {model} is {model_hash}")
+        facts = scored.facts()
+        with model_run(params.experiment, model_hash) as mlflow:
+            registered = RegisteredModel(mlflow, params.model_name)
+            champion = registered.version_by_alias(CHAMPION)
+            decision = decide_against(champion, scored.metrics(), facts[Report.TEST_SET], params.gates)
+            log_report(mlflow, scored)
+            log_history(mlflow, ModelFolder(model).load_history())
+            number = registered.add_version(model)
+            outcome = "promoted" if decision.promote else "; ".join(decision.reasons)
+            registered.tag_version(number, as_tags({**facts, "decision": outcome}))
+            alias = CHAMPION if decision.promote else CHALLENGER
+            registered.set_alias(alias, number)
+        with write_artifact(registration, Registration.KIND, {"model": model_hash}) as folder:
+            Registration(params.model_name, number, alias, decision.reasons).save(folder)

@@ -1,4 +1,4 @@
-"""Stage 5: one model for CT and MR, liver and tumour, from the mixed-label pool."""
+"""Stage 5: one model for liver and tumour in CT and MR, trained on the partially labelled pool."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 from hepar.cases import Modality
 from hepar.errors import ArtifactError
+from hepar.inference.model_folder import ModelFolder
 from hepar.params import REGISTERED, NetworkParams, TrainUniversalParams
 from hepar.pool.table import Pool
-from hepar.registry import tracking
+from hepar.registry.model_registry import downloaded_model
 from hepar.runtime.artifacts import dvc_version, read_manifest
 from hepar.runtime.progress import stage
 from hepar.training.fit import Recipe, fit_model
@@ -23,29 +24,30 @@ def run(
     network: NetworkParams,
     params: TrainUniversalParams,
 ) -> None:
-    """Train on the pool, from the weights of the model that `params.warm_start` names, and write `model`."""
-    with stage("train-universal"), _folder_of(params.warm_start, teachers) as start:
-        origin = {"pool": read_manifest(pool, "pool").hash, "role": "universal"}
-        if start is not None:
-            origin["warm start"] = read_manifest(start, "model").hash
-        assembled = Pool.load(pool)
-        modalities = tuple(sorted({entry.modality for entry in assembled.entries}))
-        recipe = Recipe(network, params.training, modalities)
-        # DVC's hash is of compressed bytes, which builds of a codec change: it is noted beside the model, not in it
-        fit_model(assembled, model, recipe, origin, start, notes={"pool version": dvc_version(pool)})
+    """Train on the pool, from the weights of `params.warm_start`, and write the model folder `model`."""
+    with stage("train-universal"), _warm_start_folder(params.warm_start, teachers) as warm_start:
+        origin = {"pool": read_manifest(pool, Pool.KIND).hash, "role": "universal"}
+        if warm_start is not None:
+            origin["warm start"] = read_manifest(warm_start, ModelFolder.KIND).hash
+        loaded = Pool.load(pool)
+        modalities = tuple(sorted({entry.modality for entry in loaded.entries}))
+        recipe = Recipe(network, params.training, modalities, warm_start=warm_start)
+        # DVC hashes compressed bytes, which differ between builds of a codec, so its version is not part of the model
+        fit_model(loaded, model, recipe, origin, notes={"pool version": dvc_version(pool)})
 
 
 @contextmanager
-def _folder_of(warm_start: str, teachers: Mapping[Modality, Path]) -> Iterator[Path | None]:
-    """The model folder that a name stands for: a teacher's modality, or a registered model; None for `none`."""
+def _warm_start_folder(warm_start: str, teachers: Mapping[Modality, Path]) -> Iterator[Path | None]:
+    """The model folder of a warm start: of a registered model, or of the teacher of a modality; None for `none`.
+
+    Raises ArtifactError if there is no such teacher.
+    """
     if warm_start == "none":
         yield None
-        return
-    if warm_start.startswith(REGISTERED):
-        with tracking.downloaded_model(warm_start) as folder:
+    elif warm_start.startswith(REGISTERED):
+        with downloaded_model(warm_start) as folder:
             yield folder
-        return
-    found = teachers.get(Modality(warm_start))
-    if found is None:
-        raise ArtifactError(f"train_universal.warm_start is {warm_start}, but no such teacher is given")
-    yield found
+    elif (teacher := teachers.get(Modality(warm_start))) is not None:
+        yield teacher
+    else:
+        raise ArtifactError(f"train_universal.warm_start is {warm_start}, but there is no {warm_start} teacher")

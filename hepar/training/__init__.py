@@ -1,1 +1,1 @@
-"""How a network learns from a mixed-label pool: losses, sampling, augmentation, the loop and its checkpoints."""
+"""How a network learns from a partially labelled pool: sampling, augmentation, losses, the loop and its checkpoints."""

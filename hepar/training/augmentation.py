@@ -1,6 +1,6 @@
-"""Random changes of a batch of patches, on whatever device the batch lies. The generators are arguments.
+"""Augmentation of a batch of patches, on the device of the batch. Each patch has its own random generator.
 
-A change that is switched off draws no number, so that adding one does not alter what others do.
+Legend: b batch, c channel, r structure, d h w space; all tensors are float32.
 """
 
 from __future__ import annotations
@@ -15,91 +15,98 @@ from torch import Tensor
 from hepar.params import AugmentationParams
 
 _AXES = {"z": 2, "y": 3, "x": 4}
-ELASTIC_KNOT = 8  # voxels between the knots of a displacement
+ELASTIC_KNOT_SPACING = 8  # voxels between the knots of a displacement field
 BIAS_KNOTS = 3  # of a bias field, along each axis
-CURVE_KNOTS = 5  # of a random curve of values
+CURVE_KNOTS = 5  # of a random intensity curve
 
 
-def move(
+def augment_spatial(
     image_bcdhw: Tensor,
-    y_brdhw: Tensor,
-    m_brdhw: Tensor,
+    target_brdhw: Tensor,
+    weight_brdhw: Tensor,
     params: AugmentationParams,
     rngs: Sequence[np.random.Generator],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Geometry, on image, targets and weights alike, written into them; each patch has its generator.
+    """Mirror, rotate, scale and deform images, targets and weights alike, in place; returns the three tensors.
 
-    What a change pulls in from outside the patch is unknown: its weight is 0.
+    Voxels from outside a patch repeat the border of the image and have weight 0.
     """
     for b, rng in enumerate(rngs):
         for axis in params.mirror_axes:
             if rng.random() < 0.5:
-                for tensor in (image_bcdhw, y_brdhw, m_brdhw):
+                for tensor in (image_bcdhw, target_brdhw, weight_brdhw):
                     tensor[b] = tensor[b].flip(_AXES[axis] - 1)
-        grid = None
+        grid_1dhw3 = None
         if rng.random() < params.affine_probability:
-            grid = _affine(image_bcdhw[b], params, rng)
+            grid_1dhw3 = _affine_grid(image_bcdhw[b], params, rng)
         if _happens(params.elastic_probability, rng):
-            grid = _displaced(grid, image_bcdhw[b], params, rng)
-        if grid is not None:
-            image_bcdhw[b], y_brdhw[b], m_brdhw[b] = _moved(image_bcdhw[b], y_brdhw[b], m_brdhw[b], grid)
-    return image_bcdhw, y_brdhw, m_brdhw
+            grid_1dhw3 = _elastic_grid(grid_1dhw3, image_bcdhw[b], params, rng)
+        if grid_1dhw3 is not None:
+            image_bcdhw[b], target_brdhw[b], weight_brdhw[b] = _resample(
+                image_bcdhw[b], target_brdhw[b], weight_brdhw[b], grid_1dhw3
+            )
+    return image_bcdhw, target_brdhw, weight_brdhw
 
 
-def recolour(
+def augment_intensity(
     image_bcdhw: Tensor,
     params: AugmentationParams,
     rngs: Sequence[np.random.Generator],
     is_mr: Sequence[bool],
 ) -> Tensor:
-    """Intensities, written into the image; each patch has its generator. `is_mr` tells which may get a bias field."""
+    """Change intensities in place; returns the tensor. Only patches of MR scans, by `is_mr`, get a bias field."""
     for b, rng in enumerate(rngs):
-        image_bcdhw[b] = _appearance(_intensities(image_bcdhw[b], params, rng), params, rng, is_mr[b])
+        image_bcdhw[b] = _vary_scanner(_vary_intensities(image_bcdhw[b], params, rng), params, rng, is_mr[b])
     return image_bcdhw
 
 
 def _happens(probability: float, rng: np.random.Generator) -> bool:
+    """Whether a transform is applied. At probability 0 no number is drawn, and the other transforms stay the same."""
     return probability > 0 and rng.random() < probability
 
 
-def _affine(image_cdhw: Tensor, params: AugmentationParams, rng: np.random.Generator) -> Tensor:
-    """The sampling grid that rotates about each axis and zooms along each axis, around the patch's centre."""
+def _affine_grid(image_cdhw: Tensor, params: AugmentationParams, rng: np.random.Generator) -> Tensor:
+    """Sampling grid, 1 d h w 3, of a rotation about and a scaling along each axis around the centre of the patch."""
     matrix = rotation(rng.uniform(-params.rotation_degrees, params.rotation_degrees, 3))
     matrix = matrix / rng.uniform(1 - params.scale, 1 + params.scale, 3)[None, :]
     size_xyz = np.array(image_cdhw.shape[:0:-1], float)
-    in_unit_cube = matrix * size_xyz[None, :] / size_xyz[:, None]  # grid_sample measures each axis from -1 to 1
+    normalised = matrix * size_xyz[None, :] / size_xyz[:, None]  # grid_sample measures each axis from -1 to 1
     theta = torch.zeros(1, 3, 4, device=image_cdhw.device)
-    theta[0, :, :3] = torch.from_numpy(in_unit_cube)
+    theta[0, :, :3] = torch.from_numpy(normalised)
     return F.affine_grid(theta, [1, 1, *image_cdhw.shape[1:]], align_corners=False)
 
 
-def _displaced(grid: Tensor | None, image_cdhw: Tensor, params: AugmentationParams, rng: np.random.Generator) -> Tensor:
-    """A sampling grid with a smooth displacement added, whose knots are normal with a drawn standard deviation."""
+def _elastic_grid(
+    grid_1dhw3: Tensor | None, image_cdhw: Tensor, params: AugmentationParams, rng: np.random.Generator
+) -> Tensor:
+    """Sampling grid, 1 d h w 3, plus a smooth displacement with normal knots of a random standard deviation."""
     size = image_cdhw.shape[1:]
-    if grid is None:
+    if grid_1dhw3 is None:
         theta = torch.eye(3, 4, device=image_cdhw.device)[None]
-        grid = F.affine_grid(theta, [1, 1, *size], align_corners=False)
-    knots = [max(2, round(n / ELASTIC_KNOT) + 1) for n in size]
+        grid_1dhw3 = F.affine_grid(theta, [1, 1, *size], align_corners=False)
+    knots = [max(2, round(n / ELASTIC_KNOT_SPACING) + 1) for n in size]
     voxels = rng.uniform(0, params.elastic_voxels) * rng.standard_normal((1, 3, *knots))
     scale = torch.tensor([2 / n for n in size[::-1]], device=image_cdhw.device).view(1, 3, 1, 1, 1)
     field = torch.from_numpy(voxels.astype(np.float32)).to(image_cdhw.device) * scale
     smooth = F.interpolate(field, size=size, mode="trilinear", align_corners=True)
-    return grid + smooth.permute(0, 2, 3, 4, 1)
+    return grid_1dhw3 + smooth.permute(0, 2, 3, 4, 1)
 
 
-def _moved(image_cdhw: Tensor, y_rdhw: Tensor, m_rdhw: Tensor, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, targets and weights at the places of a sampling grid."""
-    labels = torch.cat([y_rdhw, m_rdhw])[None]
-    moved = F.grid_sample(image_cdhw[None], grid, padding_mode="border", align_corners=False)[0]
-    moved_labels = F.grid_sample(labels, grid, padding_mode="zeros", align_corners=False)[0]
-    y, m = moved_labels.split(len(y_rdhw))
-    return moved, (y > 0.5).float(), m
+def _resample(
+    image_cdhw: Tensor, target_rdhw: Tensor, weight_rdhw: Tensor, grid_1dhw3: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, targets and weights at the points of a sampling grid; targets are 0 or 1 again."""
+    labels = torch.cat([target_rdhw, weight_rdhw])[None]
+    image_cdhw = F.grid_sample(image_cdhw[None], grid_1dhw3, padding_mode="border", align_corners=False)[0]
+    labels_rdhw = F.grid_sample(labels, grid_1dhw3, padding_mode="zeros", align_corners=False)[0]
+    target_rdhw, weight_rdhw = labels_rdhw.split(len(target_rdhw))
+    return image_cdhw, (target_rdhw > 0.5).float(), weight_rdhw
 
 
 def rotation(
     degrees_zyx: np.ndarray[tuple[int], np.dtype[np.float64]],
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """The rotation about z, then y, then x, as a 3x3 matrix over x, y, z."""
+    """3x3 matrix over x, y, z that rotates about z, then y, then x."""
     cosine, sine = np.cos(np.deg2rad(degrees_zyx)), np.sin(np.deg2rad(degrees_zyx))
     about_z = np.array([[cosine[0], -sine[0], 0], [sine[0], cosine[0], 0], [0, 0, 1]])
     about_y = np.array([[cosine[1], 0, sine[1]], [0, 1, 0], [-sine[1], 0, cosine[1]]])
@@ -107,7 +114,8 @@ def rotation(
     return np.asarray(about_x @ about_y @ about_z)
 
 
-def _intensities(image_cdhw: Tensor, params: AugmentationParams, rng: np.random.Generator) -> Tensor:
+def _vary_intensities(image_cdhw: Tensor, params: AugmentationParams, rng: np.random.Generator) -> Tensor:
+    """Blur, contrast and brightness, and Gaussian noise."""
     if rng.random() < params.blur_probability:
         blurred = F.avg_pool3d(image_cdhw[None], 3, stride=1, padding=1, count_include_pad=False)[0]
         image_cdhw = torch.lerp(image_cdhw, blurred, float(rng.uniform(0.3, 1)))
@@ -123,8 +131,8 @@ def _intensities(image_cdhw: Tensor, params: AugmentationParams, rng: np.random.
     return image_cdhw
 
 
-def _appearance(image_cdhw: Tensor, params: AugmentationParams, rng: np.random.Generator, is_mr: bool) -> Tensor:
-    """What other scanners and sequences would show of the same body; the range of values stays."""
+def _vary_scanner(image_cdhw: Tensor, params: AugmentationParams, rng: np.random.Generator, is_mr: bool) -> Tensor:
+    """Resolution, bias field, gamma and a random intensity curve, as other scanners and sequences would differ."""
     if _happens(params.low_resolution_probability, rng):
         factor = float(rng.uniform(1, params.low_resolution))
         size = [max(1, round(n / factor)) for n in image_cdhw.shape[1:]]
@@ -142,23 +150,23 @@ def _appearance(image_cdhw: Tensor, params: AugmentationParams, rng: np.random.G
         image_cdhw = (image_cdhw - low) * field[0].exp() + low
     if _happens(params.gamma_probability, rng):
         exponent = float(np.exp(rng.uniform(-params.gamma, params.gamma)))
-        image_cdhw = _within_range(image_cdhw, lambda share: share**exponent)
+        image_cdhw = _apply_normalised(image_cdhw, lambda unit: unit**exponent)
     if _happens(params.remap_probability, rng):
         levels = torch.from_numpy(rng.random(CURVE_KNOTS).astype(np.float32)).to(image_cdhw.device)
-        image_cdhw = _within_range(image_cdhw, lambda share: _curve(share, levels))
+        image_cdhw = _apply_normalised(image_cdhw, lambda unit: _piecewise_linear(unit, levels))
     return image_cdhw
 
 
-def _within_range(image: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply a change of values from 0..1 to 0..1 to the range of an image's values."""
-    low, high = image.min(), image.max()
+def _apply_normalised(image_cdhw: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a function on 0 to 1 to the range of an image; a constant image stays as it is."""
+    low, high = image_cdhw.min(), image_cdhw.max()
     span = (high - low).clamp(min=1e-6)
-    return change((image - low) / span) * span + low
+    return function((image_cdhw - low) / span) * span + low
 
 
-def _curve(share: Tensor, levels: Tensor) -> Tensor:
-    """The piecewise linear curve through evenly spaced knots of these heights."""
-    place = share * (len(levels) - 1)
-    below = place.floor().clamp(max=len(levels) - 2)
+def _piecewise_linear(unit: Tensor, levels: Tensor) -> Tensor:
+    """The function on 0 to 1 that is linear between evenly spaced knots of these levels."""
+    position = unit * (len(levels) - 1)
+    below = position.floor().clamp(max=len(levels) - 2)
     index = below.long()
-    return torch.lerp(levels[index], levels[index + 1], place - below)
+    return torch.lerp(levels[index], levels[index + 1], position - below)

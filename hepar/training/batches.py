@@ -1,4 +1,4 @@
-"""The batches of a training: cut, augmented, and made ahead of the step where there are workers."""
+"""Batches of a training: patches are cut, augmented and, with workers, prefetched by threads."""
 
 from __future__ import annotations
 
@@ -15,72 +15,81 @@ from torch import Tensor
 
 from hepar.cases import Modality
 from hepar.params import TrainingParams
-from hepar.runtime.device import alone
+from hepar.runtime.device import use_one_thread
 from hepar.training import distributed
-from hepar.training.augmentation import move, recolour
-from hepar.training.sampling import PatchSampler, batch_numbers
-from hepar.training.synthetic_lesions import with_lesions
+from hepar.training.augmentation import augment_intensity, augment_spatial
+from hepar.training.sampling import PatchSampler, patch_numbers
+from hepar.training.synthetic_lesions import add_synthetic_lesions
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Image b c d h w, targets and weights b r d h w; `plain` is the image before its intensities were changed."""
+    """One batch on the device, float32: b patch, c channel, r structure, d h w space.
 
-    image: Tensor
-    y: Tensor
-    m: Tensor
-    plain: Tensor | None
+    `plain_bcdhw` is the image before its intensities were augmented, None if the consistency loss is off.
+    """
+
+    image_bcdhw: Tensor
+    target_brdhw: Tensor
+    weight_brdhw: Tensor
+    plain_bcdhw: Tensor | None
 
 
 def make_batch(sampler: PatchSampler, number: int, params: TrainingParams, device: torch.device) -> Batch:
-    """This process's part of a batch by its number, augmented; `plain` is there where consistency is asked for."""
-    place = (params.batch_size, distributed.rank(), distributed.size())
-    patches = sampler.batch(number, *place)
-    rngs = [np.random.default_rng([params.seed, patch, 1]) for patch in batch_numbers(number, *place)]
-    if (share := params.augmentation.lesion_probability) > 0:
+    """This process's patches of batch `number`, augmented; a function of the seed and the number alone."""
+    share_of_batch = (params.batch_size, distributed.rank(), distributed.world_size())
+    patches = sampler.batch(number, *share_of_batch)
+    rngs = [np.random.default_rng([params.seed, patch, 1]) for patch in patch_numbers(number, *share_of_batch)]
+    if (probability := params.augmentation.lesion_probability) > 0:
         patches = [
-            with_lesions(patch, sampler.spacing_zyx_mm, rng) if rng.random() < share else patch
+            add_synthetic_lesions(patch, sampler.spacing_zyx_mm, rng) if rng.random() < probability else patch
             for patch, rng in zip(patches, rngs, strict=True)
         ]
-    image = torch.from_numpy(np.stack([patch.image[None] for patch in patches])).to(device)
-    y = torch.from_numpy(np.stack([patch.y for patch in patches])).to(device)
-    m = torch.from_numpy(np.stack([patch.m for patch in patches])).to(device)
-    image, y, m = move(image, y, m, params.augmentation, rngs)
-    plain = image.clone(memory_format=torch.channels_last_3d) if params.consistency_weight > 0 else None
-    image = recolour(image, params.augmentation, rngs, [patch.modality == Modality.MR for patch in patches])
-    return Batch(image.contiguous(memory_format=torch.channels_last_3d), y, m, plain)
+    image_bcdhw, target_brdhw, weight_brdhw = augment_spatial(
+        torch.from_numpy(np.stack([patch.image_zyx[None] for patch in patches])).to(device),
+        torch.from_numpy(np.stack([patch.target_rzyx for patch in patches])).to(device),
+        torch.from_numpy(np.stack([patch.weight_rzyx for patch in patches])).to(device),
+        params.augmentation,
+        rngs,
+    )
+    plain_bcdhw = image_bcdhw.clone(memory_format=torch.channels_last_3d) if params.consistency_weight > 0 else None
+    is_mr = [patch.modality == Modality.MR for patch in patches]
+    image_bcdhw = augment_intensity(image_bcdhw, params.augmentation, rngs, is_mr)
+    return Batch(image_bcdhw.contiguous(memory_format=torch.channels_last_3d), target_brdhw, weight_brdhw, plain_bcdhw)
 
 
-def batches(sampler: PatchSampler, first: int, params: TrainingParams, device: torch.device) -> Iterator[Batch]:
-    """The batches of the steps from `first` on, `accumulate` a step, cut ahead by threads where there are workers."""
-    numbers = range(first * params.accumulate, params.steps * params.accumulate)
+def batches(sampler: PatchSampler, first_step: int, params: TrainingParams, device: torch.device) -> Iterator[Batch]:
+    """The batches from `first_step` to the last step, `params.accumulate` per step; workers prefetch them in order."""
+    numbers = range(first_step * params.accumulate, params.steps * params.accumulate)
     if params.workers == 0:
         for number in numbers:
             yield make_batch(sampler, number, params, device)
         return
-    with ThreadPoolExecutor(params.workers, initializer=alone) as executor:
-        ahead: deque[Future[Batch]] = deque()
+    with ThreadPoolExecutor(params.workers, initializer=use_one_thread) as executor:
+        prefetched: deque[Future[Batch]] = deque()
         for number in numbers:
-            ahead.append(executor.submit(make_batch, sampler, number, params, device))
-            if len(ahead) > 2 * params.workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            prefetched.append(executor.submit(make_batch, sampler, number, params, device))
+            if len(prefetched) > 2 * params.workers:
+                yield prefetched.popleft().result()
+        while prefetched:
+            yield prefetched.popleft().result()
 
 
-class Waits:
-    """How much of a training's time it waits for its batches."""
+class LoaderWait:
+    """Measures the share of time that a training waits for its batches."""
 
     def __init__(self) -> None:
-        self._began = time.perf_counter()
-        self._waited = 0.0
+        self._start = time.perf_counter()
+        self._waited_seconds = 0.0
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def measure(self) -> Iterator[None]:
+        """Count the time inside as waiting."""
         start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - start
+        self._waited_seconds += time.perf_counter() - start
 
     @property
     def share(self) -> float:
-        return self._waited / max(time.perf_counter() - self._began, 1e-9)
+        """Share of the time since the start, 0 to 1."""
+        return self._waited_seconds / max(time.perf_counter() - self._start, 1e-9)

@@ -1,6 +1,6 @@
-"""Checkpoints that a killed run resumes from: written aside and renamed, so that what is there is whole.
+"""Checkpoints from which a killed training resumes.
 
-The last two are kept. A folder holds the weights of a training's best validation inside each of them.
+The last two are kept. A checkpoint is written to a temporary file and renamed, so each one on disk is complete.
 """
 
 from __future__ import annotations
@@ -13,52 +13,54 @@ from typing import Any
 import torch
 
 from hepar.errors import HeparError
-from hepar.runtime.progress import current
+from hepar.runtime.progress import current_stage
 
 FOLDER_VARIABLE = "HEPAR_CHECKPOINTS"  # a folder that outlives the run, such as a mounted volume
 FILE, PREVIOUS = "checkpoint.pt", "previous.pt"
 
 
 def checkpoint_folder(model: Path, key: str) -> Path:
-    """Where the checkpoints of one training belong.
+    """Folder of the checkpoints of one training: below HEPAR_CHECKPOINTS if that is set, else beside the model.
 
-    `key` is the hash of all that the training depends on, so a run with other data or settings never resumes from
-    them. Without the environment variable they lie beside the model.
+    `key` is the hash of everything the training depends on, so a run with other data or settings never resumes from
+    these checkpoints.
     """
     root = os.environ.get(FOLDER_VARIABLE)
     return (Path(root) if root else model.parent / ".checkpoints") / f"{model.name}-{key[:16]}"
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Put a checkpoint in the place of the last one, which becomes the previous one.
+def save_checkpoint(folder: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint; the last one becomes the previous one.
 
-    Raises HeparError where it cannot be written, as on a full disk; both that are there stay whole then.
+    Raises HeparError if it cannot be written, as on a full disk; the checkpoints on disk stay as they are.
     """
-    temporary = folder / f".{FILE}.partial"  # one name, so that what a kill leaves is written over
+    temporary = folder / f".{FILE}.partial"  # always this name, so that what a kill leaves behind is overwritten
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
-            torch.save(state, stream)
+            torch.save(checkpoint, stream)
             stream.flush()
             os.fsync(stream.fileno())
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        why = " ".join(str(error).split())
-        raise HeparError(f"the checkpoint of step {state['step']} cannot be written to {folder}: {why}") from None
+        reason = " ".join(str(error).split())
+        raise HeparError(
+            f"the checkpoint of step {checkpoint['step']} cannot be written to {folder}: {reason}"
+        ) from None
     if (folder / FILE).is_file():
         (folder / FILE).replace(folder / PREVIOUS)
     temporary.replace(folder / FILE)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The last checkpoint that can be read, on the CPU, or None where there is none yet."""
+    """Load the last readable checkpoint, on the CPU; None if there is none."""
     for file in (FILE, PREVIOUS):
         try:
-            state: dict[str, Any] = torch.load(folder / file, map_location="cpu", weights_only=True)
+            checkpoint: dict[str, Any] = torch.load(folder / file, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             continue
         except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-            current().say(f"{folder / file} is damaged ({type(error).__name__}): the one before it is taken")
+            current_stage().log(f"{folder / file} is damaged ({type(error).__name__}): trying the previous checkpoint")
             continue
-        return state
+        return checkpoint
     return None

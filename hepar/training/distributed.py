@@ -1,7 +1,7 @@
-"""One training in several processes, one a GPU: what they add up and agree on, and how they start.
+"""Data-parallel training, one process per GPU: its collectives, and how the processes start.
 
-Launched by `torchrun`, a process takes its place from the standard variables (RANK, WORLD_SIZE, …); by itself, a
-training starts one process for each GPU of its machine. Where there is one process, everything here does nothing.
+Processes come from `torchrun`, which sets RANK, WORLD_SIZE and the like, or from `launch`. With a single process every
+function here returns its input.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process's number in its training; 0 is the one that writes."""
+    """Rank of this process; only rank 0 writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def size() -> int:
-    """How many processes the training has."""
+def world_size() -> int:
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_launched() -> bool:
-    """Whether this process is one of several that `torchrun`, or `launch`, has started."""
+    """Whether `torchrun` or `launch` has started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager
-def joined() -> Iterator[torch.device]:
-    """The device of this process, which has joined the others where there are any."""
+def process_group() -> Iterator[torch.device]:
+    """Join the process group if there is one; yields the device of this process."""
     device = pick_device()
     if not is_launched():
         yield device
@@ -55,100 +55,102 @@ def joined() -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     yield device
-    dist.destroy_process_group()  # after an error the process ends, and must not wait for others to say so
+    dist.destroy_process_group()  # not after an error: it would wait for processes that are still computing
 
 
-def threads_each(threads: int) -> int:
-    """CPU threads of one process: as many as are asked for, or its share of the machine's cores."""
+def threads_per_process(threads: int) -> int:
+    """CPU threads of one process: `threads`, or its share of the machine's cores if that is 0."""
     return threads or max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def parallel(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """The network with its gradients averaged over the processes."""
-    if size() == 1:
+def wrap_ddp(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The network, which averages its gradients over the processes."""
+    if world_size() == 1:
         return network
     return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
 
 
-def synchronised(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """The network with statistics of batches taken over all processes.
+def sync_batch_norm(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The network with batch norms that take their statistics over all processes.
 
-    Raises ParamsError on the CPU for a network that has any: torch can do it on GPUs alone.
+    Raises ParamsError if it has batch norms and runs on several CPU processes, where torch cannot synchronise them.
     """
-    if size() == 1 or not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in network.modules()):
+    if world_size() == 1 or not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in network.modules()):
         return network
     if device.type != "cuda":
-        raise ParamsError("the network has batch norms: on the CPU training.processes must be 1 for it")
+        raise ParamsError("the network has batch norms: on a CPU training.processes must be 1")
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-any-return]
 
 
-def refuse_torchrun(what: str) -> None:
-    """Raise ParamsError where `torchrun` has started the process: several trainings in turn start their own."""
+def refuse_torchrun(setting: str) -> None:
+    """Raise ParamsError under `torchrun`, for a `setting` that trains several networks, each on all GPUs."""
     if is_launched():
-        raise ParamsError(f"{what}: run it without torchrun; each of its trainings takes all GPUs of this machine")
+        raise ParamsError(f"{setting}: run it without torchrun, because each training takes all GPUs of this machine")
 
 
-def add_up(local: Tensor) -> Tensor:
-    """The sum of a tensor over the processes.
+def all_reduce_sum(local: Tensor) -> Tensor:
+    """Sum of a tensor over the processes, of the same shape, with a gradient.
 
-    Each process passes back the gradient of its own part, times the number of processes: after the gradients of the
-    weights are averaged, they are those of the whole.
+    Each process backpropagates through its own part times the number of processes, so that the average over processes
+    is the gradient of the sum.
     """
-    if size() == 1:
+    if world_size() == 1:
         return local
     total = local.detach().clone()
     dist.all_reduce(total)
-    return total + size() * (local - local.detach())
+    return total + world_size() * (local - local.detach())
 
 
-def any_of(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process; all of them have to ask."""
-    if size() == 1:
+def all_reduce_any(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in any process. Every process has to call it."""
+    if world_size() == 1:
         return flag
     flags = torch.tensor(float(flag), device=device)
     dist.all_reduce(flags)
     return bool(flags > 0)
 
 
-def from_first(value: T) -> T:
-    """The value that process 0 has."""
-    if size() == 1:
+def broadcast(value: T) -> T:
+    """The value of rank 0."""
+    if world_size() == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """The values of all processes, by rank."""
-    if size() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def wanted_processes(params: TrainingParams) -> int:
-    """How many processes this machine's training takes: those asked for, or one a GPU as far as they divide the batch.
+def process_count(params: TrainingParams) -> int:
+    """How many processes train on this machine: `params.processes`, or one per GPU as far as they divide the batch.
 
-    Raises ParamsError where the batch cannot be shared by the processes that are asked for.
+    Raises ParamsError if the batch size is not a multiple of the number of processes.
     """
     if is_launched():
-        wanted = int(os.environ["WORLD_SIZE"])
+        processes = int(os.environ["WORLD_SIZE"])
     elif params.processes:
-        wanted = params.processes
+        processes = params.processes
     else:
         gpus = torch.cuda.device_count()
         return max((n for n in range(1, gpus + 1) if params.batch_size % n == 0), default=1)
-    if params.batch_size % wanted:
-        raise ParamsError(f"training.batch_size is {params.batch_size}: must be a multiple of the {wanted} processes")
-    return wanted
+    if params.batch_size % processes:
+        raise ParamsError(
+            f"training.batch_size is {params.batch_size}: must be divisible by {processes}, the number of processes"
+        )
+    return processes
 
 
 def launch(processes: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Run `work` in some processes of this machine, which find each other; it has to be a module's function.
+    """Run `work`, a function of a module, in several processes of this machine that form a process group.
 
-    Raises the HeparError that one of them raised, and Preempted where SIGTERM came and they have saved their state.
+    Raises the HeparError of the process that failed, and Preempted if SIGTERM stopped the training.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -166,22 +168,22 @@ def launch(processes: int, work: Callable[..., None], *arguments: Any) -> None:
         shutdown_timeout=SHUTDOWN_SECONDS,
     )
     with tempfile.TemporaryDirectory(prefix="hepar-") as folder:
-        said = Path(folder) / "error.json"
+        error_file = Path(folder) / "error.json"
         try:
-            elastic_launch(config, _reporting)(said, work, *arguments)
+            elastic_launch(config, _run_and_record_error)(error_file, work, *arguments)
         except (ChildFailedError, SignalException):
-            if not said.is_file():
+            if not error_file.is_file():
                 raise
-            kind, message = json.loads(said.read_text())
+            kind, message = json.loads(error_file.read_text())
             raise (Preempted if kind == Preempted.__name__ else HeparError)(message) from None
 
 
-def _reporting(said: Path, work: Callable[..., None], *arguments: Any) -> None:
-    """Run `work`; what the user can mend, or go on from, is left for the process that launched this one."""
+def _run_and_record_error(error_file: Path, work: Callable[..., None], *arguments: Any) -> None:
+    """Run `work`; a HeparError is written to the file, from which the launching process raises it again."""
     try:
         work(*arguments)
     except HeparError as error:
-        temporary = said.with_name(f"{said.name}.{os.getpid()}")
+        temporary = error_file.with_name(f"{error_file.name}.{os.getpid()}")
         temporary.write_text(json.dumps([type(error).__name__, str(error)]))
-        temporary.replace(said)
+        temporary.replace(error_file)
         sys.exit(os.EX_TEMPFAIL)

@@ -1,4 +1,4 @@
-"""From a pool to a finished model folder: what the teachers and the universal model have in common."""
+"""From a pool to a finished model folder, for liver teachers and the universal model alike."""
 
 from __future__ import annotations
 
@@ -13,83 +13,65 @@ from torch import nn
 
 from hepar.cases import Modality
 from hepar.errors import HeparError
-from hepar.inference.patients import FILE as PATIENTS
-from hepar.inference.patients import hash_patient, patients_seen, write_patients
-from hepar.inference.prediction import ModelSpec, load_weights, save_model
+from hepar.inference.model_folder import ModelFolder, ModelSpec, hash_patient
 from hepar.networks import build_network
 from hepar.params import NetworkParams, TrainingParams
 from hepar.pool.table import Pool
 from hepar.registry.tracking import TrainingRun
-from hepar.runtime.artifacts import read_manifest, sha256_json, writing
+from hepar.runtime.artifacts import read_manifest, sha256_json, write_artifact
 from hepar.runtime.device import use_threads
-from hepar.runtime.progress import current, stage
+from hepar.runtime.progress import current_stage, stage
 from hepar.training import distributed
 from hepar.training.checkpoint import checkpoint_folder
 from hepar.training.loop import Trainer
 
-KIND = "model"
-HISTORY = "history.csv"
-HOW_IT_RUNS = {"processes", "threads", "workers", "cache_gib", "checkpoint_every"}  # a run may go on with others
+# a run may resume with other values of these
+EXECUTION_SETTINGS = {"processes", "threads", "workers", "cache_gib", "checkpoint_every"}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is made from a pool."""
+    """How to make a model from a pool."""
 
     network: NetworkParams
     training: TrainingParams
     modalities: tuple[Modality, ...]
-    liver_intensity: tuple[float, float] | None = None  # of a teacher's manual livers, see ModelSpec
+    liver_intensity: tuple[float, float] | None = None  # of liver teachers, see ModelSpec
+    warm_start: Path | None = None  # the model folder whose weights the training starts from
 
 
 def fit_model(
-    pool: Pool,
-    model: Path,
-    recipe: Recipe,
-    origin: Mapping[str, str],
-    start: Path | None = None,
-    notes: Mapping[str, str] | None = None,
+    pool: Pool, model: Path, recipe: Recipe, origin: Mapping[str, str], notes: Mapping[str, str] | None = None
 ) -> None:
-    """Train a network and write the folder `model`, with the history of its losses and scores.
+    """Train a network and write the model folder `model`, which appears only when it is complete.
 
-    On a machine with several GPUs one process works on each. Under `torchrun` every process calls this, and the first
-    writes. `start` is the folder of a model of the same network to begin with. `origin` becomes part of the model,
-    `notes` of its manifest alone. A killed run leaves a checkpoint that the next run with the same data and settings
-    resumes from; `model` appears only when it is whole.
+    On a machine with several GPUs this starts one process per GPU; under `torchrun` every process calls it and rank 0
+    writes. `origin` becomes part of the model, `notes` only of its manifest. A killed run leaves a checkpoint, from
+    which the next run with the same data and settings resumes. Raises ParamsError, HeparError and Preempted as
+    `Trainer` does, and HeparError if the warm start has another network.
     """
-    processes = distributed.wanted_processes(recipe.training)
-    work = (current().status.stage, pool, model, recipe, dict(origin), start, dict(notes or {}))
+    processes = distributed.process_count(recipe.training)
+    job = (current_stage().status.stage, pool, model, recipe, dict(origin), dict(notes or {}))
     if processes > 1 and not distributed.is_launched():
-        if unused := torch.cuda.device_count() - processes if recipe.training.processes == 0 else 0:
-            current().say(f"{unused} of the GPUs stay idle: training.batch_size is {recipe.training.batch_size}")
-        distributed.launch(processes, _fit_in_stage, *work)
+        if idle := torch.cuda.device_count() - processes if recipe.training.processes == 0 else 0:
+            current_stage().log(f"{idle} of the GPUs stay idle: training.batch_size is {recipe.training.batch_size}")
+        distributed.launch(processes, _fit_in_stage, *job)
     else:
-        _fit(*work)
+        _fit(*job)
 
 
-def _fit_in_stage(name: str, *work: Any) -> None:
-    """A process that was launched for the training says of itself in which stage it works."""
-    with stage(name):
-        _fit(name, *work)
+def _fit_in_stage(stage_name: str, *job: Any) -> None:
+    """Entry point of a launched process, in which no stage is running yet."""
+    with stage(stage_name):
+        _fit(stage_name, *job)
 
 
 def _fit(
-    name: str,
-    pool: Pool,
-    model: Path,
-    recipe: Recipe,
-    origin: dict[str, str],
-    start: Path | None,
-    notes: dict[str, str],
+    stage_name: str, pool: Pool, model: Path, recipe: Recipe, origin: dict[str, str], notes: dict[str, str]
 ) -> None:
     training = recipe.training
-    use_threads(distributed.threads_each(training.threads))
-    with torch.random.fork_rng():
-        torch.manual_seed(training.seed)
-        network = build_network(recipe.network.name, recipe.network.config, training.patch_zyx)
-    seen = {hash_patient(entry.patient_id) for entry in pool.entries}
-    if start is not None:
-        seen |= _warm(network, start)
+    use_threads(distributed.threads_per_process(training.threads))
+    network, patients = _initial_network(recipe), _patients(pool, recipe.warm_start)
     spec = ModelSpec(
         network=recipe.network,
         plan=pool.plan,
@@ -98,29 +80,42 @@ def _fit(
         liver_intensity=recipe.liver_intensity,
         origin=origin,
     )
-    settings = training.model_dump(mode="json", exclude=HOW_IT_RUNS)
-    key = sha256_json([spec.model_dump(mode="json"), settings, [entry.sha256 for entry in pool.entries]])
+    settings = training.model_dump(mode="json", exclude=EXECUTION_SETTINGS)
+    key = sha256_json([spec.model_dump(mode="json"), settings, [entry.arrays.sha256 for entry in pool.entries]])
     checkpoints = checkpoint_folder(model, key)
-    with distributed.joined() as device:
-        network = distributed.synchronised(network, device)
+    with distributed.process_group() as device:
+        network = distributed.sync_batch_norm(network, device)
         if distributed.rank() > 0:
-            Trainer(network, pool, training, checkpoints, device, lambda step, metrics: None).run(current())
+            Trainer(network, pool, training, checkpoints, device, lambda step, metrics: None).run(current_stage())
             return
-        with TrainingRun(name, spec, training, checkpoints) as tracked:
-            trained = Trainer(network, pool, training, checkpoints, device, tracked.log).run(current())
-            with writing(model, KIND, origin | notes) as folder:
-                save_model(folder, trained.weights, spec, trained.snapshots)
-                trained.history.to_csv(folder / HISTORY, index=False)
-                write_patients(folder, seen)
-            tracked.made(read_manifest(model, KIND).hash)
+        with TrainingRun(stage_name, spec, training, checkpoints) as run:
+            trained = Trainer(network, pool, training, checkpoints, device, run.log).run(current_stage())
+            with write_artifact(model, ModelFolder.KIND, origin | notes) as folder:
+                model_folder = ModelFolder(folder)
+                model_folder.save(trained.weights, spec, trained.snapshots)
+                model_folder.save_history(trained.history)
+                model_folder.save_patients(patients)
+            run.tag_model(read_manifest(model, ModelFolder.KIND).hash)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _warm(network: nn.Module, start: Path) -> frozenset[str]:
-    """Load the weights of a model, and tell whose labels it has seen; of an imported one nobody knows."""
-    try:
-        network.load_state_dict(load_weights(start))
-    except RuntimeError as error:
-        why = " ".join(str(error).split())
-        raise HeparError(f"the weights of train_universal.warm_start are of another network: {why}") from None
-    return patients_seen(start) if (start / PATIENTS).is_file() else frozenset()
+def _initial_network(recipe: Recipe) -> nn.Module:
+    """The network with seeded random weights, or with those of the warm start."""
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.training.seed)
+        network = build_network(recipe.network.name, recipe.network.config, recipe.training.patch_zyx)
+    if recipe.warm_start is not None:
+        try:
+            network.load_state_dict(ModelFolder(recipe.warm_start).load_weights())
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise HeparError(f"train_universal.warm_start is a model with another network: {reason}") from None
+    return network
+
+
+def _patients(pool: Pool, warm_start: Path | None) -> frozenset[str]:
+    """Hashes of the patients in the pool and of those that the warm start has seen; an imported model lists none."""
+    patients = frozenset(hash_patient(entry.patient_id) for entry in pool.entries)
+    if warm_start is None or not ModelFolder(warm_start).has_patients():
+        return patients
+    return patients | ModelFolder(warm_start).load_patients()

@@ -1,107 +1,120 @@
-"""Made-up lesions in the known livers of training patches, for pools that show few real ones.
+"""Synthetic lesions, painted into the known livers of training patches where the pool has few real ones.
 
-After the idea of Hu et al., "Label-free liver tumor segmentation", CVPR 2023: a network that sees lesions of any size,
-place and contrast in real livers learns from far fewer real ones. The shapes and numbers here are our own.
+After Hu et al., "Label-free liver tumor segmentation", CVPR 2023: a network that sees lesions of any size, place and
+contrast in real livers needs far fewer real ones. The shapes and numbers here are our own. Legend: r structure
+(`LIVER`, `TUMOUR`), z y x space, n voxels; image values are those of the preprocessed image.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from hepar.cases import LIVER, TUMOUR, Modality
+from hepar.imaging.masks import Mask
 from hepar.params import SpacingZYX
 from hepar.training.sampling import Patch
 
-DIAMETER_MM = (6.0, 45.0)  # small ones are the more frequent, as in patients
-MOST_AT_ONCE = 3
-ELONGATION = 0.3  # of an axis, at most
-ROUGHNESS = 0.25  # by how much of its radius the surface goes in and out
-FAINTEST, STRONGEST = (
-    0.15,
-    0.7,
-)  # contrast to the liver in units of the normalised image; in a CT window 205 HU wide 15 to 70
-MR_CONTRAST = 1.5  # times as much in MR, where a unit is one standard deviation of the body's values
-HYPODENSE_SHARE = 0.85  # of lesions in portal-venous CT; in MR either way is as likely
-RIM_SHARE = 0.2
-CT_RANGE = (-1.0, 1.0)  # of a prepared CT
-FEWEST_LIVER_VOXELS = 200
-Zyx = npt.NDArray[np.float32]
+DIAMETER_MM = (6.0, 45.0)  # drawn on a logarithmic scale: small lesions are the more frequent, as in patients
+MAX_LESIONS = 3  # in a patch
+ELONGATION = 0.3  # largest relative change of an axis
+ROUGHNESS = 0.25  # relative deviation of the surface from an ellipsoid
+CONTRAST = (0.15, 0.7)  # to the liver, in units of the preprocessed image: 15 to 70 HU in a CT window 205 HU wide
+MR_CONTRAST = 1.5  # factor on it in MR, where a unit is one standard deviation of the body's intensities
+HYPODENSE_SHARE = 0.85  # of lesions in portal-venous CT; in MR darker and brighter ones are equally frequent
+RIM_SHARE = 0.2  # of lesions
+CT_RANGE = (-1.0, 1.0)  # of a preprocessed CT
+MIN_LIVER_VOXELS = 200
 
 
-def with_lesions(patch: Patch, spacing_zyx_mm: SpacingZYX, rng: np.random.Generator) -> Patch:
-    """The patch with one to three lesions more where its liver is known and no tumour is; itself where that is nowhere.
+@dataclass(frozen=True)
+class _Liver:
+    """Where lesions may be painted in a patch: as a mask, as voxel indices, and the median intensity there."""
 
-    Their voxels become tumour, known as far as the liver there is. What was not known around them stays unknown.
+    mask_zyx: Mask
+    voxels_n3: npt.NDArray[np.int64]
+    median: float
+
+
+def add_synthetic_lesions(patch: Patch, spacing_zyx_mm: SpacingZYX, rng: np.random.Generator) -> Patch:
+    """A copy of the patch with one to three more lesions, all inside liver that is known and shows no tumour.
+
+    Lesion voxels become tumour, with the weight of the liver; the weights of all other voxels stay. A patch with fewer
+    than `MIN_LIVER_VOXELS` such voxels is returned as it is.
     """
-    liver = (patch.y[LIVER] > 0) & (patch.m[LIVER] > 0) & (patch.y[TUMOUR] == 0)
-    if liver.sum() < FEWEST_LIVER_VOXELS:
+    target_rzyx, weight_rzyx = patch.target_rzyx, patch.weight_rzyx
+    liver_zyx = (target_rzyx[LIVER] > 0) & (weight_rzyx[LIVER] > 0) & (target_rzyx[TUMOUR] == 0)
+    if liver_zyx.sum() < MIN_LIVER_VOXELS:
         return patch
-    patch = replace(patch, image=patch.image.copy(), y=patch.y.copy(), m=patch.m.copy())
-    level = float(np.median(patch.image[liver]))
-    places = np.argwhere(liver)
-    for _ in range(int(rng.integers(1, MOST_AT_ONCE + 1))):
-        centre = places[rng.integers(len(places))]
-        radius_mm = float(np.exp(rng.uniform(*np.log(DIAMETER_MM)))) / 2
-        _implant(patch, liver, centre, radius_mm, level, np.asarray(spacing_zyx_mm), rng)
+    liver = _Liver(liver_zyx, np.argwhere(liver_zyx), float(np.median(patch.image_zyx[liver_zyx])))
+    patch = replace(
+        patch, image_zyx=patch.image_zyx.copy(), target_rzyx=target_rzyx.copy(), weight_rzyx=weight_rzyx.copy()
+    )
+    for _ in range(int(rng.integers(1, MAX_LESIONS + 1))):
+        _paint_lesion(patch, liver, np.asarray(spacing_zyx_mm), rng)
     return patch
 
 
-def _implant(
-    patch: Patch,
-    liver: npt.NDArray[np.bool_],
-    centre: npt.NDArray[np.int64],
-    radius_mm: float,
-    level: float,
-    spacing_zyx_mm: npt.NDArray[np.float64],
-    rng: np.random.Generator,
+def _paint_lesion(
+    patch: Patch, liver: _Liver, spacing_zyx_mm: npt.NDArray[np.float64], rng: np.random.Generator
 ) -> None:
-    """Paint one lesion into the box around it: its core, a rim for some, and the grain of what lay there."""
-    reach = np.ceil(radius_mm * (1 + ELONGATION) * (1 + 3 * ROUGHNESS) / spacing_zyx_mm).astype(int) + 1
-    box = tuple(
-        slice(max(0, int(c) - int(r)), min(n, int(c) + int(r) + 1))
-        for c, r, n in zip(centre, reach, liver.shape, strict=True)
-    )
-    inside_mm = _depth_mm(box, centre, radius_mm, spacing_zyx_mm, rng)
+    """Paint one lesion into the patch: a core, sometimes a rim, and the noise of the liver below."""
+    centre_zyx = liver.voxels_n3[rng.integers(len(liver.voxels_n3))]
+    radius_mm = float(np.exp(rng.uniform(*np.log(DIAMETER_MM)))) / 2
+    box = _bounding_box(centre_zyx, radius_mm, spacing_zyx_mm, liver.mask_zyx.shape)
+    depth_zyx_mm = _lesion_depth_mm(box, centre_zyx, radius_mm, spacing_zyx_mm, rng)
     voxel_mm = float(np.cbrt(np.prod(spacing_zyx_mm)))
-    part = np.clip(inside_mm / voxel_mm + 0.5, 0, 1) * liver[box]  # of each voxel that is lesion
+    fraction_zyx = np.clip(depth_zyx_mm / voxel_mm + 0.5, 0, 1) * liver.mask_zyx[box]  # partial volume of the lesion
 
-    contrast = rng.uniform(FAINTEST, STRONGEST)
+    contrast = rng.uniform(*CONTRAST)
     darker = rng.random() < (HYPODENSE_SHARE if patch.modality == Modality.CT else 0.5)
     scale = 1.0 if patch.modality == Modality.CT else MR_CONTRAST
-    value = np.full(part.shape, level + scale * contrast * (-1 if darker else 1), np.float32)
+    lesion_zyx = np.full(fraction_zyx.shape, liver.median + scale * contrast * (-1 if darker else 1), np.float32)
     if rng.random() < RIM_SHARE:
-        value[inside_mm < 0.25 * radius_mm] = level + scale * rng.uniform(-0.5, 0.5) * contrast
-    image = patch.image[box]
-    grain = image - ndimage.uniform_filter(image, 3)
-    painted = value + grain
+        lesion_zyx[depth_zyx_mm < 0.25 * radius_mm] = liver.median + scale * rng.uniform(-0.5, 0.5) * contrast
+    image_zyx = patch.image_zyx[box]
+    lesion_zyx = lesion_zyx + (image_zyx - ndimage.uniform_filter(image_zyx, 3))
     if patch.modality == Modality.CT:
-        painted = np.clip(painted, *CT_RANGE)
-    image += part.astype(np.float32) * (painted - image)
+        lesion_zyx = np.clip(lesion_zyx, *CT_RANGE)
+    image_zyx += fraction_zyx.astype(np.float32) * (lesion_zyx - image_zyx)
 
-    lesion = part > 0.5
-    patch.y[TUMOUR][box][lesion] = 1
-    patch.m[TUMOUR][box][lesion] = patch.m[LIVER][box][lesion]
+    inside_zyx = fraction_zyx > 0.5
+    patch.target_rzyx[TUMOUR][box][inside_zyx] = 1
+    patch.weight_rzyx[TUMOUR][box][inside_zyx] = patch.weight_rzyx[LIVER][box][inside_zyx]
 
 
-def _depth_mm(
+def _bounding_box(
+    centre_zyx: npt.NDArray[np.int64],
+    radius_mm: float,
+    spacing_zyx_mm: npt.NDArray[np.float64],
+    shape_zyx: tuple[int, ...],
+) -> tuple[slice, ...]:
+    """The part of the volume that a lesion can reach."""
+    reach_zyx = np.ceil(radius_mm * (1 + ELONGATION) * (1 + 3 * ROUGHNESS) / spacing_zyx_mm).astype(int) + 1
+    return tuple(
+        slice(max(0, int(c) - int(r)), min(n, int(c) + int(r) + 1))
+        for c, r, n in zip(centre_zyx, reach_zyx, shape_zyx, strict=True)
+    )
+
+
+def _lesion_depth_mm(
     box: tuple[slice, ...],
-    centre: npt.NDArray[np.int64],
+    centre_zyx: npt.NDArray[np.int64],
     radius_mm: float,
     spacing_zyx_mm: npt.NDArray[np.float64],
     rng: np.random.Generator,
-) -> Zyx:
-    """How deep each voxel of the box lies below the surface of an uneven ellipsoid, negative outside."""
+) -> npt.NDArray[np.float32]:
+    """Depth of each voxel of the box below the surface of a rough ellipsoid, float32 zyx in mm; negative outside."""
     axes = rng.uniform(1 - ELONGATION, 1 + ELONGATION, 3)
     offsets = (
         (np.arange(part.start, part.stop) - c) * s / a
-        for part, c, s, a in zip(box, centre, spacing_zyx_mm, axes, strict=True)
+        for part, c, s, a in zip(box, centre_zyx, spacing_zyx_mm, axes, strict=True)
     )
     z, y, x = np.meshgrid(*offsets, indexing="ij", sparse=True)
-    knots = rng.standard_normal((4, 4, 4)).astype(np.float32)
-    shape = tuple(part.stop - part.start for part in box)
-    uneven = ndimage.zoom(knots, [n / 4 for n in shape], order=1, mode="nearest", grid_mode=True)
-    return np.asarray(radius_mm * (1 + ROUGHNESS * uneven) - np.sqrt(z**2 + y**2 + x**2), np.float32)
+    knots_zyx = rng.standard_normal((4, 4, 4)).astype(np.float32)
+    shape_zyx = tuple(part.stop - part.start for part in box)
+    roughness_zyx = ndimage.zoom(knots_zyx, [n / 4 for n in shape_zyx], order=1, mode="nearest", grid_mode=True)
+    return np.asarray(radius_mm * (1 + ROUGHNESS * roughness_zyx) - np.sqrt(z**2 + y**2 + x**2), np.float32)

@@ -1,4 +1,4 @@
-"""The command line: one sentence for what the user can mend, help everywhere, cases as tables."""
+"""The command line: errors as one sentence, help for every command, cases as tables."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from conftest import call
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import hepar.stages.ingest
 from hepar import __version__
-from hepar.cli import main as cli
+from hepar.cli.main import app, errors_as_sentences, main
 from hepar.params import Params, dump_params, load_params
-from hepar.stages import ingest
 
 HEPAR = Path(sys.executable).with_name("hepar")
-COMMANDS = sorted(get_command(cli.app).commands)  # type: ignore[attr-defined]
+COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 STAGES = {"ingest", "train-liver", "pseudo-label", "assemble-pool", "train-universal", "evaluate", "register", "run"}
 
 
-def hepar(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_hepar(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(HEPAR), *arguments], cwd=cwd, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def cohort(phantom_source: Path, tiny: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "cohort"
-    ingest.run(str(phantom_source), folder, tiny.ingest)
+    hepar.stages.ingest.run(str(phantom_source), folder, tiny.ingest)
     return folder
 
 
@@ -44,31 +44,31 @@ def params_file(tmp_path: Path, tiny: Params) -> Path:
 
 
 def is_one_sentence(ended: subprocess.CompletedProcess[str]) -> bool:
-    """Whether a command ended as it does where the user has to mend something."""
+    """Whether a command ended with an error that the user can fix."""
     lines = ended.stderr.splitlines()
     return ended.returncode == 2 and len(lines) == 1 and lines[0].startswith("hepar: ") and not ended.stdout
 
 
-def test_an_unknown_key_ends_with_one_sentence_that_names_it(tmp_path: Path, params_file: Path) -> None:
+def test_an_unknown_key_is_named_in_one_sentence(tmp_path: Path, params_file: Path) -> None:
     values = yaml.safe_load(params_file.read_text())
     values["evaluate"]["overlaps"] = 0.5
     params_file.write_text(yaml.safe_dump(values))
-    ended = hepar(tmp_path, "ingest", "--params", "own.yaml")
+    ended = run_hepar(tmp_path, "ingest", "--params", "own.yaml")
     assert is_one_sentence(ended), ended.stderr
     assert ended.stderr == "hepar: own.yaml: unknown key evaluate.overlaps\n"
     assert not (tmp_path / "cohort").exists()
 
 
-def test_an_empty_source_ends_with_one_sentence_that_names_it(tmp_path: Path, params_file: Path) -> None:
+def test_an_empty_source_is_named_in_one_sentence(tmp_path: Path, params_file: Path) -> None:
     (tmp_path / "empty.csv").write_text("case_id,modality,image,liver_state,tumour_state\n")
-    ended = hepar(tmp_path, "ingest", "--source", "empty.csv", "--params", str(params_file))
+    ended = run_hepar(tmp_path, "ingest", "--source", "empty.csv", "--params", str(params_file))
     assert is_one_sentence(ended), ended.stderr
     assert ended.stderr == "hepar: empty.csv lists no case\n"
     assert not (tmp_path / "cohort").exists()
 
 
-def test_the_installed_command_explains_itself(tmp_path: Path) -> None:
-    ended = hepar(tmp_path, "--help")
+def test_the_installed_command_lists_all_commands(tmp_path: Path) -> None:
+    ended = run_hepar(tmp_path, "--help")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert all(command in ended.stdout for command in COMMANDS)
 
@@ -78,18 +78,18 @@ def test_every_stage_is_a_command() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str) -> None:
-    result = CliRunner().invoke(cli.app, [command, "--help"])
+def test_every_command_has_a_help_page(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
     assert f"{command} [OPTIONS]" in result.output
 
 
 def test_the_version_is_printed() -> None:
-    assert CliRunner().invoke(cli.app, ["--version"]).output == f"hepar {__version__}\n"
+    assert CliRunner().invoke(app, ["--version"]).output == f"hepar {__version__}\n"
 
 
-def test_cases_are_printed_as_csv_for_other_programs(cohort: Path) -> None:
-    ended = hepar(cohort.parent, "cases", "cohort", "--format", "csv")
+def test_cases_are_printed_as_csv(cohort: Path) -> None:
+    ended = run_hepar(cohort.parent, "cases", "cohort", "--format", "csv")
     assert (ended.returncode, ended.stderr) == (0, "")
     rows = list(csv.DictReader(io.StringIO(ended.stdout)))
     assert len(rows) == 8
@@ -98,59 +98,59 @@ def test_cases_are_printed_as_csv_for_other_programs(cohort: Path) -> None:
 
 
 def test_cases_are_printed_as_json_that_agrees_with_the_csv(cohort: Path) -> None:
-    printed = [CliRunner().invoke(cli.app, ["cases", str(cohort), "--format", kind]).output for kind in ("csv", "json")]
+    printed = [CliRunner().invoke(app, ["cases", str(cohort), "--format", kind]).output for kind in ("csv", "json")]
     assert json.loads(printed[1]) == list(csv.DictReader(io.StringIO(printed[0])))
 
 
-def test_cases_are_printed_as_a_table_for_people(cohort: Path) -> None:
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["cases", str(cohort)])
+def test_cases_are_printed_as_a_table(cohort: Path) -> None:
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["cases", str(cohort)])
     assert result.exit_code == 0
     assert result.output.count("phantom-mr-") == 4
     assert "\n8 cases (" in result.output
     assert result.output.endswith(", 0 refused\n")
 
 
-def test_printed_params_are_a_params_file_with_everything_filled_in(tmp_path: Path, params_file: Path) -> None:
+def test_printed_params_are_a_complete_params_file(tmp_path: Path, params_file: Path) -> None:
     over = tmp_path / "over.yaml"
     over.write_text("extends: own.yaml\nevaluate: {overlap: 0.125}\n")
     printed = tmp_path / "printed.yaml"
-    printed.write_text(CliRunner().invoke(cli.app, ["params", "--params", str(over)]).output)
+    printed.write_text(CliRunner().invoke(app, ["params", "--params", str(over)]).output)
     assert "extends" not in printed.read_text()
     assert load_params(printed) == load_params(over)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["cases", "nowhere"], "hepar: nowhere is not a cohort: cases.parquet is missing"),
         (["params", "--params", "none.yaml"], "hepar: params file none.yaml does not exist"),
         (["run", "--runner", "teleport", "--params", "own.yaml"], "hepar: --runner is 'teleport', must be one of"),
-        (["evaluate", "--cohort", "nowhere", "--params", "own.yaml"], "hepar: nowhere holds no finished cohort"),
+        (["evaluate", "--cohort", "nowhere", "--params", "own.yaml"], "hepar: nowhere is not a complete cohort"),
     ],
 )
-def test_what_the_user_can_mend_is_told_in_one_sentence(
+def test_an_error_that_the_user_can_fix_is_one_sentence(
     tmp_path: Path,
     params_file: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["hepar", *arguments])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(said)
+    assert line.startswith(message)
 
 
-def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ZeroDivisionError), cli.errors_as_sentences():
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError), errors_as_sentences():
         raise ZeroDivisionError
 
 
-def test_predict_refuses_a_name_that_it_could_not_write_before_it_works(tmp_path: Path) -> None:
+def test_predict_refuses_an_unknown_output_format_before_it_reads_the_scan(tmp_path: Path) -> None:
     done = call("hepar", "predict", "scan.nii.gz", "--out", "labels.txt", cwd=tmp_path)
     assert done.returncode == 2
     assert "labels.txt cannot be written: its name must end in .nii, .nii.gz" in done.stderr

@@ -1,4 +1,4 @@
-"""Lesions on a line: every IoU can be counted by eye."""
+"""Lesions on a line, whose IoU can be counted by eye."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from hepar.evaluation.lesions import (
     IOU_THRESHOLDS,
     LesionCounts,
     detect_lesions,
-    equivalent_diameter_mm,
     match_lesions,
-    size_bin,
 )
+from hepar.imaging.masks import equivalent_diameter_mm, lesion_size
 
 MASKS = arrays(np.bool_, (3, 5, 6))
 
 
 def line(drawing: str) -> np.ndarray:
-    """A mask of one row from a drawing: ``##.#`` has two lesions."""
+    """A mask of one row from a drawing: `##.#` has two lesions."""
     return np.array([[[character == "#" for character in drawing]]])
 
 
@@ -30,16 +29,16 @@ def counts(reference: str, prediction: str, iou_above: float) -> tuple[int, int,
     return found.true_positives, found.false_negatives, found.false_positives
 
 
-def test_found_missed_and_invented() -> None:
+def test_true_positive_false_negative_and_false_positive() -> None:
     assert counts("##..##....", "##......##", 0) == (1, 1, 1)
 
 
-def test_overlap_of_nothing_is_no_detection() -> None:
+def test_lesions_without_overlap_are_not_detected() -> None:
     assert counts("##...", "..##.", 0) == (0, 1, 1)
 
 
 @pytest.mark.parametrize("iou_above", [0.1, 0.5])
-def test_the_threshold_itself_is_not_enough(iou_above: float) -> None:
+def test_iou_at_the_threshold_is_not_detected(iou_above: float) -> None:
     # IoU 1/2 and 1/10, then one voxel more
     at, above = {0.1: ("#.........", "##........"), 0.5: ("##...", "###..")}[iou_above]
     whole = "##########" if iou_above == 0.1 else "####."
@@ -47,27 +46,27 @@ def test_the_threshold_itself_is_not_enough(iou_above: float) -> None:
     assert counts(whole, above, iou_above) == (1, 0, 0)
 
 
-def test_pieces_of_one_lesion_are_merged() -> None:
-    # each piece alone has IoU 4/10, together 8/10
+def test_fragments_of_one_lesion_are_merged() -> None:
+    # each fragment alone has IoU 4/10, together 8/10
     assert counts("##########", "####..####", 0.5) == (1, 0, 0)
 
 
-def test_lesions_under_one_prediction_are_merged_and_both_found() -> None:
+def test_lesions_under_one_prediction_are_merged_and_both_detected() -> None:
     # each lesion alone has IoU 4/10, together 8/10
     assert counts("####..####", "##########", 0.5) == (2, 0, 0)
 
 
-def test_a_prediction_joins_the_lesion_that_it_covers_most() -> None:
+def test_a_prediction_joins_the_lesion_with_the_largest_overlap() -> None:
     matching = match_lesions(line("####.##."), line("#######."))
     assert [(group.reference_labels, group.prediction_labels) for group in matching.groups] == [((1, 2), (1,))]
     # the second lesion has a better prediction of its own, so it is not merged with the first
-    reference, prediction = np.zeros((1, 3, 8), dtype=bool), np.zeros((1, 3, 8), dtype=bool)
-    reference[0, 0, :] = True
-    reference[0, 2, :4] = True
-    prediction[0, 0, :7] = True
-    prediction[0, 1:3, 0] = True
-    prediction[0, 2, 2:4] = True
-    groups = match_lesions(reference, prediction).groups
+    reference_zyx, prediction_zyx = np.zeros((1, 3, 8), dtype=bool), np.zeros((1, 3, 8), dtype=bool)
+    reference_zyx[0, 0, :] = True
+    reference_zyx[0, 2, :4] = True
+    prediction_zyx[0, 0, :7] = True
+    prediction_zyx[0, 1:3, 0] = True
+    prediction_zyx[0, 2, 2:4] = True
+    groups = match_lesions(reference_zyx, prediction_zyx).groups
     assert [(group.reference_labels, group.prediction_labels) for group in groups] == [
         ((1,), (1,)),
         ((2,), (2,)),
@@ -77,14 +76,14 @@ def test_a_prediction_joins_the_lesion_that_it_covers_most() -> None:
 
 
 def test_diagonal_neighbours_are_two_lesions() -> None:
-    mask = np.zeros((1, 2, 2), dtype=bool)
-    mask[0, 0, 0] = mask[0, 1, 1] = True
-    assert len(match_lesions(mask, mask).reference_voxels) == 2
+    mask_zyx = np.zeros((1, 2, 2), dtype=bool)
+    mask_zyx[0, 0, 0] = mask_zyx[0, 1, 1] = True
+    assert len(match_lesions(mask_zyx, mask_zyx).reference_voxels) == 2
 
 
-def test_sizes_go_by_the_diameter_of_the_ball_of_that_volume() -> None:
+def test_lesion_size_is_the_diameter_of_a_ball_of_equal_volume() -> None:
     assert equivalent_diameter_mm(4 / 3 * np.pi * 5**3) == pytest.approx(10)
-    assert [size_bin(diameter) for diameter in (9.99, 10, 20, 20.01)] == [
+    assert [lesion_size(diameter) for diameter in (9.99, 10, 20, 20.01)] == [
         "<10 mm",
         "10-20 mm",
         "10-20 mm",
@@ -92,7 +91,7 @@ def test_sizes_go_by_the_diameter_of_the_ball_of_that_volume() -> None:
     ]
 
 
-def test_by_size_counts_references_by_their_size_and_inventions_by_theirs() -> None:
+def test_references_and_false_positives_are_each_binned_by_their_own_size() -> None:
     # 4 voxels of 1000 mm3 are a ball of 19.7 mm, 1 voxel one of 12.4 mm, 8 voxels one of 24.8 mm
     matching = match_lesions(line("####...........#"), line("##...########..."))
     by_size = detect_lesions(matching, 0, 1000.0).by_size
@@ -103,15 +102,15 @@ def test_by_size_counts_references_by_their_size_and_inventions_by_theirs() -> N
     }
 
 
-def test_without_a_voxel_size_nothing_is_sorted_by_size() -> None:
+def test_without_a_voxel_size_there_are_no_size_bins() -> None:
     assert detect_lesions(match_lesions(line("##"), line("##")), 0, None).by_size is None
 
 
-def test_nothing_to_count_has_no_ratio() -> None:
+def test_ratios_without_a_denominator_are_undefined() -> None:
     none = detect_lesions(match_lesions(line("..."), line("...")), 0, 1.0).counts
     assert (none.f1, none.sensitivity, none.precision) == (None, None, None)
-    invented = detect_lesions(match_lesions(line("..."), line("#.#")), 0, 1.0).counts
-    assert (invented.f1, invented.sensitivity, invented.precision) == (0, None, 0)
+    false_positives = detect_lesions(match_lesions(line("..."), line("#.#")), 0, 1.0).counts
+    assert (false_positives.f1, false_positives.sensitivity, false_positives.precision) == (0, None, 0)
 
 
 def test_ratios_of_counts() -> None:
@@ -120,26 +119,26 @@ def test_ratios_of_counts() -> None:
 
 
 @given(MASKS, MASKS)
-def test_every_component_is_in_one_group_and_iou_is_what_the_masks_say(
-    reference: np.ndarray, prediction: np.ndarray
-) -> None:
-    matching = match_lesions(reference, prediction)
+def test_every_component_is_in_one_group(reference_zyx: np.ndarray, prediction_zyx: np.ndarray) -> None:
+    matching = match_lesions(reference_zyx, prediction_zyx)
     for side, sizes in (("reference", matching.reference_voxels), ("prediction", matching.prediction_voxels)):
         labels = [label for group in matching.groups for label in getattr(group, f"{side}_labels")]
         assert sorted(labels) == list(range(1, len(sizes) + 1))
-    assert sum(matching.reference_voxels) == np.count_nonzero(reference)
-    assert sum(group.intersection_voxels for group in matching.groups) <= np.count_nonzero(reference & prediction)
+    assert sum(matching.reference_voxels) == np.count_nonzero(reference_zyx)
+    assert sum(group.intersection_voxels for group in matching.groups) <= np.count_nonzero(
+        reference_zyx & prediction_zyx
+    )
     assert all(0 <= group.iou <= 1 for group in matching.groups)
 
 
 @given(MASKS)
-def test_a_perfect_prediction_finds_every_lesion(mask: np.ndarray) -> None:
-    matching = match_lesions(mask, mask)
+def test_a_perfect_prediction_detects_every_lesion(mask_zyx: np.ndarray) -> None:
+    matching = match_lesions(mask_zyx, mask_zyx)
     for iou_above in IOU_THRESHOLDS:
         assert detect_lesions(matching, iou_above, None).counts == LesionCounts(len(matching.reference_voxels), 0, 0)
 
 
 @given(MASKS, MASKS)
-def test_matching_does_not_depend_on_the_place(reference: np.ndarray, prediction: np.ndarray) -> None:
-    moved = [np.pad(mask, ((1, 0), (2, 3), (0, 2))) for mask in (reference, prediction)]
-    assert match_lesions(moved[0], moved[1]) == match_lesions(reference, prediction)
+def test_matching_is_invariant_to_translation(reference_zyx: np.ndarray, prediction_zyx: np.ndarray) -> None:
+    moved = [np.pad(mask_zyx, ((1, 0), (2, 3), (0, 2))) for mask_zyx in (reference_zyx, prediction_zyx)]
+    assert match_lesions(moved[0], moved[1]) == match_lesions(reference_zyx, prediction_zyx)

@@ -1,4 +1,4 @@
-"""The report: complete in itself, reproducible to the byte, worst cases first."""
+"""The report page: self-contained, reproducible to the byte, worst cases first."""
 
 from __future__ import annotations
 
@@ -13,31 +13,40 @@ import pytest
 from PIL import Image
 
 from hepar.errors import DataError
-from hepar.evaluation import CaseSlice, pick_slice, score_case, summarise, write_report
+from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase
 from hepar.evaluation.pictures import MAX_PNG_BYTES, encode_png, outline_path, slice_svg
-from hepar.evaluation.report import MAX_PICTURES, worst_first
+from hepar.evaluation.report import MAX_PICTURES, worst_first, write_report
+from hepar.evaluation.scores import CaseScores, score_case
+from hepar.evaluation.slices import CaseSlice, pick_slice
+from hepar.evaluation.summary import summarise
 
 SHAPE = (4, 24, 30)
 SPACING_MM = (3.0, 1.5, 1.5)
-NONE = np.zeros(SHAPE, dtype=bool)
+EMPTY_ZYX = np.zeros(SHAPE, dtype=bool)
 
 
 def block(z: int, size: int) -> np.ndarray:
-    mask = NONE.copy()
-    mask[z, 4 : 4 + size, 6 : 6 + size] = True
-    return mask
+    mask_zyx = EMPTY_ZYX.copy()
+    mask_zyx[z, 4 : 4 + size, 6 : 6 + size] = True
+    return mask_zyx
 
 
-LIVER = block(1, 16) | block(2, 14)
+LIVER_ZYX = block(1, 16) | block(2, 14)
 
 
-def scored(case_id: str, overlap: int | None, liver_overlap: int = 16, modality: str = "CT") -> tuple:
-    """Scores and slice of a case whose 8-voxel-wide tumour is predicted ``overlap`` wide (None: unknown)."""
-    tumour = None if overlap is None else block(2, 8)
-    arguments = (LIVER, tumour, block(1, liver_overlap) | block(2, 14), block(2, overlap or 0))
-    scores = score_case(case_id, f"p-{case_id}", modality, "T1", "A", *arguments, SPACING_MM, True)
-    image = np.linspace(-100, 200, NONE.size).reshape(SHAPE)
-    return scores, pick_slice(case_id, image, *arguments, SPACING_MM, (-45.0, 160.0))
+def segmented(liver: LabelPair, tumour: LabelPair, case_id: str = "x", modality: str = "CT") -> SegmentedCase:
+    return SegmentedCase(CaseIdentity(case_id, f"p-{case_id}", modality, "T1", "A"), liver, tumour, SPACING_MM, True)
+
+
+def scored(
+    case_id: str, overlap: int | None, liver_overlap: int = 16, modality: str = "CT"
+) -> tuple[CaseScores, CaseSlice]:
+    """Scores and slice of a case whose 8-voxel-wide tumour is predicted `overlap` wide (None: unknown)."""
+    liver = LabelPair(LIVER_ZYX, block(1, liver_overlap) | block(2, 14))
+    tumour = LabelPair(None if overlap is None else block(2, 8), block(2, overlap or 0))
+    case = segmented(liver, tumour, case_id, modality)
+    image_zyx = np.linspace(-100, 200, EMPTY_ZYX.size).reshape(SHAPE)
+    return score_case(case), pick_slice(case, image_zyx, (-45.0, 160.0))
 
 
 HISTORY = pd.DataFrame(
@@ -50,16 +59,18 @@ HISTORY = pd.DataFrame(
 )
 
 
-def write(folder: Path, cases: list[tuple], history: pd.DataFrame = HISTORY, name: str = "report.html") -> str:
+def write(
+    folder: Path, cases: list[tuple[CaseScores, CaseSlice]], history: pd.DataFrame = HISTORY, name: str = "report.html"
+) -> str:
     scores = [score for score, _ in cases]
     metrics = summarise(scores, seed=1, resamples=50)
     facts = {"cohort": "sha256:12", "git <commit>": "ab&c"}
-    write_report(folder / name, metrics, scores, [picture for _, picture in cases], history, facts)
+    write_report(folder / name, metrics, scores, [case_slice for _, case_slice in cases], history, facts)
     return (folder / name).read_text(encoding="utf-8")
 
 
 class Page(HTMLParser):
-    """Collects every address that a page would load, and whether its tags are balanced."""
+    """Collects the addresses that a page would load, and checks that its tags are balanced."""
 
     VOID = frozenset({"meta", "input", "br", "link", "img"})
 
@@ -81,11 +92,11 @@ class Page(HTMLParser):
 
 
 def figures(text: str) -> list[str]:
-    """Case ids in the order of the pictures."""
+    """Case ids in the order of the figures."""
     return re.findall(r"<figcaption><b>([^<]+)</b>", text)
 
 
-def test_page_needs_nothing_else(tmp_path: Path) -> None:
+def test_the_page_is_self_contained(tmp_path: Path) -> None:
     text = write(tmp_path, [scored("a", 8), scored("b", 4, modality="MR")])
     page = Page(text)
     assert page.open == []
@@ -103,7 +114,7 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
 
 
-def test_worst_first_by_tumour_dice_else_liver_dice(tmp_path: Path) -> None:
+def test_worst_cases_come_first_by_tumour_dice_else_liver_dice(tmp_path: Path) -> None:
     cases = [
         scored("good", 8),
         scored("no-tumour-label", None, liver_overlap=4),
@@ -116,24 +127,24 @@ def test_worst_first_by_tumour_dice_else_liver_dice(tmp_path: Path) -> None:
 
 
 def test_cases_without_any_dice_come_last() -> None:
-    unscored = score_case("z", "p", "CT", "", "A", None, None, NONE, NONE, SPACING_MM, True)
-    assert [case.case_id for case in worst_first([unscored, scored("a", 8)[0]])] == ["a", "z"]
+    unscored = score_case(segmented(LabelPair(None, EMPTY_ZYX), LabelPair(None, EMPTY_ZYX), "z"))
+    assert [case.identity.case_id for case in worst_first([unscored, scored("a", 8)[0]])] == ["a", "z"]
 
 
-def test_many_cases_show_the_worst_and_say_so(tmp_path: Path) -> None:
+def test_of_many_cases_the_worst_are_shown(tmp_path: Path) -> None:
     cases = [scored(f"case-{index:03d}", 8) for index in range(MAX_PICTURES + 4)] + [scored("worst", 1)]
     text = write(tmp_path, cases)
     assert len(figures(text)) == MAX_PICTURES
     assert figures(text)[0] == "worst"
     assert f"The worst {MAX_PICTURES} of {MAX_PICTURES + 5} cases are shown" in text
-    assert text.count("case-063") == 1, "a case without a picture still stands in the table"
+    assert text.count("case-063") == 1, "a case without a picture is still in the table"
 
 
 def test_a_false_positive_in_a_tumour_free_case_is_on_the_page(tmp_path: Path) -> None:
-    scores = score_case("free", "p", "CT", "", "A", LIVER, NONE, LIVER, block(2, 4), SPACING_MM, True)
-    picture = pick_slice("free", np.zeros(SHAPE), LIVER, NONE, LIVER, block(2, 4), SPACING_MM, (0.0, 1.0))
-    assert picture.index_z == 2
-    text = write(tmp_path, [(scores, picture)])
+    case = segmented(LabelPair(LIVER_ZYX, LIVER_ZYX), LabelPair(EMPTY_ZYX, block(2, 4)))
+    case_slice = pick_slice(case, np.zeros(SHAPE), (0.0, 1.0))
+    assert case_slice.index_z == 2
+    text = write(tmp_path, [(score_case(case), case_slice)])
     assert "tumour-free, false positive" in text
     assert 'class="tumour prediction"' in text.split("<figure>")[1]
 
@@ -144,16 +155,16 @@ def test_facts_are_escaped(tmp_path: Path) -> None:
     assert "ab&amp;c" in text
 
 
-def test_nothing_scored_and_no_history(tmp_path: Path) -> None:
+def test_a_page_without_cases_and_history(tmp_path: Path) -> None:
     text = write(tmp_path, [], history=HISTORY.iloc[:0])
-    assert "No case was scored." in text
-    assert "No history was recorded." in text
+    assert "No cases were scored." in text
+    assert "No training history." in text
 
 
 def test_a_history_read_from_a_file_without_modalities(tmp_path: Path) -> None:
     HISTORY.assign(modality="").to_csv(tmp_path / "history.csv", index=False)
     text = write(tmp_path, [scored("a", 8)], history=pd.read_csv(tmp_path / "history.csv"))
-    assert "No history was recorded." not in text
+    assert "No training history." not in text
 
 
 def test_a_history_without_a_column_is_refused(tmp_path: Path) -> None:
@@ -161,67 +172,71 @@ def test_a_history_without_a_column_is_refused(tmp_path: Path) -> None:
         write(tmp_path, [scored("a", 8)], history=HISTORY.drop(columns="split"))
 
 
-def test_a_slice_of_a_case_without_scores_is_refused(tmp_path: Path) -> None:
+def test_a_slice_without_scores_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="without scores: b"):
         write(tmp_path, [(scored("a", 8)[0], scored("b", 8)[1])])
 
 
-def slice_of(tumour: np.ndarray | None, predicted_tumour: np.ndarray, liver: np.ndarray | None = LIVER) -> CaseSlice:
-    return pick_slice("x", np.zeros(SHAPE), liver, tumour, LIVER, predicted_tumour, SPACING_MM, (0.0, 1.0))
+def slice_of(tumour_zyx: np.ndarray | None, predicted_tumour_zyx: np.ndarray) -> CaseSlice:
+    case = segmented(LabelPair(LIVER_ZYX, LIVER_ZYX), LabelPair(tumour_zyx, predicted_tumour_zyx))
+    return pick_slice(case, np.zeros(SHAPE), (0.0, 1.0))
 
 
-def test_slice_with_the_largest_tumour_else_the_largest_liver() -> None:
+def test_the_slice_has_the_largest_tumour_else_the_largest_liver() -> None:
     assert slice_of(block(2, 3) | block(3, 5), block(0, 9)).index_z == 3
     assert slice_of(None, block(0, 9)).index_z == 0
-    assert slice_of(NONE, NONE).index_z == 1
-    nothing = pick_slice("x", np.zeros(SHAPE), None, None, NONE, NONE, SPACING_MM, (0.0, 1.0))
-    assert nothing.index_z == 2
+    assert slice_of(EMPTY_ZYX, EMPTY_ZYX).index_z == 1
+    empty = segmented(LabelPair(None, EMPTY_ZYX), LabelPair(None, EMPTY_ZYX))
+    assert pick_slice(empty, np.zeros(SHAPE), (0.0, 1.0)).index_z == 2
 
 
 def test_slice_is_windowed_to_0_and_1() -> None:
-    image = np.zeros(SHAPE)
-    image[1] = np.linspace(-100, 300, 24 * 30).reshape(24, 30)
-    picture = pick_slice("x", image, LIVER, None, LIVER, NONE, SPACING_MM, (0.0, 200.0))
-    assert picture.image_yx.dtype == np.float32
-    assert picture.image_yx.min() == 0
-    assert picture.image_yx.max() == 1
-    assert picture.image_yx[image[1] == image[1].flat[360]] == pytest.approx(image[1].flat[360] / 200)
+    image_zyx = np.zeros(SHAPE)
+    image_zyx[1] = np.linspace(-100, 300, 24 * 30).reshape(24, 30)
+    case_slice = pick_slice(
+        segmented(LabelPair(LIVER_ZYX, LIVER_ZYX), LabelPair(None, EMPTY_ZYX)), image_zyx, (0.0, 200.0)
+    )
+    shown_yx, raw_yx = case_slice.image_yx, image_zyx[1]
+    assert shown_yx.dtype == np.float32
+    assert shown_yx.min() == 0
+    assert shown_yx.max() == 1
+    assert shown_yx[raw_yx == raw_yx.flat[360]] == pytest.approx(raw_yx.flat[360] / 200)
 
 
-def test_slice_of_other_shape_or_window_is_refused_by_name() -> None:
+def test_a_wrong_shape_or_window_is_refused_by_case() -> None:
     with pytest.raises(DataError, match="case x: mask is 3x24x30 but the image is 4x24x30"):
-        slice_of(NONE[1:], NONE)
+        slice_of(EMPTY_ZYX[1:], EMPTY_ZYX)
     with pytest.raises(DataError, match="case x: window"):
-        pick_slice("x", np.zeros(SHAPE), None, None, NONE, NONE, SPACING_MM, (1.0, 1.0))
+        pick_slice(segmented(LabelPair(None, EMPTY_ZYX), LabelPair(None, EMPTY_ZYX)), np.zeros(SHAPE), (1.0, 1.0))
 
 
-def test_unknown_reference_is_not_outlined() -> None:
+def test_an_unknown_reference_has_no_outline() -> None:
     drawn = slice_svg(slice_of(None, block(1, 4)), distances_known=True)
     assert 'class="tumour reference"' not in drawn
     assert 'class="tumour prediction"' in drawn
 
 
-def test_scale_bar_only_where_millimetres_are_known() -> None:
-    assert "20 mm" in slice_svg(slice_of(None, NONE), distances_known=True)
-    assert " mm" not in slice_svg(slice_of(None, NONE), distances_known=False)
+def test_the_scale_bar_needs_known_distances() -> None:
+    assert "20 mm" in slice_svg(slice_of(None, EMPTY_ZYX), distances_known=True)
+    assert " mm" not in slice_svg(slice_of(None, EMPTY_ZYX), distances_known=False)
 
 
-def test_outline_runs_along_the_edges_of_the_pixels() -> None:
-    mask = np.zeros((4, 5), dtype=bool)
-    mask[1:3, 1:4] = True
-    parts = set(re.findall(r"M[^M]+", outline_path(mask)))
+def test_the_outline_follows_pixel_edges() -> None:
+    mask_yx = np.zeros((4, 5), dtype=bool)
+    mask_yx[1:3, 1:4] = True
+    parts = set(re.findall(r"M[^M]+", outline_path(mask_yx)))
     assert parts == {"M1 1h3", "M1 3h3", "M1 1v2", "M4 1v2"}
 
 
-def test_pictures_stay_small_even_of_noise() -> None:
-    noise = np.random.default_rng(0).random((700, 600)).astype(np.float32)
-    png = encode_png(noise)
+def test_even_noise_gives_a_small_png() -> None:
+    noise_yx = np.random.default_rng(0).random((700, 600)).astype(np.float32)
+    png = encode_png(noise_yx)
     assert len(png) <= MAX_PNG_BYTES
     with Image.open(io.BytesIO(png)) as image:
         assert image.width / image.height == pytest.approx(600 / 700, rel=0.02)
 
 
-def test_small_pictures_keep_their_pixels() -> None:
-    steps = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
-    with Image.open(io.BytesIO(encode_png(steps))) as image:
-        assert np.asarray(image) == pytest.approx(steps * 255, abs=0.5)
+def test_small_images_keep_their_pixels() -> None:
+    ramp_yx = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    with Image.open(io.BytesIO(encode_png(ramp_yx))) as image:
+        assert np.asarray(image) == pytest.approx(ramp_yx * 255, abs=0.5)

@@ -1,48 +1,47 @@
-"""Scores of one case: what is known, unknown and absent stays apart."""
+"""Scores of one case: known, unknown and absent structures."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hepar.errors import DataError
-from hepar.evaluation import CaseScores, score_case, scores_table
+from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase
+from hepar.evaluation.scores import CaseScores, score_case, scores_table
 
 SHAPE = (6, 10, 10)
 SPACING_MM = (5.0, 2.0, 2.0)
 VOXEL_ML = 5 * 2 * 2 / 1000
-EMPTY = np.zeros(SHAPE, dtype=bool)
+EMPTY_ZYX = np.zeros(SHAPE, dtype=bool)
 
 
 def block(z: slice, y: slice, x: slice) -> np.ndarray:
-    mask = EMPTY.copy()
-    mask[z, y, x] = True
-    return mask
+    mask_zyx = EMPTY_ZYX.copy()
+    mask_zyx[z, y, x] = True
+    return mask_zyx
 
 
-LIVER = block(slice(1, 5), slice(2, 8), slice(2, 8))
-TUMOUR = block(slice(2, 4), slice(3, 5), slice(3, 5))
-ELSEWHERE = block(slice(2, 4), slice(6, 8), slice(6, 8))
+LIVER_ZYX = block(slice(1, 5), slice(2, 8), slice(2, 8))
+TUMOUR_ZYX = block(slice(2, 4), slice(3, 5), slice(3, 5))
+ELSEWHERE_ZYX = block(slice(2, 4), slice(6, 8), slice(6, 8))
 
 
-def score(**changes: object) -> CaseScores:
-    """A case predicted perfectly, with what the test changes."""
-    arguments = {
-        "case_id": "ct-1",
-        "patient_id": "p1",
-        "modality": "CT",
-        "sequence": "portal",
-        "source": "A",
-        "liver_reference_zyx": LIVER,
-        "tumour_reference_zyx": TUMOUR,
-        "liver_prediction_zyx": LIVER,
-        "tumour_prediction_zyx": TUMOUR,
-        "spacing_zyx_mm": SPACING_MM,
-        "distances_known": True,
-    }
-    return score_case(**(arguments | changes))  # type: ignore[arg-type]
+PERFECT = SegmentedCase(
+    CaseIdentity("ct-1", "p1", "CT", "portal", "A"),
+    LabelPair(LIVER_ZYX, LIVER_ZYX),
+    LabelPair(TUMOUR_ZYX, TUMOUR_ZYX),
+    SPACING_MM,
+    True,
+)
+
+
+def score(**changes: Any) -> CaseScores:
+    """Scores of a perfect prediction after the given changes."""
+    return score_case(replace(PERFECT, **changes))
 
 
 def test_a_perfect_prediction() -> None:
@@ -59,8 +58,8 @@ def test_a_perfect_prediction() -> None:
     assert [detection.counts.f1 for detection in case.lesions or ()] == [1, 1, 1]
 
 
-def test_unknown_is_not_scored() -> None:
-    case = score(tumour_reference_zyx=None, tumour_prediction_zyx=ELSEWHERE)
+def test_an_unknown_tumour_is_not_scored() -> None:
+    case = score(tumour=LabelPair(None, ELSEWHERE_ZYX))
     assert not case.tumour.known
     assert case.tumour.dice is None
     assert case.tumour.hd95_mm is None
@@ -74,8 +73,8 @@ def test_unknown_is_not_scored() -> None:
     assert case.liver.dice == 1
 
 
-def test_unknown_liver_leaves_the_tumour_scored() -> None:
-    case = score(liver_reference_zyx=None)
+def test_the_tumour_is_scored_if_the_liver_is_unknown() -> None:
+    case = score(liver=LabelPair(None, LIVER_ZYX))
     assert case.liver.dice is None
     assert case.chaos is None
     assert case.burden_error is None
@@ -84,8 +83,8 @@ def test_unknown_liver_leaves_the_tumour_scored() -> None:
     assert case.lits.liver_dice is None
 
 
-def test_a_false_positive_in_a_tumour_free_case_is_counted_everywhere() -> None:
-    case = score(tumour_reference_zyx=EMPTY)
+def test_a_false_positive_in_a_tumour_free_case_counts_in_every_metric() -> None:
+    case = score(tumour=LabelPair(EMPTY_ZYX, TUMOUR_ZYX))
     assert case.tumour_free
     assert case.tumour.dice is None
     assert case.tumour.rvd is None
@@ -100,8 +99,8 @@ def test_a_false_positive_in_a_tumour_free_case_is_counted_everywhere() -> None:
     assert case.lits.tumour_dice == 0
 
 
-def test_a_tumour_free_case_left_alone_is_specific() -> None:
-    case = score(tumour_reference_zyx=EMPTY, tumour_prediction_zyx=EMPTY)
+def test_a_tumour_free_case_without_prediction_is_specific() -> None:
+    case = score(tumour=LabelPair(EMPTY_ZYX, EMPTY_ZYX))
     assert case.specific is True
     assert case.false_positive_volume_ml == 0
     assert case.tumour.both_empty
@@ -112,16 +111,16 @@ def test_a_tumour_free_case_left_alone_is_specific() -> None:
     assert case.lits.tumour_dice == 1
 
 
-def test_a_missed_tumour_has_dice_0_and_the_diagonal() -> None:
-    case = score(tumour_prediction_zyx=EMPTY)
+def test_a_missed_tumour_has_dice_0_and_the_image_diagonal() -> None:
+    case = score(tumour=LabelPair(TUMOUR_ZYX, EMPTY_ZYX))
     assert case.tumour.dice == case.tumour.nsd_2mm == 0
     assert case.tumour.rvd == -1
     assert case.tumour.one_empty
     assert case.tumour.assd_mm == pytest.approx(math.hypot(6 * 5, 10 * 2, 10 * 2))
 
 
-def test_a_nominal_spacing_leaves_ratios_and_takes_lengths_and_volumes() -> None:
-    case = score(distances_known=False, tumour_reference_zyx=EMPTY)
+def test_a_nominal_spacing_keeps_ratios_and_drops_lengths_and_volumes() -> None:
+    case = score(distances_known=False, tumour=LabelPair(EMPTY_ZYX, TUMOUR_ZYX))
     assert case.liver.dice == 1
     assert case.liver.rvd == 0
     assert case.liver.voe == 0
@@ -137,12 +136,12 @@ def test_a_nominal_spacing_leaves_ratios_and_takes_lengths_and_volumes() -> None
     assert case.lesions[0].by_size is None
 
 
-def test_lits_takes_tumour_outside_the_liver_as_liver() -> None:
-    outside = block(slice(2, 4), slice(0, 2), slice(0, 2))
-    case = score(tumour_reference_zyx=outside, tumour_prediction_zyx=outside)
+def test_lits_counts_tumour_outside_the_liver_as_liver() -> None:
+    outside_zyx = block(slice(2, 4), slice(0, 2), slice(0, 2))
+    case = score(tumour=LabelPair(outside_zyx, outside_zyx))
     assert case.lits is not None
     assert case.lits.liver_dice == 1
-    case = score(tumour_reference_zyx=outside, tumour_prediction_zyx=EMPTY)
+    case = score(tumour=LabelPair(outside_zyx, EMPTY_ZYX))
     assert case.lits is not None
     assert case.lits.liver_dice == pytest.approx(2 * 144 / (144 + 152))
 
@@ -150,18 +149,20 @@ def test_lits_takes_tumour_outside_the_liver_as_liver() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"tumour_reference_zyx": TUMOUR[1:]},
-        {"tumour_prediction_zyx": TUMOUR.astype(np.uint8)},
+        {"tumour": LabelPair(TUMOUR_ZYX[1:], TUMOUR_ZYX)},
+        {"tumour": LabelPair(TUMOUR_ZYX, TUMOUR_ZYX.astype(np.uint8))},
         {"spacing_zyx_mm": (0.0, 1.0, 1.0)},
     ],
 )
-def test_what_cannot_be_scored_is_refused_by_name(wrong: dict[str, object]) -> None:
+def test_masks_that_cannot_be_compared_are_refused_by_case(wrong: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="case ct-1: "):
         score(**wrong)
 
 
-def test_table_has_a_row_per_case_and_leaves_unknown_empty() -> None:
-    table = scores_table([score(), score(case_id="ct-2", tumour_reference_zyx=None)])
+def test_the_table_has_a_row_per_case_and_empty_cells_for_unknown() -> None:
+    table = scores_table(
+        [score(), score(identity=replace(PERFECT.identity, case_id="ct-2"), tumour=LabelPair(None, TUMOUR_ZYX))]
+    )
     assert table["case_id"].tolist() == ["ct-1", "ct-2"]
     assert table["liver_dice"].tolist() == [1, 1]
     assert table.loc[0, "tumour_dice"] == 1

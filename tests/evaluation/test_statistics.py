@@ -1,4 +1,4 @@
-"""The bootstrap: what it resamples, what it leaves out, and that it covers the truth."""
+"""The bootstrap: what it resamples, what it leaves out, and its coverage."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def test_mean_over_defined_cases() -> None:
     assert (estimate.value, estimate.n, estimate.patients) == (2, 2, 2)
 
 
-def test_no_defined_case() -> None:
+def test_without_defined_values_there_is_no_mean() -> None:
     for values in ([], [None]):
         estimate = bootstrap_mean(values, ["a"] * len(values), seed=0, resamples=100)
         assert (estimate.value, estimate.ci95, estimate.n) == (None, None, 0)
 
 
-def test_one_patient_has_no_interval_however_many_cases() -> None:
+def test_one_patient_has_no_interval_whatever_the_number_of_cases() -> None:
     estimate = bootstrap_mean([0.1, 0.5, 0.9], ["a", "a", "a"], seed=0, resamples=100)
     assert estimate.value == pytest.approx(0.5)
     assert estimate.ci95 is None
 
 
 def test_patients_are_resampled_not_cases() -> None:
-    # within a patient the cases cancel out, so that the mean is 0.5 whoever is drawn
+    # within a patient the cases cancel out, so the mean is 0.5 whichever patients are drawn
     values = [0.0, 1.0] * 10
     patients = [f"p{index // 2}" for index in range(20)]
     assert bootstrap_mean(values, patients, seed=0, resamples=500).ci95 == (0.5, 0.5)
@@ -44,12 +44,12 @@ def test_interval_of_two_patients_spans_both() -> None:
     assert bootstrap_mean([0.0, 1.0], ["a", "b"], seed=0, resamples=2000).ci95 == (0, 1)
 
 
-def test_ratio_pools_before_it_divides() -> None:
+def test_a_ratio_is_pooled_before_division() -> None:
     estimate = bootstrap_ratio([1.0, 0.0], [1.0, 9.0], ["a", "b"], seed=0, resamples=100)
     assert estimate.value == pytest.approx(0.1)
 
 
-def test_ratio_without_denominator_is_not_defined_and_such_resamples_are_left_out() -> None:
+def test_a_ratio_without_denominator_is_undefined_and_such_resamples_are_left_out() -> None:
     assert bootstrap_ratio([0.0, 0.0], [0.0, 0.0], ["a", "b"], seed=0, resamples=100).value is None
     estimate = bootstrap_ratio([1.0, 0.0], [2.0, 0.0], ["a", "b"], seed=0, resamples=100)
     assert estimate.ci95 == (0.5, 0.5)
@@ -60,7 +60,7 @@ def test_unequal_lengths_are_refused() -> None:
         bootstrap_ratio([1.0, 1.0], [1.0], ["a", "b"], seed=0, resamples=10)
 
 
-def test_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
+def test_interval_coverage_is_close_to_nominal() -> None:
     rng = np.random.default_rng(5)
     patients = [str(index) for index in range(40)]
     trials = 200
@@ -69,7 +69,7 @@ def test_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
         interval = bootstrap_mean(rng.normal(size=40).tolist(), patients, seed=trial, resamples=400).ci95
         assert interval is not None
         covered += interval[0] <= 0 <= interval[1]
-    # 95 % give or take three standard errors of the trials, a little less because the bootstrap is narrow
+    # 95 % plus or minus three standard errors, slightly lower because bootstrap intervals are too narrow
     assert 0.88 <= covered / trials <= 0.99
 
 
@@ -85,7 +85,7 @@ def test_paired_difference_is_second_minus_first_over_common_cases() -> None:
     st.lists(st.tuples(st.floats(0, 1), st.sampled_from("abcd")), min_size=1, max_size=12),
     st.randoms(use_true_random=False),
 )
-def test_order_of_cases_does_not_matter(cases: list[tuple[float, str]], random: object) -> None:
+def test_the_order_of_cases_does_not_matter(cases: list[tuple[float, str]], random: object) -> None:
     shuffled = list(cases)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     one, other = (

@@ -1,4 +1,4 @@
-"""Surface distances of shapes whose distances can be measured with a ruler."""
+"""Surface distances of shapes that can be measured with a ruler."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ SPACING_MM = (3.0, 2.0, 1.0)
 
 
 def voxel(z: int, y: int, x: int) -> np.ndarray:
-    mask = np.zeros(SHAPE, dtype=bool)
-    mask[z, y, x] = True
-    return mask
+    mask_zyx = np.zeros(SHAPE, dtype=bool)
+    mask_zyx[z, y, x] = True
+    return mask_zyx
 
 
-def directed_by_hand_mm(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Distance of each surface voxel of one mask to the nearest of the other, each against each."""
+def brute_force_distances_mm(one_zyx: np.ndarray, other_zyx: np.ndarray) -> np.ndarray:
+    """Distance of each surface voxel of one mask to the nearest of the other, over all pairs."""
     surfaces = []
-    for mask in (one, other):
+    for mask_zyx in (one_zyx, other_zyx):
         neighbours = [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)]
-        padded = np.pad(mask, 1)
+        padded_zyx = np.pad(mask_zyx, 1)
         surfaces.append(
             [
                 np.multiply(index, SPACING_MM)
-                for index in np.argwhere(mask)
-                if not all(padded[tuple(index + 1 + step)] for step in np.array(neighbours))
+                for index in np.argwhere(mask_zyx)
+                if not all(padded_zyx[tuple(index + 1 + step)] for step in np.array(neighbours))
             ]
         )
     return np.array([min(math.dist(here, there) for there in surfaces[1]) for here in surfaces[0]])
@@ -51,21 +51,21 @@ def test_two_voxels_2_mm_apart(end: tuple[int, int, int], spacing_mm: tuple[floa
     assert not scores.one_empty
 
 
-def test_nsd_tolerance_is_inclusive_and_forgives_a_header_in_single_precision() -> None:
+def test_nsd_tolerance_is_inclusive_even_for_spacings_in_single_precision() -> None:
     apart = voxel(2, 3, 3), voxel(2, 3, 5)
     rounded_mm = float(np.float32(1.0000001))
     assert surface_scores(*apart, (1.0, 1.0, rounded_mm)).nsd == 1
     assert surface_scores(*apart, (1.0, 1.0, 1.01)).nsd == 0
 
 
-def test_hd95_is_the_larger_direction() -> None:
-    reference = np.zeros((1, 1, 30), dtype=bool)
-    reference[0, 0, 0] = True
-    prediction = np.zeros_like(reference)
-    prediction[0, 0, :21] = True
+def test_hd95_is_the_larger_of_both_directions() -> None:
+    reference_zyx = np.zeros((1, 1, 30), dtype=bool)
+    reference_zyx[0, 0, 0] = True
+    prediction_zyx = np.zeros_like(reference_zyx)
+    prediction_zyx[0, 0, :21] = True
     # every voxel of a line one voxel thick is surface: 0, 1, …, 20 mm one way, 0 mm the other way
-    scores = surface_scores(reference, prediction, (1.0, 1.0, 1.0))
-    swapped = surface_scores(prediction, reference, (1.0, 1.0, 1.0))
+    scores = surface_scores(reference_zyx, prediction_zyx, (1.0, 1.0, 1.0))
+    swapped = surface_scores(prediction_zyx, reference_zyx, (1.0, 1.0, 1.0))
     assert scores is not None
     assert scores.hd95_mm == 19
     assert scores.mssd_mm == 20
@@ -74,23 +74,23 @@ def test_hd95_is_the_larger_direction() -> None:
     assert swapped == scores
 
 
-def test_the_inside_of_a_cube_is_no_surface() -> None:
-    mask = np.zeros(SHAPE, dtype=bool)
-    mask[1:4, 1:4, 1:4] = True
-    points_mm = surface_points_mm(mask, (1.0, 1.0, 1.0))
-    assert len(points_mm) == 27 - 1
-    assert [2, 2, 2] not in points_mm.tolist()
+def test_the_inside_of_a_cube_is_not_surface() -> None:
+    mask_zyx = np.zeros(SHAPE, dtype=bool)
+    mask_zyx[1:4, 1:4, 1:4] = True
+    points_n3_mm = surface_points_mm(mask_zyx, (1.0, 1.0, 1.0))
+    assert len(points_n3_mm) == 27 - 1
+    assert [2, 2, 2] not in points_n3_mm.tolist()
 
 
 def test_voxels_at_the_edge_of_the_image_are_surface() -> None:
-    full = np.ones((3, 3, 3), dtype=bool)
-    assert len(surface_points_mm(full, (1.0, 1.0, 1.0))) == 26
+    full_zyx = np.ones((3, 3, 3), dtype=bool)
+    assert len(surface_points_mm(full_zyx, (1.0, 1.0, 1.0))) == 26
 
 
-def test_exactly_one_empty_is_the_whole_images_diagonal_and_marked() -> None:
-    empty = np.zeros(SHAPE, dtype=bool)
+def test_exactly_one_empty_gives_the_image_diagonal() -> None:
+    empty_zyx = np.zeros(SHAPE, dtype=bool)
     diagonal_mm = math.sqrt((5 * 3) ** 2 + (6 * 2) ** 2 + (7 * 1) ** 2)
-    for pair in ((voxel(1, 1, 1), empty), (empty, voxel(1, 1, 1))):
+    for pair in ((voxel(1, 1, 1), empty_zyx), (empty_zyx, voxel(1, 1, 1))):
         scores = surface_scores(*pair, SPACING_MM)
         assert scores is not None
         assert scores.one_empty
@@ -98,32 +98,35 @@ def test_exactly_one_empty_is_the_whole_images_diagonal_and_marked() -> None:
         assert scores.hd95_mm == scores.assd_mm == scores.mssd_mm == pytest.approx(diagonal_mm)
 
 
-def test_both_empty_is_not_defined() -> None:
-    empty = np.zeros(SHAPE, dtype=bool)
-    assert surface_scores(empty, empty, SPACING_MM) is None
+def test_both_empty_is_undefined() -> None:
+    empty_zyx = np.zeros(SHAPE, dtype=bool)
+    assert surface_scores(empty_zyx, empty_zyx, SPACING_MM) is None
 
 
 @settings(deadline=None, max_examples=60)
 @given(MASKS, MASKS)
-def test_agrees_with_measuring_each_voxel_against_each(one: np.ndarray, other: np.ndarray) -> None:
-    scores = surface_scores(one, other, SPACING_MM)
+def test_agrees_with_brute_force(one_zyx: np.ndarray, other_zyx: np.ndarray) -> None:
+    scores = surface_scores(one_zyx, other_zyx, SPACING_MM)
     if scores is None or scores.one_empty:
         return
-    there, back = directed_by_hand_mm(one, other), directed_by_hand_mm(other, one)
-    both = np.concatenate([there, back])
-    assert scores.hd95_mm == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
-    assert scores.assd_mm == pytest.approx(both.mean())
-    assert scores.mssd_mm == pytest.approx(both.max())
-    assert scores.nsd == pytest.approx((both <= 2.0001).mean())
+    forward_n_mm = brute_force_distances_mm(one_zyx, other_zyx)
+    backward_n_mm = brute_force_distances_mm(other_zyx, one_zyx)
+    both_n_mm = np.concatenate([forward_n_mm, backward_n_mm])
+    assert scores.hd95_mm == pytest.approx(max(np.percentile(forward_n_mm, 95), np.percentile(backward_n_mm, 95)))
+    assert scores.assd_mm == pytest.approx(both_n_mm.mean())
+    assert scores.mssd_mm == pytest.approx(both_n_mm.max())
+    assert scores.nsd == pytest.approx((both_n_mm <= 2.0001).mean())
 
 
 @settings(deadline=None)
 @given(MASKS, MASKS, st.tuples(*(st.integers(0, 3) for _ in SHAPE)))
-def test_distances_do_not_depend_on_the_place(one: np.ndarray, other: np.ndarray, before: tuple[int, int, int]) -> None:
-    scores = surface_scores(one, other, SPACING_MM)
+def test_distances_are_invariant_to_translation(
+    one_zyx: np.ndarray, other_zyx: np.ndarray, before: tuple[int, int, int]
+) -> None:
+    scores = surface_scores(one_zyx, other_zyx, SPACING_MM)
     if scores is None or scores.one_empty:
         return
-    moved = [np.pad(mask, [(here, 3 - here) for here in before]) for mask in (one, other)]
+    moved = [np.pad(mask_zyx, [(pad, 3 - pad) for pad in before]) for mask_zyx in (one_zyx, other_zyx)]
     again = surface_scores(moved[0], moved[1], SPACING_MM)
     assert again is not None
     assert again.hd95_mm == pytest.approx(scores.hd95_mm)
@@ -133,18 +136,18 @@ def test_distances_do_not_depend_on_the_place(one: np.ndarray, other: np.ndarray
 
 @settings(deadline=None)
 @given(MASKS, MASKS)
-def test_distances_are_symmetric(one: np.ndarray, other: np.ndarray) -> None:
-    there, back = surface_scores(one, other, SPACING_MM), surface_scores(other, one, SPACING_MM)
-    if there is None or back is None:
-        assert there is back
+def test_distances_are_symmetric(one_zyx: np.ndarray, other_zyx: np.ndarray) -> None:
+    forward, backward = surface_scores(one_zyx, other_zyx, SPACING_MM), surface_scores(other_zyx, one_zyx, SPACING_MM)
+    if forward is None or backward is None:
+        assert forward is backward
         return
-    assert there.hd95_mm == pytest.approx(back.hd95_mm)
-    assert there.assd_mm == pytest.approx(back.assd_mm)
-    assert there.nsd == back.nsd
+    assert forward.hd95_mm == pytest.approx(backward.hd95_mm)
+    assert forward.assd_mm == pytest.approx(backward.assd_mm)
+    assert forward.nsd == backward.nsd
 
 
 @pytest.mark.parametrize("spacing_mm", [(1.0, 0.0, 1.0), (1.0, -1.0, 1.0), (1.0, math.nan, 1.0)])
-def test_a_spacing_that_is_no_length_is_refused(spacing_mm: tuple[float, float, float]) -> None:
+def test_a_spacing_that_is_not_positive_is_refused(spacing_mm: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="spacing"):
         surface_scores(voxel(1, 1, 1), voxel(1, 1, 1), spacing_mm)
 

@@ -37,7 +37,7 @@ def grid(size: tuple[int, int, int], spacing: tuple[float, float, float] = (1.0,
 
 
 def flipped(array_zyx: npt.NDArray[np.generic], flips_xyz: tuple[bool, bool, bool]) -> sitk.Image:
-    """The array as a volume that is stored with some axes reversed; each voxel stays where it is in the patient."""
+    """An array as a volume stored with some axes reversed, without moving its voxels in the patient."""
     image = to_image(array_zyx, Geometry(array_zyx.shape, (3.0, 2.0, 1.0), (10.0, -20.0, 30.0), IDENTITY))  # type: ignore[arg-type]
     return sitk.Flip(image, list(flips_xyz), False)
 
@@ -52,98 +52,96 @@ def test_geometry_names_axes_z_y_x_and_positions_x_y_z() -> None:
 
 
 def test_an_array_becomes_a_volume_and_back() -> None:
-    array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    array_zyx = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     geometry = Geometry((2, 3, 4), (3.0, 2.0, 1.0), (5.0, 6.0, 7.0), (0, 1, 0, 1, 0, 0, 0, 0, -1))
-    image = to_image(array, geometry)
+    image = to_image(array_zyx, geometry)
     assert Geometry.of(image) == geometry
-    assert image.GetPixel(3, 2, 1) == array[1, 2, 3]
-    assert to_array(image).tolist() == array.tolist()
-    assert to_array(to_image(array > 3, geometry)).dtype == np.uint8
+    assert image.GetPixel(3, 2, 1) == array_zyx[1, 2, 3]
+    assert to_array(image).tolist() == array_zyx.tolist()
+    assert to_array(to_image(array_zyx > 3, geometry)).dtype == np.uint8
 
 
-def test_a_flipped_volume_is_turned_back_with_its_head_up() -> None:
-    array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
-    stored = sitk.DICOMOrient(to_image(array, grid((2, 3, 4))), "RAI")
-    assert to_array(stored).tolist() != array.tolist()
-    assert to_array(canonical(stored)).tolist() == array.tolist()
+def test_canonical_flips_a_volume_back() -> None:
+    array_zyx = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    stored = sitk.DICOMOrient(to_image(array_zyx, grid((2, 3, 4))), "RAI")
+    assert to_array(stored).tolist() != array_zyx.tolist()
+    assert to_array(canonical(stored)).tolist() == array_zyx.tolist()
 
 
 @QUICK
 @given(VOXELS, st.sampled_from(ORIENTATIONS))
-def test_canonical_undoes_every_orientation(array: npt.NDArray[np.int16], orientation: str) -> None:
-    image = to_image(array, Geometry((3, 4, 5), (3.0, 2.0, 1.0), (10.0, -20.0, 30.0), IDENTITY))
+def test_canonical_undoes_every_orientation(array_zyx: npt.NDArray[np.int16], orientation: str) -> None:
+    image = to_image(array_zyx, Geometry((3, 4, 5), (3.0, 2.0, 1.0), (10.0, -20.0, 30.0), IDENTITY))
     back = canonical(sitk.DICOMOrient(image, orientation))
     assert Geometry.of(back).agrees_with(Geometry.of(image))
-    assert to_array(back).tolist() == array.tolist()
+    assert to_array(back).tolist() == array_zyx.tolist()
 
 
 @QUICK
 @given(VOXELS, FLIPS)
-def test_resampling_a_flipped_volume_to_the_unflipped_grid_gives_the_unflipped_voxels(
-    array: npt.NDArray[np.int16], flips_xyz: tuple[bool, bool, bool]
-) -> None:
-    target = Geometry.of(flipped(array, (False, False, False)))
-    assert np.allclose(to_array(resample(flipped(array, flips_xyz), target)), array, atol=1e-2)
+def test_resampling_undoes_flips(array_zyx: npt.NDArray[np.int16], flips_xyz: tuple[bool, bool, bool]) -> None:
+    target = Geometry.of(flipped(array_zyx, (False, False, False)))
+    assert np.allclose(to_array(resample(flipped(array_zyx, flips_xyz), target)), array_zyx, atol=1e-2)
 
 
 @QUICK
 @given(arrays(np.bool_, (3, 4, 5)), FLIPS)
-def test_a_mask_comes_back_from_a_flipped_grid_voxel_by_voxel(
-    mask: npt.NDArray[np.bool_], flips_xyz: tuple[bool, bool, bool]
+def test_a_mask_survives_resampling_to_a_flipped_grid_and_back(
+    mask_zyx: npt.NDArray[np.bool_], flips_xyz: tuple[bool, bool, bool]
 ) -> None:
-    original = flipped(mask, (False, False, False))
-    there = resample_mask(original, Geometry.of(flipped(mask, flips_xyz)))
-    stored = to_image(there, Geometry.of(flipped(mask, flips_xyz)))
-    assert (resample_mask(stored, Geometry.of(original)) == mask).all()
+    original = flipped(mask_zyx, (False, False, False))
+    resampled_zyx = resample_mask(original, Geometry.of(flipped(mask_zyx, flips_xyz)))
+    stored = to_image(resampled_zyx, Geometry.of(flipped(mask_zyx, flips_xyz)))
+    assert (resample_mask(stored, Geometry.of(original)) == mask_zyx).all()
 
 
 @QUICK
 @given(st.floats(0.5, 4.0), st.integers(8, 12))
-def test_a_constant_volume_stays_constant_at_every_spacing(spacing: float, size: int) -> None:
+def test_resampling_keeps_a_constant_volume_constant(spacing: float, size: int) -> None:
     image = to_image(np.full((size, size, size), 7.0, np.float32), grid((size, size, size)))
-    out = to_array(resample(image, Geometry.of(image).with_spacing((spacing, 1.0, spacing))))
-    assert np.allclose(out, 7.0, atol=1e-4)
+    resampled_zyx = to_array(resample(image, Geometry.of(image).with_spacing((spacing, 1.0, spacing))))
+    assert np.allclose(resampled_zyx, 7.0, atol=1e-4)
 
 
-def test_another_spacing_covers_the_same_extent() -> None:
+def test_a_grid_of_another_spacing_covers_the_same_extent() -> None:
     # 4 voxels of 1 mm reach from -0.5 to 3.5 mm, and so do two of 2 mm, whose centres are at 0.5 and 2.5 mm
     coarse = grid((4, 6, 3)).with_spacing((2.0, 3.0, 1.0))
     assert coarse.size_zyx == (2, 2, 3)
     assert coarse.origin_xyz_mm == (0.0, 1.0, 0.5)
 
 
-def test_another_spacing_follows_the_volumes_axes() -> None:
+def test_a_grid_of_another_spacing_keeps_its_direction() -> None:
     backwards = Geometry((4, 4, 4), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
     assert backwards.with_spacing((2.0, 2.0, 2.0)).origin_xyz_mm == (-0.5, -0.5, 0.5)
 
 
-def test_a_volume_never_loses_its_last_slice() -> None:
+def test_a_single_slice_is_never_lost() -> None:
     assert grid((1, 4, 4)).with_spacing((10.0, 1.0, 1.0)).size_zyx == (1, 4, 4)
 
 
-def test_between_two_voxels_lies_their_mean_and_beyond_the_border_the_border() -> None:
+def test_resampling_interpolates_linearly_and_extends_the_border() -> None:
     image = to_image(np.array([[[0.0, 10.0]]], np.float32), grid((1, 1, 2)))
     fine = Geometry((1, 1, 7), (1.0, 1.0, 0.5), (-1.0, 0.0, 0.0), IDENTITY)
     assert to_array(resample(image, fine)).ravel().tolist() == [0, 0, 0, 5, 10, 10, 10]
 
 
-def test_the_same_grid_changes_no_voxel() -> None:
-    array = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
-    image = to_image(array, grid((3, 4, 5)))
-    same = to_array(resample(image, Geometry.of(image)))
-    assert same.dtype == np.float32
-    assert same.tolist() == array.tolist()
+def test_resampling_to_the_same_grid_keeps_the_voxels() -> None:
+    array_zyx = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    image = to_image(array_zyx, grid((3, 4, 5)))
+    resampled_zyx = to_array(resample(image, Geometry.of(image)))
+    assert resampled_zyx.dtype == np.float32
+    assert resampled_zyx.tolist() == array_zyx.tolist()
 
 
-def test_a_fine_checkerboard_is_grey_on_a_coarse_grid() -> None:
+def test_downsampling_does_not_alias() -> None:
     z, y, x = np.indices((16, 16, 16))
     image = to_image(((z + y + x) % 2).astype(np.float32), grid((16, 16, 16)))
     coarse = Geometry((4, 4, 4), (4.0, 4.0, 4.0), (2.0, 2.0, 2.0), IDENTITY)  # each centre is a voxel of value 0
-    inner = to_array(resample(image, coarse))[1:-1, 1:-1, 1:-1]
-    assert np.allclose(inner, 0.5, atol=0.1)
+    inner_zyx = to_array(resample(image, coarse))[1:-1, 1:-1, 1:-1]
+    assert np.allclose(inner_zyx, 0.5, atol=0.1)
 
 
-def test_grids_agree_up_to_the_rounding_of_headers() -> None:
+def test_grids_agree_up_to_rounding_in_headers() -> None:
     own = grid((3, 4, 5))
     assert own.agrees_with(Geometry((3, 4, 5), (1.0, 1.0, 1.0001), (0.0, 0.005, 0.0), IDENTITY))
     assert not own.agrees_with(Geometry((3, 4, 5), (1.0, 1.0, 1.0), (0.0, 0.5, 0.0), IDENTITY))
@@ -152,7 +150,7 @@ def test_grids_agree_up_to_the_rounding_of_headers() -> None:
     assert not own.agrees_with(Geometry((3, 4, 5), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (-1, 0, 0, 0, -1, 0, 0, 0, 1)))
 
 
-def test_a_written_volume_is_read_back(tmp_path: Path) -> None:
+def test_a_written_volume_reads_back(tmp_path: Path) -> None:
     image = flipped(np.arange(60, dtype=np.int16).reshape(3, 4, 5), (True, False, True))
     write_image(image, tmp_path / "deep" / "image.nii.gz")
     back = read_image(tmp_path / "deep" / "image.nii.gz")
@@ -160,7 +158,7 @@ def test_a_written_volume_is_read_back(tmp_path: Path) -> None:
     assert to_array(back).tolist() == to_array(image).tolist()
 
 
-def test_a_file_that_is_no_single_volume_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_one_volume_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_image(tmp_path / "none.nii.gz")
     (tmp_path / "text.nii.gz").write_text("no volume")
@@ -171,30 +169,30 @@ def test_a_file_that_is_no_single_volume_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "series.nii.gz")
 
 
-def test_a_series_of_one_volume_is_that_volume(tmp_path: Path) -> None:
+def test_a_four_dimensional_file_of_one_volume_is_read(tmp_path: Path) -> None:
     write_image(sitk.Image([5, 4, 3, 1], sitk.sitkInt16), tmp_path / "one.nii.gz")
     assert read_image(tmp_path / "one.nii.gz").GetSize() == (5, 4, 3)
 
 
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
 @pytest.mark.parametrize("lost", [1, 500])
-def test_a_volume_that_was_cut_off_is_refused(name: str, lost: int, tmp_path: Path) -> None:
-    noise = np.random.default_rng(1).integers(-1000, 1000, (12, 20, 30)).astype(np.int16)
+def test_a_truncated_volume_is_refused(name: str, lost: int, tmp_path: Path) -> None:
+    noise_zyx = np.random.default_rng(1).integers(-1000, 1000, (12, 20, 30)).astype(np.int16)
     write_image(
         to_image(
-            noise,
+            noise_zyx,
             Geometry((12, 20, 30), (2.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)),
         ),
         tmp_path / name,
     )
-    assert np.array_equal(to_array(read_image(tmp_path / name)), noise)
+    assert np.array_equal(to_array(read_image(tmp_path / name)), noise_zyx)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) - lost])
-    with pytest.raises(DataError, match=r"ends after \d+ of \d+ bytes: it was cut off|cannot be read"):
+    with pytest.raises(DataError, match=r"is truncated: it ends after \d+ of \d+ bytes|cannot be read"):
         read_image(tmp_path / name)
 
 
-def test_a_gzip_file_in_several_parts_is_whole(tmp_path: Path) -> None:
+def test_a_gzip_file_of_several_members_is_read(tmp_path: Path) -> None:
     write_image(
         to_image(
             np.ones((4, 5, 6), np.int16),

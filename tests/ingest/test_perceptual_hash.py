@@ -1,4 +1,4 @@
-"""PerceptualHashs: the same scan is found again whatever was done to its grid; another patient's is not."""
+"""Perceptual hashes: a scan is found again whatever happened to its grid; another patient's is not."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import SimpleITK as sitk
 
 from hepar.cases import Modality
 from hepar.imaging.volumes import Geometry, canonical, read_image, resample, to_array, write_image
+from hepar.ingest.cohort_building import build_cases
 from hepar.ingest.perceptual_hash import SIZE_ZYX, perceptual_hash
 from hepar.ingest.sources.table import read_table
+from hepar.ingest.splits import assign_splits
 from hepar.params import Params
 from hepar.phantoms import write_phantoms
-from hepar.stages import ingest
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,9 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def coarser(image: sitk.Image) -> sitk.Image:
-    spacing_zyx_mm = Geometry.of(image).spacing_zyx_mm
-    return resample(image, Geometry.of(image).with_spacing(tuple(1.4 * mm for mm in spacing_zyx_mm)))  # type: ignore[arg-type]
+    geometry = Geometry.of(image)
+    z_mm, y_mm, x_mm = (1.4 * mm for mm in geometry.spacing_zyx_mm)
+    return resample(image, geometry.with_spacing((z_mm, y_mm, x_mm)))
 
 
 def mirrored(image: sitk.Image) -> sitk.Image:
@@ -41,17 +43,17 @@ def trimmed(image: sitk.Image) -> sitk.Image:
     return image[:, :, 1:]
 
 
-def test_of_a_block_it_is_its_ranks() -> None:
-    values = np.arange(np.prod(SIZE_ZYX), dtype=float).reshape(SIZE_ZYX)
-    found = perceptual_hash(values.repeat(2, 0).repeat(3, 1).repeat(2, 2), Modality.CT)
+def test_the_hash_of_a_ramp_is_the_ranks_of_its_blocks() -> None:
+    values_zyx = np.arange(np.prod(SIZE_ZYX), dtype=float).reshape(SIZE_ZYX)
+    found = perceptual_hash(values_zyx.repeat(2, 0).repeat(3, 1).repeat(2, 2), Modality.CT)
     assert found.dtype == np.int8
     assert (found.ravel()[0], found.ravel()[-1]) == (-127, 127)
     assert (np.diff(found.ravel().astype(int)) >= 0).all()
 
 
-def test_it_does_not_know_the_scale_of_mr(scans: Path) -> None:
-    array = to_array(canonical(read_image(scans / "phantom-mr-0001" / "image.nii.gz"))).astype(np.float32)
-    assert np.array_equal(perceptual_hash(array, Modality.MR), perceptual_hash(array * 4, Modality.MR))
+def test_the_hash_does_not_depend_on_the_intensity_scale_of_mr(scans: Path) -> None:
+    image_zyx = to_array(canonical(read_image(scans / "phantom-mr-0001" / "image.nii.gz"))).astype(np.float32)
+    assert np.array_equal(perceptual_hash(image_zyx, Modality.MR), perceptual_hash(image_zyx * 4, Modality.MR))
 
 
 @pytest.mark.parametrize("change", [coarser, mirrored, trimmed])
@@ -72,7 +74,8 @@ def test_a_copy_under_another_patients_name_is_refused(
         f"phase,{original.patient_id},{original.modality},other,{tmp_path / 'copy.nii.gz'},unknown,unknown",
     ]
     (tmp_path / "table.csv").write_text("\n".join(table) + "\n")
-    accepted, refused = ingest._ingest(read_table(tmp_path / "table.csv"), tmp_path / "c", tiny.ingest.split, None)
+    listed = assign_splits(read_table(tmp_path / "table.csv"), tiny.ingest.split)
+    accepted, refused = build_cases(listed, tmp_path / "cohort", earlier=None)
     assert [line.case_id for line in refused] == ["copy"]
-    assert f"as case {scan} of another patient" in refused[0].value
+    assert f"copy of case {scan} of another patient" in refused[0].value
     assert {case.case_id for case in accepted} == {case.case_id for case in cases} | {"phase"}

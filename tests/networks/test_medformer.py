@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hepar.networks.medformer import MedFormer, load_published
+from hepar.networks.medformer import MedFormer, load_published_weights
 from hepar.networks.medformer.network import AttentionBlock, InstanceNorm
-from hepar.networks.medformer.weight_mapping import _heads_first, our_name
+from hepar.networks.medformer.weight_mapping import _reorder_heads, map_name
 
 SMALL = {
     "in_channels": 1,
@@ -53,10 +53,12 @@ LITS = {
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
-def test_small_setting_gives_the_published_output(real_data: Path, memory_format: torch.memory_format) -> None:
+def test_the_small_setting_reproduces_the_published_output(real_data: Path, memory_format: torch.memory_format) -> None:
     with np.load(real_data / "medformer" / "small.npz") as stored:
         network = MedFormer.from_config(json.loads(str(stored["config"])))
-        load_published(network, {n[2:]: torch.from_numpy(stored[n]) for n in stored.files if n.startswith("w/")})
+        load_published_weights(
+            network, {n[2:]: torch.from_numpy(stored[n]) for n in stored.files if n.startswith("w/")}
+        )
         image, expected = torch.from_numpy(stored["input"]), torch.from_numpy(stored["output0"])
     network = network.eval().to(memory_format=memory_format)  # type: ignore[call-overload]
     with torch.no_grad():
@@ -65,7 +67,7 @@ def test_small_setting_gives_the_published_output(real_data: Path, memory_format
 
 
 @pytest.mark.parametrize("stage", [2, 3])  # with two heads, and with four
-def test_heads_that_are_interleaved_as_published_attend_alike(stage: int) -> None:
+def test_interleaved_heads_of_published_weights_are_reordered(stage: int) -> None:
     torch.manual_seed(2)
     network = MedFormer.from_config(SMALL).double()
     block = network.down[stage].attentions[0]
@@ -73,7 +75,7 @@ def test_heads_that_are_interleaved_as_published_attend_alike(stage: int) -> Non
     attention = block.attention
     published = {name: torch.randn_like(value) for name, value in attention.state_dict().items()}
     place = f"down.{stage}.attentions.0.attention"
-    attention.load_state_dict({n: _heads_first(f"{place}.{n}", v, network) for n, v in published.items()})
+    attention.load_state_dict({n: _reorder_heads(f"{place}.{n}", v, network) for n, v in published.items()})
     heads, width = SMALL["heads"][stage], SMALL["channels"][stage]  # type: ignore[index]
     feature, semantic = torch.randn(1, width, 2, 3, 4).double(), torch.randn(1, 8, width).double()
 
@@ -95,24 +97,24 @@ def test_heads_that_are_interleaved_as_published_attend_alike(stage: int) -> Non
     torch.testing.assert_close(found_map, of_map @ published["map_out.weight"].T)
 
 
-def test_lits_setting_has_the_published_parameters(real_data: Path) -> None:
+def test_the_lits_setting_has_the_published_parameters(real_data: Path) -> None:
     with torch.device("meta"):
         own = {name: value.numel() for name, value in MedFormer.from_config(LITS).state_dict().items()}
     assert sum(own.values()) == 38_585_731
     rows = (real_data / "medformer" / "lits_parameters.tsv").read_text().split("\n")[1:]
     published = dict(line.split("\t") for line in rows if line)
-    numel = {our_name(name): int(np.prod([int(n) for n in shape.split("x")])) for name, shape in published.items()}
+    numel = {map_name(name): int(np.prod([int(n) for n in shape.split("x")])) for name, shape in published.items()}
     assert numel == own
 
 
 @pytest.mark.parametrize("size", [(16, 32, 32), (24, 32, 48)])
-def test_output_is_on_the_inputs_grid(size: tuple[int, int, int]) -> None:
+def test_the_output_has_the_grid_of_the_input(size: tuple[int, int, int]) -> None:
     network = MedFormer.from_config(SMALL).eval()
     with torch.no_grad():
         assert network(torch.randn(2, 1, *size)).shape == (2, 2, *size)
 
 
-def test_auxiliary_output_in_training_only() -> None:
+def test_the_auxiliary_output_exists_in_training_only() -> None:
     network = MedFormer.from_config({**SMALL, "aux": True})
     image = torch.randn(1, 1, 16, 32, 32)
     outputs = network.train()(image)
@@ -121,7 +123,7 @@ def test_auxiliary_output_in_training_only() -> None:
 
 
 def test_every_parameter_has_an_effect() -> None:
-    torch.manual_seed(0)  # with some weights a gate is shut for every scan
+    torch.manual_seed(0)  # other weights can close a gate for every scan
     network = MedFormer.from_config(SMALL)
     network(torch.randn(4, 1, 16, 32, 32)).square().mean().backward()
     idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -150,7 +152,7 @@ def test_checkpointing_changes_no_gradient() -> None:
     ],
     ids=["small", "two channels", "mixed blocks", "flat strides"],
 )
-def test_it_computes_what_the_formulas_of_the_paper_say(change: dict[str, object]) -> None:
+def test_it_matches_the_formulas_of_the_paper(change: dict[str, object]) -> None:
     sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
     from plain_medformer import PlainMedFormer  # shares no code with the forward pass
 
@@ -179,16 +181,16 @@ def test_it_computes_what_the_formulas_of_the_paper_say(change: dict[str, object
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_it_is_one_graph_for_the_compiler(training: bool) -> None:
+def test_it_compiles_to_one_graph(training: bool) -> None:
     torch.manual_seed(0)
     network = MedFormer.from_config({**SMALL, "aux": True}).train(training)
     image = torch.randn(1, 1, 16, 32, 32).contiguous(memory_format=torch.channels_last_3d)
-    compiled = torch.compile(network, backend="eager", fullgraph=True)  # a break in the graph is an error
+    compiled = torch.compile(network, backend="eager", fullgraph=True)  # a graph break is an error
     for a, b in zip(network(image), compiled(image), strict=True):
         assert torch.allclose(a, b, atol=1e-4)
 
 
-def test_under_bf16_it_stays_finite_and_near() -> None:
+def test_bf16_stays_close_to_single_precision() -> None:
     torch.manual_seed(0)
     network, image = MedFormer.from_config(SMALL).eval(), torch.randn(1, 1, 16, 32, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -200,7 +202,7 @@ def test_under_bf16_it_stays_finite_and_near() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_it_runs_from_onnx(tmp_path: Path) -> None:
+def test_it_runs_in_onnx(tmp_path: Path) -> None:
     import onnxruntime
 
     torch.manual_seed(0)
@@ -213,7 +215,7 @@ def test_it_runs_from_onnx(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"channel": 3}, "unknown settings"),
         ({"attention_blocks": [1] * 8}, "no semantic map"),
@@ -222,26 +224,26 @@ def test_it_runs_from_onnx(tmp_path: Path) -> None:
         ({"kernel": [[2, 3, 3]] * 5}, "odd"),
     ],
 )
-def test_settings_that_make_no_network_are_refused(change: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_settings_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         MedFormer.from_config({**SMALL, **change})
 
 
-def test_a_published_parameter_of_another_shape_is_named_and_nothing_is_loaded(real_data: Path) -> None:
+def test_a_parameter_of_another_shape_is_refused_and_nothing_is_loaded(real_data: Path) -> None:
     with np.load(real_data / "medformer" / "small.npz") as stored:
         network = MedFormer.from_config(json.loads(str(stored["config"])))
         weights = {n[2:]: torch.from_numpy(stored[n]) for n in stored.files if n.startswith("w/")}
     before = {name: value.clone() for name, value in network.state_dict().items()}
     weights["inc.conv1.weight"] = torch.zeros(8, 2, 3, 3, 3)
     with pytest.raises(ValueError, match=r"inc\.conv1\.weight"):
-        load_published(network, weights)
+        load_published_weights(network, weights)
     with pytest.raises(ValueError, match="nonsense"):
-        load_published(network, {"nonsense": torch.zeros(1)})
+        load_published_weights(network, {"nonsense": torch.zeros(1)})
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
-def test_the_norms_own_gradient_is_that_of_a_group_norm(memory_format: torch.memory_format) -> None:
+def test_instance_norm_has_the_gradient_of_a_group_norm(memory_format: torch.memory_format) -> None:
     torch.manual_seed(0)
     image = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64).to(memory_format=memory_format)
     upstream = torch.randn_like(image)
@@ -259,7 +261,7 @@ def test_the_norms_own_gradient_is_that_of_a_group_norm(memory_format: torch.mem
     [[0, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0, 0], [0] * 8],
     ids=str,
 )
-def test_whatever_learns_gets_a_gradient_as_several_processes_ask_for(attention: list[int]) -> None:
+def test_every_trainable_parameter_gets_a_gradient_as_ddp_requires(attention: list[int]) -> None:
     convs = [int(blocks == 0) for blocks in attention]
     network = MedFormer.from_config({**SMALL, "attention_blocks": attention, "conv_blocks": convs}).train()
     network(torch.randn(1, 1, 16, 32, 32)).square().mean().backward()

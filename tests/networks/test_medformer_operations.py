@@ -1,4 +1,4 @@
-"""The operations that are put together by hand give torch's own numbers, forwards and backwards."""
+"""MedFormer's own operations match torch's, forward and backward."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hepar.networks.medformer import operations
 FORMATS = [torch.contiguous_format, torch.channels_last_3d]
 
 
-def same(ours: Callable[..., Tensor], torchs: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """The same output, and the same gradient of each input, to double precision."""
+def assert_same(ours: Callable[..., Tensor], torchs: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """Assert the same output and the same gradient of each input, in double precision."""
     results = []
     for function in (ours, torchs):
         leaves = [value.clone().requires_grad_() for value in inputs]
@@ -43,7 +43,7 @@ def image(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
     ids=["narrow, few voxels", "few voxels", "narrow", "as torch", "two voxels"],
 )
 def test_instance_norm(image: Callable[..., Tensor], batch: int, channels: int, space: tuple[int, int, int]) -> None:
-    same(
+    assert_same(
         lambda x: operations.instance_norm(x, 1e-4),
         lambda x: F.group_norm(x, channels, eps=1e-4),
         image(batch, channels, *space),
@@ -56,7 +56,7 @@ def test_depthwise_convolution(
     image: Callable[..., Tensor], kernel: tuple[int, int, int], space: tuple[int, int, int]
 ) -> None:
     padding = [side // 2 for side in kernel]
-    same(
+    assert_same(
         operations.depthwise_conv,
         lambda x, w: F.conv3d(x, w, padding=padding, groups=6),
         image(2, 6, *space),
@@ -69,7 +69,7 @@ def test_depthwise_convolution(
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (3, 1, 5)])
 def test_convolution(image: Callable[..., Tensor], kernel: tuple[int, int, int], channels: int, batch: int) -> None:
     padding = [side // 2 for side in kernel]
-    same(
+    assert_same(
         operations.conv,
         lambda x, w: F.conv3d(x, w, padding=padding),
         image(batch, channels, 4, 5, 6),
@@ -80,20 +80,20 @@ def test_convolution(image: Callable[..., Tensor], kernel: tuple[int, int, int],
 @pytest.mark.parametrize("batch", [1, 2])
 def test_pointwise_convolution(image: Callable[..., Tensor], batch: int) -> None:
     x, weight, bias = image(batch, 6, 4, 5, 6), image(3, 6, 1, 1, 1), torch.randn(3, dtype=torch.float64)
-    same(operations.pointwise_conv, F.conv3d, x, weight, bias)
+    assert_same(operations.pointwise_conv, F.conv3d, x, weight, bias)
 
 
 @pytest.mark.parametrize("size", [(8, 12, 12), (4, 6, 12), (7, 11, 13), (1, 1, 1)])
 @pytest.mark.parametrize("space", [(4, 6, 6), (1, 1, 2)])
 def test_upsampling(image: Callable[..., Tensor], size: tuple[int, int, int], space: tuple[int, int, int]) -> None:
-    same(
+    assert_same(
         lambda x: operations.upsample(x, torch.Size(size)),
         lambda x: F.interpolate(x, size=size, mode="trilinear", align_corners=True),
         image(2, 3, *space),
     )
 
 
-def test_under_autocast_a_gradient_has_its_inputs_type() -> None:
+def test_under_autocast_gradients_have_the_type_of_their_inputs() -> None:
     x, weight = torch.randn(2, 6, 4, 5, 6, requires_grad=True), torch.randn(6, 1, 3, 3, 3, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         output = operations.depthwise_conv(x, weight)
@@ -105,8 +105,8 @@ def test_under_autocast_a_gradient_has_its_inputs_type() -> None:
 
 
 @pytest.mark.parametrize("channels", [4, 96])
-def test_the_gradient_of_a_kernel_is_right_in_bfloat16(channels: int) -> None:
-    # torch's own reads memory that nobody wrote where the map has two slices
+def test_the_gradient_of_a_kernel_is_correct_in_bfloat16(channels: int) -> None:
+    # torch's reads uninitialised memory if the map has two slices
     generator = torch.Generator().manual_seed(1)
     x, weight = (
         torch.randn(*shape, generator=generator) for shape in ((2, channels, 2, 2, 2), (channels, channels, 3, 3, 3))
@@ -121,10 +121,10 @@ def test_the_gradient_of_a_kernel_is_right_in_bfloat16(channels: int) -> None:
     assert float((rounded.grad - exact.grad).abs().max()) < 0.05 * float(exact.grad.abs().max())
 
 
-def test_a_norm_scan_by_scan_is_an_instance_norm() -> None:
+def test_a_batch_norm_of_each_scan_is_an_instance_norm() -> None:
     one = torch.randn(2, 8, 4, 5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
     other = one.detach().clone().requires_grad_()
-    normed, expected = operations._scan_by_scan(one, 1e-4)[0], F.instance_norm(other, eps=1e-4)
+    normed, expected = operations._batch_norm_each(one, 1e-4)[0], F.instance_norm(other, eps=1e-4)
     assert torch.allclose(normed, expected, atol=1e-12)
     weights = torch.linspace(-1, 1, one.numel(), dtype=torch.float64).reshape(one.shape)
     (normed * weights).sum().backward()
@@ -134,8 +134,8 @@ def test_a_norm_scan_by_scan_is_an_instance_norm() -> None:
     assert torch.allclose(one.grad, other.grad, atol=1e-12)
 
 
-def test_a_norm_on_a_gpu_keeps_half_precision_and_channels_last_memory() -> None:
-    with FakeTensorMode():  # tensors of a GPU that have a type and a layout, and no values
+def test_instance_norm_on_a_gpu_keeps_half_precision_and_channels_last_memory() -> None:
+    with FakeTensorMode():  # GPU tensors with a type and a layout but no values
         x = torch.empty((2, 16, 4, 6, 6), device="cuda", dtype=torch.bfloat16)
         normed = operations.instance_norm(x.to(memory_format=torch.channels_last_3d), 1e-4)
         assert normed.dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""Networks behind the factory: each segments a patch, learns from it, and says what it costs."""
+"""Networks built by name: each segments a patch, gets gradients, and has its cost counted."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 from hepar.errors import DataError, ParamsError
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.inference import import_weights
-from hepar.inference.prediction import load_model, sliding_window
+from hepar.inference.prediction import load_model
+from hepar.inference.sliding_window import sliding_window
 from hepar.networks import BUILDERS, build_network, cost
 from hepar.networks.medformer import MedFormer
-from hepar.networks.strides import kernels, strides
+from hepar.networks.strides import choose_kernels, choose_strides
 from hepar.params import NetworkParams, Params
 from hepar.training.losses import masked_loss
 
@@ -36,26 +37,28 @@ def test_every_network_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
-def test_a_network_gives_logits_of_the_patch_and_a_gradient_to_every_weight(name: str) -> None:
+def test_a_network_returns_logits_of_the_patch_and_every_weight_gets_a_gradient(name: str) -> None:
     torch.manual_seed(1)
-    patch = (32, 32, 64) if name == "swinunetr" else PATCH  # it normalises over space, 32 times as coarse
+    patch = (32, 32, 64) if name == "swinunetr" else PATCH  # it normalises a map 32 times coarser
     network = build_network(name, SMALL[name], patch).to(memory_format=torch.channels_last_3d)
-    image = torch.randn(2, 1, *patch)
-    known = torch.ones(2, 2, *patch)
-    target = (image[:, :1] > 0.5).float().expand_as(known).contiguous()
-    output = network.train()(image)
+    image_bcdhw = torch.randn(2, 1, *patch)
+    weight_brdhw = torch.ones(2, 2, *patch)
+    target_brdhw = (image_bcdhw[:, :1] > 0.5).float().expand_as(weight_brdhw).contiguous()
+    output = network.train()(image_bcdhw)
     scales = output if isinstance(output, list) else [output]
     assert {tuple(logits.shape) for logits in scales} == {(2, 2, *patch)}
-    masked_loss(scales, target, known, 0.1, (1.0, 1.0)).total.backward()
-    without = [name for name, weight in network.named_parameters() if weight.requires_grad and weight.grad is None]
-    assert not without
-    alone = network.eval()(image)
-    assert isinstance(alone, torch.Tensor)
-    assert alone.shape == (2, 2, *patch)
+    masked_loss(scales, target_brdhw, weight_brdhw, 0.1, (1.0, 1.0)).total.backward()
+    without_gradient = [
+        name for name, weight in network.named_parameters() if weight.requires_grad and weight.grad is None
+    ]
+    assert not without_gradient
+    logits_brdhw = network.eval()(image_bcdhw)
+    assert isinstance(logits_brdhw, torch.Tensor)
+    assert logits_brdhw.shape == (2, 2, *patch)
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "said"),
+    ("name", "config", "message"),
     [
         ("unet", {"out_channels": 3}, r"^network\.config\.out_channels of unet is 3, must be 2$"),
         ("vnet", {"in_channels": 2}, r"^network\.config\.in_channels of vnet is 2, must be 1$"),
@@ -63,43 +66,43 @@ def test_a_network_gives_logits_of_the_patch_and_a_gradient_to_every_weight(name
         ("medformer", {"in_channels": 2}, r"^network\.config\.in_channels of medformer is 2, must be 1$"),
     ],
 )
-def test_a_network_that_cannot_stand_between_a_scan_and_its_labels_is_refused(
-    tiny: Params, name: str, config: dict[str, object], said: str
+def test_channels_other_than_one_image_and_two_structures_are_refused(
+    tiny: Params, name: str, config: dict[str, object], message: str
 ) -> None:
     own = {**tiny.network.config, **config} if name == "medformer" else config
-    with pytest.raises(ParamsError, match=said):
+    with pytest.raises(ParamsError, match=message):
         build_network(name, own, PATCH)
 
 
-def test_three_exclusive_classes_are_read_as_two_nested_structures(tiny: Params) -> None:
+def test_softmax_classes_are_read_as_nested_structures(tiny: Params) -> None:
     torch.manual_seed(1)
     config = {**tiny.network.config, "classes": 3, "aux": True}
-    network, image = build_network("medformer", config, PATCH).eval(), torch.randn(1, 1, *PATCH)
-    plain = MedFormer.from_config(config).eval()
-    plain.load_state_dict(network.state_dict())
+    network, image_bcdhw = build_network("medformer", config, PATCH).eval(), torch.randn(1, 1, *PATCH)
+    softmax_network = MedFormer.from_config(config).eval()
+    softmax_network.load_state_dict(network.state_dict())
     with torch.no_grad():
-        liver, tumour = network(image).sigmoid()[0]
-        softmax = plain(image).softmax(dim=1)[0]
-    assert torch.allclose(liver, softmax[1] + softmax[2], atol=1e-5)
-    assert torch.allclose(tumour, softmax[2], atol=1e-5)
-    assert [scale.shape[1] for scale in network.train()(image)] == [2, 2]
+        liver, tumour = network(image_bcdhw).sigmoid()[0]
+        softmax_cdhw = softmax_network(image_bcdhw).softmax(dim=1)[0]
+    assert torch.allclose(liver, softmax_cdhw[1] + softmax_cdhw[2], atol=1e-5)
+    assert torch.allclose(tumour, softmax_cdhw[2], atol=1e-5)
+    assert [scale.shape[1] for scale in network.train()(image_bcdhw)] == [2, 2]
 
 
-def test_a_published_checkpoint_becomes_a_model_that_segments(real_data: Path, tmp_path: Path) -> None:
+def test_a_published_checkpoint_is_imported_as_a_model_that_segments(real_data: Path, tmp_path: Path) -> None:
     checkpoint = real_data / "medformer" / "small.npz"
     with np.load(checkpoint) as stored:
         config = json.loads(str(stored["config"]))
-        image, output = stored["input"], torch.from_numpy(stored["output0"])
+        image_bcdhw, output = stored["input"], torch.from_numpy(stored["output0"])
     plan = PreprocessingPlan(spacing_zyx_mm=(1, 1, 1), window_hu=(-17, 201), mr_percentiles=(2, 98))
     import_weights.run(checkpoint, tmp_path / "model", NetworkParams(name="medformer", config=config), plan, PATCH)
     model = load_model(tmp_path / "model", torch.device("cpu"))
-    found = sliding_window(model.network, image[0, 0], PATCH, 0.0, model.device)
-    softmax = output.softmax(dim=1)[0].numpy()
-    assert np.allclose(found[0], softmax[1] + softmax[2], atol=1e-4)
-    assert np.allclose(found[1], softmax[2], atol=1e-4)
+    found = sliding_window(model.network, image_bcdhw[0, 0], PATCH, 0.0, model.device)
+    softmax_cdhw = output.softmax(dim=1)[0].numpy()
+    assert np.allclose(found[0], softmax_cdhw[1] + softmax_cdhw[2], atol=1e-4)
+    assert np.allclose(found[1], softmax_cdhw[2], atol=1e-4)
 
 
-def test_a_checkpoint_of_another_network_is_refused_and_nothing_is_written(tiny: Params, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_network_is_refused_without_writing_a_model(tiny: Params, tmp_path: Path) -> None:
     checkpoint = tmp_path / "other.pt"
     torch.save({"head.weight": torch.zeros(1)}, checkpoint)
     plan = PreprocessingPlan(spacing_zyx_mm=(1, 1, 1), window_hu=(-17, 201), mr_percentiles=(2, 98))
@@ -108,43 +111,43 @@ def test_a_checkpoint_of_another_network_is_refused_and_nothing_is_written(tiny:
     assert not (tmp_path / "model").exists()
 
 
-def test_deep_supervision_lists_the_full_resolution_first() -> None:
+def test_deep_supervision_returns_the_full_resolution_first() -> None:
     torch.manual_seed(1)
     network = build_network("dynunet", SMALL["dynunet"], PATCH)
-    image = torch.randn(1, 1, *PATCH)
-    first, *others = network.train()(image)
+    image_bcdhw = torch.randn(1, 1, *PATCH)
+    first, *others = network.train()(image_bcdhw)
     assert len(others) == 2
-    assert torch.allclose(first, network.eval()(image), atol=1e-5)  # instance norm has no running means
+    assert torch.allclose(first, network.eval()(image_bcdhw), atol=1e-5)  # instance norm has no running means
 
 
-def test_the_levels_follow_the_patch() -> None:
-    assert strides((16, 64, 64), 5) == [[2, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]]
-    assert strides((128, 128, 128), 5) == [[2, 2, 2]] * 5
-    assert strides((128, 128, 128), 4) == [[2, 2, 2]] * 4
-    assert strides((20, 40, 7), 5) == [[2, 2, 1], [2, 2, 1], [1, 2, 1]]
+def test_strides_follow_the_sides_of_the_patch() -> None:
+    assert choose_strides((16, 64, 64), 5) == [[2, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]]
+    assert choose_strides((128, 128, 128), 5) == [[2, 2, 2]] * 5
+    assert choose_strides((128, 128, 128), 4) == [[2, 2, 2]] * 4
+    assert choose_strides((20, 40, 7), 5) == [[2, 2, 1], [2, 2, 1], [1, 2, 1]]
 
 
-def test_strides_even_the_spacing_out_as_far_as_the_patch_allows() -> None:
-    assert strides((64, 256, 256), 4, (5.0, 1.0, 1.0)) == [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
-    assert strides((128, 128, 128), 4, (1.0, 0.8, 0.8)) == [[2, 2, 2]] * 4
-    # y and x are down to four voxels before z is near: then z goes on alone
-    assert strides((32, 8, 8), 4, (5.0, 1.0, 1.0)) == [[1, 2, 2], [2, 1, 1], [2, 1, 1], [2, 1, 1]]
+def test_strides_make_the_spacing_isotropic_as_far_as_the_patch_allows() -> None:
+    assert choose_strides((64, 256, 256), 4, (5.0, 1.0, 1.0)) == [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
+    assert choose_strides((128, 128, 128), 4, (1.0, 0.8, 0.8)) == [[2, 2, 2]] * 4
+    # y and x are down to four voxels while z is still coarse, so z is then halved alone
+    assert choose_strides((32, 8, 8), 4, (5.0, 1.0, 1.0)) == [[1, 2, 2], [2, 1, 1], [2, 1, 1], [2, 1, 1]]
 
 
-def test_kernels_are_flat_until_the_spacing_is_even_and_stay_whole_from_there() -> None:
-    halved = strides((64, 256, 256), 4, (5.0, 1.0, 1.0))
-    assert kernels(halved, (5.0, 1.0, 1.0)) == [[1, 3, 3], [1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]]
-    assert kernels(strides((16, 64, 64), 5), (1.0, 1.0, 1.0)) == [[3, 3, 3]] * 5
+def test_kernels_are_flat_until_the_spacing_is_isotropic() -> None:
+    strides = choose_strides((64, 256, 256), 4, (5.0, 1.0, 1.0))
+    assert choose_kernels(strides, (5.0, 1.0, 1.0)) == [[1, 3, 3], [1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]]
+    assert choose_kernels(choose_strides((16, 64, 64), 5), (1.0, 1.0, 1.0)) == [[3, 3, 3]] * 5
 
 
-def test_a_dynunet_takes_the_strides_of_a_plan() -> None:
+def test_dynunet_takes_strides_and_kernels_from_its_config() -> None:
     settings = {"strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]], "kernel_size": [[1, 3, 3], [3, 3, 3], [3, 3, 3]]}
     network = build_network("dynunet", {"filters": [4, 8, 8], **settings}, (4, 8, 8))
     assert network.divisor == (2, 4, 4)
     assert network.eval()(torch.zeros(1, 1, 4, 8, 8)).shape == (1, 2, 4, 8, 8)
 
 
-def test_costs_are_those_of_a_convolution_counted_by_hand() -> None:
+def test_cost_matches_convolutions_counted_by_hand() -> None:
     settings = {"channels": [4, 8], "strides": [1], "num_res_units": 0, "kernel_size": 3, "norm": None, "act": None}
     found = cost("unet", {**settings, "bias": False}, PATCH)
     voxels = 32**3
@@ -154,21 +157,21 @@ def test_costs_are_those_of_a_convolution_counted_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "patch", "words"),
+    ("name", "config", "patch", "message"),
     [
         ("nnunet", {}, PATCH, "network.name is 'nnunet', must be one of dynunet, medformer,"),
         ("segresnet", {"filters": 3}, PATCH, "network.config of segresnet: .*'filters'"),
         ("swinunetr", {}, (32, 48, 48), r"training.patch_zyx is \(32, 48, 48\): swinunetr needs .* \(32, 32, 32\)"),
     ],
 )
-def test_what_a_network_refuses_is_said_in_one_sentence(
-    name: str, config: dict[str, int], patch: tuple[int, int, int], words: str
+def test_invalid_networks_are_refused_with_one_sentence(
+    name: str, config: dict[str, int], patch: tuple[int, int, int], message: str
 ) -> None:
-    with pytest.raises(ParamsError, match=words):
+    with pytest.raises(ParamsError, match=message):
         build_network(name, config, patch)
 
 
-def test_medformer_of_the_demo_costs_what_its_weights_are(tiny: Params) -> None:
+def test_cost_counts_the_parameters_of_medformer(tiny: Params) -> None:
     network = tiny.network
     built = build_network(network.name, network.config, PATCH)
     assert cost(network.name, network.config, PATCH).parameters == sum(p.numel() for p in built.parameters())

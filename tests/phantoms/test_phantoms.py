@@ -1,4 +1,4 @@
-"""Phantoms: repeatable, with nested masks, tumours that intensity alone does not give away, labels that disagree."""
+"""Phantoms: reproducible, with nested masks, tumours that intensity alone does not separate, and partial labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def small(seed: int, modality: str = "CT", sequence: str = "portal-venous", tumo
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 cases, so that every row of the pattern of labels up to the first healthy one occurs; truths in `hidden`."""
+    """24 cases, which cover the label pattern up to its first healthy case, with the true masks in `hidden`."""
     folder = tmp_path_factory.mktemp("cohort")
     write_phantoms(folder, cases=24, seed=3, size_zyx=MINUTE, hidden=folder / "hidden")
     return folder
@@ -39,17 +39,17 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(("modality", "sequence"), [("CT", "arterial"), ("MR", "T2")])
-def test_the_same_seed_gives_the_same_voxels_and_another_seed_others(modality: str, sequence: str) -> None:
+def test_the_seed_determines_the_voxels(modality: str, sequence: str) -> None:
     first, again, other = small(1, modality, sequence), small(1, modality, sequence), small(2, modality, sequence)
     assert np.array_equal(first.image_zyx, again.image_zyx)
-    assert np.array_equal(first.label_zyx, again.label_zyx)
+    assert np.array_equal(first.tissue_zyx, again.tissue_zyx)
     assert np.array_equal(first.tumour_zyx, again.tumour_zyx)
     assert not np.array_equal(first.image_zyx, other.image_zyx)
-    assert not np.array_equal(first.label_zyx, other.label_zyx)
+    assert not np.array_equal(first.tissue_zyx, other.tissue_zyx)
 
 
 @pytest.mark.parametrize(("modality", "sequence"), SEQUENCES)
-def test_the_tumour_lies_inside_one_liver(modality: str, sequence: str) -> None:
+def test_the_tumour_lies_inside_the_liver(modality: str, sequence: str) -> None:
     phantom = small(5, modality, sequence)
     assert phantom.image_zyx.shape == phantom.liver_zyx.shape == phantom.tumour_zyx.shape == SMALL
     assert phantom.tumour_zyx.any()
@@ -61,33 +61,33 @@ def test_the_tumour_lies_inside_one_liver(modality: str, sequence: str) -> None:
 def test_ct_is_in_whole_hounsfield_units() -> None:
     for phase in CT_PHASES:
         phantom = small(4, "CT", phase)
-        image, tissue = phantom.image_zyx, phantom.label_zyx
-        assert np.array_equal(image, np.rint(image))
-        assert image.min() >= -1024
-        assert np.median(image[tissue == Tissue.AIR]) == pytest.approx(-1000, abs=10)
-        assert np.median(image[tissue == Tissue.FAT]) == pytest.approx(-100, abs=40)
+        image_zyx, tissue_zyx = phantom.image_zyx, phantom.tissue_zyx
+        assert np.array_equal(image_zyx, np.rint(image_zyx))
+        assert image_zyx.min() >= -1024
+        assert np.median(image_zyx[tissue_zyx == Tissue.AIR]) == pytest.approx(-1000, abs=10)
+        assert np.median(image_zyx[tissue_zyx == Tissue.FAT]) == pytest.approx(-100, abs=40)
 
 
 @pytest.mark.parametrize("phase", CT_PHASES)
-def test_organs_measure_what_their_phase_gives_them(phase: str) -> None:
-    """Five standard deviations around the drawn value: what is painted later must not tint what lies there."""
-    usual = dict(zip((Tissue.LIVER, Tissue.SPLEEN), CT_PHASES[phase], strict=False))
+def test_organs_have_the_attenuation_of_their_phase(phase: str) -> None:
+    """Within five standard deviations: tissues painted later must not tint those below."""
+    typical_hu = dict(zip((Tissue.LIVER, Tissue.SPLEEN), CT_PHASES[phase], strict=False))
     for seed in range(3):
         phantom = make_phantom(seed, "CT", phase, (40, 60, 60), (6.5, 5.8, 5.8))
-        for tissue, hu in usual.items():
-            assert np.median(phantom.image_zyx[phantom.label_zyx == tissue]) == pytest.approx(hu, abs=25)
+        for tissue, hu in typical_hu.items():
+            assert np.median(phantom.image_zyx[phantom.tissue_zyx == tissue]) == pytest.approx(hu, abs=25)
 
 
-def test_the_liver_is_as_bright_against_the_spleen_as_its_sequence_says() -> None:
-    for sequence, usual in MR_SEQUENCES.items():
+def test_the_liver_to_spleen_ratio_is_that_of_the_sequence() -> None:
+    for sequence, typical in MR_SEQUENCES.items():
         phantom = make_phantom(2, "MR", sequence, (40, 60, 60), (6.5, 5.8, 5.8))
         liver, spleen = (
-            np.median(phantom.image_zyx[phantom.label_zyx == tissue]) for tissue in (Tissue.LIVER, Tissue.SPLEEN)
+            np.median(phantom.image_zyx[phantom.tissue_zyx == tissue]) for tissue in (Tissue.LIVER, Tissue.SPLEEN)
         )
-        assert liver / spleen == pytest.approx(usual[0] / usual[1], rel=0.3)
+        assert liver / spleen == pytest.approx(typical[0] / typical[1], rel=0.3)
 
 
-def test_mr_is_a_magnitude_of_arbitrary_scale() -> None:
+def test_mr_is_a_magnitude_with_an_arbitrary_scale() -> None:
     images = [small(seed, "MR", "T1").image_zyx for seed in range(4)]
     assert all(image.min() >= 0 for image in images)
     brightest = [float(np.percentile(image, 99)) for image in images]
@@ -98,16 +98,16 @@ def test_a_healthy_patient_has_no_tumour() -> None:
     healthy = small(6, tumours=0)
     assert healthy.liver_zyx.any()
     assert not healthy.tumour_zyx.any()
-    assert not np.isin(healthy.label_zyx, (Tissue.TUMOUR, Tissue.RIM)).any()
+    assert not np.isin(healthy.tissue_zyx, (Tissue.TUMOUR, Tissue.RIM)).any()
 
 
-def shares_within(phase: str, tissue: Tissue) -> Iterator[float]:
-    """Of some patients: how many voxels of a tissue have an intensity of the middle four fifths of the tumour's."""
+def shares_like_tumour(phase: str, tissue: Tissue) -> Iterator[float]:
+    """The share of a tissue's voxels, by patient, between the 10th and 90th percentile of tumour intensity."""
     for seed in range(4):
         phantom = small(seed, "CT", phase)
         low, high = np.percentile(phantom.image_zyx[phantom.tumour_zyx], (10, 90))
-        values = phantom.image_zyx[phantom.label_zyx == tissue]
-        yield float(((values >= low) & (values <= high)).mean())
+        value_n = phantom.image_zyx[phantom.tissue_zyx == tissue]
+        yield float(((value_n >= low) & (value_n <= high)).mean())
 
 
 @pytest.mark.parametrize(
@@ -115,23 +115,23 @@ def shares_within(phase: str, tissue: Tissue) -> Iterator[float]:
     [(phase, tissue) for phase in CT_PHASES for tissue in (Tissue.CONTENT, Tissue.VESSEL)]
     + [("non-contrast", Tissue.FLUID)],
 )
-def test_a_tenth_of_other_tissue_looks_like_tumour_in_ct(phase: str, tissue: Tissue) -> None:
-    assert np.mean(list(shares_within(phase, tissue))) > 0.1
+def test_a_tenth_of_confounding_tissue_looks_like_tumour_in_ct(phase: str, tissue: Tissue) -> None:
+    assert np.mean(list(shares_like_tumour(phase, tissue))) > 0.1
 
 
 @pytest.mark.parametrize(("modality", "sequence"), [("CT", "T2"), ("MR", "arterial"), ("PET", "T1")])
-def test_a_scan_that_there_is_not_is_refused(modality: str, sequence: str) -> None:
-    with pytest.raises(ValueError, match=f"phantom {modality} {sequence}: there are CT .*portal-venous.*MR .*T2"):
+def test_an_unknown_modality_or_sequence_is_refused(modality: str, sequence: str) -> None:
+    with pytest.raises(ValueError, match=f"phantom {modality} {sequence}: must be CT .*portal-venous.*or MR .*T2"):
         small(1, modality, sequence)
 
 
-def test_a_cohort_that_is_too_small_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least 8 cases, 7 are too few"):
+def test_a_cohort_of_fewer_than_eight_cases_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has 7 cases, must have at least 8"):
         write_phantoms(tmp_path / "out", cases=7, seed=1)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_phantom_of_common_size_takes_less_than_a_second() -> None:
+def test_a_phantom_of_default_size_takes_less_than_a_second() -> None:
     spent = []
     for seed in range(2):
         began = time.process_time()
@@ -152,7 +152,7 @@ def test_a_larger_cohort_begins_with_the_smaller(tmp_path: Path) -> None:
         assert np.array_equal(to_array(pair[0]), to_array(pair[1]))
 
 
-def test_a_mask_is_there_exactly_where_its_state_is_manual(cohort: Path) -> None:
+def test_masks_are_written_for_state_manual_only(cohort: Path) -> None:
     states = set()
     for row in rows(cohort):
         for name in ("liver", "tumour"):
@@ -163,7 +163,7 @@ def test_a_mask_is_there_exactly_where_its_state_is_manual(cohort: Path) -> None
     assert {("liver", "unknown"), ("tumour", "unknown"), ("tumour", "absent")} <= states
 
 
-def test_states_agree_with_the_truth(cohort: Path) -> None:
+def test_label_states_match_the_true_masks(cohort: Path) -> None:
     for row in rows(cohort):
         truth = {
             name: to_array(read_image(cohort / "hidden" / f"{row['case_id']}_{name}.nii.gz")) > 0
@@ -177,9 +177,7 @@ def test_states_agree_with_the_truth(cohort: Path) -> None:
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR"])
-def test_already_eight_cases_have_every_split_and_unknown_livers_of_each_modality(
-    phantom_source: Path, modality: str
-) -> None:
+def test_eight_cases_cover_every_split_and_unknown_livers_of_each_modality(phantom_source: Path, modality: str) -> None:
     members = [row for row in rows(phantom_source) if row["modality"] == modality]
     assert {row["split"] for row in members} == {"train", "val", "test"}
     assert any(row["split"] == "train" and row["liver_state"] == "unknown" for row in members)
@@ -188,7 +186,7 @@ def test_already_eight_cases_have_every_split_and_unknown_livers_of_each_modalit
     assert any(row["split"] == "train" and row["tumour_state"] == "manual" for row in members)
 
 
-def test_files_are_stored_as_scanners_do_in_several_orientations(cohort: Path) -> None:
+def test_files_have_the_types_and_orientations_of_scanners(cohort: Path) -> None:
     images = {row["case_id"]: read_image(cohort / row["image"]) for row in rows(cohort)}
     assert all(("-ct-" in case_id) == (i.GetPixelID() == sitk.sitkInt16) for case_id, i in images.items())
     assert len({tuple(np.rint(i.GetDirection())) for i in images.values()}) > 1

@@ -1,4 +1,4 @@
-"""Plans: what a cohort is like decides them, in ways that can be followed by hand."""
+"""Statistics of a cohort and the settings proposed from them, with cases that can be worked out by hand."""
 
 from __future__ import annotations
 
@@ -14,22 +14,28 @@ from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
 from hepar.networks import build_network
 from hepar.params import NetworkParams, Params, SizeZYX, SpacingZYX, load_params, write_preset
-from hepar.planning.proposals import ModalityFacts, _layout, describe, in_words, propose
+from hepar.planning.proposals import make_layout, propose
+from hepar.planning.statistics import (
+    CohortStatistics,
+    ModalityStatistics,
+    compute_statistics,
+    summarise_statistics,
+)
 from hepar.stages import ingest
 
 BOX_MM = (150.0, 160.0, 200.0)
-PLAIN = NetworkParams(name="unet", config={"channels": [4, 8], "strides": [1], "num_res_units": 0})
+SMALL_UNET = NetworkParams(name="unet", config={"channels": [4, 8], "strides": [1], "num_res_units": 0})
 
 
-def facts(spacing: tuple[float, ...] = (3.0, 2.0, 2.0)) -> ModalityFacts:
-    return ModalityFacts(
+def statistics(spacing: tuple[float, ...] = (3.0, 2.0, 2.0)) -> ModalityStatistics:
+    return ModalityStatistics(
         scans=5,
         sequences={"arterial": 5},
-        spacing_mm=np.array([spacing] * 5),
-        size_zyx=np.array([(60, 200, 200)] * 5),
-        liver_box_mm=np.array([BOX_MM] * 5),
-        intensities_of={"arterial": np.arange(0, 101, dtype=float), "venous": np.arange(101, 201, dtype=float)},
-        liver_percentiles=np.array([(30.0, 90.0)] * 5),
+        spacing_n3_mm=np.array([spacing] * 5),
+        size_n3=np.array([(60, 200, 200)] * 5),
+        liver_box_n3_mm=np.array([BOX_MM] * 5),
+        intensity_n_of={"arterial": np.arange(0, 101, dtype=float), "venous": np.arange(101, 201, dtype=float)},
+        liver_percentile_n2=np.array([(30.0, 90.0)] * 5),
         lesion_diameters_mm=(5.0, 10.0),
     )
 
@@ -37,15 +43,15 @@ def facts(spacing: tuple[float, ...] = (3.0, 2.0, 2.0)) -> ModalityFacts:
 TRAINING = load_params(ROOT / "params" / "tiny.yaml").train_universal.training
 
 
-def proposed(found: dict[Modality, ModalityFacts], network: NetworkParams, memory_gib: float) -> dict[str, Any]:
+def proposed(found: CohortStatistics, network: NetworkParams, memory_gib: float) -> dict[str, Any]:
     return {proposal.key: proposal.value for proposal in propose(found, network, TRAINING, memory_gib)}
 
 
 @pytest.mark.parametrize(
     ("name", "config", "divisor"), [("swinunetr", {"feature_size": 12}, 32), ("vnet", {}, 16), ("mednext", {}, 16)]
 )
-def test_a_patch_is_one_that_the_network_can_divide(name: str, config: dict[str, Any], divisor: int) -> None:
-    found = {Modality.CT: facts((5.0, 1.0, 1.0)), Modality.MR: facts((5.0, 1.0, 1.0))}
+def test_the_patch_is_a_multiple_of_the_networks_divisor(name: str, config: dict[str, Any], divisor: int) -> None:
+    found = {Modality.CT: statistics((5.0, 1.0, 1.0)), Modality.MR: statistics((5.0, 1.0, 1.0))}
     values = proposed(found, NetworkParams(name=name, config=config), 64.0)
     patch = values["train_universal.training.patch_zyx"]
     assert [side % divisor for side in patch] == [0, 0, 0]
@@ -59,8 +65,10 @@ def cohort(tmp_path_factory: pytest.TempPathFactory, phantom_source: Path, tiny:
     return Cohort.load(folder)
 
 
-def test_the_same_cohort_gives_the_same_plan_that_a_run_takes(cohort: Cohort, tiny: Params, tmp_path: Path) -> None:
-    first, again = (propose(describe(cohort), tiny.network, tiny.train_universal.training, 1.0) for _ in range(2))
+def test_proposals_are_deterministic_and_load_as_params(cohort: Cohort, tiny: Params, tmp_path: Path) -> None:
+    first, again = (
+        propose(compute_statistics(cohort), tiny.network, tiny.train_universal.training, 1.0) for _ in range(2)
+    )
     assert first == again
     write_preset(tmp_path / "own.yaml", ROOT / "params" / "tiny.yaml", {p.key: p.value for p in first}, "proposed")
     loaded = load_params(tmp_path / "own.yaml")
@@ -70,56 +78,58 @@ def test_the_same_cohort_gives_the_same_plan_that_a_run_takes(cohort: Cohort, ti
     assert loaded.evaluate == tiny.evaluate
 
 
-def test_test_patients_are_not_looked_at(cohort: Cohort) -> None:
-    found = describe(cohort)
+def test_test_patients_are_not_read(cohort: Cohort) -> None:
+    found = compute_statistics(cohort)
     held_out = [case for case in cohort if case.split == Split.TEST]
     assert held_out
-    assert sum(facts.scans for facts in found.values()) == len(cohort) - len(held_out)
+    assert sum(one.scans for one in found.values()) == len(cohort) - len(held_out)
     livers = [case for case in cohort if case.split != Split.TEST and case.liver_state == LabelState.MANUAL]
-    assert sum(len(facts.liver_box_mm) for facts in found.values()) == len(livers)
-    assert any("lesions, diameters" in sentence for sentence in in_words(found))
+    assert sum(len(one.liver_box_n3_mm) for one in found.values()) == len(livers)
+    assert any("lesions, diameter" in sentence for sentence in summarise_statistics(found))
     for modality, of_one in found.items():
         own = [case for case in cohort if case.modality == modality and case.split != Split.TEST]
-        assert sorted(map(tuple, of_one.size_zyx.tolist())) == sorted(case.size for case in own)
-        assert set(of_one.intensities_of) == {c.sequence for c in own if c.liver_state == LabelState.MANUAL}
+        assert sorted(map(tuple, of_one.size_n3.tolist())) == sorted(case.size for case in own)
+        assert set(of_one.intensity_n_of) == {c.sequence for c in own if c.liver_state == LabelState.MANUAL}
 
 
-def test_scans_are_described_by_size_and_each_sequence_by_its_values() -> None:
-    said = in_words({Modality.CT: facts((2.0, 1.0, 1.0))})
-    assert "CT: voxels z×y×x from 60×200×200 to 60×200×200, median 60×200×200." in said
-    assert any(
-        words.startswith("CT, arterial: inside manual livers values run from 0.5 to 99.5, median 50") for words in said
+def test_the_summary_gives_sizes_and_the_intensities_of_each_sequence() -> None:
+    sentences = summarise_statistics({Modality.CT: statistics((2.0, 1.0, 1.0))})
+    assert "CT: size in voxels z×y×x: 60×200×200 to 60×200×200, median 60×200×200." in sentences
+    percentiles = "(0.5th and 99.5th percentile)"
+    assert (
+        f"CT arterial: intensity in manual livers 0.5 to 99.5 {percentiles}, median 50, mean 50, SD 29.15." in sentences
     )
-    assert any(words.startswith("CT, venous: inside manual livers values run from 101.5 to ") for words in said)
+    venous = "CT venous: intensity in manual livers 101.5 to "
+    assert any(sentence.startswith(venous) for sentence in sentences)
 
 
-def test_modalities_count_alike_and_a_far_coarser_axis_is_refined() -> None:
-    many = replace(facts((2.0, 1.0, 1.0)), spacing_mm=np.array([[2.0, 1.0, 1.0]] * 100))
-    plan = proposed({Modality.CT: many, Modality.MR: facts((4.0, 2.0, 2.0))}, PLAIN, 8.0)
+def test_modalities_have_equal_weight_and_a_much_coarser_axis_is_refined() -> None:
+    many = replace(statistics((2.0, 1.0, 1.0)), spacing_n3_mm=np.array([[2.0, 1.0, 1.0]] * 100))
+    plan = proposed({Modality.CT: many, Modality.MR: statistics((4.0, 2.0, 2.0))}, SMALL_UNET, 8.0)
     assert plan["preprocessing.spacing_zyx_mm"] == [3.0, 1.5, 1.5]
     thick = np.array([[mm, 1.0, 1.0] for mm in np.linspace(4, 8, 11)])
-    plan = proposed({Modality.CT: replace(facts(), spacing_mm=thick)}, PLAIN, 8.0)
+    plan = proposed({Modality.CT: replace(statistics(), spacing_n3_mm=thick)}, SMALL_UNET, 8.0)
     assert plan["preprocessing.spacing_zyx_mm"] == [4.4, 1.0, 1.0]  # the 10th percentile, not the median of 6
 
 
 def test_the_window_holds_99_percent_of_the_liver() -> None:
-    window = proposed({Modality.CT: facts()}, PLAIN, 8.0)["preprocessing.window_hu"]
+    window = proposed({Modality.CT: statistics()}, SMALL_UNET, 8.0)["preprocessing.window_hu"]
     assert window == [0.0, 200.0]
-    assert "preprocessing.window_hu" not in proposed({Modality.MR: facts()}, PLAIN, 8.0)
+    assert "preprocessing.window_hu" not in proposed({Modality.MR: statistics()}, SMALL_UNET, 8.0)
 
 
-def test_mr_is_clipped_beyond_what_a_liver_reaches() -> None:
+def test_mr_percentiles_widen_so_that_livers_are_not_clipped() -> None:
     def recipe(*percentiles: tuple[float, float]) -> Any:
-        found = {Modality.MR: replace(facts(), liver_percentiles=np.array(percentiles).reshape(-1, 2))}
-        return proposed(found, PLAIN, 64.0)["preprocessing.mr_percentiles"]
+        found = {Modality.MR: replace(statistics(), liver_percentile_n2=np.array(percentiles).reshape(-1, 2))}
+        return proposed(found, SMALL_UNET, 64.0)["preprocessing.mr_percentiles"]
 
     assert recipe() == recipe((30.0, 90.0)) == [2.0, 98.0]
     assert recipe((0.7, 99.1)) == [0.5, 99.5]
     assert recipe(*[(30.0, 90.0)] * 10, (0.0, 100.0)) == [2.0, 98.0]  # one of eleven does not widen it
 
 
-def test_where_a_liver_lies_in_the_body_is_found(cohort: Cohort) -> None:
-    found = describe(cohort)[Modality.MR].liver_percentiles
+def test_liver_percentiles_of_the_body_are_measured_in_mr(cohort: Cohort) -> None:
+    found = compute_statistics(cohort)[Modality.MR].liver_percentile_n2
     assert len(found)
     assert ((found >= 0) & (found <= 100)).all()
     assert (found[:, 0] < found[:, 1]).all()
@@ -140,7 +150,7 @@ def test_depth_and_strides_follow_the_patch_and_the_spacing(
 ) -> None:
     own = NetworkParams(name=name, config={"filters": [4] * (len(strides) + 1)})
     network = tiny.network if name == "medformer" else own
-    found = _layout(network, sides, spacing)
+    found = make_layout(network, sides, spacing)
     assert found.patch_zyx == patch
     if name == "dynunet":
         assert found.config["strides"] == [[1, 1, 1], *strides]
@@ -153,21 +163,21 @@ def test_depth_and_strides_follow_the_patch_and_the_spacing(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"spacing_mm": np.empty((0, 3))}, "no scan of the cohort has a known spacing"),
-        ({"liver_box_mm": np.empty((0, 3))}, "no training or validation scan has a manual liver"),
+        ({"spacing_n3_mm": np.empty((0, 3))}, "no scan of the cohort has a known spacing"),
+        ({"liver_box_n3_mm": np.empty((0, 3))}, "no training or validation scan has a manual liver"),
     ],
 )
-def test_what_cannot_be_planned_is_said(changes: dict[str, Any], words: str) -> None:
+def test_a_cohort_without_spacing_or_liver_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
-        propose({Modality.CT: replace(facts(), **changes)}, PLAIN, TRAINING, 8.0)
+        propose({Modality.CT: replace(statistics(), **changes)}, SMALL_UNET, TRAINING, 8.0)
 
 
-def test_a_budget_that_holds_no_patch_is_refused() -> None:
+def test_a_budget_too_small_for_any_patch_is_refused() -> None:
     with pytest.raises(DataError, match=r"no patch of unet fits 0\.001 GiB: the smallest is"):
-        propose({Modality.CT: facts()}, PLAIN, TRAINING, 0.001)
+        propose({Modality.CT: statistics()}, SMALL_UNET, TRAINING, 0.001)
 
 
-def test_what_is_proposed_is_written_so_that_the_network_can_be_built(cohort: Cohort, tmp_path: Path) -> None:
+def test_proposals_are_written_as_params_that_build_a_network(cohort: Cohort, tmp_path: Path) -> None:
     own, tiny = str(tmp_path / "own.yaml"), str(ROOT / "params" / "tiny.yaml")
     where = ("--cohort", str(cohort.folder))
     succeed("hepar", "plan", *where, "--memory-gib", "1", "--out", own, "--params", tiny, cwd=tmp_path)

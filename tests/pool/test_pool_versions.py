@@ -1,4 +1,4 @@
-"""Pools on DVC remotes: pushed, side by side too, pulled by version, registered model or git revision, and compared."""
+"""Pools on DVC remotes: pushed, also concurrently, pulled by version, model or git revision, and compared."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from pathlib import Path
 
 import pytest
 from conftest import BIN, call, environment, succeed
-from toy_pool import Toy, toy_pool
+from toy_pool import Toy, toy_pool, with_columns
 
 from components import pool_versions
-from hepar.runtime.artifacts import dvc_version, read_manifest, sha256_json, writing
 from hepar.cases import LabelState, Split
-from hepar.pool.diff import changes
 from hepar.errors import DataError, StorageError
+from hepar.pool.diff import EntryDiff, diff_pools
 from hepar.pool.table import Pool
+from hepar.runtime.artifacts import dvc_version, read_manifest, sha256_json, write_artifact
 
 TOYS = [Toy("a"), Toy("b", liver=((12, 12, 12), 8)), Toy("c", tumour_state=LabelState.ABSENT, level=5.0)]
 
 
-def sealed(folder: Path, toys: list[Toy]) -> Path:
-    """A pool artifact of toy cases, whose entries are known by the toys that they are made from."""
-    with writing(folder, "pool", {}) as partial:
+def finished_pool(folder: Path, toys: list[Toy]) -> Path:
+    """A finished pool of toy cases, in which each entry has the hash of its toy."""
+    with write_artifact(folder, Pool.KIND, {}) as partial:
         pool = toy_pool(partial, toys)
         hashes = [sha256_json(repr(toy)) for toy in toys]
-        keyed = (replace(entry, sha256=own) for entry, own in zip(pool.entries, hashes, strict=True))
-        Pool(partial, pool.plan, tuple(keyed)).save()
+        entries = (with_columns(entry, sha256=own) for entry, own in zip(pool.entries, hashes, strict=True))
+        Pool(partial, pool.plan, tuple(entries)).save()
     return folder
 
 
@@ -45,15 +45,15 @@ def objects(remote: Path) -> set[Path]:
     return {path for path in remote.rglob("*") if path.is_file()}
 
 
-def test_a_version_is_the_hash_that_dvc_gives_the_folder(tmp_path: Path) -> None:
-    pool = sealed(tmp_path / "pool", TOYS)
+def test_a_version_is_the_hash_dvc_gives_the_folder(tmp_path: Path) -> None:
+    pool = finished_pool(tmp_path / "pool", TOYS)
     succeed("dvc", "init", "--no-scm", "--quiet", cwd=tmp_path)
     succeed("dvc", "add", "--quiet", "pool", cwd=tmp_path)
     assert dvc_version(pool) in (tmp_path / "pool.dvc").read_text()
 
 
-def test_what_is_pushed_is_pulled_by_its_version_alone(tmp_path: Path) -> None:
-    pool = sealed(tmp_path / "pool", TOYS)
+def test_a_pushed_pool_is_pulled_by_its_version(tmp_path: Path) -> None:
+    pool = finished_pool(tmp_path / "pool", TOYS)
     modes = {path: path.stat().st_mode for path in pool.rglob("*")}
     version = pool_versions.push(pool, str(tmp_path / "remote"))
     assert version == dvc_version(pool)
@@ -62,45 +62,47 @@ def test_what_is_pushed_is_pulled_by_its_version_alone(tmp_path: Path) -> None:
     pool_versions.pull(version, tmp_path / "elsewhere" / "pool", str(tmp_path / "remote"))
     assert content(tmp_path / "elsewhere" / "pool") == content(pool)
     assert os.access(tmp_path / "elsewhere" / "pool" / "pool.parquet", os.W_OK)
-    pool_versions.pull(version, tmp_path / "elsewhere" / "pool", str(tmp_path / "remote"))  # there already
+    pool_versions.pull(
+        version, tmp_path / "elsewhere" / "pool", str(tmp_path / "remote")
+    )  # already there: nothing to do
 
 
-def test_one_more_case_pushes_only_what_is_new(tmp_path: Path) -> None:
+def test_one_more_case_pushes_only_new_objects(tmp_path: Path) -> None:
     remote = tmp_path / "remote"
-    pool_versions.push(sealed(tmp_path / "pool", TOYS[:2]), str(remote))
+    pool_versions.push(finished_pool(tmp_path / "pool", TOYS[:2]), str(remote))
     before = objects(remote)
-    pool_versions.push(sealed(tmp_path / "pool", TOYS), str(remote))
-    # arrays of the case (their files are equal to no other's), the table, the manifest, and the listing
+    pool_versions.push(finished_pool(tmp_path / "pool", TOYS), str(remote))
+    # the two arrays of the case, the table, the manifest, and the listing of the folder
     assert len(objects(remote) - before) == 2 + 3
 
 
 def test_a_remote_may_have_any_name(tmp_path: Path) -> None:
     remote = tmp_path / "it's #1, with a comma"
-    version = pool_versions.push(sealed(tmp_path / "pool", TOYS[:1]), str(remote))
+    version = pool_versions.push(finished_pool(tmp_path / "pool", TOYS[:1]), str(remote))
     assert remote.is_dir()
     pool_versions.pull(version, tmp_path / "pulled", str(remote))
-    with pytest.raises(DataError, match="cannot hold"):
+    with pytest.raises(DataError, match="a DVC config file cannot hold"):
         pool_versions.push(tmp_path / "pool", str(tmp_path / "%(y)s"))
 
 
-def test_another_pool_in_the_way_is_left_alone(tmp_path: Path) -> None:
-    version = pool_versions.push(sealed(tmp_path / "pool", TOYS), str(tmp_path / "remote"))
-    other = sealed(tmp_path / "other", TOYS[:1])
+def test_another_pool_in_the_folder_is_not_overwritten(tmp_path: Path) -> None:
+    version = pool_versions.push(finished_pool(tmp_path / "pool", TOYS), str(tmp_path / "remote"))
+    other = finished_pool(tmp_path / "other", TOYS[:1])
     before = content(other)
-    with pytest.raises(DataError, match="is there already and is another version"):
+    with pytest.raises(DataError, match="already exists and is not version"):
         pool_versions.pull(version, other, str(tmp_path / "remote"))
     assert content(other) == before
 
 
-def test_a_version_that_the_remote_lacks_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_version_missing_from_the_remote_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "remote").mkdir()
-    with pytest.raises(StorageError, match=r"^the remote .*/remote does not hold it, or not all of it$"):
+    with pytest.raises(StorageError, match=r"^the remote .*/remote does not hold this version, or only part of it$"):
         pool_versions.pull("0" * 32 + ".dir", tmp_path / "pool", str(tmp_path / "remote"))
     assert [path.name for path in tmp_path.iterdir()] == ["remote"]
 
 
-def test_a_damaged_object_is_not_taken_for_the_pool(tmp_path: Path) -> None:
-    version = pool_versions.push(sealed(tmp_path / "pool", TOYS), str(tmp_path / "remote"))
+def test_a_damaged_object_is_refused(tmp_path: Path) -> None:
+    version = pool_versions.push(finished_pool(tmp_path / "pool", TOYS), str(tmp_path / "remote"))
     largest = max(objects(tmp_path / "remote"), key=lambda path: path.stat().st_size)
     largest.chmod(0o644)
     largest.write_bytes(largest.read_bytes()[:-1])
@@ -109,24 +111,24 @@ def test_a_damaged_object_is_not_taken_for_the_pool(tmp_path: Path) -> None:
     assert not (tmp_path / "again").exists()
 
 
-def test_without_a_remote_it_is_told_how_to_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = sealed(tmp_path / "pool", TOYS[:1])
+def test_without_a_remote_the_error_says_how_to_set_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = finished_pool(tmp_path / "pool", TOYS[:1])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="there is no DVC remote to hold pools: give --remote"):
+    with pytest.raises(DataError, match="there is no DVC remote for pools: use --remote"):
         pool_versions.push(pool)
 
 
-def test_the_remote_of_the_repository_around_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = sealed(tmp_path / "pool", TOYS[:1])
+def test_the_default_remote_is_that_of_the_dvc_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = finished_pool(tmp_path / "pool", TOYS[:1])
     succeed("dvc", "init", "--no-scm", "--quiet", cwd=tmp_path)
-    succeed("dvc", "remote", "add", "--default", "own", "store", cwd=tmp_path)
+    succeed("dvc", "remote", "add", "--default", "origin", "store", cwd=tmp_path)
     monkeypatch.chdir(tmp_path)
     pool_versions.push(pool)
     assert objects(tmp_path / "store")
 
 
-def test_pushes_side_by_side_leave_every_version_whole(tmp_path: Path) -> None:
-    pools = [sealed(tmp_path / str(n) / "pool", [*TOYS[:2], Toy(f"own-{n}", level=float(n))]) for n in range(3)]
+def test_concurrent_pushes_leave_every_version_complete(tmp_path: Path) -> None:
+    pools = [finished_pool(tmp_path / str(n) / "pool", [*TOYS[:2], Toy(f"own-{n}", level=float(n))]) for n in range(3)]
     command = [str(BIN / "hepar"), "pool", "push", "--remote", str(tmp_path / "remote"), "--pool"]
     pushing = [
         subprocess.Popen([*command, str(pool)], stdout=subprocess.PIPE, text=True, env=environment()) for pool in pools
@@ -138,7 +140,7 @@ def test_pushes_side_by_side_leave_every_version_whole(tmp_path: Path) -> None:
         assert content(tmp_path / f"pulled-{n}") == content(pools[n])
 
 
-def test_a_git_revision_stands_for_the_pool_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_git_revision_resolves_to_the_pool_in_its_dvc_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     git = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main")
     succeed(*git, "init", "--quiet", cwd=tmp_path)
@@ -155,65 +157,75 @@ def test_a_git_revision_stands_for_the_pool_that_it_names(tmp_path: Path, monkey
     succeed(*git, "add", "--all", cwd=tmp_path)
     succeed(*git, "commit", "--quiet", "-m", "by stages", cwd=tmp_path)
     assert [pool_versions.resolve(revision) for revision in ("HEAD~1", "HEAD")] == versions
-    with pytest.raises(DataError, match=r"^HEAD~5 is no version of a pool"):
+    with pytest.raises(DataError, match=r"^HEAD~5 is not a pool version"):
         pool_versions.resolve("HEAD~5")
 
 
-def test_what_changed_is_told_case_by_case_with_the_dice_of_old_and_new(tmp_path: Path) -> None:
+def test_a_diff_lists_each_case_with_the_dice_of_old_and_new(tmp_path: Path) -> None:
     later = [
         replace(TOYS[0], liver=((12, 12, 12), 7)),  # another liver
         replace(TOYS[1], split=Split.VAL),
         Toy("d"),
     ]
-    old, new = sealed(tmp_path / "old", TOYS), sealed(tmp_path / "new", later)
-    found = {change.case_id: change for change in changes(Pool.load(old), Pool.load(new))}
-    assert {name: change.change for name, change in found.items()} == {
-        "a": "changed",  # toys have no hashes of their masks
+    old, new = finished_pool(tmp_path / "old", TOYS), finished_pool(tmp_path / "new", later)
+    diffs = {diff.case_id: diff for diff in diff_pools(Pool.load(old), Pool.load(new))}
+    assert {case_id: diff.change for case_id, diff in diffs.items()} == {
+        "a": "changed",  # not relabelled: toys have no mask hashes
         "b": "changed",
         "c": "removed",
         "d": "added",
     }
-    balls = [int(Pool.load(folder).arrays(Pool.load(folder).entries[0]).liver.sum()) for folder in (old, new)]
-    assert found["a"].liver_dice == pytest.approx(2 * balls[1] / sum(balls))  # the smaller lies in the larger
-    assert found["a"].tumour_dice == 1
-    assert found["b"].what == "split train → val"
+    balls = [int(Pool.load(folder).arrays(Pool.load(folder).entries[0]).liver_zyx.sum()) for folder in (old, new)]
+    assert diffs["a"].liver_dice == pytest.approx(2 * balls[1] / sum(balls))  # the smaller lies in the larger
+    assert diffs["a"].tumour_dice == 1
+    assert diffs["b"].details == "split train → val"
 
 
-def test_what_is_said_of_a_case_beside_its_labels_is_compared_too(tmp_path: Path) -> None:
-    old, new = (Pool.load(sealed(tmp_path / name, TOYS)) for name in ("old", "new"))
-    first = replace(new.entries[0], teacher="f" * 64, licence="CC0")
-    (found,) = changes(old, replace(new, entries=(first, *new.entries[1:])))
-    assert (found.case_id, found.change) == ("a", "changed")
-    assert found.what == "licence none → CC0, teacher none → ffffffff"
+def test_metadata_is_compared_too(tmp_path: Path) -> None:
+    old, new = (Pool.load(finished_pool(tmp_path / name, TOYS)) for name in ("old", "new"))
+    first = with_columns(new.entries[0], teacher="f" * 64, licence="CC0")
+    (diff,) = diff_pools(old, replace(new, entries=(first, *new.entries[1:])))
+    assert (diff.case_id, diff.change) == ("a", "changed")
+    assert diff.details == "licence none → CC0, teacher none → ffffffff"
 
 
-def test_a_relabelled_case_says_what_was_known_before_and_is_known_now(tmp_path: Path) -> None:
+def test_a_relabelled_case_lists_old_and_new_states(tmp_path: Path) -> None:
     toys = [TOYS[0], replace(TOYS[1], tumour_state=LabelState.UNKNOWN)]
     later = [TOYS[0], TOYS[1]]
-    found = changes(Pool.load(sealed(tmp_path / "old", toys)), Pool.load(sealed(tmp_path / "new", later)))
-    assert [(change.case_id, change.change) for change in found] == [("b", "relabelled")]
-    assert "tumour_state unknown → manual" in found[0].what
-    assert found[0].tumour_dice is None  # nothing was known before
+    old, new = finished_pool(tmp_path / "old", toys), finished_pool(tmp_path / "new", later)
+    (diff,) = diff_pools(Pool.load(old), Pool.load(new))
+    assert (diff.case_id, diff.change) == ("b", "relabelled")
+    assert "tumour_state unknown → manual" in diff.details
+    assert diff.tumour_dice is None  # unknown before
 
 
-def test_two_versions_are_compared_without_pulling_either(tmp_path: Path) -> None:
+def test_the_dice_of_two_empty_masks_is_undefined(tmp_path: Path) -> None:
+    old, new = (Pool.load(finished_pool(tmp_path / name, [TOYS[2]])) for name in ("old", "new"))
+    assert not old.arrays(old.entries[0]).tumour_zyx.any()
+    entry = with_columns(new.entries[0], gate="accept")
+    assert diff_pools(old, replace(new, entries=(entry,))) == [
+        EntryDiff("c", "relabelled", "gate none → accept", liver_dice=1.0, tumour_dice=None)
+    ]
+
+
+def test_two_versions_are_compared_without_pulling_them(tmp_path: Path) -> None:
     remote = str(tmp_path / "remote")
     versions = [
-        pool_versions.push(sealed(tmp_path / name, toys), remote)
+        pool_versions.push(finished_pool(tmp_path / name, toys), remote)
         for name, toys in (("old", TOYS), ("new", [*TOYS[:1], replace(TOYS[1], tumour_state=LabelState.UNKNOWN)]))
     ]
     table = succeed("hepar", "pool", "diff", *versions, "--remote", remote, "--format", "csv", cwd=tmp_path)
     lines = table.splitlines()
-    assert lines[0] == "case_id,change,what,liver_dice,tumour_dice"
+    assert lines[0] == "case_id,change,details,liver_dice,tumour_dice"
     assert [line.split(",")[:2] for line in lines[1:]] == [["b", "relabelled"], ["c", "removed"]]
     refused = call("hepar", "pool", "diff", versions[0], "nothing", "--remote", remote, cwd=tmp_path)
     assert refused.returncode == 2
-    assert "nothing is no version of a pool" in refused.stderr
+    assert "nothing is not a pool version" in refused.stderr
 
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A real S3 server on loopback with one bucket; the environment that reaches it."""
+    """An S3 server on loopback with one bucket; yields the environment variables of its clients."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -251,8 +263,8 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         server.wait()
 
 
-def test_a_bucket_holds_versions(bucket: dict[str, str], tmp_path: Path) -> None:
-    pool = sealed(tmp_path / "pool", TOYS[:2])
+def test_versions_are_pushed_to_and_pulled_from_a_bucket(bucket: dict[str, str], tmp_path: Path) -> None:
+    pool = finished_pool(tmp_path / "pool", TOYS[:2])
     remote = {**bucket, "HEPAR_POOL_REMOTE": "s3://pools/hepar"}
     version = succeed("hepar", "pool", "push", cwd=tmp_path, **remote).strip()
     assert version == dvc_version(pool)
@@ -260,12 +272,12 @@ def test_a_bucket_holds_versions(bucket: dict[str, str], tmp_path: Path) -> None
     assert content(tmp_path / "again") == content(pool)
 
 
-def test_a_registered_model_brings_its_pool_back(by_kfp: Path, tmp_path: Path) -> None:
+def test_the_pool_of_a_registered_model_is_pulled(by_kfp: Path, tmp_path: Path) -> None:
     tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{by_kfp / 'mlflow.db'}"}
     remote = ("--remote", str(tmp_path / "remote"))
     succeed("hepar", "pool", "push", "--pool", str(by_kfp / "pool"), *remote, cwd=tmp_path)
     succeed("hepar", "pool", "pull", "models:/hepar-tiny@champion", *remote, cwd=tmp_path, **tracking)
-    assert read_manifest(tmp_path / "pool", "pool").hash == read_manifest(by_kfp / "pool", "pool").hash
+    assert read_manifest(tmp_path / "pool", Pool.KIND).hash == read_manifest(by_kfp / "pool", Pool.KIND).hash
     unknown = call("hepar", "pool", "pull", "models:/none@champion", *remote, "--pool", "x", cwd=tmp_path, **tracking)
     assert unknown.returncode == 2
     assert "models:/none@champion" in unknown.stderr

@@ -1,4 +1,4 @@
-"""The review page in a real browser: open, accept, reject, upload a corrected mask, reload, and all is still there."""
+"""The review page in a real browser: open, accept, reject, upload a corrected mask, and reload."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ import SimpleITK as sitk
 from conftest import BIN, environment
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
+
+from hepar.pseudo_labels.folder import PseudoLabels
+from hepar.pseudo_labels.reviews import Reviews
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -45,7 +48,7 @@ def run(by_kfp: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(run: Path) -> Iterator[str]:
-    """`hepar review` as a user starts it; the address that it prints."""
+    """The address that `hepar review` prints."""
     command = [str(BIN / "hepar"), "review", "pseudo", "--who", "an expert"]
     with subprocess.Popen(
         command,
@@ -53,7 +56,7 @@ def address(run: Path) -> Iterator[str]:
         stdout=subprocess.PIPE,
         text=True,
         env=environment(),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in a background job are deaf to it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
     ) as server:
         assert server.stdout is not None
         yield server.stdout.readline().removeprefix("open ").strip()
@@ -78,16 +81,16 @@ def page(address: str) -> Iterator[Page]:
 
 
 def shown(page: Page, case_id: str) -> None:
-    """Wait until the volume of a case is on the screen."""
+    """Wait until the page shows the volume of a case."""
     expect(page.locator("#view")).to_have_attribute("data-shown", case_id, timeout=LOADING_MS)
     expect(page.locator("#message")).to_have_text("")
 
 
 def decisions(run: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (run / "reviews" / "decisions.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / "reviews" / Reviews.LOG).read_text().splitlines()]
 
 
-def test_a_person_works_through_the_queue_and_all_is_still_there_after_a_reload(
+def test_a_reviewer_works_through_the_queue_and_decisions_survive_a_reload(
     page: Page, address: str, run: Path, tmp_path: Path
 ) -> None:
     errors: list[str] = []
@@ -102,21 +105,21 @@ def test_a_person_works_through_the_queue_and_all_is_still_there_after_a_reload(
     queue = [button.get_attribute("data-case") or "" for button in page.locator("#cases button").all()]
     assert len(queue) == 2
     shown(page, queue[0])
-    assert "token" not in page.url  # not in the address bar for others to see
+    assert "token" not in page.url  # not left in the address bar
     lit = np.asarray(Image.open(io.BytesIO(page.locator("#view").screenshot())).convert("L"))
     top, left = lit.shape[0] // 2, lit.shape[1] // 2
     for plane in (lit[:top, :left], lit[:top, left:], lit[top:, :left]):
-        assert len(np.unique(plane)) > 20  # each of the three planes shows something
+        assert len(np.unique(plane)) > 20  # each of the three planes shows the volume
     assert page.locator("#get-image").get_attribute("href") == f"files/{queue[0]}/image.nii.gz"
 
     page.keyboard.press("a")
-    shown(page, queue[1])  # the next one
+    shown(page, queue[1])  # the next case
     assert (decisions(run)[0]["case_id"], decisions(run)[0]["decision"]) == (queue[0], "accept")
     page.locator("#reject").click()
-    shown(page, queue[0])  # nothing else waits: from the top again
+    shown(page, queue[0])  # no case is left: starts again at the top
     assert (decisions(run)[1]["case_id"], decisions(run)[1]["decision"]) == (queue[1], "reject")
 
-    image = sitk.ReadImage(str(run / "pseudo" / "masks" / queue[0] / "liver.nii.gz"))
+    image = sitk.ReadImage(str(PseudoLabels(run / "pseudo").liver(queue[0])))
     array = sitk.GetArrayFromImage(image)
     array[3:8, 3:12, 3:12] = 1
     corrected = sitk.GetImageFromArray(array)
@@ -132,12 +135,12 @@ def test_a_person_works_through_the_queue_and_all_is_still_there_after_a_reload(
 
     page.reload()
     page.wait_for_selector("#cases button")
-    for case_id, words in zip(queue, ("corrected", "rejected"), strict=True):
-        expect(page.locator(f'#cases button[data-case="{case_id}"] .done')).to_have_text(f"{words} by an expert")
+    for case_id, outcome in zip(queue, ("corrected", "rejected"), strict=True):
+        expect(page.locator(f'#cases button[data-case="{case_id}"] .done')).to_have_text(f"{outcome} by an expert")
     page.locator(f'#cases button[data-case="{queue[0]}"]').click()
     shown(page, queue[0])
     voxels = page.evaluate("viewer.volumes[1].img.reduce((sum, value) => sum + (value > 0), 0)")
-    assert voxels == int(array.sum())  # the corrected mask is what is shown
+    assert voxels == int(array.sum())  # the page shows the corrected mask
     page.keyboard.press("m")
     assert not page.locator("#show-liver").is_checked()
     page.keyboard.press("n")

@@ -1,4 +1,4 @@
-"""Promotion: floors, the largest drop that is let pass, and reasons that name values."""
+"""Promotion: floors, the largest tolerated drop, and reasons that name values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from hepar.params import PromotionGates
-from hepar.registry.promotion import Decision, decide, mean_dice
+from hepar.registry.model_registry import ModelVersion
+from hepar.registry.promotion import Decision, decide, decide_against, mean_dice
 
 GATES = PromotionGates(min_liver_dice=0.8, min_tumour_dice=0.5, max_drop=0.02)
 Dice = float | None
@@ -23,16 +24,16 @@ def metrics(ct: tuple[Dice, Dice] = (0.9, 0.6), mr: tuple[Dice, Dice] = (0.88, 0
     }
 
 
-def test_without_a_champion_there_is_nothing_to_protect() -> None:
+def test_without_a_champion_the_challenger_is_promoted() -> None:
     assert decide(metrics(), None, GATES) == Decision(True, ())
     assert decide(metrics(ct=(0.1, 0.0)), None, GATES) == Decision(True, ())
 
 
-def test_one_as_good_as_the_champion_takes_its_place() -> None:
+def test_a_challenger_as_good_as_the_champion_is_promoted() -> None:
     assert decide(metrics(), metrics(), GATES) == Decision(True, ())
 
 
-def test_a_small_loss_in_one_mean_is_let_pass() -> None:
+def test_a_small_drop_in_one_mean_is_tolerated() -> None:
     assert decide(metrics(ct=(0.89, 0.59)), metrics(), GATES) == Decision(True, ())
 
 
@@ -45,11 +46,11 @@ def test_a_small_loss_in_one_mean_is_let_pass() -> None:
         (metrics(mr=(0.88, 0.55)), "MR tumour Dice 0.550 < champion's 0.580 - 0.020"),
     ],
 )
-def test_a_larger_loss_in_any_mean_stands_against_the_challenger(challenger: dict[str, Any], reason: str) -> None:
+def test_a_larger_drop_in_any_mean_keeps_the_champion(challenger: dict[str, Any], reason: str) -> None:
     assert decide(challenger, metrics(), GATES) == Decision(False, (reason,))
 
 
-def test_a_gain_in_one_mean_does_not_pay_for_a_loss_in_another() -> None:
+def test_a_gain_in_one_mean_does_not_offset_a_drop_in_another() -> None:
     assert not decide(metrics(ct=(0.99, 0.99), mr=(0.85, 0.99)), metrics(), GATES).promote
 
 
@@ -60,18 +61,18 @@ def test_a_gain_in_one_mean_does_not_pay_for_a_loss_in_another() -> None:
         (metrics(mr=(0.88, 0.4)), "MR tumour Dice 0.400 < 0.500"),
     ],
 )
-def test_the_floors_hold_whatever_the_champion_scored(weak: dict[str, Any], reason: str) -> None:
+def test_floors_apply_whatever_the_champion_scored(weak: dict[str, Any], reason: str) -> None:
     assert decide(weak, weak, GATES) == Decision(False, (reason,))
 
 
-def test_a_mean_on_its_floor_passes() -> None:
+def test_a_mean_at_its_floor_passes() -> None:
     edge = metrics(ct=(0.8, 0.5), mr=(0.8, 0.5))
     assert decide(edge, edge, GATES).promote
 
 
-def test_every_reason_is_told() -> None:
+def test_all_reasons_are_given() -> None:
     decision = decide(metrics(ct=(0.5, 0.1)), metrics(), GATES)
-    assert len(decision.reasons) == 4  # each of both structures falls below its floor and below the champion
+    assert len(decision.reasons) == 4  # both structures fall below their floors and below the champion
 
 
 def test_a_structure_that_no_test_case_has_is_not_compared() -> None:
@@ -80,7 +81,7 @@ def test_a_structure_that_no_test_case_has_is_not_compared() -> None:
     assert decide(metrics(), without, GATES).promote
 
 
-def test_what_the_champion_has_and_the_challenger_lacks_stands_against_it() -> None:
+def test_a_mean_that_only_the_champion_has_keeps_it() -> None:
     decision = decide(metrics(mr=(0.88, None)), metrics(), GATES)
     assert decision == Decision(False, ("MR tumour Dice is missing, the champion has 0.580",))
     only_ct = {"CT": metrics()["CT"]}
@@ -88,13 +89,21 @@ def test_what_the_champion_has_and_the_challenger_lacks_stands_against_it() -> N
 
 
 @pytest.mark.parametrize("empty", [{}, metrics(ct=(None, None), mr=(None, None))])
-def test_a_challenger_that_was_scored_on_no_case_is_not_promoted(empty: dict[str, Any]) -> None:
+def test_a_challenger_without_scores_is_not_promoted(empty: dict[str, Any]) -> None:
     assert decide(empty, {}, GATES) == Decision(False, ("the challenger was scored on no case",))
 
 
-def test_mean_dice_are_keyed_by_modality_and_structure() -> None:
+def test_mean_dice_is_keyed_by_modality_and_structure() -> None:
     assert mean_dice(metrics(ct=(0.9, None), mr=(0.0, 0.5))) == {
         ("CT", "liver"): 0.9,
         ("MR", "liver"): 0.0,
         ("MR", "tumour"): 0.5,
     }
+
+
+def test_scores_on_another_test_set_keep_the_champion() -> None:
+    champion = ModelVersion("hepar", "3", metrics(), test_set="a")
+    reason = "version 3 was scored on another test set"
+    assert decide_against(champion, metrics(), "b", GATES) == Decision(False, (reason,))
+    assert decide_against(champion, metrics(), "a", GATES) == Decision(True, ())
+    assert decide_against(None, metrics(), "b", GATES) == Decision(True, ())

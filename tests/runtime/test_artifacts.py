@@ -1,4 +1,4 @@
-"""Artifacts: whole or not there, and known by their content."""
+"""Artifacts: complete or absent, and identified by their content."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from hepar.runtime.artifacts import (
     sha256_content,
     sha256_file,
     sha256_json,
+    write_artifact,
     write_json,
-    writing,
 )
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from hepar.runtime.artifacts import writing
+from hepar.runtime.artifacts import write_artifact
 
-with writing(Path(sys.argv[1]), "pool", {}) as folder:
-    (folder / "half.txt").write_text("half of it")
+with write_artifact(Path(sys.argv[1]), "pool", {}) as folder:
+    (folder / "incomplete.txt").write_text("incomplete")
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 def write_pool(folder: Path, text: str = "arrays", name: str = "a.txt", parents: dict[str, str] | None = None) -> str:
-    """Write an artifact of one file; gives its hash."""
-    with writing(folder, "pool", parents or {}) as partial:
+    """Write an artifact of one file; returns its hash."""
+    with write_artifact(folder, "pool", parents or {}) as partial:
         (partial / name).write_text(text)
     return read_manifest(folder, "pool").hash
 
 
-def fail_half_way(folder: Path, error: type[BaseException]) -> None:
-    with writing(folder, "pool", {}) as partial:
-        (partial / "a.txt").write_text("half of it")
+def fail_while_writing(folder: Path, error: type[BaseException]) -> None:
+    with write_artifact(folder, "pool", {}) as partial:
+        (partial / "a.txt").write_text("incomplete")
         raise error
 
 
-def test_an_artifact_holds_what_was_written_and_says_what_it_is(tmp_path: Path) -> None:
+def test_an_artifact_has_its_files_and_a_manifest(tmp_path: Path) -> None:
     write_pool(tmp_path / "deep" / "pool", parents={"cohort": "c0"})
     manifest = read_manifest(tmp_path / "deep" / "pool", "pool")
     assert (manifest.kind, manifest.parents) == ("pool", {"cohort": "c0"})
@@ -55,105 +55,105 @@ def test_an_artifact_holds_what_was_written_and_says_what_it_is(tmp_path: Path) 
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["pool"]
 
 
-def test_nothing_is_at_the_final_name_while_it_is_written(tmp_path: Path) -> None:
-    with writing(tmp_path / "pool", "pool", {}) as partial:
+def test_the_final_name_does_not_exist_while_writing(tmp_path: Path) -> None:
+    with write_artifact(tmp_path / "pool", "pool", {}) as partial:
         assert not (tmp_path / "pool").exists()
-        assert partial.parent == tmp_path  # a rename is one step only within a file system
+        assert partial.parent == tmp_path  # a rename is atomic only within a file system
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_an_error_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_error_leaves_no_files(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error):
-        fail_half_way(tmp_path / "pool", error)
+        fail_while_writing(tmp_path / "pool", error)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_leaves_the_older_artifact_as_it_was(tmp_path: Path) -> None:
+def test_an_error_leaves_the_previous_artifact_unchanged(tmp_path: Path) -> None:
     before = write_pool(tmp_path / "pool")
     with pytest.raises(RuntimeError):
-        fail_half_way(tmp_path / "pool", RuntimeError)
+        fail_while_writing(tmp_path / "pool", RuntimeError)
     assert read_manifest(tmp_path / "pool", "pool").hash == before
     assert (tmp_path / "pool" / "a.txt").read_text() == "arrays"
 
 
-def test_two_do_not_write_to_one_place_at_a_time(tmp_path: Path) -> None:
-    with writing(tmp_path / "pool", "pool", {}) as first:
+def test_a_second_writer_is_refused_until_the_first_has_finished(tmp_path: Path) -> None:
+    with write_artifact(tmp_path / "pool", "pool", {}) as first:
         (first / "a.txt").write_text("a")
         with (
-            pytest.raises(ArtifactError, match=r"^another process writes to .*/pool$"),
-            writing(tmp_path / "pool", "pool", {}),
+            pytest.raises(ArtifactError, match=r"^another process is writing .*/pool$"),
+            write_artifact(tmp_path / "pool", "pool", {}),
         ):
             pass
     assert (tmp_path / "pool" / "a.txt").read_text() == "a"
-    with writing(tmp_path / "pool", "pool", {}) as second:
+    with write_artifact(tmp_path / "pool", "pool", {}) as second:
         (second / "a.txt").write_text("b")
     assert (tmp_path / "pool" / "a.txt").read_text() == "b"
 
 
-def test_a_second_run_replaces_the_first_whole(tmp_path: Path) -> None:
+def test_a_second_run_replaces_every_file_of_the_first(tmp_path: Path) -> None:
     write_pool(tmp_path / "pool", name="old.txt")
     write_pool(tmp_path / "pool", name="new.txt")
     assert sorted(path.name for path in (tmp_path / "pool").iterdir()) == [MANIFEST, "new.txt"]
     assert [path.name for path in tmp_path.iterdir()] == ["pool"]
 
 
-def test_a_killed_process_leaves_no_folder_and_the_next_run_succeeds(tmp_path: Path) -> None:
+def test_after_a_killed_process_the_next_run_succeeds(tmp_path: Path) -> None:
     folder = tmp_path / "pool"
     child = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(folder)], check=False)
     assert child.returncode == -signal.SIGKILL
-    assert any(tmp_path.rglob("half.txt"))  # it was killed in the middle of its work
+    assert any(tmp_path.rglob("incomplete.txt"))  # it was killed while writing
     assert not folder.exists()
     write_pool(folder)
-    assert not any(tmp_path.rglob("half.txt"))
+    assert not any(tmp_path.rglob("incomplete.txt"))
     assert [path.name for path in tmp_path.iterdir()] == ["pool"]
 
 
-def test_the_hash_is_that_of_names_bytes_and_kind_alone(tmp_path: Path) -> None:
+def test_the_hash_depends_on_names_bytes_and_kind_only(tmp_path: Path) -> None:
     first = write_pool(tmp_path / "a" / "pool")
     again = write_pool(tmp_path / "b" / "other-name", parents={"cohort": "c1"})
     os.utime(tmp_path / "a" / "pool" / "a.txt", (0, 0))
     assert first == again
     assert write_pool(tmp_path / "c", text="arrayz") != first
     assert write_pool(tmp_path / "d", name="b.txt") != first
-    with writing(tmp_path / "e", "cohort", {}) as partial:
+    with write_artifact(tmp_path / "e", "cohort", {}) as partial:
         (partial / "a.txt").write_text("arrays")
     assert read_manifest(tmp_path / "e", "cohort").hash != first
 
 
-def test_the_hash_covers_files_in_folders(tmp_path: Path) -> None:
+def test_the_hash_covers_files_in_subfolders(tmp_path: Path) -> None:
     hashes = set()
     for text in ("one", "two"):
-        with writing(tmp_path / text, "pool", {}) as partial:
+        with write_artifact(tmp_path / text, "pool", {}) as partial:
             (partial / "cases").mkdir()
             (partial / "cases" / "ct-1.npz").write_text(text)
         hashes.add(read_manifest(tmp_path / text, "pool").hash)
     assert len(hashes) == 2
 
 
-def test_a_folder_without_a_manifest_is_no_finished_artifact(tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path / "none", tmp_path):
-        with pytest.raises(ArtifactError, match=f"{folder} holds no finished pool: manifest.json is missing"):
+        with pytest.raises(ArtifactError, match=f"{folder} is not a complete pool: manifest.json is missing"):
             read_manifest(folder, "pool")
 
 
-def test_an_artifact_of_another_kind_is_refused_by_both_names(tmp_path: Path) -> None:
+def test_an_artifact_of_another_kind_is_refused_with_both_kinds(tmp_path: Path) -> None:
     write_pool(tmp_path / "pool")
     with pytest.raises(ArtifactError, match="is of kind pool, must be cohort"):
         read_manifest(tmp_path / "pool", "cohort")
 
 
-def test_a_files_digest_is_the_published_one(tmp_path: Path) -> None:
+def test_the_sha256_of_a_file_is_the_published_one(tmp_path: Path) -> None:
     path = tmp_path / "abc"
     path.write_bytes(b"abc")  # the first example of FIPS 180-2
     assert sha256_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_the_digest_of_json_does_not_depend_on_the_order_of_keys() -> None:
+def test_the_hash_of_json_ignores_the_order_of_keys() -> None:
     assert sha256_json({"a": 1, "b": [1, 2]}) == sha256_json({"b": [1, 2], "a": 1})
     assert sha256_json({"a": 1, "b": [1, 2]}) != sha256_json({"a": 1, "b": [2, 1]})
 
 
-def test_json_is_written_whole_and_never_holds_a_nan(tmp_path: Path) -> None:
+def test_json_is_written_atomically_and_without_nan(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     write_json(path, {"b": 1, "a": 2})
     assert list(json.loads(path.read_text())) == ["a", "b"]
@@ -163,7 +163,7 @@ def test_json_is_written_whole_and_never_holds_a_nan(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
 
 
-def test_the_content_of_an_npz_is_its_arrays_however_compressed(tmp_path: Path) -> None:
+def test_the_hash_of_an_npz_covers_its_arrays_but_not_their_compression(tmp_path: Path) -> None:
     array = np.arange(1000)
     np.savez(tmp_path / "plain.npz", a=array)
     np.savez_compressed(tmp_path / "small.npz", a=array)

@@ -1,4 +1,4 @@
-"""Chunked arrays: what is written is read, in whole and in part, and the hash is that of the content."""
+"""Chunked arrays: whole and partial reads return what was written, and the hash depends on content only."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from hepar.errors import ArtifactError
-from hepar.runtime.chunked import open_chunked, read_facts, sha256_chunked, write_chunked
+from hepar.runtime.chunked import open_chunked, read_metadata, sha256_chunked, write_chunked
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 65, 130), (70, 20, 64)])
 @pytest.mark.parametrize("dtype", [np.float16, np.uint8])
-def test_every_part_is_what_was_written(shape: tuple[int, ...], dtype: type, tmp_path: Path) -> None:
+def test_any_slice_is_read_as_written(shape: tuple[int, ...], dtype: type, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     array = rng.integers(0, 200, shape).astype(dtype)
     write_chunked(tmp_path / "deep" / "a.b2nd", array, darkest=-1.5, palette=[[1, 2]])
     stored = open_chunked(tmp_path / "deep" / "a.b2nd")
-    assert read_facts(stored) == {"darkest": -1.5, "palette": [[1, 2]]}
+    assert read_metadata(stored) == {"darkest": -1.5, "palette": [[1, 2]]}
     assert stored[:].dtype == dtype
     assert np.array_equal(stored[:], array)
     for _ in range(20):
@@ -28,17 +28,17 @@ def test_every_part_is_what_was_written(shape: tuple[int, ...], dtype: type, tmp
         assert np.array_equal(stored[part], array[part])
 
 
-def test_a_patch_reads_few_bytes_of_a_large_array(tmp_path: Path) -> None:
+def test_reading_a_patch_decompresses_only_its_chunks(tmp_path: Path) -> None:
     array = np.random.default_rng(1).integers(0, 255, (128, 256, 256), np.uint8)
     write_chunked(tmp_path / "a.b2nd", array)
-    with (tmp_path / "a.b2nd").open("r+b") as stream:  # spoil the last third: a patch in the first must not care
+    with (tmp_path / "a.b2nd").open("r+b") as stream:  # a patch at the start must not read the damaged bytes
         size = (tmp_path / "a.b2nd").stat().st_size
         stream.seek(size // 2)
         stream.write(bytes(size // 4))
     assert np.array_equal(open_chunked(tmp_path / "a.b2nd")[:20, :20, :20], array[:20, :20, :20])
 
 
-def test_the_hash_is_of_content_and_facts_and_not_of_the_compression(tmp_path: Path) -> None:
+def test_the_hash_covers_voxels_and_metadata_but_not_compression(tmp_path: Path) -> None:
     array = np.arange(6 * 70 * 80, dtype=np.float16).reshape(6, 70, 80)
     write_chunked(tmp_path / "a.b2nd", array, darkest=0.0)
     wanted = sha256_chunked(tmp_path / "a.b2nd")
@@ -56,15 +56,15 @@ def test_the_hash_is_of_content_and_facts_and_not_of_the_compression(tmp_path: P
     assert wanted not in {sha256_chunked(tmp_path / f"{name}.b2nd") for name in "cde"}
 
 
-def test_the_same_array_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_equal_arrays_give_equal_bytes(tmp_path: Path) -> None:
     array = np.random.default_rng(1).normal(size=(40, 70, 80)).astype(np.float16)
     for name in ("a", "b"):
         write_chunked(tmp_path / f"{name}.b2nd", array, darkest=0.0)
     assert (tmp_path / "a.b2nd").read_bytes() == (tmp_path / "b.b2nd").read_bytes()
 
 
-def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.b2nd").write_bytes(b"nothing of the kind")
+def test_a_damaged_or_missing_file_raises_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "a.b2nd").write_bytes(b"not a chunked array")
     for name in ("a.b2nd", "missing.b2nd"):
-        with pytest.raises(ArtifactError, match=f"{name} is no chunked array"):
+        with pytest.raises(ArtifactError, match=f"{name} is not a chunked array"):
             open_chunked(tmp_path / name)

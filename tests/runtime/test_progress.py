@@ -1,4 +1,4 @@
-"""Progress: lines with the rate, and the status file that a watcher reads."""
+"""Progress: lines with the rate, and the status file for watchers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hepar.runtime import progress
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time in seconds, as the list's only item."""
+    """A monotonic clock under the test's control: the seconds are the only item of the list."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
 
 
-def test_the_rate_counts_from_the_first_step_on(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_rate_excludes_steps_before_a_resume(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with progress.stage("training") as running, running.counting(1000, "steps") as count:
-        count.advance(500, loss=0.5)  # resumed: what was skipped is no speed
+        count.advance(500, loss=0.5)  # resumed at step 500
         for step in range(501, 561):
             clock[0] += 0.5
             count.advance(step, loss=0.25)
@@ -30,7 +30,7 @@ def test_the_rate_counts_from_the_first_step_on(clock: list[float], capsys: pyte
     assert others == [f"training: {step}/1000 2.00/s loss 0.25" for step in (520, 540, 560)]
 
 
-def test_a_second_counting_has_a_rate_of_its_own(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_counting_has_its_own_rate(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with progress.stage("ingest") as running:
         for seconds in (10.0, 1.0):
             with running.counting(3, "cases") as count:
@@ -41,11 +41,11 @@ def test_a_second_counting_has_a_rate_of_its_own(clock: list[float], capsys: pyt
     assert lines[-1] == "ingest: 3/3 1.00/s cases"
 
 
-def test_a_watcher_reads_what_failed_and_whether_the_input_is_at_fault(
+def test_the_status_file_gives_the_error_and_whether_the_user_can_fix_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(progress.FOLDER_VARIABLE, str(tmp_path))
     with pytest.raises(DataError), progress.stage("ingest"):
         raise DataError("case a: no")
     status = json.loads((tmp_path / "ingest.json").read_text())
-    assert (status["state"], status["message"], status["mendable"]) == ("failed", "case a: no", True)
+    assert (status["state"], status["message"], status["user_error"]) == ("failed", "case a: no", True)

@@ -1,4 +1,4 @@
-"""Augmentation: image, targets and weights move together, and what comes from outside is unknown."""
+"""Augmentation: image, targets and weights are transformed alike, and what comes from outside is unknown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from hepar.params import AugmentationParams
-from hepar.training.augmentation import move, recolour, rotation
+from hepar.training.augmentation import augment_intensity, augment_spatial, rotation
 
 OFF = AugmentationParams(
     affine_probability=0.0,
@@ -36,106 +36,114 @@ OFF = AugmentationParams(
     remap_probability=0.0,
     lesion_probability=0.0,
 )
-Batch = tuple[Tensor, Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Tensor]  # image, targets and weights
 
 
-def params(**changes: Any) -> AugmentationParams:
+def only(**changes: Any) -> AugmentationParams:
     return AugmentationParams.model_validate({**OFF.model_dump(), **changes})
 
 
-def batch(size: int = 2, side: int = 16) -> Batch:
-    """An off-centre box in each scan; the image shows the liver itself."""
-    y = torch.zeros(size, 2, side, side, side)
-    y[:, 0, 2:9, 4:14, 1:12] = 1
-    y[:, 1, 4:7, 6:10, 3:9] = 1
-    return y[:, :1].clone(), y, torch.ones_like(y)
+def box_batch(size: int = 2, side: int = 16) -> Batch:
+    """An off-centre box as the liver, with a tumour inside; the image equals the liver mask."""
+    target_brdhw = torch.zeros(size, 2, side, side, side)
+    target_brdhw[:, 0, 2:9, 4:14, 1:12] = 1
+    target_brdhw[:, 1, 4:7, 6:10, 3:9] = 1
+    return target_brdhw[:, :1].clone(), target_brdhw, torch.ones_like(target_brdhw)
 
 
-def augment(
-    image: Tensor, y: Tensor, m: Tensor, settings: AugmentationParams, seed: int, is_mr: Sequence[bool] | None = None
-) -> Batch:
-    """Geometry and intensities, as a training does them; of MR patches, if nothing else is said."""
+def augment(batch: Batch, params: AugmentationParams, seed: int, is_mr: Sequence[bool] | None = None) -> Batch:
+    """Augment a batch in place as a training does, by default one of MR patches."""
+    image, target, weight = batch
     rngs = [np.random.default_rng([seed, number]) for number in range(len(image))]
-    image, y, m = move(image, y, m, settings, rngs)
-    return recolour(image, settings, rngs, [True] * len(image) if is_mr is None else is_mr), y, m
+    image, target, weight = augment_spatial(image, target, weight, params, rngs)
+    return augment_intensity(image, params, rngs, [True] * len(image) if is_mr is None else is_mr), target, weight
 
 
-def changed(settings: AugmentationParams, seed: int = 0, make: Callable[[], Batch] = batch) -> Batch:
-    return augment(*make(), settings, seed)
+def augmented(params: AugmentationParams, seed: int = 0, make: Callable[[], Batch] = box_batch) -> Batch:
+    return augment(make(), params, seed)
 
 
-def graded(size: int = 1) -> Batch:
-    """Values from 0 to 1 in many steps."""
+def ramp_batch(size: int = 1) -> Batch:
+    """Values from 0 to 1 in many small steps."""
     image = torch.linspace(0, 1, 16**3).view(1, 1, 16, 16, 16).repeat(size, 1, 1, 1, 1)
     labels = torch.ones(size, 2, 16, 16, 16)
     return image, labels, labels.clone()
 
 
+def all_ones() -> Batch:
+    return torch.ones(1, 1, 16, 16, 16), torch.ones(1, 2, 16, 16, 16), torch.ones(1, 2, 16, 16, 16)
+
+
 def test_with_every_probability_at_zero_nothing_changes() -> None:
-    for before, after in zip(batch(), changed(OFF), strict=True):
+    for before, after in zip(box_batch(), augmented(OFF), strict=True):
         assert torch.equal(before, after)
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "params",
     [
-        params(mirror_axes=("z", "y", "x")),
-        params(affine_probability=1.0),
-        params(intensity_probability=1.0),
-        params(blur_probability=1.0),
-        params(elastic_probability=1.0),
-        params(gamma_probability=1.0),
-        params(low_resolution_probability=1.0),
-        params(bias_field_probability=1.0),
-        params(remap_probability=1.0),
+        only(mirror_axes=("z", "y", "x")),
+        only(affine_probability=1.0),
+        only(intensity_probability=1.0),
+        only(blur_probability=1.0),
+        only(elastic_probability=1.0),
+        only(gamma_probability=1.0),
+        only(low_resolution_probability=1.0),
+        only(bias_field_probability=1.0),
+        only(remap_probability=1.0),
     ],
     ids=["mirror", "affine", "intensity", "blur", "elastic", "gamma", "low-resolution", "bias-field", "remap"],
 )
-def test_the_same_generator_gives_the_same_batch_and_another_one_another(settings: AugmentationParams) -> None:
-    first, again = changed(settings, 1, graded), changed(settings, 1, graded)
+def test_equal_seeds_give_equal_batches_and_other_seeds_do_not(params: AugmentationParams) -> None:
+    first, again = augmented(params, 1, ramp_batch), augmented(params, 1, ramp_batch)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    others = [changed(settings, seed, graded)[0] for seed in range(2, 6)]
+    others = [augmented(params, seed, ramp_batch)[0] for seed in range(2, 6)]
     assert any(not torch.equal(first[0], other) for other in others)
 
 
 @pytest.mark.parametrize(("axis", "dim"), [("z", 2), ("y", 3), ("x", 4)])
-def test_a_mirrored_scan_is_mirrored_along_its_axis_with_its_labels(axis: Literal["z", "y", "x"], dim: int) -> None:
-    image, y, m = batch(size=16)
-    m[..., :8] = 0.5
-    before_image, before_y, before_m = image.clone(), y.clone(), m.clone()
-    after_image, after_y, after_m = augment(image, y, m, params(mirror_axes=(axis,)), 0)
-    flipped = [b for b in range(16) if not torch.equal(after_y[b], before_y[b])]
+def test_mirroring_flips_image_and_labels_along_its_axis(axis: Literal["z", "y", "x"], dim: int) -> None:
+    image, target, weight = box_batch(size=16)
+    weight[..., :8] = 0.5
+    before_image, before_target, before_weight = image.clone(), target.clone(), weight.clone()
+    after_image, after_target, after_weight = augment((image, target, weight), only(mirror_axes=(axis,)), 0)
+    flipped = [b for b in range(16) if not torch.equal(after_target[b], before_target[b])]
     assert 0 < len(flipped) < 16
     for b in flipped:
-        for after, before in ((after_image, before_image), (after_y, before_y), (after_m, before_m)):
+        for after, before in (
+            (after_image, before_image),
+            (after_target, before_target),
+            (after_weight, before_weight),
+        ):
             assert torch.equal(after[b], before[b].flip(dim - 1))
 
 
-def test_an_image_that_shows_the_liver_still_shows_it_after_an_affine_change() -> None:
-    image, y, m = changed(params(affine_probability=1.0, rotation_degrees=20.0), make=lambda: batch(side=24))
-    assert not torch.equal(y, batch(side=24)[1])
-    known = m[:, 0] > 0.999
-    assert torch.equal((image[:, 0] > 0.5)[known], (y[:, 0] > 0.5)[known])
-    assert set(y.unique().tolist()) == {0.0, 1.0}
-    assert not (y[:, 1] > y[:, 0]).any()  # the tumour stays inside
+def test_an_affine_transform_keeps_image_and_labels_aligned() -> None:
+    image, target, weight = augmented(
+        only(affine_probability=1.0, rotation_degrees=20.0), make=lambda: box_batch(side=24)
+    )
+    assert not torch.equal(target, box_batch(side=24)[1])
+    known = weight[:, 0] > 0.999
+    assert torch.equal((image[:, 0] > 0.5)[known], (target[:, 0] > 0.5)[known])
+    assert set(target.unique().tolist()) == {0.0, 1.0}
+    assert not (target[:, 1] > target[:, 0]).any()  # the tumour stays inside
 
 
-def test_what_a_shrinking_pulls_in_from_outside_has_no_weight() -> None:
-    settings = params(affine_probability=1.0, rotation_degrees=0.0, scale=0.5)
-    whole = (torch.ones(1, 1, 16, 16, 16), torch.ones(1, 2, 16, 16, 16), torch.ones(1, 2, 16, 16, 16))
+def test_voxels_from_outside_the_patch_have_no_weight() -> None:
+    params = only(affine_probability=1.0, rotation_degrees=0.0, scale=0.5)
     corners = {}
     for seed in range(40):
-        image, y, m = augment(*(tensor.clone() for tensor in whole), settings, seed)
-        middle, corner = m[0, 0, 8, 8, 8].item(), m[0, 0, 0, 0, 0].item()
+        image, target, weight = augmented(params, seed, all_ones)
+        middle, corner = weight[0, 0, 8, 8, 8].item(), weight[0, 0, 0, 0, 0].item()
         assert middle == pytest.approx(1)
-        assert image.min() == pytest.approx(1)  # the image goes on as its border
-        assert not y[m < 0.4].any()
+        assert image.min() == pytest.approx(1)  # the border of the image is repeated
+        assert not target[weight < 0.4].any()
         corners[seed] = corner
     assert any(corner == 0 for corner in corners.values())
     assert any(corner == pytest.approx(1) for corner in corners.values())  # zoomed in along every axis
 
 
-def test_a_turn_by_a_right_angle_about_z_moves_x_to_y() -> None:
+def test_a_right_angle_about_z_takes_x_to_y() -> None:
     assert rotation(np.array([90.0, 0.0, 0.0])) @ [1, 0, 0] == pytest.approx([0, 1, 0])
     assert rotation(np.array([0.0, 90.0, 0.0])) @ [0, 0, 1] == pytest.approx([1, 0, 0])
     assert rotation(np.array([0.0, 0.0, 90.0])) @ [0, 1, 0] == pytest.approx([0, 0, 1])
@@ -147,7 +155,7 @@ def test_a_rotation_keeps_lengths_and_handedness() -> None:
     assert np.linalg.det(matrix) == pytest.approx(1)
 
 
-def test_a_ball_stays_a_ball_when_a_patch_of_unequal_sides_is_rotated() -> None:
+def test_a_rotated_ball_stays_a_ball_in_an_anisotropic_patch() -> None:
     def centred_ball() -> Batch:
         z, y, x = np.indices((32, 16, 8))
         inside = (z - 15.5) ** 2 + (y - 7.5) ** 2 + (x - 3.5) ** 2 <= 3.4**2
@@ -156,97 +164,97 @@ def test_a_ball_stays_a_ball_when_a_patch_of_unequal_sides_is_rotated() -> None:
 
     ball = centred_ball()[1][:, 0]
     for seed in range(5):
-        turned = changed(params(affine_probability=1.0, rotation_degrees=40.0, scale=0.0), seed, centred_ball)[1][:, 0]
+        turned = augmented(only(affine_probability=1.0, rotation_degrees=40.0, scale=0.0), seed, centred_ball)[1][:, 0]
         assert 2 * float((ball * turned).sum()) / float(ball.sum() + turned.sum()) > 0.9
 
 
-def test_intensities_leave_labels_alone() -> None:
-    settings = params(intensity_probability=1.0, blur_probability=1.0)
-    image, y, m = changed(settings)
-    before_image, before_y, before_m = batch()
-    assert torch.equal(y, before_y)
-    assert torch.equal(m, before_m)
+def test_intensity_transforms_leave_labels_unchanged() -> None:
+    params = only(intensity_probability=1.0, blur_probability=1.0)
+    image, target, weight = augmented(params)
+    before_image, before_target, before_weight = box_batch()
+    assert torch.equal(target, before_target)
+    assert torch.equal(weight, before_weight)
     assert not torch.equal(image, before_image)
 
 
 def test_contrast_and_brightness_stay_within_their_bounds() -> None:
-    settings = params(intensity_probability=1.0, noise=0.0, contrast=0.3, brightness=0.2)
+    params = only(intensity_probability=1.0, noise=0.0, contrast=0.3, brightness=0.2)
     for seed in range(20):
-        image = changed(settings, seed)[0]
-        mean = batch()[0].mean()
+        image = augmented(params, seed)[0]
+        mean = box_batch()[0].mean()
         assert 0.7 - 1e-5 <= float(image[0].max() - image[0].min()) <= 1.3 + 1e-5
         assert abs(float(image[0].mean() - mean)) <= 0.2 + 1e-5
 
 
 def test_a_blur_keeps_a_constant_image_and_softens_an_edge() -> None:
-    settings = params(blur_probability=1.0)
-    constant = changed(settings, make=lambda: (torch.full((1, 1, 8, 8, 8), 3.0), *batch(1, 8)[1:]))[0]
+    params = only(blur_probability=1.0)
+    constant = augmented(params, make=lambda: (torch.full((1, 1, 8, 8, 8), 3.0), *box_batch(1, 8)[1:]))[0]
     assert torch.allclose(constant, torch.tensor(3.0))
-    edge = changed(settings)[0]
+    edge = augmented(params)[0]
     assert ((edge > 0.05) & (edge < 0.95)).any()
     assert edge.min() >= 0
     assert edge.max() <= 1
 
 
-def test_an_elastic_change_bends_image_and_labels_alike_and_tears_nothing() -> None:
-    settings = params(elastic_probability=1.0)
+def test_an_elastic_deformation_keeps_image_and_labels_aligned_and_connected() -> None:
+    params = only(elastic_probability=1.0)
     bent = 0
     for seed in range(8):
-        image, y, m = changed(settings, seed, lambda: batch(size=1, side=32))
-        known = m[:, 0] > 0.999
-        bent += not torch.equal(y, batch(size=1, side=32)[1])
-        assert torch.equal((image[:, 0] > 0.5)[known], (y[:, 0] > 0.5)[known])
-        _, pieces = ndimage.label(y[0, 0].numpy())
+        image, target, weight = augmented(params, seed, lambda: box_batch(size=1, side=32))
+        known = weight[:, 0] > 0.999
+        bent += not torch.equal(target, box_batch(size=1, side=32)[1])
+        assert torch.equal((image[:, 0] > 0.5)[known], (target[:, 0] > 0.5)[known])
+        _, pieces = ndimage.label(target[0, 0].numpy())
         assert pieces == 1
-    assert bent > 4  # else the drawn displacement is below a voxel
+    assert bent > 4  # in the others the displacement is below a voxel
 
 
 def test_gamma_keeps_the_range_and_the_order_of_values() -> None:
     exponents = set()
     for seed in range(20):
-        image, _, _ = changed(params(gamma_probability=1.0), seed, graded)
+        image, _, _ = augmented(only(gamma_probability=1.0), seed, ramp_batch)
         assert (float(image.min()), float(image.max())) == (0.0, pytest.approx(1.0))
         assert (image.flatten().diff() >= 0).all()
-        exponents.add(float(image.flatten()[2048].log() / graded()[0].flatten()[2048].log()))
+        exponents.add(float(image.flatten()[2048].log() / ramp_batch()[0].flatten()[2048].log()))
     assert math.exp(-0.5) - 1e-4 <= min(exponents) < 0.8
     assert 1.25 < max(exponents) <= math.exp(0.5) + 1e-4
 
 
-def test_low_resolution_loses_detail_and_nothing_else() -> None:
+def test_low_resolution_removes_only_detail() -> None:
     board = (torch.arange(16)[:, None, None] + torch.arange(16)[:, None] + torch.arange(16)) % 2
     labels = torch.ones(1, 2, 16, 16, 16)
     make = lambda: (board.float()[None, None].clone(), labels.clone(), labels.clone())  # noqa: E731
-    image, y, _ = changed(params(low_resolution_probability=1.0), 3, make)
+    image, target, _ = augmented(only(low_resolution_probability=1.0), 3, make)
     assert image.std() < 0.8 * board.float().std()
     assert float(image.mean()) == pytest.approx(0.5, abs=0.05)
-    assert torch.equal(y, labels)
+    assert torch.equal(target, labels)
 
 
-def test_a_bias_field_is_smooth_bounded_and_for_mr_alone() -> None:
-    ones = lambda: (torch.cat([torch.zeros(2, 1, 1, 16, 16), torch.ones(2, 1, 15, 16, 16)], 2), *graded(2)[1:])  # noqa: E731
-    image, y, m = ones()
+def test_a_bias_field_is_smooth_bounded_and_only_in_mr() -> None:
+    ones = lambda: (torch.cat([torch.zeros(2, 1, 1, 16, 16), torch.ones(2, 1, 15, 16, 16)], 2), *ramp_batch(2)[1:])  # noqa: E731
+    image, target, weight = ones()
     before = image.clone()
-    image, _, _ = augment(image, y, m, params(bias_field_probability=1.0), 1, [True, False])
+    image, _, _ = augment((image, target, weight), only(bias_field_probability=1.0), 1, [True, False])
     assert torch.equal(image[1], before[1])
     field = image[0, 0, 1:].log()
     assert float(field.abs().max()) <= 0.5
     assert float(field.std()) > 0.05
-    assert float(field.diff(dim=1).abs().max()) < 0.5 * 2 / 7  # from knot to knot at most the whole range
-    image, y, m = ones()
-    assert torch.equal(augment(image, y, m, params(bias_field_probability=1.0), 1, [False, False])[0], before)
+    assert float(field.diff(dim=1).abs().max()) < 0.5 * 2 / 7  # at most the whole range from knot to knot
+    image, target, weight = ones()
+    assert torch.equal(augment((image, target, weight), only(bias_field_probability=1.0), 1, [False, False])[0], before)
 
 
-def test_a_random_curve_changes_the_order_of_values_and_keeps_flat_what_is_flat() -> None:
+def test_a_random_curve_reorders_intensities_and_keeps_a_constant_image() -> None:
     turned = 0
     for seed in range(10):
-        image, _, _ = changed(params(remap_probability=1.0), seed, graded)
+        image, _, _ = augmented(only(remap_probability=1.0), seed, ramp_batch)
         assert float(image.min()) >= 0
         assert float(image.max()) <= 1
         steps = image.flatten().diff()
-        assert float(steps.abs().max()) <= 4 / (16**3 - 1) + 1e-6  # a curve of five knots, continuous
+        assert float(steps.abs().max()) <= 4 / (16**3 - 1) + 1e-6  # continuous, with five knots
         turned += bool((steps < 0).any() and (steps > 0).any())
     assert turned > 5
     flat = torch.full((1, 1, 8, 8, 8), 3.0)
     labels = torch.ones(1, 2, 8, 8, 8)
-    after, _, _ = changed(params(remap_probability=1.0), 0, lambda: (flat.clone(), labels, labels))
+    after, _, _ = augmented(only(remap_probability=1.0), 0, lambda: (flat.clone(), labels, labels))
     assert torch.allclose(after, flat, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Several processes train one network as one process would, stop together, and tell what went wrong."""
+"""Training in several processes: the results of one process, a common stop, and errors in one sentence."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from test_training import TOYS, settings
 from toy_pool import toy_pool
+from toy_training import CPU, TOYS, toy_settings
 
 from hepar.errors import ParamsError
+from hepar.inference.model_folder import ModelFolder
 from hepar.params import Params
 from hepar.training import distributed
 from hepar.training.checkpoint import load_checkpoint
 from hepar.training.fit import Recipe, fit_model
 
-# trains the tiny network on toys; arguments: folder of the pool and the model, processes, changes of the settings
+# trains the tiny network on toys; arguments: folder of the pool and the model, processes, changed settings
 TRAIN = """
 import json, os, sys
 from pathlib import Path
-from test_training import ROOT, TOYS, settings
 from toy_pool import toy_pool
+from toy_training import TINY, TOYS, toy_settings
 from hepar.cli.main import errors_as_sentences
 from hepar.params import load_params
 from hepar.runtime.progress import stage
 from hepar.training.fit import Recipe, fit_model
 
 def main():
-    tiny = load_params(ROOT / "params" / "tiny.yaml")
+    tiny = load_params(TINY)
     folder, processes, changes = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
     changes = {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "learning_rate": 1e-4, **changes}
-    training = settings(tiny, processes=processes, **changes)
+    training = toy_settings(tiny, processes=processes, **changes)
     with errors_as_sentences(), stage("train"):
         pool = toy_pool(folder / f"pool-{os.environ.get('RANK', '0')}", TOYS)
         fit_model(pool, folder / "model", Recipe(tiny.network, training, ("CT", "MR")), {"role": "universal"})
@@ -44,27 +45,28 @@ def main():
 if __name__ == "__main__":
     main()
 """
-# one step on one batch in two parts, with every term of the loss; leaves loss and gradients; argument: the folder
+# one step on a batch in two parts, with every term of the loss; saves loss and gradients; argument: the folder
 STEP = """
 import sys
 from itertools import islice
 from pathlib import Path
 import torch
-from test_training import ROOT, TOYS, learner, toy_pool
+from toy_pool import toy_pool
+from toy_training import TINY, TOYS, toy_trainer
 from hepar.params import load_params
 from hepar.training import distributed
 from hepar.training.batches import batches
 
 folder = Path(sys.argv[1])
-with distributed.joined() as device:
+with distributed.process_group() as device:
     pool = toy_pool(folder / f"pool-{distributed.rank()}", TOYS)
-    trainer = learner(
-        pool, load_params(ROOT / "params" / "tiny.yaml"), folder / "checkpoints",
+    trainer = toy_trainer(
+        pool, load_params(TINY), folder / "checkpoints",
         batch_size=4, accumulate=2, clip_norm=1e9,
         nesting_weight=1.0, consistency_weight=1.0, consistency_rampup_steps=0,
     )
-    with torch.no_grad():  # a teacher that says something else
-        for parameter in trainer.ema.parameters():
+    with torch.no_grad():  # a teacher that differs from the network
+        for parameter in trainer.state.ema.parameters():
             parameter.mul_(0.5)
     loss = trainer._step(list(islice(batches(trainer.sampler, 0, trainer.params, device), 2)))
     if distributed.rank() == 0:
@@ -72,11 +74,13 @@ with distributed.joined() as device:
 """
 
 
-def started(folder: Path, processes: int, changes: str = "{}", by_torchrun: bool = False) -> subprocess.Popen[str]:
-    return run(TRAIN, folder, str(0 if by_torchrun else processes), changes, torchrun=2 if by_torchrun else 0)
+def start_training(
+    folder: Path, processes: int, changes: str = "{}", by_torchrun: bool = False
+) -> subprocess.Popen[str]:
+    return start(TRAIN, folder, str(0 if by_torchrun else processes), changes, torchrun=2 if by_torchrun else 0)
 
 
-def run(script: str, folder: Path, *arguments: str, torchrun: int = 0) -> subprocess.Popen[str]:
+def start(script: str, folder: Path, *arguments: str, torchrun: int = 0) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     (folder / "script.py").write_text(script)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torchrun)] if torchrun else []
@@ -84,7 +88,7 @@ def run(script: str, folder: Path, *arguments: str, torchrun: int = 0) -> subpro
         [sys.executable, *launcher, folder / "script.py", folder, *arguments],
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2])),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
             "OMP_NUM_THREADS": "1",
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
             "HEPAR_CHECKPOINTS": str(folder / "checkpoints"),
@@ -95,37 +99,35 @@ def run(script: str, folder: Path, *arguments: str, torchrun: int = 0) -> subpro
     )
 
 
-def trained(folder: Path, processes: int, changes: str = "{}", by_torchrun: bool = False) -> pd.DataFrame:
+def history_of_training(folder: Path, processes: int, changes: str = "{}", by_torchrun: bool = False) -> pd.DataFrame:
     """The history of a training that succeeds."""
-    child = started(folder, processes, changes, by_torchrun)
-    _, said = child.communicate(timeout=300)
-    assert child.returncode == 0, said
-    return pd.read_csv(folder / "model" / "history.csv", keep_default_na=False)
+    child = start_training(folder, processes, changes, by_torchrun)
+    _, stderr = child.communicate(timeout=300)
+    assert child.returncode == 0, stderr
+    return ModelFolder(folder / "model").load_history()
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("alone")
-    trained(folder, 1)
-    return folder
+def single(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """The history of a training in one process."""
+    return history_of_training(tmp_path_factory.mktemp("single"), 1)
 
 
-@pytest.mark.parametrize("by_torchrun", [False, True], ids=["by itself", "by torchrun"])
-def test_two_processes_have_the_losses_of_one(by_torchrun: bool, alone: Path, tmp_path: Path) -> None:
-    shared = trained(tmp_path / "shared", 2, by_torchrun=by_torchrun)
-    single = pd.read_csv(alone / "model" / "history.csv", keep_default_na=False)
+@pytest.mark.parametrize("by_torchrun", [False, True], ids=["launched by itself", "launched by torchrun"])
+def test_two_processes_have_the_losses_of_one(by_torchrun: bool, single: pd.DataFrame, tmp_path: Path) -> None:
+    shared = history_of_training(tmp_path / "shared", 2, by_torchrun=by_torchrun)
     assert shared[["step", "split", "metric"]].equals(single[["step", "split", "metric"]])
     losses = [history[history.metric == "loss"].value.to_numpy() for history in (single, shared)]
     assert len(losses[0]) == 6
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_a_shared_batch_has_the_loss_and_the_gradients_that_one_process_finds(tmp_path: Path) -> None:
+def test_a_shared_batch_has_the_loss_and_gradients_of_a_single_process(tmp_path: Path) -> None:
     steps = []
-    for folder, torchrun in ((tmp_path / "plain", 0), (tmp_path / "launched", 2)):
-        child = run(STEP, folder, torchrun=torchrun)
-        _, said = child.communicate(timeout=300)
-        assert child.returncode == 0, said
+    for folder, torchrun in ((tmp_path / "single", 0), (tmp_path / "shared", 2)):
+        child = start(STEP, folder, torchrun=torchrun)
+        _, stderr = child.communicate(timeout=300)
+        assert child.returncode == 0, stderr
         steps.append(torch.load(folder / "step.pt"))
     (loss, gradients), (shared_loss, shared_gradients) = steps
     assert shared_loss == pytest.approx(loss, abs=1e-5)
@@ -134,42 +136,43 @@ def test_a_shared_batch_has_the_loss_and_the_gradients_that_one_process_finds(tm
         assert float((one - other).abs().max()) < 1e-4 * largest
 
 
-def test_a_loss_that_is_no_number_in_some_process_ends_the_training_with_its_sentence(tmp_path: Path) -> None:
-    child = started(tmp_path / "broken", 2, '{"learning_rate": 1e30, "clip_norm": 1e30, "warmup_steps": 0}')
-    _, said = child.communicate(timeout=300)
-    assert child.returncode == 2, said
-    assert said.rstrip().splitlines()[-1].startswith("hepar: the loss is ")
+def test_a_loss_that_is_not_finite_in_one_process_ends_the_training_in_one_sentence(tmp_path: Path) -> None:
+    child = start_training(tmp_path / "broken", 2, '{"learning_rate": 1e30, "clip_norm": 1e30, "warmup_steps": 0}')
+    _, stderr = child.communicate(timeout=300)
+    assert child.returncode == 2, stderr
+    assert stderr.rstrip().splitlines()[-1].startswith("hepar: the loss is ")
     assert not (tmp_path / "broken" / "model").exists()
 
 
-def test_processes_that_are_told_to_stop_save_one_step(tmp_path: Path) -> None:
+def test_processes_stopped_by_sigterm_save_the_same_step(tmp_path: Path) -> None:
     changes = '{"steps": 1000000, "checkpoint_every": 1}'
-    child = started(tmp_path / "stopped", 2, changes)
-    wait_for_a_checkpoint(tmp_path / "stopped" / "checkpoints", child)
+    child = start_training(tmp_path / "stopped", 2, changes)
+    wait_for_checkpoint(tmp_path / "stopped" / "checkpoints", child)
     child.send_signal(signal.SIGTERM)
-    _, said = child.communicate(timeout=300)
-    assert child.returncode == os.EX_TEMPFAIL, said
-    assert "which is saved: run again to go on" in said.rstrip().splitlines()[-1]
+    _, stderr = child.communicate(timeout=300)
+    assert child.returncode == os.EX_TEMPFAIL, stderr
+    assert "which is saved: run again to resume" in stderr.rstrip().splitlines()[-1]
     (folder,) = (tmp_path / "stopped" / "checkpoints").iterdir()
-    left = load_checkpoint(folder)
-    assert left is not None
-    assert f"stopped by SIGTERM at step {left['step']}," in said
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint is not None
+    assert f"stopped by SIGTERM at step {checkpoint['step']}," in stderr
 
 
-def test_processes_go_on_from_the_checkpoint_of_others(tmp_path: Path) -> None:
+def test_processes_resume_from_the_checkpoint_of_others(tmp_path: Path) -> None:
     changes = '{"steps": 40, "checkpoint_every": 1}'
-    child = started(tmp_path / "stopped", 2, changes)
-    wait_for_a_checkpoint(tmp_path / "stopped" / "checkpoints", child)
+    child = start_training(tmp_path / "stopped", 2, changes)
+    wait_for_checkpoint(tmp_path / "stopped" / "checkpoints", child)
     child.send_signal(signal.SIGTERM)
     child.communicate(timeout=300)
     assert child.returncode == os.EX_TEMPFAIL
-    resumed, whole = trained(tmp_path / "stopped", 2, changes), trained(tmp_path / "whole", 1, changes)
+    resumed = history_of_training(tmp_path / "stopped", 2, changes)
+    whole = history_of_training(tmp_path / "whole", 1, changes)
     losses = [history[history.metric == "loss"].value.to_numpy() for history in (resumed, whole)]
     assert len(losses[0]) == 40
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
-def wait_for_a_checkpoint(folder: Path, child: subprocess.Popen[str]) -> None:
+def wait_for_checkpoint(folder: Path, child: subprocess.Popen[str]) -> None:
     end = time.monotonic() + 120
     while not list(folder.glob("*/checkpoint.pt")):
         assert child.poll() is None, child.communicate()
@@ -177,31 +180,40 @@ def wait_for_a_checkpoint(folder: Path, child: subprocess.Popen[str]) -> None:
         time.sleep(0.2)
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(tiny: Params, tmp_path: Path) -> None:
-    training = settings(tiny, batch_size=4, processes=3)
-    with pytest.raises(ParamsError, match=r"training\.batch_size is 4: must be a multiple of the 3 processes"):
+def test_a_batch_size_that_the_processes_cannot_share_is_refused(tiny: Params, tmp_path: Path) -> None:
+    training = toy_settings(tiny, batch_size=4, processes=3)
+    with pytest.raises(ParamsError, match=r"^training\.batch_size is 4: must be divisible by 3, the number of"):
         fit_model(toy_pool(tmp_path, TOYS), tmp_path / "model", Recipe(tiny.network, training, ()), {})
 
 
 @pytest.mark.parametrize(("gpus", "batch_size", "expected"), [(0, 4, 1), (1, 4, 1), (4, 4, 4), (8, 2, 2), (3, 4, 2)])
-def test_one_process_a_gpu_as_far_as_they_divide_the_batch(
+def test_there_is_one_process_per_gpu_as_far_as_they_divide_the_batch(
     gpus: int, batch_size: int, expected: int, tiny: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert distributed.wanted_processes(settings(tiny, batch_size=batch_size)) == expected
+    assert distributed.process_count(toy_settings(tiny, batch_size=batch_size)) == expected
 
 
-def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "available_cores", lambda: 16)
-    assert distributed.threads_each(0) == 16
+    assert distributed.threads_per_process(0) == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert distributed.threads_each(0) == 4
-    assert distributed.threads_each(3) == 3
+    assert distributed.threads_per_process(0) == 4
+    assert distributed.threads_per_process(3) == 3
 
 
-def test_alone_there_is_nothing_to_agree_on() -> None:
+def test_a_single_process_gets_its_own_values_back() -> None:
     tensor = torch.ones(2)
-    assert distributed.add_up(tensor) is tensor
-    assert distributed.any_of(True, torch.device("cpu"))
-    assert distributed.gathered("own") == ["own"]
-    assert distributed.from_first("own") == "own"
+    assert distributed.all_reduce_sum(tensor) is tensor
+    assert distributed.all_reduce_any(True, CPU)
+    assert not distributed.all_reduce_any(False, CPU)
+    assert distributed.all_gather("own") == ["own"]
+    assert distributed.broadcast("own") == "own"
+
+
+def test_batch_norms_that_cannot_be_synchronised_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = torch.nn.Sequential(torch.nn.BatchNorm3d(2))
+    assert distributed.sync_batch_norm(network, CPU) is network
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(ParamsError, match="batch norms"):
+        distributed.sync_batch_norm(network, CPU)

@@ -1,4 +1,4 @@
-"""Zip archives as folders: a zip, or a folder with zips in it, looks like the tree that they hold."""
+"""Zip archives as folders: a zip, or a folder of zips, reads like the tree inside."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from hepar.errors import DataError
 from hepar.ingest.sources.files import folders
 
-MAX_EXPANSION = 200  # times the archive's size; scans compress some three times, empty masks a hundred
+MAX_EXPANSION = 200  # times the archive's size; scans compress about threefold, empty masks a hundredfold
 MIN_LIMIT_BYTES = 2**30
 
 
@@ -21,7 +21,7 @@ MIN_LIMIT_BYTES = 2**30
 def unpacked(source: Path) -> Iterator[Path]:
     """The folder `source`, or a temporary one with every zip unpacked and links to all else.
 
-    Raises DataError where a member would leave the folder, is a link, or expands beyond all measure.
+    Raises DataError if a member would leave the folder or is a link, or the archive expands too far.
     """
     if source.is_dir() and not any(_zips(source)):
         yield source
@@ -53,7 +53,7 @@ def _mirror(source: Path, root: Path) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack into a folder; where the archive holds nothing but one folder of its own name, that one is it."""
+    """Unpack into a folder; an archive of one folder with its own name does not add another level."""
     try:
         with zipfile.ZipFile(archive) as opened:
             _check(archive, opened.infolist())
@@ -77,7 +77,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:
     limit = max(MAX_EXPANSION * archive.stat().st_size, MIN_LIMIT_BYTES)
     if (total := sum(member.file_size for member in members)) > limit:
-        raise DataError(f"{archive}: it would unpack to {total} bytes, more than {limit}")
+        raise DataError(f"{archive}: unpacks to {total} bytes, more than {limit}")
     for member in members:
         path = PurePosixPath(member.filename.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts:

@@ -1,7 +1,7 @@
 """BIDS-like trees: `sub-XX[/ses-YY]/MODALITY/sub-XX_…_SUFFIX.nii.gz`, masks beside them or under `derivatives/`.
 
-An image's suffix tells what it is: `ct` is CT; `T1w`, `T2w` and their like are MR. A mask's name begins as its image's
-does and holds `label-liver` or `label-tumour` (or lesion), as BEP011 names masks.
+The suffix gives the modality: `ct` is CT; `T1w`, `T2w` and the like are MR. A mask's name has the entities of its image
+and `label-liver` or `label-tumour` (or lesion), as BEP011 names masks.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ LABELS = {"liver": ("liver",), "tumour": ("tumour", "tumor", "lesion")}
 
 
 def recognise(folder: Path) -> str:
+    """What marks this layout in a folder, for a message; empty if nothing does."""
     subjects = [path for path in folder.glob("sub-*") if path.is_dir()]
     count = sum(1 for subject in subjects for _ in _images(subject))
     return f"{count} images in {len(subjects)} folders sub-*" if count else ""
 
 
 def read(folder: Path) -> list[SourceCase]:
-    """Each image that is no mask, with the masks whose entities are those of the image."""
+    """Each image with the masks that share its entities."""
     masks = [path for part in folders(folder) for path in part.glob("sub-*_label-*.nii*")]
     cases = []
     for subject in sorted(path for path in folder.glob("sub-*") if path.is_dir()):
@@ -64,7 +65,7 @@ def _images(subject: Path) -> list[Path]:
 
 
 def _mask(masks: list[Path], stem: str, suffix: str, words: tuple[str, ...]) -> Path | None:
-    """The mask with the image's entities and one of the labels; where it names a suffix, it is the image's."""
+    """The mask with the image's entities and one of the labels; a suffix, if it names one, must be the image's."""
     wanted = dict(ENTITY.findall(stem))
     for path in masks:
         entities = dict(ENTITY.findall(path.name.split(".", 1)[0]))

@@ -1,7 +1,7 @@
 """CHAOS (Kavur et al., Medical Image Analysis 2021): `DICOM_anon/` beside `Ground/*.png`, for CT, T1-DUAL, T2-SPIR.
 
-The PNG files follow the order of the DICOM files' names, which need not be the order along z: each mask is placed
-where its DICOM file lies. All subjects are healthy, so the tumour is absent.
+PNG masks follow the order of the DICOM file names, which need not be the order along z: each is placed with its DICOM
+file. All subjects are healthy, so the tumour is absent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from PIL import Image
 
 from hepar.cases import LabelState, Modality
 from hepar.errors import Refusal
-from hepar.ingest.sources.dicom import DicomVolume, Stack, Uneven, scan, stacks
+from hepar.ingest.sources.dicom import Stack, scan, stacks
+from hepar.ingest.sources.dicom_volume import DicomVolume, Uneven
 from hepar.ingest.sources.files import folders, safe_id
 from hepar.ingest.sources.source import SourceCase
 
@@ -28,7 +29,7 @@ PHASES = {"InPhase": "T1-in-phase", "OutPhase": "T1-opposed-phase"}
 
 @dataclass(frozen=True)
 class PngMask:
-    """PNG slices, each at the place of its DICOM file. `slices` and `image.paths` run from low to high."""
+    """PNG slices, each at the position of its DICOM file. `slices` and `image.paths` run from low to high."""
 
     slices: tuple[Path, ...]
     image: DicomVolume
@@ -40,28 +41,32 @@ class PngMask:
 
     def read(self) -> sitk.Image:
         image = self.image.read()
-        planes = [np.asarray(Image.open(path).convert("L")) for path in self.slices]
+        planes_yx = [np.asarray(Image.open(path).convert("L")) for path in self.slices]
         width, height, depth = image.GetSize()
-        if {plane.shape for plane in planes} != {(height, width)} or len(planes) != depth:
-            raise Refusal("a PNG mask has its image's size", f"{planes[0].shape[::-1]}, image {(width, height)}")
-        mask = sitk.GetImageFromArray(_between(np.stack(planes), self.greys))
+        if {plane.shape for plane in planes_yx} != {(height, width)} or len(planes_yx) != depth:
+            sizes = (
+                f"{len(planes_yx)} planes of {planes_yx[0].shape[::-1]} but the image has {depth} of {(width, height)}"
+            )
+            raise Refusal("a PNG mask has its image's size", sizes)
+        mask = sitk.GetImageFromArray(_between(np.stack(planes_yx), self.greys))
         mask.CopyInformation(image)
         return mask
 
 
 def _between(
-    array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], greys: tuple[int, int]
+    grey_zyx: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], greys: tuple[int, int]
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    return ((array >= greys[0]) & (array <= greys[1])).astype(np.uint8)
+    return ((grey_zyx >= greys[0]) & (grey_zyx <= greys[1])).astype(np.uint8)
 
 
 def recognise(folder: Path) -> str:
+    """What marks this layout in a folder, for a message; empty if nothing does."""
     count = sum(1 for _ in _scans(folder))
     return f"{count} folders {SCANS}" if count else ""
 
 
 def read(folder: Path, uneven: Uneven = "refuse") -> list[SourceCase]:
-    """Each volume; one without `Ground/`, as in the test sets, has an unknown liver."""
+    """Each volume; without `Ground/`, as in the test sets, its liver is unknown."""
     cases = [_case(folder, place, stack, uneven) for place in _scans(folder) for stack in stacks(scan(place / SCANS))]
     return sorted(cases, key=lambda case: case.case_id)
 

@@ -1,7 +1,7 @@
 """Sources behind DICOMweb: `dicomweb+https://host/path`, with QIDO-RS attributes to search by as its query.
 
-`?StudyDate=20240101-20241231` takes the series of a year, `?PatientID=…` those of a patient. Who asks is told by
-`~/.netrc`, or by a bearer token in HEPAR_DICOMWEB_TOKEN. Only headers are read when a source is listed.
+`?StudyDate=20240101-20241231` takes the series of a year, `?PatientID=…` those of a patient. Credentials come from
+`~/.netrc`, or a bearer token in HEPAR_DICOMWEB_TOKEN. Opening a source reads headers only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from hepar.errors import DataError, StorageError
 from hepar.ingest.sources.dicom import RTSTRUCT, SEGMENTATION, TAGS
 from hepar.ingest.sources.remote_cache import in_parallel
-from hepar.runtime.progress import current
+from hepar.runtime.progress import current_stage
 
 SCHEMES = ("dicomweb+http://", "dicomweb+https://")
 TOKEN_VARIABLE = "HEPAR_DICOMWEB_TOKEN"
@@ -36,7 +36,7 @@ ANY_SYNTAX = (("application/dicom", "*"),)
 
 @dataclass(frozen=True)
 class WebInstance:
-    """One DICOM instance of a server. The standard gives other content another UID, so the URL names its state."""
+    """One DICOM instance of a server. Changed content has another UID by the standard, so the URL is the version."""
 
     server: str
     study: str
@@ -52,14 +52,23 @@ class WebInstance:
         return self.url
 
     def download(self, target: Path) -> None:
-        """Raises StorageError where the server does not give the instance."""
-        with _said(self.url):
+        """Raises StorageError if the server does not return the instance."""
+        with _storage_errors(self.url):
             instance = client(self.server).retrieve_instance(self.study, self.series, self.uid, media_types=ANY_SYNTAX)
         instance.save_as(target)
 
 
+@dataclass(frozen=True, order=True)
+class WebSeries:
+    """One series that a search found. `instances` is None if the server does not count them."""
+
+    study: str
+    series: str
+    instances: int | None = field(compare=False)
+
+
 class Server:
-    """A folder in which every series that a search finds lies as DICOM headers without pixels."""
+    """A local folder with the headers, without pixels, of every series that a search finds."""
 
     def __init__(self, root: Path, url: str) -> None:
         parts = urlsplit(url.removeprefix("dicomweb+"))
@@ -67,40 +76,49 @@ class Server:
         self.server = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
         self.filters = dict(parse_qsl(parts.query))
         if unknown := [name for name in self.filters if tag_for_keyword(name) is None]:
-            raise DataError(f"source {url}: {unknown[0]} is no DICOM attribute to search by")
+            raise DataError(f"source {url}: {unknown[0]} is no DICOM attribute")
         self._known: dict[Path, WebInstance] = {}
 
-    def mirror(self) -> Path:
-        """Find the series and write their headers. Raises DataError where the search finds none."""
-        with _said(self.server):
-            found = [
-                (str(value(item, "StudyInstanceUID")), str(value(item, "SeriesInstanceUID")))
+    def search(self) -> list[WebSeries]:
+        """The series of `MODALITIES`, each once, in order of their UIDs. Raises DataError if there is none."""
+        with _storage_errors(self.server):
+            found = {
+                WebSeries(
+                    str(value(item, "StudyInstanceUID")),
+                    str(value(item, "SeriesInstanceUID")),
+                    value(item, "NumberOfSeriesRelatedInstances"),
+                )
                 for modality in MODALITIES
                 for item in client(self.server).search_for_series(
                     search_filters={**self.filters, "Modality": modality}, get_remaining=True
                 )
-            ]
+            }
         if not found:
             raise DataError(f"source {self.server}: no series of {', '.join(MODALITIES)} is found")
-        series = list(enumerate(sorted(set(found))))
-        with current().counting(len(series), "series listed") as count:
-            in_parallel(self._series, series, count.advance)
+        return sorted(found)
+
+    def mirror(self) -> Path:
+        """Write the headers of all series that the search finds. Raises DataError if there is none."""
+        series = list(enumerate(self.search()))
+        with current_stage().counting(len(series), "series listed") as count:
+            in_parallel(self._write_headers, series, count.advance)
         return self.root
 
     def remote(self, path: Path) -> WebInstance:
         """The instance that a path stands for."""
         return self._known[path]
 
-    def _series(self, numbered: tuple[int, tuple[str, str]]) -> None:
-        number, (study, series) = numbered
+    def _write_headers(self, numbered: tuple[int, WebSeries]) -> None:
+        number, found = numbered
+        study, series = found.study, found.series
         folder = self.root / f"{number:06d}"
         folder.mkdir()
-        with _said(f"{self.server}/studies/{study}/series/{series}"):
+        with _storage_errors(f"{self.server}/studies/{study}/series/{series}"):
             headers = client(self.server).retrieve_series_metadata(study, series)
         for header in headers:
             uid = str(value(header, "SOPInstanceUID"))
             if not UID.fullmatch(uid):
-                raise StorageError(f"{self.server}: {uid!r} is given as the UID of an instance of series {series}")
+                raise StorageError(f"{self.server}: series {series} has an instance with the invalid UID {uid!r}")
             path = folder / f"{uid}.dcm"
             self._known[path] = instance = WebInstance(self.server, study, series, uid)
             if value(header, "SOPClassUID") in (SEGMENTATION, RTSTRUCT):
@@ -110,7 +128,7 @@ class Server:
 
 
 def value(header: Mapping[str, Any], keyword: str) -> Any:
-    """The first value of an attribute in DICOM's JSON; None without one."""
+    """The first value of an attribute in DICOM JSON; None if it has none."""
     values = header.get(f"{tag_for_keyword(keyword):08X}", {}).get("Value") or [None]
     return values[0]
 
@@ -127,14 +145,15 @@ def _write_header(header: Mapping[str, Any], path: Path) -> None:
 
 @cache
 def client(server: str) -> Any:
-    """One client a process and server, which retries with growing pauses."""
+    """One client per process and server; it retries with growing pauses."""
     token = os.environ.get(TOKEN_VARIABLE)
     headers = {"Authorization": f"Bearer {token}"} if token else None
     return DICOMwebClient(server, headers=headers)
 
 
 @contextmanager
-def _said(url: str) -> Iterator[None]:
+def _storage_errors(url: str) -> Iterator[None]:
+    """Turn errors of the HTTP client into a StorageError that names the address."""
     try:
         yield
     except (requests.RequestException, OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Finding files by their names, as every layout of a public data set does."""
+"""Files found by name, as in the layouts of public data sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
 
 def by_key(folder: Path, pattern: str) -> dict[str, Path]:
-    """Files of a folder whose whole name matches `pattern`, by the pattern's first group; hidden files are left out."""
+    """Files whose whole name matches `pattern`, keyed by its first group; hidden files are left out."""
     if not folder.is_dir():
         return {}
     names = {path.name: path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
@@ -19,7 +19,7 @@ def by_key(folder: Path, pattern: str) -> dict[str, Path]:
 
 
 def folders(root: Path) -> Iterator[Path]:
-    """The folder and all folders below it, in order of their names; hidden ones are left out."""
+    """The folder and all folders below it, ordered by name; hidden ones are left out."""
     yield root
     for path in sorted(root.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
@@ -27,5 +27,5 @@ def folders(root: Path) -> Iterator[Path]:
 
 
 def safe_id(text: str) -> str:
-    """A name as a case id: other characters than letters, digits, dots, dashes and underscores become dashes."""
+    """A name as a case id: characters other than letters, digits, dots, dashes and underscores become dashes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "case"

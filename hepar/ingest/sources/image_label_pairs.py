@@ -1,4 +1,4 @@
-"""Layouts of one folder of images and one of label maps: MSD, ATLAS 2023, AMOS22."""
+"""Layouts with a folder of images and one of label maps: MSD, ATLAS 2023, AMOS22."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from hepar.ingest.sources.source import LabelMap, SourceCase, VolumeFile
 
 @dataclass(frozen=True)
 class PairLayout:
-    """`images/IMAGE` and `labels/LABEL`, the patterns' first group being the case's key.
+    """`images/IMAGE` and `labels/LABEL`; the first group of both patterns is the case's key.
 
-    `liver` and `tumour` are values of the label map; None where the data set does not draw the structure.
+    `liver` and `tumour` are values of the label map; None if the data set does not segment the structure.
     """
 
     name: str
     licence: str
-    folders: Mapping[str, str]  # of images → of their label maps
+    folders: Mapping[str, str]  # of images to their label maps
     image: str
     label: str
-    values: int  # the label map holds 0 to this
+    values: int  # the highest of the label map
     liver: frozenset[int] | None
     tumour: frozenset[int] | None
     modality: Callable[[str], Modality]
@@ -31,12 +31,12 @@ class PairLayout:
     case_id: str
 
     def recognise(self, folder: Path) -> str:
-        """How many files say that it is this layout, in words; empty if none does."""
+        """What marks this layout in a folder, for a message; empty if nothing does."""
         count = sum(len(by_key(folder / images, self.image)) for images in self.folders)
-        return f"{count} images named as {self.name} names them" if count else ""
+        return f"{count} images with names of {self.name}" if count else ""
 
     def read(self, folder: Path) -> list[SourceCase]:
-        """Each image; one without a label map has both labels unknown."""
+        """Each image; without a label map both structures are unknown."""
         cases = []
         for images, labels in self.folders.items():
             masks = by_key(folder / labels, self.label)
@@ -87,7 +87,7 @@ MSD_LIVER = PairLayout(
     sequence="portal-venous",
     case_id="msd03-{:03d}",
 )
-# vessels are 1, tumours 2; the liver is not drawn
+# vessels are 1, tumours 2; the liver is not segmented
 MSD_VESSEL = PairLayout(
     name="MSD-Task08",
     licence="CC-BY-SA-4.0",

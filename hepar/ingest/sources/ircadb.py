@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hepar.cases import LabelState, Modality
-from hepar.ingest.sources.dicom import DicomVolume, Uneven, by_height, scan
+from hepar.ingest.sources.dicom import by_height, scan
+from hepar.ingest.sources.dicom_volume import DicomVolume, Uneven
 from hepar.ingest.sources.files import folders, safe_id
 from hepar.ingest.sources.source import SourceCase, Union, Volume
 
@@ -16,12 +17,13 @@ TUMOUR = re.compile(r"livertumou?rs?[\d_]*", re.IGNORECASE)
 
 
 def recognise(folder: Path) -> str:
+    """What marks this layout in a folder, for a message; empty if nothing does."""
     count = sum(1 for _ in _patients(folder))
     return f"{count} folders {SCANS} beside {MASKS}" if count else ""
 
 
 def read(folder: Path, uneven: Uneven = "refuse") -> list[SourceCase]:
-    """Each patient with the union of its livertumor folders; without any, the experts found no tumour."""
+    """Each patient with the union of its livertumor folders; without any, the tumour is absent."""
     cases = [_case(folder, place, uneven) for place in _patients(folder)]
     return sorted(cases, key=lambda case: case.case_id)
 

@@ -12,12 +12,13 @@ LABELS = frozenset({0, 1, 2})  # 1 liver, 2 tumour
 
 
 def recognise(folder: Path) -> str:
+    """What marks this layout in a folder, for a message; empty if nothing does."""
     count = sum(len(_volumes(part)) for part in folders(folder))
     return f"{count} files volume-N.nii" if count else ""
 
 
 def read(folder: Path) -> list[SourceCase]:
-    """Each volume; one without a segmentation has both labels unknown. The challenge's `test-volume-N` are left out."""
+    """Each volume; without a segmentation both structures are unknown. The challenge's `test-volume-N` are left out."""
     parts = list(folders(folder))
     masks = {key: path for part in parts for key, path in by_key(part, r"segmentation-(\d+)\.nii(?:\.gz)?").items()}
     volumes = {key: path for part in parts for key, path in _volumes(part).items()}

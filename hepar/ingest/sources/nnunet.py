@@ -19,6 +19,7 @@ TUMOUR = re.compile(r"(liver[ _-]?)?(tumou?rs?|lesions?|cancer)", re.IGNORECASE)
 
 
 def recognise(folder: Path) -> str:
+    """What marks this layout in a folder, for a message; empty if nothing does."""
     if not (folder / DESCRIPTION).is_file() or not (folder / "imagesTr").is_dir():
         return ""
     description = _describe(folder)
@@ -26,7 +27,7 @@ def recognise(folder: Path) -> str:
 
 
 def read(folder: Path) -> list[SourceCase]:
-    """Cases of one channel, CT or MR by its name. Raises DataError where there are more, or no liver and no tumour."""
+    """Cases of one channel, CT or MR by its name. Raises DataError if there are more, or neither liver nor tumour."""
     description = _describe(folder)
     channels = description.get("channel_names", {})
     if list(channels) != ["0"]:
@@ -36,14 +37,14 @@ def read(folder: Path) -> list[SourceCase]:
     try:
         values = {name: _values(value) for name, value in labels.items() if name != "ignore"}
     except (TypeError, ValueError):
-        raise DataError(f"{folder / DESCRIPTION}: labels must map names to numbers, but is {labels}") from None
+        raise DataError(f"{folder / DESCRIPTION}: labels must map names to numbers, but are {labels}") from None
     declared = frozenset().union(*values.values(), {0})
     tumour = _matching(values, TUMOUR)
     liver = _matching(values, LIVER)
     if not liver and not tumour:
-        raise DataError(f"{folder / DESCRIPTION}: labels has no liver and no tumour, but {', '.join(labels)}")
+        raise DataError(f"{folder / DESCRIPTION}: labels name neither liver nor tumour, but {', '.join(labels)}")
     if liver and tumour and not liver & tumour:
-        liver |= tumour  # a plain label map says liver only where there is no tumour
+        liver |= tumour  # without regions, liver voxels exclude the tumour
     ending = re.escape(str(description.get("file_ending", ".nii.gz")))
     cases = []
     for part in ("Tr", "Ts"):
@@ -80,7 +81,7 @@ def _describe(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{folder / DESCRIPTION} is not JSON: {error}") from None
     if not isinstance(description, dict):
-        raise DataError(f"{folder / DESCRIPTION} holds no object")
+        raise DataError(f"{folder / DESCRIPTION} is not a JSON object")
     return description
 
 

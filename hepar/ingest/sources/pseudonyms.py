@@ -1,24 +1,28 @@
-"""The secret that patients' ids are hashed with. It lies outside of every cohort."""
+"""Pseudonyms: keyed hashes of patients' ids, and the secret key, which lies outside every cohort."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import secrets
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from hepar.errors import DataError
 
 VARIABLE = "HEPAR_PATIENT_KEY"
 FILE_VARIABLE = "HEPAR_PATIENT_KEY_FILE"
-EPHEMERAL_VARIABLE = "HEPAR_EPHEMERAL"  # set where what is written at home is lost, as in a container
+EPHEMERAL_VARIABLE = "HEPAR_EPHEMERAL"  # set where the home folder is lost, as in a container
 MIN_LENGTH = 16
 
 
 def patient_key() -> bytes:
-    """The key: HEPAR_PATIENT_KEY, or the file HEPAR_PATIENT_KEY_FILE, or one made once in the user's configuration.
+    """The key from HEPAR_PATIENT_KEY or the file HEPAR_PATIENT_KEY_FILE, else one made once in ~/.config/hepar.
 
-    With the same key the same patient has the same id in every cohort. Raises DataError for a key that is too short,
-    and where one would have to be made that nothing keeps.
+    With the same key a patient has the same id in every cohort. Raises DataError if the key is too short, or if none is
+    given in a container, where a new one would be lost.
     """
     if given := os.environ.get(VARIABLE):
         return _checked(given, VARIABLE)
@@ -37,7 +41,16 @@ def patient_key() -> bytes:
     return _checked(path.read_text().strip(), str(path))
 
 
+def keyed_hash(key: bytes) -> Callable[[str], str]:
+    """A function from an id to its pseudonym: the first 16 hexadecimal digits of HMAC-SHA-256 with that key."""
+    return partial(_keyed_hash, key)
+
+
+def _keyed_hash(key: bytes, identifier: str) -> str:
+    return hmac.new(key, identifier.encode(), hashlib.sha256).hexdigest()[:16]
+
+
 def _checked(key: str, where: str) -> bytes:
     if len(key) < MIN_LENGTH:
-        raise DataError(f"the patient key in {where} has {len(key)} characters, must have {MIN_LENGTH} or more")
+        raise DataError(f"the patient key in {where} has {len(key)} characters, must have at least {MIN_LENGTH}")
     return key.encode()

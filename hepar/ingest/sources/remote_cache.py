@@ -1,10 +1,10 @@
-"""Files of a store elsewhere (S3, DICOMweb) as a folder of placeholders, fetched case by case through a bounded cache.
+"""Files of a remote store (S3, DICOMweb), fetched case by case through a bounded cache.
 
-A reader sees a local tree: descriptions, tables and DICOM headers are there in full, all else only by name. Each case
-carries where its files are (`SourceCase.remote`); `local` brings them here for as long as that case is worked on.
+A reader sees a local tree: descriptions, tables and DICOM headers in full, all other files as empty placeholders. Each
+case maps its placeholders to remote files (`SourceCase.remote`); `local` fetches them while the case is worked on.
 
 The cache lies in HEPAR_CACHE, or the user's cache folder, and takes at most HEPAR_CACHE_GIB (20). It remembers the
-SHA-256 of every version of a file that was ever fetched, so that an unchanged case is known without fetching it.
+SHA-256 of every version that was ever fetched, so an unchanged case is recognised without fetching it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ FOLDER_VARIABLE, LIMIT_VARIABLE = "HEPAR_CACHE", "HEPAR_CACHE_GIB"
 DEFAULT_LIMIT_GIB = 20.0
 CONNECTIONS = 8
 BATCH = 256
-STALE_SECONDS = 24 * 3600  # a download that old was given up
-BUSY_SECONDS = 60  # that the index of digests may be locked by another process
+STALE_SECONDS = 24 * 3600  # an unfinished download that old was abandoned
+BUSY_SECONDS = 60  # to wait for another process that locks the index of digests
 Located = TypeVar("Located")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class RemoteFile(Protocol):
-    """One file of a store. `version` names store, place and state: other bytes have another version."""
+    """One file of a store. `version` names store, address and content: other bytes have another version."""
 
     @property
     def url(self) -> str: ...
@@ -47,19 +47,19 @@ class RemoteFile(Protocol):
     def version(self) -> str: ...
 
     def download(self, target: Path) -> None:
-        """Write the file's bytes, checked, to `target`. Raises DataError naming the URL where that fails."""
+        """Write the file's bytes, checked, to `target`. Raises DataError or StorageError naming the URL."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Fetched files by version, the least recently used dropped above the limit. Safe to share by processes."""
+    """Fetched files by version; above the limit the least recently used are dropped. Processes may share it."""
 
     folder: Path
     limit_bytes: int
 
     @classmethod
     def of_user(cls) -> Cache:
-        """The cache that the environment names. Raises DataError where its limit is no positive number."""
+        """The cache that the environment names. Raises DataError if its limit is not a positive number."""
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         given = os.environ.get(LIMIT_VARIABLE) or str(DEFAULT_LIMIT_GIB)
         try:
@@ -71,7 +71,7 @@ class Cache:
         return cls(Path(os.environ.get(FOLDER_VARIABLE) or home / "hepar"), int(limit * 2**30))
 
     def digests(self, files: Sequence[RemoteFile]) -> list[str]:
-        """SHA-256 of each file; those are fetched of which this version never was."""
+        """SHA-256 of each file; versions never fetched before are fetched."""
         known: dict[str, str] = {}
         with self._digests() as table:
             for some in batches(files):
@@ -85,13 +85,13 @@ class Cache:
         return [known[file.version] for file in files]
 
     def place(self, file: RemoteFile, target: Path) -> None:
-        """Put a file at `target`, from the cache or its store."""
+        """Link or copy a file to `target`, from the cache or else its store."""
         kept = self._kept(file)
         target.parent.mkdir(parents=True, exist_ok=True)
         while True:
             if not kept.is_file():
                 self._fetch(file)
-            with suppress(FileNotFoundError):  # another process made room in between
+            with suppress(FileNotFoundError):  # another process trimmed it meanwhile
                 os.utime(kept)
                 try:
                     os.link(kept, target)
@@ -102,7 +102,7 @@ class Cache:
                 return
 
     def trim(self) -> None:
-        """Drop the least recently used files above the limit, and downloads that were given up."""
+        """Drop the least recently used files above the limit, and abandoned downloads."""
         found = []
         for entry in os.scandir(self._files()):
             with suppress(FileNotFoundError):
@@ -153,31 +153,31 @@ def digests(files: Mapping[Path, RemoteFile]) -> dict[Path, str]:
 
 @contextmanager
 def local(item: Located, remote: Mapping[Path, RemoteFile]) -> Iterator[Located]:
-    """A dataclass with the paths in it that are `remote` exchanged for copies here, which go when the context ends."""
+    """A dataclass with its `remote` paths replaced by local copies, which are removed when the context ends."""
     if not remote:
         yield item
         return
     cache = Cache.of_user()
     with tempfile.TemporaryDirectory(prefix="hepar-case-") as name:
         root = Path(os.path.commonpath([path.parent for path in remote]))
-        moved = {path: Path(name) / path.relative_to(root) for path in remote}
-        in_parallel(lambda path: cache.place(remote[path], moved[path]), list(remote))
+        copies = {path: Path(name) / path.relative_to(root) for path in remote}
+        in_parallel(lambda path: cache.place(remote[path], copies[path]), list(remote))
         cache.trim()
-        yield relocated(item, moved)
+        yield relocated(item, copies)
 
 
-def relocated(item: Located, moved: Mapping[Path, Path]) -> Located:
-    """A dataclass, tuple or path with every path that `moved` knows exchanged, however deep it lies."""
-    return _relocated(item, moved)  # type: ignore[no-any-return]
+def relocated(item: Located, copies: Mapping[Path, Path]) -> Located:
+    """A dataclass, tuple or path with every path in `copies` replaced, at any depth."""
+    return _relocated(item, copies)  # type: ignore[no-any-return]
 
 
-def _relocated(item: Any, moved: Mapping[Path, Path]) -> Any:
+def _relocated(item: Any, copies: Mapping[Path, Path]) -> Any:
     if isinstance(item, Path):
-        return moved.get(item, item)
+        return copies.get(item, item)
     if isinstance(item, tuple):
-        return tuple(_relocated(part, moved) for part in item)
+        return tuple(_relocated(part, copies) for part in item)
     if is_dataclass(item) and not isinstance(item, type):
-        changed = {part.name: _relocated(getattr(item, part.name), moved) for part in fields(item)}
+        changed = {part.name: _relocated(getattr(item, part.name), copies) for part in fields(item)}
         return replace(item, **changed)
     return item
 
@@ -185,7 +185,7 @@ def _relocated(item: Any, moved: Mapping[Path, Path]) -> Any:
 def in_parallel(
     work: Callable[[Item], Result], items: Sequence[Item], done: Callable[[int], None] = lambda count: None
 ) -> list[Result]:
-    """`work` of every item in their order, over several connections; `done` hears how many are. An error ends it."""
+    """`work` on every item over several connections, results in order; `done` receives the count so far."""
     results: list[Result] = []
     with ThreadPoolExecutor(CONNECTIONS) as executor:
         for some in batches(items):
@@ -195,5 +195,5 @@ def in_parallel(
 
 
 def batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """The items, some hundred at a time."""
+    """The items, `BATCH` at a time."""
     return (items[start : start + BATCH] for start in range(0, len(items), BATCH))

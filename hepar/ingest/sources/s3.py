@@ -1,4 +1,4 @@
-"""Sources in S3, or what speaks like it: `s3://bucket/prefix`. Endpoint, region and credentials by the AWS settings."""
+"""Sources in S3 or a compatible store: `s3://bucket/prefix`. Endpoint and credentials come from the AWS settings."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from hepar.errors import DataError, Refusal, StorageError
 from hepar.ingest.sources.dicom import CLASSIC, ENHANCED
 from hepar.ingest.sources.files import VOLUME_ENDINGS
 from hepar.ingest.sources.remote_cache import CONNECTIONS, in_parallel
-from hepar.runtime.progress import current
+from hepar.runtime.progress import current_stage
 
 SCHEME = "s3://"
 ATTEMPTS = 5
-DOWNLOADS = 3  # of a file whose checksum is wrong
+DOWNLOADS = 3  # attempts on a file whose checksum is wrong
 HEADER_BYTES = 2**16
 DETACHED = (".mhd", ".nhdr")  # headers whose voxels are another file
 WHOLE = (".json", ".csv", ".tsv", ".parquet", ".zip", *DETACHED)  # read when a source is listed
@@ -39,7 +39,7 @@ BLOCK = 2**20
 
 @dataclass(frozen=True)
 class S3Object:
-    """One object, in the state that its ETag names."""
+    """One object in the version of its ETag."""
 
     bucket: str
     key: str
@@ -55,22 +55,22 @@ class S3Object:
         return f"{self.url} {self.etag} {self.size}"
 
     def download(self, target: Path) -> None:
-        """Raises StorageError where the store fails or the object changed, Refusal where its checksum stays wrong."""
-        with _said(self.url):
+        """Raises StorageError if the store fails or the object changed, Refusal if its checksum stays wrong."""
+        with _storage_errors(self.url):
             for attempt in range(DOWNLOADS):
                 if attempt:
                     time.sleep(2.0**attempt)
                 head = client().head_object(Bucket=self.bucket, Key=self.key, ChecksumMode="ENABLED")
                 if (found := head["ETag"].strip('"')) != self.etag:
-                    raise StorageError(f"{self.url} changed while it was read: from {self.etag} to {found}; run again")
+                    raise StorageError(f"{self.url} changed during ingest, from ETag {self.etag} to {found}: run again")
                 client().download_file(self.bucket, self.key, str(target))
                 problem = self._problem(target, head)
                 if not problem:
                     return
-        raise Refusal("a file arrives as its store holds it", f"{self.url}: {problem}, {DOWNLOADS} times")
+        raise Refusal("a download matches its checksum", f"{self.url}: {problem}, in {DOWNLOADS} attempts")
 
     def _problem(self, path: Path, head: Mapping[str, Any]) -> str:
-        """What is wrong with a download by the best checksum that the store gives; empty where nothing is."""
+        """What is wrong with a download by the best checksum that the store gives; empty if nothing is."""
         if (size := path.stat().st_size) != self.size:
             return f"{size} of {self.size} bytes"
         wanted, found = _checksums(path, head, self.etag, self._part_size)
@@ -82,14 +82,14 @@ class S3Object:
 
 
 def _checksums(path: Path, head: Mapping[str, Any], etag: str, part_size: Callable[[], int]) -> tuple[str, str]:
-    """The store's checksum and that of the file: one of the whole object, or the MD5 that an ETag is."""
+    """The store's checksum and the file's: a checksum of the whole object, else the MD5 in the ETag."""
     whole = head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
     if whole and (wanted := head.get("ChecksumSHA256")):
         return wanted, base64.b64encode(_digest(path, "sha256").digest()).decode()
     if whole and (wanted := head.get("ChecksumCRC32")):
         return wanted, base64.b64encode(_crc32(path).to_bytes(4, "big")).decode()
     if head.get("ServerSideEncryption", "AES256") != "AES256" or head.get("SSECustomerAlgorithm"):
-        return etag, etag  # the ETag of what is encrypted by a key is no checksum; its size was compared
+        return etag, etag  # the ETag of an object encrypted with a key is no checksum; only its size was compared
     if "-" not in etag:
         return etag, _digest(path, "md5").hexdigest()
     return etag, _multipart(path, part_size())
@@ -109,7 +109,7 @@ def _crc32(path: Path) -> int:
 
 
 def _multipart(path: Path, part_size: int) -> str:
-    """The ETag of an upload in parts: MD5 of the parts' MD5, and their number."""
+    """The ETag of a multipart upload: MD5 of the parts' MD5, and their number."""
     parts = []
     with path.open("rb") as stream:
         while block := stream.read(part_size):
@@ -118,66 +118,78 @@ def _multipart(path: Path, part_size: int) -> str:
 
 
 class Buckets:
-    """A folder in which every bucket looks like a folder of its own."""
+    """A local folder with one folder per bucket, in which placeholders stand for objects."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self._known: dict[Path, S3Object] = {}
 
-    def path(self, url: str) -> Path:
-        """Where an object or prefix lies, there or not; a detached header is fetched. Raises DataError for no URL."""
+    def placeholder(self, url: str) -> Path:
+        """The local path of an object or prefix, existing or not. Raises DataError if `url` is no address in S3."""
         bucket, _, key = url.removeprefix(SCHEME).partition("/")
         path = Path(os.path.normpath(self.root / bucket / key))
         if not bucket or not path.is_relative_to(self.root / bucket):
-            raise DataError(f"{url} is no place in S3, must be {SCHEME}bucket/key")
+            raise DataError(f"{url} is no address in S3, must be {SCHEME}bucket/key")
+        return path
+
+    def path(self, url: str) -> Path:
+        """As `placeholder`, but a detached header is fetched, since it names the file of its voxels."""
+        path = self.placeholder(url)
         if path.suffix in DETACHED and not path.exists():
             self._whole(path, self.remote(path))
         return path
 
-    def mirror(self, url: str) -> Path:
-        """The object as a file, or the prefix as a folder of placeholders. Raises DataError where there is nothing."""
-        path = self.path(url)
+    def objects(self, url: str) -> list[S3Object]:
+        """The object at an address, or all objects below a prefix. Raises DataError if there is none."""
+        self.placeholder(url)
         bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
-        with _said(url):
-            objects = list(_listed(bucket, prefix))
+        with _storage_errors(url):
+            objects = list(list_objects(bucket, prefix))
         if one := next((item for item in objects if item.key == prefix), None):
-            self._whole(path, one)
-            return path
-        inside = f"{prefix.rstrip('/')}/" if prefix else ""
-        objects = [item for item in objects if item.key.startswith(inside)]
+            return [one]
+        folder = f"{prefix.rstrip('/')}/" if prefix else ""
+        objects = [item for item in objects if item.key.startswith(folder)]
         if not objects:
-            raise DataError(f"source {url}: there is no such object or prefix, or nothing in it")
+            raise DataError(f"source {url}: no such object, and no object below that prefix")
+        return objects
+
+    def mirror(self, url: str) -> Path:
+        """The object as a file, or the prefix as a folder of placeholders. Raises DataError if there is neither."""
+        path, objects = self.path(url), self.objects(url)
+        if objects[0].url == url:
+            self._whole(path, objects[0])
+            return path
         for item in objects:
             self._known[self.path_of(item)] = item
-        with current().counting(len(objects), "files listed") as count:
+        with current_stage().counting(len(objects), "files listed") as count:
             in_parallel(self._stub, objects, count.advance)
         return path
 
     def fetch(self, url: str) -> Path:
-        """The prefix as a folder with every object in it. Raises DataError where there is nothing."""
+        """The prefix as a folder with every object in it. Raises DataError if there is none."""
         bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
-        place = self.path(url)
-        with _said(url):
-            objects = list(_listed(bucket, f"{prefix.rstrip('/')}/"))
+        folder = self.path(url)
+        with _storage_errors(url):
+            objects = list(list_objects(bucket, f"{prefix.rstrip('/')}/"))
         if not objects:
-            raise DataError(f"{url}: there is no such prefix, or nothing in it")
+            raise DataError(f"{url}: no object below that prefix")
         in_parallel(lambda item: self._whole(self.path_of(item), item), objects)
-        return place
+        return folder
 
     def path_of(self, item: S3Object) -> Path:
-        """Where an object lies. Raises DataError where its key would leave the folder."""
+        """The local path of an object. Raises DataError if its key leaves the folder."""
         path = Path(os.path.normpath(self.root / item.bucket / item.key))
         if not path.is_relative_to(self.root / item.bucket) or "\0" in item.key:
             raise DataError(f"{item.url}: the key leaves its bucket")
         return path
 
     def remote(self, path: Path) -> S3Object:
-        """The object that a path stands for; fetching it tells where there is none."""
+        """The object that a path stands for; its ETag is empty if there is none, and fetching it then fails."""
         if path not in self._known:
             bucket, *parts = path.relative_to(self.root).parts
             key = "/".join(parts)
             try:
-                with _said(f"{SCHEME}{bucket}/{key}"):
+                with _storage_errors(f"{SCHEME}{bucket}/{key}"):
                     head = client().head_object(Bucket=bucket, Key=key)
                 self._known[path] = S3Object(bucket, key, head["ETag"].strip('"'), int(head["ContentLength"]))
             except DataError:
@@ -186,7 +198,7 @@ class Buckets:
 
     def _stub(self, item: S3Object) -> None:
         path = self.path_of(item)
-        with _said(item.url):
+        with _storage_errors(item.url):
             path.parent.mkdir(parents=True, exist_ok=True)
         name = path.name.lower()
         if name.endswith(WHOLE):
@@ -201,8 +213,8 @@ class Buckets:
         item.download(path)
 
     def _header(self, path: Path, item: S3Object) -> None:
-        """The beginning of a file; of DICOM, all before the pixels of an image, and all of what is none."""
-        with _said(item.url):
+        """Fetch the beginning of a file; of a DICOM image all that precedes its pixels, of other DICOM all."""
+        with _storage_errors(item.url):
             span = {"Range": f"bytes=0-{HEADER_BYTES - 1}"} if item.size > HEADER_BYTES else {}
             body = client().get_object(Bucket=item.bucket, Key=item.key, **span)["Body"].read()
         path.write_bytes(body)
@@ -213,7 +225,7 @@ class Buckets:
 
 
 def _cut_before_pixels(path: Path) -> bool:
-    """Whether a file is a DICOM image whose header is whole; what follows the header is cut off."""
+    """Cut off what follows the header; returns whether the file is a DICOM image with a whole header."""
     with path.open("r+b") as stream:
         try:
             header = pydicom.dcmread(stream, stop_before_pixels=True)
@@ -226,7 +238,8 @@ def _cut_before_pixels(path: Path) -> bool:
     return True
 
 
-def _listed(bucket: str, prefix: str) -> Iterator[S3Object]:
+def list_objects(bucket: str, prefix: str) -> Iterator[S3Object]:
+    """The objects whose keys begin with `prefix`, in order of their keys; folder markers are left out."""
     for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         for item in page.get("Contents", []):
             if not item["Key"].endswith("/"):
@@ -235,14 +248,14 @@ def _listed(bucket: str, prefix: str) -> Iterator[S3Object]:
 
 @cache
 def client() -> Any:
-    """One client a process, which retries with growing pauses."""
+    """One client per process; it retries with growing pauses."""
     retries: Any = {"mode": "standard", "total_max_attempts": ATTEMPTS}
     return boto3.client("s3", config=Config(retries=retries, max_pool_connections=4 * CONNECTIONS))
 
 
 @contextmanager
-def _said(url: str) -> Iterator[None]:
-    """Turns what boto3 raises into one error that names the place: DataError for a missing one, else StorageError."""
+def _storage_errors(url: str) -> Iterator[None]:
+    """Turn errors of boto3 into one that names the address: DataError if it is missing, else StorageError."""
     try:
         yield
     except ClientError as error:

@@ -1,4 +1,4 @@
-"""A case as its source declares it, before any voxel of it was read."""
+"""A case as its source declares it, before any voxel is read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hepar.errors import Refusal
 from hepar.imaging.volumes import read_image
 from hepar.ingest.sources.remote_cache import RemoteFile
 
-DETACHED = {  # headers that may name the file of their voxels: MetaImage and NRRD
+DETACHED = {  # MetaImage and NRRD headers that may name another file for their voxels
     ".mhd": re.compile(rb"^ElementDataFile\s*=\s*(.+)$", re.MULTILINE),
     ".nhdr": re.compile(rb"^data file:\s*(.+)$", re.MULTILINE | re.IGNORECASE),
 }
@@ -24,14 +24,14 @@ HEADER_BYTES = 2**16
 
 
 class Volume(Protocol):
-    """What a reader found and knows to read: an image or a mask."""
+    """An image or a mask that a reader found."""
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file that the voxels come from."""
 
     def read(self) -> sitk.Image:
-        """The volume as stored. Raises DataError where a file is missing, unreadable or breaks a rule."""
+        """The volume as stored. Raises DataError if a file is missing, unreadable or breaks a rule."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class VolumeFile:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The file, and the one that holds its voxels where a header names another."""
+        """The file, and the file of its voxels if a header names another."""
         pattern = DETACHED.get(self.path.suffix.lower())
         if pattern is None or not self.path.is_file():
             return (self.path,)
@@ -56,7 +56,7 @@ class VolumeFile:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Voxels of a label map that have one of `values`, as 1. `declared` are all values that the layout knows."""
+    """A mask of the voxels whose label is in `values`. `declared` are all labels of the layout."""
 
     volume: Volume
     values: frozenset[int]
@@ -68,18 +68,18 @@ class LabelMap:
 
     def read(self) -> sitk.Image:
         labels = self.volume.read()
-        array = sitk.GetArrayFromImage(labels)
-        if strange := sorted(set(np.unique(array).tolist()) - self.declared):
+        labels_zyx = sitk.GetArrayFromImage(labels)
+        if strange := sorted(set(np.unique(labels_zyx).tolist()) - self.declared):
             known = ", ".join(map(str, sorted(self.declared)))
-            raise Refusal(f"a label map holds declared values ({known}) only", f"value {strange[0]:g}")
-        mask = sitk.GetImageFromArray(np.isin(array, list(self.values)).astype(np.uint8))
+            raise Refusal(f"a label map contains only declared values ({known})", f"value {strange[0]:g}")
+        mask = sitk.GetImageFromArray(np.isin(labels_zyx, list(self.values)).astype(np.uint8))
         mask.CopyInformation(labels)
         return mask
 
 
 @dataclass(frozen=True)
 class Union:
-    """Voxels that any of several masks on one grid holds."""
+    """The union of several masks on one grid."""
 
     volumes: tuple[Volume, ...]
 
@@ -92,17 +92,16 @@ class Union:
         for volume in self.volumes[1:]:
             mask = volume.read()
             if mask.GetSize() != union.GetSize():
-                raise Refusal("the masks of a structure have one size", f"{mask.GetSize()} and {union.GetSize()}")
+                raise Refusal("the masks of a structure have the same size", f"{mask.GetSize()} and {union.GetSize()}")
             union = union | (mask != 0)
         return union
 
 
 @dataclass(frozen=True)
 class SourceCase:
-    """Volumes and declarations of one case. `split` is None where the source names none.
+    """Volumes and declarations of one case. `split` is None if the source names none.
 
-    A mask whose state is MANUAL may turn out to be empty where `empty_is_absent`: then the expert who drew the other
-    masks found none.
+    If `empty_is_absent`, an empty MANUAL mask means that the expert found none of the structure.
     """
 
     case_id: str
@@ -119,8 +118,8 @@ class SourceCase:
     licence: str
     distances_known: bool = True
     empty_is_absent: bool = False
-    facts: Mapping[str, str] = field(default_factory=dict)  # of the header, none of which tells who the patient is
-    remote: Mapping[Path, RemoteFile] = field(default_factory=dict)  # files that are not on this disk
+    facts: Mapping[str, str] = field(default_factory=dict)  # of the header, without identifiers
+    remote: Mapping[Path, RemoteFile] = field(default_factory=dict)  # placeholders to the files that they stand for
 
     @property
     def files(self) -> tuple[Path, ...]:

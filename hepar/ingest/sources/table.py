@@ -1,4 +1,4 @@
-"""A CSV or Parquet table of cases, with paths to volumes that SimpleITK reads."""
+"""A CSV or Parquet table of cases, with paths of volumes that SimpleITK reads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,60 +29,62 @@ OPTIONAL = {
     "licence": "",
     "spacing_known": "yes",
 }
-SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it names a file
+SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # ids name folders
 
 
-def read_table(path: Path, elsewhere: Callable[[str], Path] | None = None) -> list[SourceCase]:
-    """The cases of a table; paths in it are relative to the table, or `s3://` addresses, which `elsewhere` places.
+def read_table(path: Path, locate_s3: Callable[[str], Path] | None = None) -> list[SourceCase]:
+    """The cases of a table. Paths are relative to the table, or `s3://` addresses, which `locate_s3` makes local.
 
-    An empty cell of an optional column means what a missing column means. Raises DataError naming table, case, column
-    and value where a column is missing or a value is none of its column's.
+    An empty cell of an optional column means the same as a missing column. Raises DataError naming table, case, column
+    and value if a column is missing or a value is invalid.
     """
     frame = read_frame(path)
     if len(frame.columns) == 1 and ";" in str(frame.columns[0]):
-        raise DataError(f"{path}: its cells are separated by semicolons, must be by commas")
+        raise DataError(f"{path}: cells are separated by semicolons, must be separated by commas")
     if missing := [name for name in REQUIRED if name not in frame.columns]:
         raise DataError(f"{path}: column {missing[0]} is missing; columns are {', '.join(map(str, frame.columns))}")
     if frame.empty:
         raise DataError(f"{path} lists no case")
     rows = frame.to_dict(orient="records")
 
-    def locate(cell: str) -> Path:
-        if elsewhere is not None and cell.startswith(SCHEME):
-            return elsewhere(cell)
-        return Path(os.path.normpath(path.parent / cell))
-
     for number, row in enumerate(rows, start=1):
         if empty := [name for name in REQUIRED if not row[name]]:
             raise DataError(f"{path}, row {number}: {empty[0]} is empty")
     cells = [{**OPTIONAL, **{str(key): value for key, value in row.items() if value}} for row in rows]
-    return [_case(path, row, locate) for row in cells]
+    return [_case(path, row, partial(locate, path, locate_s3=locate_s3)) for row in cells]
+
+
+def locate(table: Path, cell: str, locate_s3: Callable[[str], Path] | None) -> Path:
+    """The local path of a file that a cell of a table names."""
+    if locate_s3 is not None and cell.startswith(SCHEME):
+        return locate_s3(cell)
+    return Path(os.path.normpath(table.parent / cell))
 
 
 def read_frame(path: Path) -> pd.DataFrame:
-    """A table with every cell as text, an empty one as "". Raises DataError where it cannot be read."""
+    """A table with every cell as text, an empty one as "". Raises DataError if it cannot be read."""
     try:
         frame = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     except (ValueError, OSError, ParserWarning) as error:
         raise DataError(f"{path} cannot be read as a table: {str(error).strip()}") from None
-    return frame.dropna(how="all").fillna("").astype(str)  # spreadsheets leave rows of commas
+    return frame.dropna(how="all").fillna("").astype(str)  # spreadsheets leave rows of nothing but commas
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     with warnings.catch_warnings():
-        warnings.simplefilter("error", ParserWarning)  # of rows that are longer than the header
+        warnings.simplefilter("error", ParserWarning)  # raised for rows longer than the header
         return pd.read_csv(path, dtype=str, index_col=False)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    """A Parquet table whose whole numbers stay whole where cells are empty: a patient 1 is never 1.0."""
+    """A Parquet table whose integers stay integers beside empty cells: patient 1 never becomes 1.0."""
     return pd.read_parquet(path, dtype_backend="numpy_nullable").convert_dtypes().astype("string")
 
 
-def _case(table: Path, row: dict[str, Any], locate: Callable[[str], Path]) -> SourceCase:
+def _case(table: Path, row: dict[str, Any], find: Callable[[str], Path]) -> SourceCase:
     case_id = row["case_id"]
     if not SAFE_ID.fullmatch(case_id):
-        raise DataError(f"{table}: case id {case_id!r} must be letters, digits, dots, dashes and underscores")
+        raise DataError(f"{table}: case id {case_id!r} must consist of letters, digits, dots, dashes and underscores")
     states = {
         name: parse_enum(LabelState, row[name], case_id=case_id, column=name)
         for name in ("liver_state", "tumour_state")
@@ -89,7 +92,7 @@ def _case(table: Path, row: dict[str, Any], locate: Callable[[str], Path]) -> So
     for name, state in states.items():
         structure = name.removesuffix("_state")
         if state == LabelState.PSEUDO:
-            raise DataError(f"case {case_id}: {name} is pseudo, but pseudo-labels are made here, not read")
+            raise DataError(f"case {case_id}: {name} is pseudo, but pseudo-labels are made by the pipeline, not read")
         if (state == LabelState.MANUAL) != bool(row[structure]):
             given = repr(row[structure]) if row[structure] else "empty"
             raise DataError(f"case {case_id}: {name} is {state} but column {structure} is {given}")
@@ -98,9 +101,9 @@ def _case(table: Path, row: dict[str, Any], locate: Callable[[str], Path]) -> So
         patient_id=row["patient_id"] or case_id,
         modality=parse_enum(Modality, row["modality"], case_id=case_id, column="modality"),
         sequence=row["sequence"],
-        image=VolumeFile(locate(row["image"])),
-        liver=VolumeFile(locate(row["liver"])) if row["liver"] else None,
-        tumour=VolumeFile(locate(row["tumour"])) if row["tumour"] else None,
+        image=VolumeFile(find(row["image"])),
+        liver=VolumeFile(find(row["liver"])) if row["liver"] else None,
+        tumour=VolumeFile(find(row["tumour"])) if row["tumour"] else None,
         liver_state=states["liver_state"],
         tumour_state=states["tumour_state"],
         split=parse_enum(Split, row["split"], case_id=case_id, column="split") if row["split"] else None,

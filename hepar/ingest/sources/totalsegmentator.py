@@ -1,4 +1,4 @@
-"""TotalSegmentator (Wasserthal et al. 2023; D'Antonoli et al. 2025): a folder a case, one mask file a structure."""
+"""TotalSegmentator (Wasserthal et al. 2023; D'Antonoli et al. 2025): a folder per case, a mask file per structure."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ IMAGES = {"ct.nii.gz": Modality.CT, "mri.nii.gz": Modality.MR}
 
 
 def recognise(folder: Path) -> str:
+    """What marks this layout in a folder, for a message; empty if nothing does."""
     count = sum(1 for _ in _images(folder))
     return f"{count} folders with ct.nii.gz or mri.nii.gz beside segmentations/" if count else ""
 
 
 def read(folder: Path) -> list[SourceCase]:
-    """Each case with its liver; a liver outside the field of view has an empty mask and counts as absent."""
+    """Each case with its liver; an empty mask, of a liver outside the field of view, means absent."""
     return [_case(image, IMAGES[image.name]) for image in _images(folder)]
 
 

@@ -1,4 +1,4 @@
-"""A published MedFormer checkpoint as a file: find the state dict in it and hand it to `load_published`."""
+"""Reads the state dict of a published MedFormer checkpoint."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from hepar.errors import DataError
 
-ENVELOPES = ("model_state_dict", "state_dict", "model", "net", "ema_model_state_dict")
+STATE_DICT_KEYS = ("model_state_dict", "state_dict", "model", "net", "ema_model_state_dict")
 NPZ_PREFIX = "w/"
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict of a `.npz` (names behind `w/`) or of a torch file, without the envelope that trainers put on it.
+    """Read the state dict of a `.npz` (names prefixed with `w/`) or of a torch file, where it may be nested.
 
-    Torch files are read with `weights_only`, so nothing in them is executed. Raises DataError where the file is
-    missing, is not such a file, or holds no state dict.
+    Torch files are read with `weights_only`, so no code in them runs. Raises DataError if the file is missing or
+    unreadable, or holds no state dict.
     """
     if not path.is_file():
         raise DataError(f"checkpoint {path} does not exist")
@@ -36,7 +36,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
-    for name in ENVELOPES:
+    for name in STATE_DICT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
             break

@@ -30,10 +30,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "si
 
 @dataclass(frozen=True)
 class MedFormerConfig:
-    """Everything that fixes the shape of a MedFormer; the keys of a published setting.
+    """The architecture of a MedFormer, with the keys of the published settings.
 
-    Lists of eight run over the stages: down1 to down4, then up1 to up4. `kernel` has five entries (stem, then the
-    four levels below it), `stride` four (one a level). `aux` adds an auxiliary output at a quarter resolution.
+    Lists of eight run over the stages, down1 to down4 and then up1 to up4. `kernel` has five entries (stem, then the
+    four levels below it), `stride` four (one per level). `aux` adds an auxiliary output at quarter resolution.
     """
 
     in_channels: int
@@ -77,7 +77,7 @@ class MedFormerConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> MedFormerConfig:
-        """Read a mapping with exactly these keys. Raises ValueError for unknown or missing ones."""
+        """Read the settings from a mapping. Raises ValueError for unknown or missing keys."""
         known = {field.name for field in fields(cls)}
         required = known - {"aux"}
         if unknown := sorted(set(config) - known):
@@ -103,7 +103,7 @@ class InstanceNorm(nn.Module):
 
 
 class SameConv(nn.Conv3d):
-    """A convolution onto the same grid, without bias."""
+    """A convolution that keeps the grid, without bias."""
 
     def __init__(self, inputs: int, outputs: int, kernel: Triple) -> None:
         super().__init__(inputs, outputs, kernel, padding="same", bias=False)
@@ -113,7 +113,7 @@ class SameConv(nn.Conv3d):
 
 
 class DepthwiseConv(nn.Conv3d):
-    """A convolution of each channel by itself, without bias."""
+    """A depthwise convolution, without bias."""
 
     def __init__(self, channels: int, kernel: Triple) -> None:
         super().__init__(channels, channels, kernel, padding="same", groups=channels, bias=False)
@@ -123,7 +123,7 @@ class DepthwiseConv(nn.Conv3d):
 
 
 class PointwiseConv(nn.Conv3d):
-    """A convolution voxel by voxel."""
+    """A 1×1×1 convolution."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__(inputs, outputs, 1, bias=bias)
@@ -141,7 +141,9 @@ class PreActConv(nn.Module):
         super().__init__()
         self.norm = InstanceNorm(eps=1e-4)
         if isinstance(activation, nn.ReLU):
-            activation = nn.ReLU(inplace=True)  # none but it reads the norm's output, and a copy costs a pass of memory
+            activation = nn.ReLU(
+                inplace=True
+            )  # nothing else reads the norm's output, and a copy costs a pass over memory
         self.activation = activation
         self.conv: nn.Conv3d
         if depthwise:
@@ -152,7 +154,7 @@ class PreActConv(nn.Module):
             self.conv = SameConv(inputs, outputs, kernel)
 
     def activated(self, x_bcdhw: Tensor) -> Tensor:
-        """What the convolution reads."""
+        """The input of the convolution: normed and activated."""
         return self.activation(self.norm(x_bcdhw))  # type: ignore[no-any-return]
 
     def forward(self, x_bcdhw: Tensor) -> Tensor:
@@ -160,9 +162,9 @@ class PreActConv(nn.Module):
 
 
 class ResidualConv(nn.Module):
-    """Two pre-activation convolutions around a shortcut; the shortcut is a convolution where the width changes.
+    """Two pre-activation convolutions and a shortcut, which is a convolution too if the width changes.
 
-    Such a shortcut reads the same normed input as the first convolution, so that the two are computed as one.
+    That one reads the same normed input as the first convolution, so both are computed as one.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: Triple, activation: type[nn.Module]) -> None:
@@ -176,7 +178,7 @@ class ResidualConv(nn.Module):
             return self.conv2(self.conv1(x_bcdhw)) + x_bcdhw  # type: ignore[no-any-return]
         weight = torch.cat([self.conv1.conv.weight, self.shortcut.conv.weight])
         both_bcdhw = conv(self.conv1.activated(x_bcdhw), weight)
-        # cut along the last axis in memory, so that the gradients are joined there
+        # split along the last axis in memory, so that the gradients are concatenated there
         first_bcdhw, shortcut_bcdhw = (part.movedim(-1, 1) for part in both_bcdhw.movedim(1, -1).chunk(2, dim=-1))
         return self.conv2(first_bcdhw) + shortcut_bcdhw  # type: ignore[no-any-return]
 
@@ -192,7 +194,7 @@ class SeparableConv(nn.Sequential):
 
 
 class SqueezeExcite(nn.Module):
-    """Scale each channel by a gate computed from the channels' means."""
+    """Scales each channel by a gate computed from the means of all channels."""
 
     def __init__(self, channels: int, activation: nn.Module, ratio: int = 4) -> None:
         super().__init__()
@@ -201,13 +203,13 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Linear(channels // ratio, channels)
 
     def forward(self, x_bcdhw: Tensor) -> Tensor:
-        mean_bc = x_bcdhw.movedim(1, -1).flatten(1, 3).mean(dim=1)  # so that its gradient is channels_last_3d too
+        mean_bc = x_bcdhw.movedim(1, -1).flatten(1, 3).mean(dim=1)  # this way its gradient is channels_last_3d too
         gate_bc = torch.sigmoid(self.expand(self.activation(self.reduce(mean_bc))))
         return x_bcdhw * gate_bc[:, :, None, None, None]
 
 
 class MBConv(nn.Module):
-    """Inverted bottleneck with squeeze-and-excitation: the feed-forward part of an attention block."""
+    """Inverted bottleneck with squeeze-and-excitation, the feed-forward part of an attention block."""
 
     def __init__(self, channels: int, expansion: int, kernel: Triple, activation: type[nn.Module]) -> None:
         super().__init__()
@@ -222,20 +224,20 @@ class MBConv(nn.Module):
 
 
 class BidirectionalAttention(nn.Module):
-    """Voxels attend to the semantic map and the map attends to the voxels, by one matrix of affinities.
+    """Voxels attend to the semantic map and the map to the voxels, through one affinity matrix.
 
-    The cost is linear in the number of voxels. Channels are ordered head by head. Where nobody reads the map
-    afterwards (`updates_map` false) it is not computed, and None stands in its place.
+    The cost is linear in the number of voxels. Channels are ordered head by head. Without `updates_map`, for a map
+    that is not read afterwards, the map is not updated and None is returned for it.
     """
 
-    def __init__(self, inputs: int, map_dim: int, outputs: int, heads: int, kernel: Triple, updates_map: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, heads: int, kernel: Triple, updates_map: bool) -> None:
         super().__init__()
         self.heads = heads
         self.width = outputs
         self.feature_qv = SeparableConv(inputs, 2 * outputs, kernel)
         self.feature_out = SeparableConv(outputs, outputs, kernel)
-        self.map_qv = nn.Linear(map_dim, 2 * outputs, bias=False)
-        self.map_out = nn.Linear(outputs, map_dim, bias=False) if updates_map else None
+        self.map_qv = nn.Linear(outputs, 2 * outputs, bias=False)
+        self.map_out = nn.Linear(outputs, outputs, bias=False) if updates_map else None
 
     def _split(self, tokens_bnc: Tensor) -> Tensor:
         """(b, n, k*e) to (b, k, n, e)."""
@@ -258,12 +260,11 @@ class BidirectionalAttention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Bidirectional attention and an MBConv, each with its shortcut."""
+    """Bidirectional attention and an MBConv, each with a shortcut."""
 
     def __init__(
         self,
         inputs: int,
-        map_dim: int,
         outputs: int,
         heads: int,
         expansion: int,
@@ -273,7 +274,7 @@ class AttentionBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = InstanceNorm(eps=1e-5)
-        self.attention = BidirectionalAttention(inputs, map_dim, outputs, heads, kernel, updates_map)
+        self.attention = BidirectionalAttention(inputs, outputs, heads, kernel, updates_map)
         same = inputs == outputs
         self.shortcut = nn.Identity() if same else PreActConv(inputs, outputs, (1, 1, 1), activation())
         self.feedforward = MBConv(outputs, expansion, kernel, activation)
@@ -285,9 +286,9 @@ class AttentionBlock(nn.Module):
 
 
 def _norm_map(map_bmc: Tensor, eps: float = 1e-5) -> Tensor:
-    """Instance norm of a semantic map: each channel over its m entries, at least in single precision.
+    """Instance norm of a semantic map: each channel over its m entries, in single precision or better.
 
-    In half precision the gradient of the inverse root of a variance near zero would not be a number.
+    In half precision the gradient of the inverse root of a variance near zero would be NaN.
     """
     map_bmc = map_bmc.to(torch.promote_types(map_bmc.dtype, torch.float32))
     variance, mean = torch.var_mean(map_bmc, dim=1, correction=0, keepdim=True)
@@ -295,7 +296,7 @@ def _norm_map(map_bmc: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 class SemanticMap(nn.Module):
-    """Summarise a feature map in m tokens, each a softmax-weighted mean over all voxels."""
+    """Summarises a feature map in m tokens, each a softmax-weighted mean over all voxels."""
 
     def __init__(self, channels: int, entries: int) -> None:
         super().__init__()
@@ -332,7 +333,7 @@ class FusionLayer(nn.Module):
 
 
 class MapFusion(nn.Module):
-    """Let the semantic maps of the three scales see each other."""
+    """A transformer over the semantic maps of all three scales."""
 
     def __init__(self, widths: Sequence[int], dim: int, heads: int, depth: int) -> None:
         super().__init__()
@@ -349,7 +350,7 @@ class MapFusion(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Downsample by stacking the voxels of each stride cell as channels, then project."""
+    """Downsamples by stacking the voxels of each stride cell as channels, then projects."""
 
     def __init__(self, inputs: int, outputs: int, stride: Triple, kernel: Triple) -> None:
         super().__init__()
@@ -385,7 +386,6 @@ class Level(nn.Module):
             AttentionBlock(
                 attention_inputs if i == 0 else width,
                 width,
-                width,
                 config.heads[stage],
                 config.expansion,
                 kernel,
@@ -402,7 +402,7 @@ class Level(nn.Module):
 
 
 class Down(Level):
-    """Patch merging, convolutions, then attention with a semantic map made here (from the second stage on)."""
+    """Patch merging, convolutions, then attention with this stage's semantic map (from the second stage on)."""
 
     def __init__(self, config: MedFormerConfig, stage: int) -> None:
         width, kernel = config.channels[stage], config.kernel[stage + 1]
@@ -419,14 +419,14 @@ class Down(Level):
 
 
 class Up(Level):
-    """Upsample to the skip connection's grid, join the maps, attention, then convolutions."""
+    """Upsampling to the grid of the skip connection, concatenation of the maps, attention, then convolutions."""
 
     def __init__(self, config: MedFormerConfig, stage: int) -> None:
         width, below = config.channels[stage], config.channels[stage - 1]
-        self_skip = STAGES - 2 - stage  # the encoder stage of this resolution; -1 is the stem
-        skip = config.base if self_skip < 0 else config.channels[self_skip]
-        super().__init__(config, stage, below + skip, config.kernel[self_skip + 1])
-        joins_map = self_skip >= FIRST_MAP_STAGE
+        skip_stage = STAGES - 2 - stage  # encoder stage of the same resolution; -1 is the stem
+        skip = config.base if skip_stage < 0 else config.channels[skip_stage]
+        super().__init__(config, stage, below + skip, config.kernel[skip_stage + 1])
+        joins_map = skip_stage >= FIRST_MAP_STAGE
         map_inputs = below + (skip if joins_map else 0)
         map_read = any(config.attention_blocks[stage:])
         self.reduce_map = nn.Linear(map_inputs, width, bias=False) if map_read else None
@@ -436,18 +436,20 @@ class Up(Level):
     ) -> tuple[Tensor, Tensor | None]:
         low_bcdhw = upsample(low_bcdhw, skip_bcdhw.shape[2:])
         if self.reduce_map is not None and map_bmc is not None:
-            joined = map_bmc if skip_map_bmc is None else torch.cat([map_bmc, skip_map_bmc], dim=-1)
-            map_bmc = self.reduce_map(joined)
-        joined_bdhwc = torch.cat([low_bcdhw.movedim(1, -1), skip_bcdhw.movedim(1, -1)], dim=-1)  # as they lie in memory
+            maps_bmc = map_bmc if skip_map_bmc is None else torch.cat([map_bmc, skip_map_bmc], dim=-1)
+            map_bmc = self.reduce_map(maps_bmc)
+        joined_bdhwc = torch.cat(
+            [low_bcdhw.movedim(1, -1), skip_bcdhw.movedim(1, -1)], dim=-1
+        )  # along the last axis in memory
         feature_bcdhw, map_bmc = self.attend(joined_bdhwc.movedim(-1, 1), map_bmc)
         return self.convs(feature_bcdhw), map_bmc
 
 
 class MedFormer(nn.Module):
-    """MedFormer for volumes: `logits_bcdhw = network(image_bcdhw)`, same grid in and out.
+    """MedFormer for volumes: `logits_bcdhw = network(image_bcdhw)` on the same grid.
 
-    With `aux` and in training mode it returns `[logits_bcdhw, aux_logits_bcdhw]`, the second one read at a quarter
-    of the resolution and upsampled. Each side of the input must be a multiple of the product of the strides.
+    With `aux` it returns `[logits_bcdhw, aux_logits_bcdhw]` in training, where the auxiliary logits are upsampled from
+    a quarter of the resolution. Each side of the input must be a multiple of `divisor`, the product of the strides.
     """
 
     def __init__(self, config: MedFormerConfig) -> None:
@@ -463,11 +465,11 @@ class MedFormer(nn.Module):
         self.aux_head = PointwiseConv(config.channels[5], config.classes, bias=True) if config.aux else None
         self.head = PointwiseConv(config.channels[7], config.classes, bias=True)
         self.gradient_checkpointing = False
-        for module in self._unread():
-            module.requires_grad_(False)  # of all others DistributedDataParallel waits for the gradient
+        for module in self._unused():
+            module.requires_grad_(False)  # DistributedDataParallel waits for a gradient of all others
 
-    def _unread(self) -> Iterator[nn.Module]:
-        """The published modules whose results no block reads, as where the decoder has no attention."""
+    def _unused(self) -> Iterator[nn.Module]:
+        """Published modules whose output no block reads, for example if the decoder has no attention."""
         in_decoder = self.config.attention_blocks[LEVELS:]
         if not any(in_decoder[1:]):
             yield self.fusion.outputs[0]
@@ -482,12 +484,12 @@ class MedFormer(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> MedFormer:
-        """Build from a mapping of `MedFormerConfig`'s keys. Raises ValueError naming the key at fault."""
+        """Build from a mapping with the keys of `MedFormerConfig`. Raises ValueError naming an invalid key."""
         return cls(MedFormerConfig.from_dict(config))
 
     @property
     def divisor(self) -> Triple:
-        """What each side (z, y, x) of an input must be a multiple of."""
+        """Each side z, y, x of an input must be a multiple of these."""
         strides = self.config.stride
         return (prod(s[0] for s in strides), prod(s[1] for s in strides), prod(s[2] for s in strides))
 

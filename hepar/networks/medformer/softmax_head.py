@@ -1,4 +1,4 @@
-"""MedFormers of three exclusive classes, as published ones are, read as two nested structures."""
+"""MedFormers with a softmax over three classes, as published ones have, read as two nested structures."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from torch import Tensor
 
 from hepar.networks.medformer.network import MedFormer
 
-CLASSES = 3  # background, liver, tumour
+SOFTMAX_CLASSES = 3  # background, liver, tumour
 
 
-class ExclusiveMedFormer(MedFormer):
-    """A MedFormer with a softmax over background, liver and tumour that gives the logits of whole liver and tumour.
+class SoftmaxMedFormer(MedFormer):
+    """A MedFormer over background, liver and tumour that returns the logits of the whole liver and of the tumour.
 
-    Their sigmoids are what the softmax gives to liver and tumour together, and to tumour.
+    Their sigmoids are the softmax of liver plus tumour, and that of tumour.
     """
 
     def forward(self, image_bcdhw: Tensor) -> Tensor | list[Tensor]:
         output = super().forward(image_bcdhw)
-        return [nested(scale) for scale in output] if isinstance(output, list) else nested(output)
+        return [nested_logits(scale) for scale in output] if isinstance(output, list) else nested_logits(output)
 
 
-def nested(logits_bcdhw: Tensor) -> Tensor:
-    """Logits of three exclusive classes to logits b r d h w of two nested structures."""
+def nested_logits(logits_bcdhw: Tensor) -> Tensor:
+    """Convert softmax logits of background, liver and tumour to sigmoid logits brdhw of whole liver and tumour."""
     background, liver, tumour = logits_bcdhw.float().unbind(1)
-    inside = torch.logaddexp(liver, tumour) - background
-    return torch.stack([inside, tumour - torch.logaddexp(background, liver)], dim=1)
+    whole_liver = torch.logaddexp(liver, tumour) - background
+    return torch.stack([whole_liver, tumour - torch.logaddexp(background, liver)], dim=1)

@@ -1,4 +1,4 @@
-"""Published MedFormer checkpoints: from their parameter names and channel order to ours."""
+"""Maps the parameter names and channel order of published MedFormer checkpoints to ours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hepar.networks.medformer.network import LEVELS, MedFormer
 
-# (pattern in a published name, what it is called here); group 1 of the patterns in _BLOCK is the block's number
+# (pattern of a published name, name here); group 1 of _BLOCK patterns is the number of the block
 _BLOCK = (
     (r"attn\.feat_qv\.depthwise\.weight", "attention.feature_qv.0.weight"),
     (r"attn\.feat_qv\.pointwise\.weight", "attention.feature_qv.1.weight"),
@@ -48,8 +48,8 @@ _WHOLE = (
 )
 
 
-def our_name(published: str) -> str:
-    """Translate one published parameter name. Raises ValueError for a name that no MedFormer has."""
+def map_name(published: str) -> str:
+    """Our name of a published parameter. Raises ValueError if MedFormer has no such parameter."""
     for pattern, replacement in _WHOLE:
         if re.fullmatch(pattern, published):
             return re.sub(pattern, replacement, published)
@@ -61,35 +61,35 @@ def our_name(published: str) -> str:
     raise ValueError(f"published weights: parameter {published!r} is not one of MedFormer's")
 
 
-def load_published(network: MedFormer, state_dict: Mapping[str, Tensor]) -> None:
-    """Copy a published checkpoint's state dict into `network`, in place.
+def load_published_weights(network: MedFormer, state_dict: Mapping[str, Tensor]) -> None:
+    """Load the state dict of a published checkpoint into `network`, in place.
 
-    Published attention interleaves heads (channel = e * heads + k); ours stores one head after the other, so those
-    projections are permuted. Parameters without effect, those that update a semantic map which nothing reads any
-    more, are left out. Raises ValueError naming the parameter that is unknown, missing or of another shape; the
-    network is unchanged then.
+    Published attention interleaves heads (channel = e * heads + k). Ours stores one head after the other, so these
+    projections are permuted. Parameters without effect, which update a semantic map that is no longer read, are
+    skipped. Raises ValueError naming a parameter that is unknown, missing or of another shape, and leaves the network
+    unchanged.
     """
     own = network.state_dict()
     translated: dict[str, Tensor] = {}
     for published, value in state_dict.items():
-        name = our_name(published)
+        name = map_name(published)
         if name not in own and re.fullmatch(r"up\.\d\.(reduce_map|attentions\.\d+\.attention\.map_out)\.weight", name):
             continue
         if name not in own:
-            raise ValueError(f"published weights: {published!r} has no place in a network of this configuration")
-        value = _heads_first(name, torch.as_tensor(value), network)
+            raise ValueError(f"published weights: {published!r} does not exist in this configuration")
+        value = _reorder_heads(name, torch.as_tensor(value), network)
         if value.numel() != own[name].numel():
             raise ValueError(
                 f"published weights: {published!r} is {tuple(value.shape)} but the network has {tuple(own[name].shape)}"
             )
         translated[name] = value.reshape(own[name].shape)
     if missing := sorted(set(own) - set(translated)):
-        raise ValueError(f"published weights: nothing for {missing[0]!r} and {len(missing) - 1} more parameters")
+        raise ValueError(f"published weights: {missing[0]!r} and {len(missing) - 1} more parameters are missing")
     network.load_state_dict(translated)
 
 
-def _heads_first(name: str, value: Tensor, network: MedFormer) -> Tensor:
-    """Reorder attention channels from (e, heads) to (heads, e) where the tensor has such channels."""
+def _reorder_heads(name: str, value: Tensor, network: MedFormer) -> Tensor:
+    """Permute the channels of an attention weight from (e, heads) to (heads, e); other weights stay as they are."""
     place = re.match(r"(down|up)\.(\d)\.attentions\.\d+\.attention\.(.*)", name)
     if place is None:
         return value

@@ -1,4 +1,4 @@
-"""A page on this machine alone, on which a person accepts, rejects or corrects pseudo-livers."""
+"""A local web page to accept, reject or correct pseudo-livers."""
 
 from hepar.pseudo_labels.review_page.server import serve
 

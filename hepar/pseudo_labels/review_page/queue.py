@@ -1,4 +1,4 @@
-"""The pseudo-livers that wait for a person, the most doubtful first."""
+"""The review queue: pseudo-livers, the most uncertain first."""
 
 from __future__ import annotations
 
@@ -9,59 +9,72 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from hepar.cases import Case, Cohort, Modality
 from hepar.errors import ArtifactError
-from hepar.pseudo_labels.gates import ACCEPT, REJECT, REVIEW, TABLE
-from hepar.pseudo_labels.reviews import LOG, NO_REVIEWS, Review, Reviews
+from hepar.pseudo_labels.folder import PseudoLabels
+from hepar.pseudo_labels.gates import ACCEPT, REJECT, REVIEW
+from hepar.pseudo_labels.reviews import NO_REVIEWS, Review, Reviews
 from hepar.runtime.artifacts import read_manifest
 
-KIND = "pseudo-labels"
-ORDER = {REVIEW: 0, REJECT: 1, ACCEPT: 2}
-SIGNALS = ("predicted_dice", "agreement", "entropy", "component_share", "right_share", "volume_ml", "tumour_inside")
+GATE_ORDER = {REVIEW: 0, REJECT: 1, ACCEPT: 2}
+SHOWN_SIGNALS = (
+    "predicted_dice",
+    "agreement",
+    "entropy",
+    "component_share",
+    "right_share",
+    "volume_ml",
+    "tumour_inside",
+)
+CT_WINDOW_HU = (-100, 240)
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """One pseudo-liver with what was measured of it, and where its files lie."""
+class QueueItem:
+    """One pseudo-liver: its case, its row of the quality table, and its files."""
 
     case: Case
     row: Mapping[str, Any]
-    files: Mapping[str, Path]  # image, liver, uncertain, and tumour where there is one
+    files: Mapping[str, Path]  # image, liver and uncertain, and tumour if the case has one
 
     @property
-    def doubt(self) -> tuple[int, float, str]:
-        """Sorts the most doubtful first: what waits for review, then what was rejected, then what was accepted."""
-        expected = float(self.row["predicted_dice"])
-        return ORDER[self.row["gate"]], self.row["agreement"] if math.isnan(expected) else expected, self.case.case_id
+    def sort_key(self) -> tuple[int, float, str]:
+        """Most uncertain first: those for review, then rejected, then accepted ones; in each, the lowest Dice first."""
+        predicted = float(self.row["predicted_dice"])
+        certainty = self.row["agreement"] if math.isnan(predicted) else predicted
+        return GATE_ORDER[self.row["gate"]], certainty, self.case.case_id
 
 
-def read_queue(cohort: Path, pseudo: Path) -> dict[str, Waiting]:
-    """The pseudo-livers of a cohort by case, in the order of their doubt. Raises ArtifactError where they differ."""
-    manifest = read_manifest(pseudo, KIND)
-    if manifest.parents["cohort"] != read_manifest(cohort, "cohort").hash:
-        raise ArtifactError(f"{pseudo} does not label {cohort}, but another cohort")
+def read_queue(cohort: Path, labels: PseudoLabels) -> dict[str, QueueItem]:
+    """The pseudo-livers by case id, the most uncertain first. Raises ArtifactError if they are of another cohort."""
+    labelled, own = labels.manifest.parents[Cohort.KIND], read_manifest(cohort, Cohort.KIND).hash
+    if labelled != own:
+        raise ArtifactError(f"{labels.folder} labels cohort {labelled}, but {cohort} is {own}")
     cases = {case.case_id: case for case in Cohort.load(cohort)}
-    waiting = []
-    for row in pd.read_parquet(pseudo / TABLE).to_dict(orient="records"):
-        case, masks = cases[row["case_id"]], pseudo / "masks" / row["case_id"]
-        files = {"image": cohort / case.image, "liver": masks / "liver.nii.gz", "uncertain": masks / "uncertain.nii.gz"}
-        if case.tumour:
-            files["tumour"] = cohort / case.tumour
-        waiting.append(Waiting(case, {str(key): value for key, value in row.items()}, files))
-    return {item.case.case_id: item for item in sorted(waiting, key=lambda item: item.doubt)}
+    items = [_queue_item(cases[row["case_id"]], row, cohort, labels) for row in labels.rows()]
+    return {item.case.case_id: item for item in sorted(items, key=lambda item: item.sort_key)}
+
+
+def _queue_item(case: Case, row: Mapping[str, Any], cohort: Path, labels: PseudoLabels) -> QueueItem:
+    files = {
+        "image": cohort / case.image,
+        "liver": labels.liver(case.case_id),
+        "uncertain": labels.uncertain(case.case_id),
+    }
+    if case.tumour:
+        files["tumour"] = cohort / case.tumour
+    return QueueItem(case, row, files)
 
 
 def read_reviews(folder: Path) -> Reviews:
-    """The decisions so far; none where the folder is new."""
-    return Reviews.load(folder) if (folder / LOG).is_file() else NO_REVIEWS
+    """The decisions so far; none if the folder is new."""
+    return Reviews.load(folder) if (folder / Reviews.LOG).is_file() else NO_REVIEWS
 
 
-def describe(item: Waiting, reviews: Reviews) -> dict[str, Any]:
-    """What the page shows of a case."""
-    row, review = item.row, reviews.of(item.case, item.row["mask_sha256"])
-    measured = {name: float(row[name]) for name in SIGNALS}
+def describe(item: QueueItem, reviews: Reviews) -> dict[str, Any]:
+    """What the page shows about a case, as JSON values."""
+    row, review = item.row, reviews.find(item.case, item.row["mask_sha256"])
+    signals = {name: float(row[name]) for name in SHOWN_SIGNALS}
     return {
         "case_id": item.case.case_id,
         "modality": str(item.case.modality),
@@ -69,8 +82,8 @@ def describe(item: Waiting, reviews: Reviews) -> dict[str, Any]:
         "source": item.case.source,
         "gate": row["gate"],
         "reasons": list(filter(None, row["reasons"].split("; "))),
-        "signals": {name: value for name, value in measured.items() if math.isfinite(value)},
-        "window": [-100, 240] if item.case.modality == Modality.CT else None,
+        "signals": {name: value for name, value in signals.items() if math.isfinite(value)},
+        "window": list(CT_WINDOW_HU) if item.case.modality == Modality.CT else None,
         "files": sorted(item.files),
         "decision": _decision(review),
     }
@@ -83,5 +96,5 @@ def _decision(review: Review | None) -> dict[str, str] | None:
 
 
 def as_json(value: Any) -> str:
-    """JSON that a browser reads: no NaN."""
+    """JSON without NaN, which browsers refuse."""
     return json.dumps(value, allow_nan=False)

@@ -1,4 +1,4 @@
-"""DICOM: volumes are found by their headers, placed by their positions, and refused where slices do not add up."""
+"""DICOM: volumes are found by header, placed by position, and refused if slices are inconsistent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_files import phantom_voxels, write_series
+from dicom_files import Encoding, Placement, phantom_voxels, write_series
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
@@ -36,9 +36,9 @@ def array(image: sitk.Image) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
 
 
 @pytest.mark.parametrize("orientation", [(1.0, 0, 0, 0, 1, 0), (0.0, 1, 0, 0, 0, -1), (1.0, 0, 0, 0, 0, -1), OBLIQUE])
-def test_every_voxel_lies_where_its_slice_says(orientation: tuple[float, ...], tmp_path: Path) -> None:
+def test_every_voxel_lies_where_the_header_of_its_slice_puts_it(orientation: tuple[float, ...], tmp_path: Path) -> None:
     voxels = phantom_voxels()
-    paths = write_series(tmp_path, voxels, orientation=orientation, names="{:03d}.dcm")
+    paths = write_series(tmp_path, voxels, Placement(orientation=orientation), names="{:03d}.dcm")
     image = one(tmp_path).image.read()
     assert np.array_equal(array(image), voxels)
     for z, path in enumerate(paths):
@@ -65,7 +65,7 @@ def test_names_numbers_and_nesting_of_files_do_not_matter(tmp_path: Path) -> Non
 
 def test_the_step_comes_from_positions_and_values_from_slope_and_intercept(tmp_path: Path) -> None:
     voxels = phantom_voxels() // 2 * 2
-    write_series(tmp_path, voxels, step_mm=2.5, slope=2.0, intercept=-1000.0)
+    write_series(tmp_path, voxels, Placement(step_mm=2.5), Encoding(slope=2.0, intercept=-1000.0))
     image = one(tmp_path).image.read()
     assert image.GetSpacing() == pytest.approx((0.7, 0.8, 2.5))
     assert np.array_equal(array(image), voxels)
@@ -74,7 +74,7 @@ def test_the_step_comes_from_positions_and_values_from_slope_and_intercept(tmp_p
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless])
 def test_compressed_slices_are_decoded(syntax: str, tmp_path: Path) -> None:
     voxels = np.tile(phantom_voxels(), (1, 2, 2))
-    write_series(tmp_path, voxels, syntax=syntax)
+    write_series(tmp_path, voxels, encoding=Encoding(syntax=syntax))
     assert np.array_equal(array(one(tmp_path).image.read()), voxels)
 
 
@@ -90,13 +90,11 @@ def test_localisers_secondary_captures_and_copies_are_left_out(tmp_path: Path) -
     assert np.array_equal(array(one(tmp_path).image.read()), voxels)
 
 
-def test_phases_of_one_series_are_told_apart(tmp_path: Path) -> None:
-    series, study = generate_uid(), generate_uid()
+def test_phases_of_one_series_are_separated(tmp_path: Path) -> None:
+    uids = {"SeriesInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()}
     phases = [phantom_voxels(seed=seed) for seed in range(3)]
     for number, voxels in enumerate(phases):
-        write_series(
-            tmp_path, voxels, series=series, study=study, names=f"p{number}-{{:03d}}", AcquisitionNumber=number + 1
-        )
+        write_series(tmp_path, voxels, names=f"p{number}-{{:03d}}", AcquisitionNumber=number + 1, **uids)
     cases = dicom_tree.read(tmp_path, KEY)
     assert len({case.case_id for case in cases}) == 3
     assert len({case.patient_id for case in cases}) == 1
@@ -126,18 +124,18 @@ def test_a_missing_slice_is_refused_by_its_place(tmp_path: Path) -> None:
         one(tmp_path).image.read()
 
 
-def test_doubled_slices_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
+def test_doubled_slices_that_no_tag_separates_are_refused(tmp_path: Path) -> None:
     series = generate_uid()
-    write_series(tmp_path, phantom_voxels(), series=series)
-    write_series(tmp_path, phantom_voxels(seed=1)[:2], series=series, names="again{}")
-    with pytest.raises(Refusal, match=r"no two slices of a volume lie at one place: 2 of 14"):
+    write_series(tmp_path, phantom_voxels(), SeriesInstanceUID=series)
+    write_series(tmp_path, phantom_voxels(seed=1)[:2], SeriesInstanceUID=series, names="again{}")
+    with pytest.raises(Refusal, match=r"no two slices share a position: 2 of 14"):
         one(tmp_path).image.read()
 
 
 def test_uneven_steps_are_refused_or_resampled(tmp_path: Path) -> None:
-    heights = [0, 3, 6, 9, 12, 15, 18, 22, 26, 30, 34, 38]
-    ramp = np.broadcast_to(np.array(heights, float)[:, None, None] * 10, (12, 20, 24))
-    write_series(tmp_path, ramp, heights=heights)
+    heights_mm = [0, 3, 6, 9, 12, 15, 18, 22, 26, 30, 34, 38]
+    ramp = np.broadcast_to(np.array(heights_mm, float)[:, None, None] * 10, (12, 20, 24))
+    write_series(tmp_path, ramp, Placement(heights_mm=heights_mm))
     with pytest.raises(Refusal, match=r"slices are evenly spaced: 3.00 to 4.00 mm"):
         one(tmp_path).image.read()
     image = one(tmp_path, uneven="resample").image.read()
@@ -149,8 +147,8 @@ def test_a_tilted_gantry_is_refused_or_straightened(tmp_path: Path) -> None:
     upright = np.full((12, 40, 24), -1000, np.int16)
     upright[:, 15:25, 8:16] = 100  # a column along the body's axis
     tilted = np.stack([np.roll(plane, -index, axis=0) for index, plane in enumerate(upright)])
-    write_series(tmp_path, tilted, sideways_mm=0.8)  # one row a slice
-    with pytest.raises(Refusal, match=r"the gantry is not tilted: slices lie askew by 14.9 degrees"):
+    write_series(tmp_path, tilted, Placement(sideways_mm=0.8))  # one row a slice
+    with pytest.raises(Refusal, match=r"the gantry is not tilted: a tilt of 14.9 degrees"):
         one(tmp_path).image.read()
     assert np.array_equal(array(one(tmp_path, uneven="resample").image.read()), upright)
 
@@ -167,13 +165,14 @@ def test_ids_are_keyed_hashes_that_stay_the_same(tmp_path: Path) -> None:
 
 
 def test_mask_series_are_found_by_their_names_and_joined_with_their_image(tmp_path: Path) -> None:
-    voxels, study = phantom_voxels(), generate_uid()
+    voxels, study = phantom_voxels(), {"StudyInstanceUID": generate_uid()}
+    as_stored = Encoding(intercept=0.0)
     liver = np.zeros_like(voxels)
     liver[2:8, 5:15, 5:15] = 1
-    write_series(tmp_path / "scan", voxels, study=study)
-    write_series(tmp_path / "seg" / "liver", liver, study=study, intercept=0.0)
-    write_series(tmp_path / "seg" / "livertumor1", liver * (liver.cumsum(0) > 3), study=study, intercept=0.0)
-    write_series(tmp_path / "seg" / "livertumor2", liver * (liver.cumsum(0) < 3), study=study, intercept=0.0)
+    write_series(tmp_path / "scan", voxels, **study)
+    write_series(tmp_path / "seg" / "liver", liver, encoding=as_stored, **study)
+    write_series(tmp_path / "seg" / "livertumor1", liver * (liver.cumsum(0) > 3), encoding=as_stored, **study)
+    write_series(tmp_path / "seg" / "livertumor2", liver * (liver.cumsum(0) < 3), encoding=as_stored, **study)
     case = one(tmp_path)
     assert (case.liver_state, case.tumour_state) == (LabelState.MANUAL, LabelState.MANUAL)
     assert case.liver is not None
@@ -229,7 +228,7 @@ def test_segments_of_a_dicom_seg_lie_on_their_image(orientation: tuple[float, ..
     import highdicom
     from pydicom.sr.codedict import codes
 
-    paths = write_series(tmp_path / "scan", phantom_voxels(), orientation=orientation)
+    paths = write_series(tmp_path / "scan", phantom_voxels(), Placement(orientation=orientation))
     images = [pydicom.dcmread(path) for path in paths]
     masks = np.zeros((12, 20, 24, 2), np.uint8)
     masks[3:9, 4:14, 4:16, 0] = 1
@@ -277,7 +276,9 @@ def test_a_multi_frame_file_is_read_as_its_slices_are(
     import highdicom
 
     voxels = phantom_voxels()
-    paths = write_series(tmp_path / "classic", voxels, orientation=orientation, slope=2.0, intercept=-2048.0)
+    paths = write_series(
+        tmp_path / "classic", voxels, Placement(orientation=orientation), Encoding(slope=2.0, intercept=-2048.0)
+    )
     expected = one(tmp_path / "classic").image.read()
     frames = highdicom.legacy.LegacyConvertedEnhancedCTImage(
         [pydicom.dcmread(path) for path in reversed(paths)], generate_uid(), 1, generate_uid(), 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from dicom_files import IDENTIFIERS, phantom_voxels, write_series
 from pydicom.sr.codedict import codes
 
 from hepar.errors import DataError, StorageError
+from hepar.ingest.listing import list_source
 from hepar.ingest.sources import dicomweb, open_source, remote_cache
 from hepar.ingest.sources.pseudonyms import VARIABLE
 from hepar.params import Params
@@ -154,14 +156,29 @@ def test_a_query_chooses_what_is_read(source: Path, orthanc: str, tiny: Params) 
         pass
 
 
-def test_listing_fetches_no_pixels(source: Path, orthanc: str, tiny: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_names_series_by_pseudonyms_and_counts_their_instances(source: Path, orthanc: str) -> None:
+    address = f"dicomweb+{orthanc}/dicom-web"
+    lines = [line.split(",") for line in list_source(address).splitlines()]
+    assert sorted(count for _, _, count in lines) == ["1", "12", "12"]
+    assert all(re.fullmatch("[0-9a-f]{16}", name) for name, _, _ in lines)
+    assert len(list_source(f"{address}?StudyDate=20250101-20251231").splitlines()) == 1
+    before = list_source(address)
+    write_series(source / "new", phantom_voxels(seed=2))
+    for path in sorted((source / "new").iterdir()):
+        requests.post(f"{orthanc}/instances", data=path.read_bytes(), timeout=30).raise_for_status()
+    assert len(list_source(address).splitlines()) == len(before.splitlines()) + 1
+
+
+def test_opening_a_source_fetches_no_pixels(
+    source: Path, orthanc: str, tiny: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fetched = []
     download = dicomweb.WebInstance.download
     monkeypatch.setattr(
         dicomweb.WebInstance, "download", lambda self, target: (fetched.append(self), download(self, target))
     )
     with open_source(f"dicomweb+{orthanc}/dicom-web", tiny.ingest) as cases:
-        assert len(fetched) == 1  # the segmentation, whose segments have to be known
+        assert len(fetched) == 1  # the segmentation, to know its segments
         headers = [path for case in cases for path in case.image.files]
         assert len(headers) == 24
         for path in headers:
@@ -177,7 +194,7 @@ def test_a_server_that_does_not_answer_is_named(tiny: Params, monkeypatch: pytes
         open_source("dicomweb+http://127.0.0.1:9/dicom-web", tiny.ingest),
     ):
         pass
-    assert pauses == sorted(pauses)  # it was tried again, after longer and longer
+    assert pauses == sorted(pauses)  # retried with growing pauses
     assert len(pauses) > 1
 
 

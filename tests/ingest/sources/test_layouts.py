@@ -1,10 +1,11 @@
-"""Public layouts: each written as its data set writes it, recognised, and read back with states and masks."""
+"""Public layouts: written as their data sets are, recognised, and read back with states and masks."""
 
 from __future__ import annotations
 
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,18 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 def labels(*values: int) -> Array:
-    """A label map with a box of each value, four voxels wide, one after the other along x."""
-    array = np.zeros((9, 10, 24), np.uint8)
+    """A label map with a box of each value, four voxels wide, side by side along x."""
+    labels_zyx = np.zeros((9, 10, 24), np.uint8)
     for number, value in enumerate(values):
-        array[2:6, 3:7, 1 + 4 * number : 5 + 4 * number] = value
-    return array
+        labels_zyx[2:6, 3:7, 1 + 4 * number : 5 + 4 * number] = value
+    return labels_zyx
 
 
-def write(path: Path, array: Array | None = None) -> None:
+def write(path: Path, voxels_zyx: Array | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if array is None:
-        array = np.random.default_rng(len(str(path))).integers(0, 99, (9, 10, 24)).astype(np.uint8)
-    image = sitk.GetImageFromArray(array)
+    if voxels_zyx is None:
+        voxels_zyx = np.random.default_rng(len(str(path))).integers(0, 99, (9, 10, 24)).astype(np.uint8)
+    image = sitk.GetImageFromArray(voxels_zyx)
     image.SetSpacing((1.5, 2.0, 3.0))
     sitk.WriteImage(image, str(path))
 
@@ -49,10 +50,6 @@ def voxels(case: SourceCase, structure: str) -> Array:
     return np.asarray(sitk.GetArrayFromImage(volume.read()))
 
 
-def states(case: SourceCase) -> tuple[LabelState, LabelState]:
-    return case.liver_state, case.tumour_state
-
-
 def lits(folder: Path) -> None:
     write(folder / "batch 1" / "volume-3.nii")
     write(folder / "batch 1" / "segmentation-3.nii", labels(1, 2))
@@ -61,7 +58,7 @@ def lits(folder: Path) -> None:
 
 
 def pair(image: str, label: str, *values: int) -> Callable[[Path], None]:
-    """A layout of `imagesTr` and `labelsTr`, with one labelled and one unlabelled image."""
+    """A writer of `imagesTr` and `labelsTr`, with one labelled and one unlabelled image."""
 
     def make(folder: Path) -> None:
         for number in (1, 507):
@@ -101,89 +98,68 @@ def bids(folder: Path) -> None:
     write(folder / "sub-02" / "ses-1" / "ct" / "sub-02_ses-1_label-lesion_mask.nii.gz", labels(0, 1))
 
 
-CASES = [
-    ("lits", lits, "lits-003", Modality.CT, (MANUAL, MANUAL), (labels(1, 1), labels(0, 1))),
-    ("lits", lits, "lits-028", Modality.CT, (UNKNOWN, UNKNOWN), (None, None)),
-    (
-        "msd-liver",
-        pair("liver_{}.nii.gz", "liver_{}.nii.gz", 1, 2),
-        "msd03-001",
-        Modality.CT,
-        (MANUAL, MANUAL),
-        (labels(1, 1), labels(0, 1)),
-    ),
-    (
-        "msd-hepatic-vessel",
-        pair("hepaticvessel_{:03d}.nii.gz", "hepaticvessel_{:03d}.nii.gz", 1, 2),
-        "msd08-001",
-        Modality.CT,
-        (UNKNOWN, MANUAL),
-        (None, labels(0, 1)),
-    ),
-    (
-        "atlas",
-        pair("im{}.nii.gz", "lb{}.nii.gz", 1, 2),
-        "atlas-001",
-        Modality.MR,
-        (MANUAL, MANUAL),
-        (labels(1, 1), labels(0, 1)),
-    ),
-    (
-        "amos",
-        pair("amos_{:04d}.nii.gz", "amos_{:04d}.nii.gz", 1, 6, 15),
-        "amos-0001",
-        Modality.CT,
-        (MANUAL, UNKNOWN),
-        (labels(0, 1), None),
-    ),
-    (
-        "amos",
-        pair("amos_{:04d}.nii.gz", "amos_{:04d}.nii.gz", 6),
-        "amos-0507",
-        Modality.MR,
-        (UNKNOWN, UNKNOWN),
-        (None, None),
-    ),
-    ("totalsegmentator", totalsegmentator, "ts-ct-s0001", Modality.CT, (MANUAL, UNKNOWN), (labels(1), None)),
-    ("totalsegmentator", totalsegmentator, "ts-mr-s0002", Modality.MR, (UNKNOWN, UNKNOWN), (None, None)),
-    ("nnunet", nnunet, "a", Modality.CT, (MANUAL, MANUAL), (labels(0, 1, 1), labels(0, 0, 1))),
-    ("bids", bids, "sub-01_T1w", Modality.MR, (UNKNOWN, UNKNOWN), (None, None)),
-    ("bids", bids, "sub-01_T2w", Modality.MR, (MANUAL, UNKNOWN), (labels(1), None)),
-    ("bids", bids, "sub-02_ses-1_ct", Modality.CT, (MANUAL, MANUAL), (labels(1, 1), labels(0, 1))),
+@dataclass(frozen=True)
+class Example:
+    """A case that a layout's reader must find: its states, and its masks where there are any."""
+
+    layout: str
+    make: Callable[[Path], None]
+    case_id: str
+    modality: Modality
+    liver_state: LabelState
+    tumour_state: LabelState
+    liver_zyx: Array | None = None
+    tumour_zyx: Array | None = None
+
+
+MSD_LIVER = pair("liver_{}.nii.gz", "liver_{}.nii.gz", 1, 2)
+MSD_VESSEL = pair("hepaticvessel_{:03d}.nii.gz", "hepaticvessel_{:03d}.nii.gz", 1, 2)
+ATLAS = pair("im{}.nii.gz", "lb{}.nii.gz", 1, 2)
+AMOS_CT = pair("amos_{:04d}.nii.gz", "amos_{:04d}.nii.gz", 1, 6, 15)
+AMOS_MR = pair("amos_{:04d}.nii.gz", "amos_{:04d}.nii.gz", 6)
+CT, MR = Modality.CT, Modality.MR
+EXAMPLES = [
+    Example("lits", lits, "lits-003", CT, MANUAL, MANUAL, labels(1, 1), labels(0, 1)),
+    Example("lits", lits, "lits-028", CT, UNKNOWN, UNKNOWN),
+    Example("msd-liver", MSD_LIVER, "msd03-001", CT, MANUAL, MANUAL, labels(1, 1), labels(0, 1)),
+    Example("msd-hepatic-vessel", MSD_VESSEL, "msd08-001", CT, UNKNOWN, MANUAL, None, labels(0, 1)),
+    Example("atlas", ATLAS, "atlas-001", MR, MANUAL, MANUAL, labels(1, 1), labels(0, 1)),
+    Example("amos", AMOS_CT, "amos-0001", CT, MANUAL, UNKNOWN, labels(0, 1)),
+    Example("amos", AMOS_MR, "amos-0507", MR, UNKNOWN, UNKNOWN),
+    Example("totalsegmentator", totalsegmentator, "ts-ct-s0001", CT, MANUAL, UNKNOWN, labels(1)),
+    Example("totalsegmentator", totalsegmentator, "ts-mr-s0002", MR, UNKNOWN, UNKNOWN),
+    Example("nnunet", nnunet, "a", CT, MANUAL, MANUAL, labels(0, 1, 1), labels(0, 0, 1)),
+    Example("bids", bids, "sub-01_T1w", MR, UNKNOWN, UNKNOWN),
+    Example("bids", bids, "sub-01_T2w", MR, MANUAL, UNKNOWN, labels(1)),
+    Example("bids", bids, "sub-02_ses-1_ct", CT, MANUAL, MANUAL, labels(1, 1), labels(0, 1)),
 ]
 
 
-@pytest.mark.parametrize(("layout", "make", "case_id", "modality", "expected", "masks"), CASES)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"{example.layout}-{example.case_id}")
 def test_a_layout_is_recognised_and_read(
-    layout: str,
-    make: Callable[[Path], None],
-    case_id: str,
-    modality: Modality,
-    expected: tuple[LabelState, LabelState],
-    masks: tuple[Array | None, Array | None],
-    tmp_path: Path,
-    tiny: Params,
-    capsys: pytest.CaptureFixture[str],
+    example: Example, tmp_path: Path, tiny: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make(tmp_path / "data")
-    case = found(tmp_path / "data", tiny)[case_id]
-    assert f"layout {layout}: " in capsys.readouterr().err
-    assert case.modality == modality
-    assert states(case) == expected
-    for structure, mask in zip(("liver", "tumour"), masks, strict=True):
-        assert (getattr(case, structure) is not None) == (mask is not None)
-        if mask is not None:
-            assert np.array_equal(voxels(case, structure), mask)
+    example.make(tmp_path / "data")
+    case = found(tmp_path / "data", tiny)[example.case_id]
+    assert f"layout {example.layout}: " in capsys.readouterr().err
+    assert case.modality == example.modality
+    assert (case.liver_state, case.tumour_state) == (example.liver_state, example.tumour_state)
+    for structure, mask_zyx in (("liver", example.liver_zyx), ("tumour", example.tumour_zyx)):
+        assert (getattr(case, structure) is not None) == (mask_zyx is not None)
+        if mask_zyx is not None:
+            assert np.array_equal(voxels(case, structure), mask_zyx)
 
 
-@pytest.mark.parametrize(("layout", "make"), {(row[0], row[1]) for row in CASES if row[0] != "atlas"})
-def test_no_other_layout_reads_it(layout: str, make: Callable[[Path], None], tmp_path: Path, tiny: Params) -> None:
+@pytest.mark.parametrize(
+    ("layout", "make"), {(example.layout, example.make) for example in EXAMPLES if example.layout != "atlas"}
+)
+def test_no_other_layout_recognises_it(layout: str, make: Callable[[Path], None], tmp_path: Path, tiny: Params) -> None:
     make(tmp_path)
     others = [name for name, other in LAYOUTS.items() if name != layout and other.recognise(tmp_path)]
     assert others == []
 
 
-def test_a_challenge_volume_without_a_number_of_its_own_is_left_out(tmp_path: Path, tiny: Params) -> None:
+def test_the_test_volumes_of_the_challenge_are_left_out(tmp_path: Path, tiny: Params) -> None:
     lits(tmp_path)
     assert sorted(found(tmp_path, tiny)) == ["lits-003", "lits-028"]
 
@@ -191,7 +167,7 @@ def test_a_challenge_volume_without_a_number_of_its_own_is_left_out(tmp_path: Pa
 def test_a_value_that_the_layout_does_not_declare_is_refused(tmp_path: Path, tiny: Params) -> None:
     write(tmp_path / "volume-1.nii")
     write(tmp_path / "segmentation-1.nii", labels(1, 2, 7))
-    with pytest.raises(Refusal, match=r"declared values \(0, 1, 2\) only: value 7"):
+    with pytest.raises(Refusal, match=r"contains only declared values \(0, 1, 2\): value 7"):
         voxels(found(tmp_path, tiny)["lits-001"], "liver")
 
 
@@ -206,17 +182,17 @@ def test_an_nnunet_set_of_several_channels_is_refused(tmp_path: Path, tiny: Para
 
 def test_a_folder_of_no_layout_is_refused_with_the_list_of_layouts(tmp_path: Path, tiny: Params) -> None:
     write(tmp_path / "something.nii.gz")
-    with pytest.raises(DataError, match=r"no layout is recognised; there are table, msd-liver, .*, dicom"):
+    with pytest.raises(DataError, match=r"no known layout, must be one of table, msd-liver, .*, dicom"):
         found(tmp_path, tiny)
 
 
-def test_a_layout_that_is_asked_for_and_not_there_finds_no_case(tmp_path: Path, tiny: Params) -> None:
+def test_a_layout_that_does_not_fit_finds_no_case(tmp_path: Path, tiny: Params) -> None:
     lits(tmp_path)
-    with pytest.raises(DataError, match=r"layout amos finds no case"):
+    with pytest.raises(DataError, match=r"no case of layout amos"):
         found(tmp_path, tiny, layout="amos")
 
 
-def test_a_zip_reads_as_the_folder_that_it_holds(tmp_path: Path, tiny: Params) -> None:
+def test_a_zip_reads_as_the_folder_inside(tmp_path: Path, tiny: Params) -> None:
     lits(tmp_path / "LiTS")
     with zipfile.ZipFile(tmp_path / "LiTS.zip", "w") as archive:
         for path in sorted((tmp_path / "LiTS").rglob("*.nii")):
@@ -234,14 +210,12 @@ def test_a_zip_that_writes_outside_its_folder_is_refused(name: str, tmp_path: Pa
     assert not list(tmp_path.rglob("outside.nii"))
 
 
-def test_a_zip_that_expands_beyond_all_measure_is_refused(
-    tmp_path: Path, tiny: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_zip_bomb_is_refused(tmp_path: Path, tiny: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hepar.ingest.sources.archive.MIN_LIMIT_BYTES", 10_000)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", bytes(10**7))
     with (
-        pytest.raises(DataError, match=r"unpack to 10000000 bytes"),
+        pytest.raises(DataError, match=r"unpacks to 10000000 bytes"),
         open_source(str(tmp_path / "bomb.zip"), tiny.ingest),
     ):
         pass

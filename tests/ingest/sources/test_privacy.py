@@ -15,21 +15,23 @@ from dicom_files import IDENTIFIERS, phantom_voxels, write_series
 from hepar.cases import Cohort
 from hepar.errors import DataError
 from hepar.imaging.volumes import write_image
+from hepar.ingest.cohort_building import build_cases
+from hepar.ingest.quarantine import write_quarantine
 from hepar.ingest.sources import dicom_tree
 from hepar.ingest.sources.pseudonyms import EPHEMERAL_VARIABLE, FILE_VARIABLE, VARIABLE, patient_key
+from hepar.ingest.splits import assign_splits
 from hepar.params import Params
-from hepar.stages.ingest import _ingest, _write_quarantine
 
 
 def test_no_identifier_of_a_dicom_header_is_written_anywhere(tmp_path: Path, tiny: Params) -> None:
-    paths = write_series(tmp_path / "source" / "GRIMALDI", phantom_voxels(), series="1.2.826.7730021.99")
+    paths = write_series(tmp_path / "source" / "GRIMALDI", phantom_voxels(), SeriesInstanceUID="1.2.826.7730021.99")
     write_series(tmp_path / "source" / "broken", phantom_voxels())[4].unlink()
-    listed = dicom_tree.read(tmp_path / "source", b"a key of the tests")
+    listed = assign_splits(dicom_tree.read(tmp_path / "source", b"a key of the tests"), tiny.ingest.split)
     folder = tmp_path / "cohort"
-    accepted, refused = _ingest(listed, folder, tiny.ingest.split, earlier=None)
+    accepted, refused = build_cases(listed, folder, earlier=None)
     assert (len(accepted), len(refused)) == (1, 1)
     Cohort(folder, tuple(accepted)).save()
-    _write_quarantine(folder / "quarantine.csv", refused)
+    write_quarantine(folder / Cohort.QUARANTINE, refused)
 
     words = {word for value in IDENTIFIERS.values() for word in value.replace("^", " ").split() if len(word) > 5}
     words = words - {"portal", "venous", "control"} | {"1.2.826.7730021.99", paths[0].name}
@@ -64,7 +66,7 @@ def test_the_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path, monkey
     assert patient_key() == key
     assert stat.S_IMODE(os.stat(tmp_path / "keys" / "patient.key").st_mode) == 0o600  # noqa: PTH116
     monkeypatch.setenv(VARIABLE, "short")
-    with pytest.raises(DataError, match=f"the patient key in {VARIABLE} has 5 characters, must have 16 or more"):
+    with pytest.raises(DataError, match=f"the patient key in {VARIABLE} has 5 characters, must have at least 16"):
         patient_key()
 
 

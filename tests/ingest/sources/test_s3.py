@@ -1,8 +1,9 @@
-"""Sources in S3, against a server process on loopback: the cohort is that of the same files on a disk."""
+"""Sources in S3, against a server process on loopback: they give the cohort of the same files on a disk."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import pickle
 import shutil
@@ -21,14 +22,15 @@ import pytest
 import SimpleITK as sitk
 from dicom_files import phantom_voxels, write_series
 
+import hepar.stages.ingest
 from hepar.cases import Cohort
 from hepar.errors import DataError, Refusal, StorageError
+from hepar.ingest.listing import list_source
 from hepar.ingest.sources import open_source, remote_cache, s3
 from hepar.ingest.sources.pseudonyms import VARIABLE
 from hepar.ingest.sources.source import VolumeFile
 from hepar.params import Params
 from hepar.runtime.artifacts import read_manifest, sha256_file
-from hepar.stages import ingest
 
 BUCKET = "scans"
 
@@ -85,7 +87,7 @@ def upload(client: Any, folder: Path, prefix: str) -> None:
 
 
 class Fetched:
-    """Counts the objects that this process fetches."""
+    """The keys of the objects that this process fetches."""
 
     def __init__(self, client: Any) -> None:
         self.keys: list[str] = []
@@ -99,8 +101,8 @@ class Fetched:
 
 
 def ingested(source: str, cohort: Path, params: Params) -> str:
-    ingest.run(source, cohort, params.ingest)
-    return read_manifest(cohort, "cohort").hash
+    hepar.stages.ingest.run(source, cohort, params.ingest)
+    return read_manifest(cohort, Cohort.KIND).hash
 
 
 def test_a_cohort_from_s3_has_the_bytes_of_one_from_the_disk(
@@ -112,7 +114,7 @@ def test_a_cohort_from_s3_has_the_bytes_of_one_from_the_disk(
     assert ingested(f"s3://{BUCKET}/phantoms/one/cohort.csv", tmp_path / "table", tiny) == on_disk
 
 
-def test_an_unchanged_source_is_known_without_fetching_a_volume(
+def test_an_unchanged_source_is_recognised_without_fetching_a_volume(
     store: Any, phantom_source: Path, tmp_path: Path, tiny: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(store, phantom_source, "phantoms")
@@ -124,7 +126,7 @@ def test_an_unchanged_source_is_known_without_fetching_a_volume(
     assert fetched.of(".nii.gz") == 0
     again = gzip.compress(gzip.decompress((phantom_source / "phantom-ct-0006" / "image.nii.gz").read_bytes()), 1)
     store.put_object(Bucket=BUCKET, Key="phantoms/phantom-ct-0006/image.nii.gz", Body=again)
-    assert ingested(f"s3://{BUCKET}/phantoms", tmp_path / "cohort", tiny) != first  # it is told what it was made from
+    assert ingested(f"s3://{BUCKET}/phantoms", tmp_path / "cohort", tiny) != first  # the case records its source's hash
     assert fetched.of("phantom-ct-0006/image.nii.gz") == 1
     assert fetched.of("image.nii.gz") == 1
 
@@ -141,13 +143,13 @@ def test_a_table_on_the_disk_may_name_volumes_in_s3(
     assert ingested(str(tmp_path / "table.csv"), tmp_path / "s3", tiny) == on_disk
 
 
-def test_a_volume_that_the_store_lacks_is_refused_and_the_rest_goes_on(
+def test_a_volume_that_the_store_lacks_refuses_its_case_alone(
     store: Any, phantom_source: Path, tmp_path: Path, tiny: Params
 ) -> None:
     upload(store, phantom_source, "p")
     store.delete_object(Bucket=BUCKET, Key="p/phantom-ct-0006/image.nii.gz")
     ingested(f"s3://{BUCKET}/p", tmp_path / "cohort", tiny)
-    refused = pd.read_csv(tmp_path / "cohort" / "quarantine.csv")
+    refused = pd.read_csv(tmp_path / "cohort" / Cohort.QUARANTINE)
     assert refused["case_id"].tolist() == ["phantom-ct-0006"]
     assert f"s3://{BUCKET}/p/phantom-ct-0006/image.nii.gz" in refused["value"][0]
 
@@ -165,7 +167,7 @@ def test_dicom_is_listed_by_its_headers_alone(store: Any, tmp_path: Path, tiny: 
         assert len(stubs) == len(paths)
         assert max(path.stat().st_size for path in stubs) < 8192
         for case in cases:
-            assert pickle.loads(pickle.dumps(case)) == case  # it goes to another process
+            assert pickle.loads(pickle.dumps(case)) == case  # cases are sent to other processes
             with remote_cache.local(case, case.remote) as here:
                 read = here.image.read()
                 assert not set(here.files) & set(case.files)
@@ -201,7 +203,7 @@ def test_a_download_with_wrong_bytes_is_refused(
 ) -> None:
     extra = {"ChecksumAlgorithm": checksum} if checksum else {}
     store.put_object(Bucket=BUCKET, Key="x.bin", Body=b"right bytes", **extra)
-    item = next(s3._listed(BUCKET, "x.bin"))
+    item = next(s3.list_objects(BUCKET, "x.bin"))
     item.download(tmp_path / "good")
     assert (tmp_path / "good").read_bytes() == b"right bytes"
     tried = []
@@ -212,7 +214,7 @@ def test_a_download_with_wrong_bytes_is_refused(
 
     monkeypatch.setattr(store, "download_file", garbled)
     monkeypatch.setattr(s3.time, "sleep", lambda seconds: None)
-    with pytest.raises(Refusal, match=r"arrives as its store holds it: s3://scans/x.bin: checksum"):
+    with pytest.raises(Refusal, match=r"a download matches its checksum: s3://scans/x.bin: checksum"):
         item.download(tmp_path / "bad")
     assert len(tried) == s3.DOWNLOADS
 
@@ -220,7 +222,7 @@ def test_a_download_with_wrong_bytes_is_refused(
 def test_the_etag_of_an_upload_in_parts_is_checked(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "big").write_bytes(os.urandom(9 * 2**20))
     store.upload_file(str(tmp_path / "big"), BUCKET, "big")
-    item = next(s3._listed(BUCKET, "big"))
+    item = next(s3.list_objects(BUCKET, "big"))
     assert item.etag.endswith("-2")
     head = {"ETag": item.etag}
     assert len(set(s3._checksums(tmp_path / "big", head, item.etag, lambda: 8 * 2**20))) == 1
@@ -230,26 +232,68 @@ def test_the_etag_of_an_upload_in_parts_is_checked(store: Any, tmp_path: Path, m
     assert len(set(s3._checksums(tmp_path / "big", head, item.etag, lambda: 8 * 2**20))) == 2
 
 
-def test_an_object_that_changes_while_it_is_read_ends_the_stage(store: Any, tmp_path: Path) -> None:
+def test_an_object_that_changes_during_ingest_ends_the_stage(store: Any, tmp_path: Path) -> None:
     store.put_object(Bucket=BUCKET, Key="x", Body=b"old")
-    item = next(s3._listed(BUCKET, "x"))
+    item = next(s3.list_objects(BUCKET, "x"))
     store.put_object(Bucket=BUCKET, Key="x", Body=b"new")
-    with pytest.raises(StorageError, match="changed while it was read"):
+    with pytest.raises(StorageError, match="changed during ingest"):
         item.download(tmp_path / "x")
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("s3://scans/nothing", "there is no such object or prefix"),
+        ("s3://scans/nothing", "no such object, and no object below that prefix"),
         ("s3://no-such-bucket/x", "NoSuchBucket"),
         ("s3:///x", "must be s3://bucket/key"),
         ("s3://scans/../../etc", "must be s3://bucket/key"),
     ],
 )
-def test_a_source_that_is_not_there_is_named(source: str, words: str, store: Any, tiny: Params) -> None:
+def test_a_missing_source_is_named(source: str, words: str, store: Any, tiny: Params) -> None:
     with pytest.raises(DataError, match=words), open_source(source, tiny.ingest):
         pass
+
+
+def etag(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def test_a_prefix_lists_its_objects_with_size_and_etag(store: Any) -> None:
+    store.put_object(Bucket=BUCKET, Key="p/b.nii.gz", Body=b"old")
+    store.put_object(Bucket=BUCKET, Key="p/a/c.dcm", Body=b"xy")
+    store.put_object(Bucket=BUCKET, Key="pq/other", Body=b"x")
+    fetched = Fetched(store)
+    for source in ("s3://scans/p", "s3://scans/p/"):
+        assert list_source(source) == f"a/c.dcm,2,{etag(b'xy')}\nb.nii.gz,3,{etag(b'old')}\n"
+    store.put_object(Bucket=BUCKET, Key="p/b.nii.gz", Body=b"new")
+    assert list_source("s3://scans/p") == f"a/c.dcm,2,{etag(b'xy')}\nb.nii.gz,3,{etag(b'new')}\n"
+    assert fetched.keys == []
+
+
+def test_a_table_in_s3_lists_itself_and_the_objects_that_it_names(store: Any, tmp_path: Path) -> None:
+    table = (
+        b"case_id,modality,image,liver_state,tumour_state\n"
+        b"one,CT,one.nii.gz,unknown,unknown\ntwo,CT,s3://scans/q/two.nii.gz,unknown,unknown\n"
+    )
+    for key, body in (("p/cohort.csv", table), ("p/one.nii.gz", b"1")):
+        store.put_object(Bucket=BUCKET, Key=key, Body=body)
+    (tmp_path / "table.csv").write_bytes(table)
+    own = f"cohort.csv,{len(table)},{sha256_file(tmp_path / 'table.csv')}\n"
+    named = f"one.nii.gz,1,{etag(b'1')}\ns3://scans/q/two.nii.gz,,missing\n"
+    assert list_source("s3://scans/p/cohort.csv") == own + named
+    store.put_object(Bucket=BUCKET, Key="q/two.nii.gz", Body=b"22")
+    named = f"one.nii.gz,1,{etag(b'1')}\ns3://scans/q/two.nii.gz,2,{etag(b'22')}\n"
+    assert list_source("s3://scans/p/cohort.csv") == own + named
+    assert list_source("s3://scans/p") == f"cohort.csv,{len(table)},{etag(table)}\n" + named
+    assert list_source(str(tmp_path / "table.csv")).splitlines()[:2] == [
+        "one.nii.gz,,missing",
+        f"s3://scans/q/two.nii.gz,2,{etag(b'22')}",
+    ]
+
+
+def test_a_listing_of_nothing_is_refused(store: Any) -> None:
+    with pytest.raises(DataError, match=r"^source s3://scans/none: no such object, and no object below that prefix$"):
+        list_source("s3://scans/none")
 
 
 def test_a_key_that_is_a_file_and_a_folder_is_named(store: Any, tiny: Params) -> None:
@@ -265,7 +309,7 @@ def test_a_key_that_climbs_out_is_refused(store: Any, tiny: Params) -> None:
         pass
 
 
-def test_a_store_that_does_not_answer_fails_the_stage_and_no_case(
+def test_a_store_that_does_not_answer_fails_the_stage_and_refuses_no_case(
     store: Any, phantom_source: Path, tmp_path: Path, tiny: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(store, phantom_source, "p")
@@ -276,15 +320,15 @@ def test_a_store_that_does_not_answer_fails_the_stage_and_no_case(
     s3.client.cache_clear()
     with pytest.raises(StorageError, match=r"127\.0\.0\.1:9"):
         ingested(f"s3://{BUCKET}/p", tmp_path / "cohort", tiny)
-    assert read_manifest(tmp_path / "cohort", "cohort").hash == before
+    assert read_manifest(tmp_path / "cohort", Cohort.KIND).hash == before
     assert len(Cohort.load(tmp_path / "cohort").cases) == 8
 
 
-def test_the_cache_keeps_below_its_limit_and_the_newest(tmp_path: Path, store: Any) -> None:
+def test_the_cache_stays_below_its_limit_and_keeps_the_newest(tmp_path: Path, store: Any) -> None:
     items = []
     for number in range(6):
         store.put_object(Bucket=BUCKET, Key=f"{number}", Body=bytes([number]) * 1000)
-        items.append(next(s3._listed(BUCKET, f"{number}")))
+        items.append(next(s3.list_objects(BUCKET, f"{number}")))
     cache = remote_cache.Cache(tmp_path / "small", limit_bytes=3500)
     for number, item in enumerate(items):
         cache.place(item, tmp_path / "out" / item.key)
@@ -294,12 +338,12 @@ def test_the_cache_keeps_below_its_limit_and_the_newest(tmp_path: Path, store: A
     for number, item in enumerate(items):
         assert (tmp_path / "out" / item.key).read_bytes() == bytes([number]) * 1000
     assert cache.digests(items) == [sha256_file(tmp_path / "out" / item.key) for item in items]
-    assert not cache._kept(items[0]).is_file()  # its digest is remembered
+    assert not cache._kept(items[0]).is_file()  # its digest came from the index
     assert [path.stat().st_mode & 0o077 for path in (tmp_path / "small", tmp_path / "small" / "files")] == [0, 0]
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "much"])
-def test_a_limit_that_is_none_is_named(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_limit_is_named(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(remote_cache.LIMIT_VARIABLE, limit)
     with pytest.raises(DataError, match=f"HEPAR_CACHE_GIB is '{limit}'"):
         remote_cache.Cache.of_user()

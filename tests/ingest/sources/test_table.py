@@ -1,4 +1,4 @@
-"""A table of cases: rows that spreadsheets leave, and what is said of a table that is none of ours."""
+"""A table of cases: rows that spreadsheets leave, and the errors of tables that cannot be read."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def written(folder: Path, *lines: str) -> Path:
     return path
 
 
-def test_rows_of_nothing_but_commas_are_passed_over(tmp_path: Path) -> None:
+def test_rows_of_nothing_but_commas_are_skipped(tmp_path: Path) -> None:
     (case,) = read_table(written(tmp_path, HEADER, ROW, ",,,,"))
     assert case.case_id == "a"
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         ((HEADER, ROW, ",CT,b.nii.gz,unknown,absent"), r"cohort\.csv, row 2: case_id is empty$"),
         ((HEADER, ROW + ",more"), r"cohort\.csv cannot be read as a table: "),
-        ((HEADER.replace(",", ";"), ROW.replace(",", ";")), "separated by semicolons, must be by commas$"),
+        ((HEADER.replace(",", ";"), ROW.replace(",", ";")), "separated by semicolons, must be separated by commas$"),
     ],
     ids=["empty cell", "longer row", "semicolons"],
 )
-def test_a_table_that_is_not_ours_is_refused_with_its_fault(lines: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=said):
+def test_a_faulty_table_is_refused_naming_the_fault(lines: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
         read_table(written(tmp_path, *lines))

@@ -1,4 +1,4 @@
-// The queue on the left, one case in three planes on the right. Every decision is saved by the server before it is shown.
+// The queue on the left, one case in three planes on the right. The server saves a decision before the page shows it.
 "use strict";
 
 const byId = (id) => document.getElementById(id);
@@ -7,7 +7,7 @@ const LAYERS = [
   { name: "uncertain", colormap: "blue", opacity: 0.5, box: "show-uncertain", key: "u" },
   { name: "tumour", colormap: "red", opacity: 0.6, box: "show-tumour", key: "t" },
 ];
-const VERDICTS = { accept: "accepted", review: "waits for review", reject: "rejected" };
+const VERDICTS = { accept: "accepted", review: "for review", reject: "rejected" };
 const DECISIONS = { accept: "accepted", reject: "rejected", correct: "corrected" };
 
 let cases = [];
@@ -19,32 +19,32 @@ const viewer = new niivue.Niivue({
   crosshairWidthUnit: "voxels",
   crosshairWidth: 0.3,
   dragAndDropEnabled: false,
-  isRadiologicalConvention: true, // the patient's right is on the left, as on every workstation
+  isRadiologicalConvention: true, // the patient's right on the left of the screen
   multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
 });
 
-async function ask(path, options) {
-  const answer = await fetch(path, options);
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.error);
+async function fetchJson(path, options) {
+  const response = await fetch(path, options);
+  const body = await response.json();
+  if (!response.ok) throw new Error(body.error);
   return body;
 }
 
-function say(text, isError = false) {
+function showMessage(text, isError = false) {
   byId("message").textContent = text;
   byId("message").classList.toggle("error", isError);
 }
 
 function element(tag, text, className = "") {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  made.className = className;
-  return made;
+  const node = document.createElement(tag);
+  node.textContent = text;
+  node.className = className;
+  return node;
 }
 
 function showQueue() {
   const open = cases.filter((item) => !item.decision).length;
-  byId("count").textContent = `${open} of ${cases.length} are not decided yet`;
+  byId("count").textContent = `${open} of ${cases.length} left to review`;
   byId("cases").replaceChildren(...cases.map((item) => {
     const button = element("button", "");
     button.dataset.case = item.case_id;
@@ -67,9 +67,9 @@ function showFacts(item) {
     byId(id).download = `${item.case_id}-${name}.nii.gz`;
   }
   byId("title").textContent = `${item.case_id}, ${[item.modality, item.sequence, item.source].filter(Boolean).join(", ")}`;
-  byId("verdict").textContent = `The gates: ${VERDICTS[item.gate]}.` +
-    (item.decision ? ` Then ${DECISIONS[item.decision.decision]} by ${item.decision.who}, ${item.decision.when}.` : "");
-  const reasons = item.reasons.length ? item.reasons : ["every gate is passed"];
+  byId("verdict").textContent = `Gates: ${VERDICTS[item.gate]}.` +
+    (item.decision ? ` Review: ${DECISIONS[item.decision.decision]} by ${item.decision.who}, ${item.decision.when}.` : "");
+  const reasons = item.reasons.length ? item.reasons : ["passes every gate"];
   byId("reasons").replaceChildren(...reasons.map((reason) => element("li", reason)));
   byId("signals").replaceChildren(...Object.entries(item.signals).flatMap(([name, value]) => [
     element("dt", name.replaceAll("_", " ")), element("dd", value >= 100 ? value.toFixed(0) : value.toFixed(3)),
@@ -81,19 +81,19 @@ function maskOf(item, layer) {
   return corrected ? "corrected" : layer.name;
 }
 
-let shown = Promise.resolve(); // volumes are loaded one after the other, or those of two cases would mix
+let loading = Promise.resolve(); // one case after the other, so that their volumes do not mix
 
 function show(item) {
   current = item;
   delete byId("view").dataset.shown;
   showQueue();
   showFacts(item);
-  shown = shown.then(() => (current === item ? load(item) : undefined));
-  return shown;
+  loading = loading.then(() => (current === item ? load(item) : undefined));
+  return loading;
 }
 
 async function load(item) {
-  say("Loading the volume…");
+  showMessage("Loading the volume…");
   const folder = `files/${encodeURIComponent(item.case_id)}`;
   const image = { url: `${folder}/image.nii.gz`, name: "image.nii.gz", colormap: "gray" };
   if (item.window) [image.cal_min, image.cal_max] = item.window;
@@ -105,18 +105,18 @@ async function load(item) {
   try {
     await viewer.loadVolumes([image, ...masks]);
   } catch (error) {
-    say(`The volume cannot be shown: ${error.message}`, true);
+    showMessage(`The volume cannot be displayed: ${error.message}`, true);
     return;
   }
-  if (current !== item) return; // another one was chosen meanwhile
+  if (current !== item) return; // another case was selected while this one loaded
   for (const layer of LAYERS) byId(layer.box).disabled = !layers.includes(layer);
   goToLiver(1);
-  say("");
+  showMessage("");
   byId("view").dataset.shown = item.case_id;
 }
 
+// Move the crosshair to the centre of the liver, so that all three planes show it.
 function goToLiver(index) {
-  // the crosshair to the middle of the liver, so that all three planes show it
   const mask = viewer.volumes[index];
   if (!mask) return;
   const [, columns, rows] = mask.hdr.dims;
@@ -139,21 +139,21 @@ function setLayer(layer) {
   if (index > 0) viewer.setOpacity(index, byId(layer.box).checked ? layer.opacity : 0);
 }
 
-async function save(path, options, done) {
+async function save(path, options, afterwards) {
   if (busy || !current) return;
   if (byId("view").dataset.shown !== current.case_id) {
-    say("This case is not on the screen yet", true);
+    showMessage("Wait until the volume is displayed", true);
     return;
   }
   busy = true;
   try {
-    const saved = await ask(`api/cases/${encodeURIComponent(current.case_id)}/${path}`, { method: "POST", ...options });
+    const saved = await fetchJson(`api/cases/${encodeURIComponent(current.case_id)}/${path}`, { method: "POST", ...options });
     current = cases[cases.findIndex((item) => item.case_id === saved.case_id)] = saved;
     showQueue();
     showFacts(saved);
-    await done();
+    await afterwards();
   } catch (error) {
-    say(error.message, true);
+    showMessage(error.message, true);
   } finally {
     busy = false;
   }
@@ -180,7 +180,7 @@ async function upload() {
 }
 
 async function start() {
-  history.replaceState(null, "", location.pathname); // the token is in the cookie now: not in the address for others to see
+  history.replaceState(null, "", location.pathname); // the cookie holds the token: hide it from the address bar
   byId("accept").addEventListener("click", accept);
   byId("reject").addEventListener("click", reject);
   byId("next").addEventListener("click", next);
@@ -199,9 +199,9 @@ async function start() {
     event.preventDefault();
     event.stopPropagation();
   }, true);
-  cases = await ask("api/cases");
+  cases = await fetchJson("api/cases");
   if (!cases.length) {
-    byId("title").textContent = "No pseudo-liver waits: every case has a liver of its own";
+    byId("title").textContent = "No pseudo-livers to review";
     byId("count").textContent = "";
     return;
   }
@@ -210,4 +210,4 @@ async function start() {
   await show(cases.find((item) => !item.decision) ?? cases[0]);
 }
 
-start().catch((error) => say(error.message, true));
+start().catch((error) => showMessage(error.message, true));

@@ -1,0 +1,92 @@
+"""Commands for a model: predict with it, import published weights, promote a registered version."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hepar.cases import Modality
+from hepar.cli.options import PARAMS, UNIVERSAL, ParamsFile, UniversalModel
+from hepar.errors import DataError
+
+PANEL = "Models"
+
+models_app = typer.Typer()
+
+
+@models_app.command(rich_help_panel=PANEL)
+def predict(
+    image: Annotated[Path, typer.Argument(help="A scan in any format that SimpleITK reads.")],
+    out: Annotated[Path, typer.Option(help="Label map to write: 0 background, 1 liver, 2 tumour.")],
+    model: UniversalModel = UNIVERSAL,
+    modality: Annotated[
+        Modality | None,
+        typer.Option(case_sensitive=False, help="Modality of the scan.", show_default="guessed from its intensities"),
+    ] = None,
+    overlap: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Overlap of neighbouring windows, as a fraction.")
+    ] = 0.5,
+    min_lesion_ml: Annotated[float, typer.Option(min=0, help="Minimum volume of a tumour component.")] = 0.1,
+) -> None:
+    """Segment liver and tumours of one scan on its own grid, and print their volumes."""
+    from hepar.imaging.preprocessing import guess_modality
+    from hepar.imaging.volumes import Geometry, check_writable, read_image, to_image, write_image
+    from hepar.inference.prediction import load_model, segment
+    from hepar.runtime.device import pick_device, use_threads
+
+    check_writable(out)
+    if out.exists() and image.exists() and out.samefile(image):
+        raise DataError(f"{out} is the scan itself: choose another file for the labels")
+    use_threads(0)
+    scan = read_image(image)
+    kind = modality or guess_modality(scan)
+    found = segment(load_model(model, pick_device()), scan, kind, overlap, min_lesion_ml)
+    write_image(to_image(found.labels_zyx, Geometry.of(scan)), out)
+    volumes = {"liver_ml": round(found.liver_ml, 3), "tumour_ml": round(found.tumour_ml, 3)}
+    print(json.dumps({"labels": str(out), "modality": str(kind), **volumes}))
+
+
+@models_app.command(rich_help_panel=PANEL)
+def import_weights(
+    checkpoint: Annotated[Path, typer.Argument(help="A published MedFormer checkpoint: .pt, .pth or .npz.")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
+    params: ParamsFile = PARAMS,
+    spacing: Annotated[
+        tuple[float, float, float], typer.Option(help="Training spacing along z, y, x in millimetres.")
+    ] = (1.0, 0.77, 0.77),
+    patch: Annotated[tuple[int, int, int], typer.Option(help="Training patch along z, y, x in voxels.")] = (
+        128,
+        128,
+        128,
+    ),
+    window: Annotated[tuple[float, float], typer.Option(help="Training window in HU.")] = (-17.0, 201.0),
+) -> None:
+    """Import a published MedFormer checkpoint as a model folder; the params file defines the network."""
+    import hepar.inference.import_weights
+    from hepar.imaging.preprocessing import make_preprocessing_plan
+    from hepar.params import PreprocessingParams, load_params, read_section
+
+    p = load_params(params)
+    given = {"spacing_zyx_mm": spacing, "window_hu": window, "mr_percentiles": p.preprocessing.mr_percentiles}
+    plan = make_preprocessing_plan((), read_section(PreprocessingParams, given))
+    hepar.inference.import_weights.run(checkpoint, out, p.network, plan, patch)
+    print(out)
+
+
+@models_app.command(rich_help_panel=PANEL)
+def promote(
+    version: Annotated[str, typer.Argument(help="Version number in the registry.")],
+    params: ParamsFile = PARAMS,
+    force: Annotated[bool, typer.Option(help="Promote even if a gate fails.")] = False,
+) -> None:
+    """Make a registered version the champion if it passes the gates; exits with code 1 if not."""
+    import hepar.registry.promotion
+    from hepar.params import load_params
+
+    decision = hepar.registry.promotion.promote(version, load_params(params).register_model, force)
+    print("; ".join([f"version {version}: {'champion' if decision.promote else 'not promoted'}", *decision.reasons]))
+    if not decision.promote:
+        raise typer.Exit(1)

@@ -1,0 +1,184 @@
+"""The seven stages, in pipeline order, and `run` for all of them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hepar.cases import Modality
+from hepar.cli.messages import print_message
+from hepar.cli.options import (
+    COHORT,
+    PARAMS,
+    POOL,
+    PSEUDO,
+    REGISTRATION,
+    REPORT,
+    REVIEWS,
+    TEACHER_CT,
+    TEACHER_MR,
+    UNIVERSAL,
+    CohortFolder,
+    CtTeacher,
+    Layout,
+    MrTeacher,
+    ParamsFile,
+    PoolFolder,
+    PseudoFolder,
+    ReportFolder,
+    Source,
+    SplitFrom,
+    UniversalModel,
+    load_with_options,
+)
+from hepar.errors import HeparError
+
+RUNNERS = "hepar.runners"  # the entry point group of runners of the whole pipeline
+PANEL = "Stages, in pipeline order"
+
+stages_app = typer.Typer()
+
+
+@stages_app.command(rich_help_panel=PANEL)
+def ingest(
+    source: Source = None,
+    cohort: CohortFolder = COHORT,
+    layout: Layout = None,
+    split_from: SplitFrom = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Read scans and labels, check every case, reorient it and split the cohort by patient."""
+    import hepar.stages.ingest
+
+    p = load_with_options(params, source, layout, split_from)
+    hepar.stages.ingest.run(p.source, cohort, p.ingest)
+
+
+@stages_app.command(rich_help_panel=PANEL)
+def train_liver(
+    modality: Annotated[Modality, typer.Option(case_sensitive=False, help="Modality of the teacher.")],
+    cohort: CohortFolder = COHORT,
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder to write.", show_default="models/liver-MODALITY")
+    ] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Train the liver teacher of one modality on manual liver masks."""
+    import hepar.stages.train_liver
+    from hepar.params import load_params
+
+    p = load_params(params)
+    folder = model or {Modality.CT: TEACHER_CT, Modality.MR: TEACHER_MR}[modality]
+    hepar.stages.train_liver.run(cohort, folder, modality, p.preprocessing, p.network, p.train_liver)
+
+
+@stages_app.command(rich_help_panel=PANEL)
+def pseudo_label(
+    cohort: CohortFolder = COHORT,
+    teacher_ct: CtTeacher = TEACHER_CT,
+    teacher_mr: MrTeacher = TEACHER_MR,
+    pseudo: PseudoFolder = PSEUDO,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Predict liver masks for the cases without one, and accept or reject each by quality gates."""
+    import hepar.stages.pseudo_label
+    from hepar.params import load_params
+
+    teachers = {Modality.CT: teacher_ct, Modality.MR: teacher_mr}
+    hepar.stages.pseudo_label.run(cohort, teachers, pseudo, load_params(params).pseudo_label)
+
+
+@stages_app.command(rich_help_panel=PANEL)
+def assemble_pool(
+    cohort: CohortFolder = COHORT,
+    pseudo: PseudoFolder = PSEUDO,
+    pool: PoolFolder = POOL,
+    reviews: Annotated[
+        str | None,
+        typer.Option(help="Folder of decisions, written by 'hepar review'; overrides assemble_pool.reviews."),
+    ] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Combine manual masks, pseudo-livers and tumour masks into one partially labelled training pool."""
+    import hepar.stages.assemble_pool
+    from hepar.params import load_params
+
+    p = load_params(params)
+    section = p.assemble_pool if reviews is None else p.assemble_pool.model_copy(update={"reviews": reviews})
+    if not section.reviews and reviews is None and REVIEWS.is_dir():
+        print_message(f"decisions in {REVIEWS} are ignored without --reviews {REVIEWS}")
+    hepar.stages.assemble_pool.run(cohort, pseudo, pool, p.preprocessing, section)
+
+
+@stages_app.command(rich_help_panel=PANEL)
+def train_universal(
+    pool: PoolFolder = POOL,
+    teacher_ct: CtTeacher = TEACHER_CT,
+    teacher_mr: MrTeacher = TEACHER_MR,
+    model: UniversalModel = UNIVERSAL,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Train one model for CT and MR, liver and tumour, on the pool."""
+    import hepar.stages.train_universal
+    from hepar.params import load_params
+
+    p = load_params(params)
+    teachers = {Modality.CT: teacher_ct, Modality.MR: teacher_mr}
+    hepar.stages.train_universal.run(pool, teachers, model, p.network, p.train_universal)
+
+
+@stages_app.command(rich_help_panel=PANEL)
+def evaluate(
+    cohort: CohortFolder = COHORT,
+    model: UniversalModel = UNIVERSAL,
+    report: ReportFolder = REPORT,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Score the model on the held-out patients; writes metrics.json and report.html."""
+    import hepar.stages.evaluate
+    from hepar.params import load_params
+
+    hepar.stages.evaluate.run(cohort, model, report, load_params(params).evaluate)
+
+
+@stages_app.command(rich_help_panel=PANEL)
+def register(
+    model: UniversalModel = UNIVERSAL,
+    report: ReportFolder = REPORT,
+    registration: Annotated[Path, typer.Option(help="Registration folder to write.")] = REGISTRATION,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Register the model in MLflow as champion or challenger."""
+    import hepar.stages.register
+    from hepar.params import load_params
+
+    hepar.stages.register.run(model, report, registration, load_params(params).register_model)
+
+
+@stages_app.command(rich_help_panel=PANEL)
+def run(
+    source: Source = None,
+    workdir: Annotated[Path, typer.Option(help="Folder for everything that the run writes.")] = Path("runs/latest"),
+    runner: Annotated[
+        str, typer.Option(help="Where stages run: 'subprocess' in this environment, 'docker' in containers.")
+    ] = "subprocess",
+    image: Annotated[str, typer.Option(help="Image for the docker runner.")] = "hepar:latest",
+    layout: Layout = None,
+    split_from: SplitFrom = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Run the whole pipeline on this machine through kfp.local, and print the scores."""
+    p = load_with_options(params, source, layout, split_from)
+    _load_runner(runner)(params=p, workdir=workdir, image=image)
+
+
+def _load_runner(name: str) -> Callable[..., None]:
+    runners = {entry.name: entry for entry in importlib.metadata.entry_points(group=RUNNERS)}
+    if name not in runners:
+        raise HeparError(f"--runner is {name!r}, must be one of {', '.join(sorted(runners))}")
+    loaded: Callable[..., None] = runners[name].load()
+    return loaded

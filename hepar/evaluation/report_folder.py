@@ -1,0 +1,79 @@
+"""The folder `report/`: summary metrics, provenance, scores of each case, the page and the predicted masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hepar.errors import ArtifactError
+from hepar.runtime.artifacts import Manifest, read_manifest, write_json
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report on disk. `Report(folder)` addresses one that is being written; `Report.load` opens a finished one."""
+
+    folder: Path
+
+    KIND = "report"
+    METRICS = "metrics.json"  # by modality, see `summarise`
+    FACTS = "facts.json"  # what was scored: hashes of cohort, test set, pool and model, and the commit
+    TEST_SET = "test set"  # the fact that tells whether two reports are comparable
+    CASES = "cases.csv"
+    PAGE = "report.html"
+    MASKS = "masks"  # <case>.nii.gz: 0 background, 1 liver, 2 tumour
+
+    @property
+    def page(self) -> Path:
+        """The HTML page."""
+        return self.folder / self.PAGE
+
+    def mask(self, case_id: str) -> Path:
+        """The predicted labels of a case."""
+        return self.folder / self.MASKS / f"{case_id}.nii.gz"
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest, read once. Raises ArtifactError if it is missing, damaged or of another kind."""
+        return read_manifest(self.folder, self.KIND)
+
+    def metrics(self) -> dict[str, Any]:
+        """The summary metrics by modality. Raises ArtifactError if the file cannot be read."""
+        return self._read(self.METRICS)
+
+    def facts(self) -> dict[str, str]:
+        """What was scored, by hash. Raises ArtifactError if the file cannot be read."""
+        return self._read(self.FACTS)
+
+    def cases(self) -> pd.DataFrame:
+        """Scores of each case, one row a case."""
+        return pd.read_csv(self.folder / self.CASES)
+
+    def save(self, metrics: Mapping[str, Any], facts: Mapping[str, str], cases: pd.DataFrame) -> None:
+        """Write metrics, facts and the table of cases; the same values give the same bytes."""
+        write_json(self.folder / self.METRICS, metrics)
+        write_json(self.folder / self.FACTS, facts)
+        cases.to_csv(self.folder / self.CASES, index=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> Report:
+        """Open a finished report. Raises ArtifactError if its manifest is missing, damaged or of another kind."""
+        report = cls(folder)
+        read_manifest(folder, cls.KIND)
+        return report
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path} cannot be read: {error}") from None
+        if not isinstance(found, dict):
+            raise ArtifactError(f"{path} must hold an object but holds a {type(found).__name__}")
+        return found

@@ -1,0 +1,129 @@
+"""A model on disk: spec, weights, members of an ensemble, training history, and the patients seen in training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import pandas as pd
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from hepar.cases import Modality
+from hepar.errors import ArtifactError
+from hepar.imaging.preprocessing import PreprocessingPlan
+from hepar.params import NetworkParams, SizeZYX
+from hepar.runtime.artifacts import write_json
+
+
+class ModelSpec(BaseModel):
+    """Everything about a model except its weights. `origin` gives the hashes of what it was trained on.
+
+    `liver_intensity` is set for liver teachers only: mean and standard deviation, over the manual livers of the
+    training set, of the median preprocessed intensity inside the liver.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: NetworkParams
+    plan: PreprocessingPlan
+    patch_zyx: SizeZYX
+    modalities: tuple[Modality, ...]
+    liver_intensity: tuple[float, float] | None = None
+    origin: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder, at `folder`. Weights are state dicts without pickled code.
+
+    Members are further weights of the same network, which together with the first form an ensemble.
+    """
+
+    folder: Path
+
+    KIND = "model"
+    SPEC = "model.json"
+    WEIGHTS = "weights.pt"
+    MEMBERS = "members"
+    HISTORY = "history.csv"
+    HISTORY_COLUMNS = ("step", "split", "modality", "metric", "value")
+    PATIENTS = "patients.json"
+
+    def save(
+        self, weights: Mapping[str, Tensor], spec: ModelSpec, members: Sequence[Mapping[str, Tensor]] = ()
+    ) -> None:
+        """Write spec, weights and members; the folder must exist."""
+        write_json(self.folder / self.SPEC, spec.model_dump(mode="json"))
+        _save_weights(weights, self.folder / self.WEIGHTS)
+        for number, member in enumerate(members, start=1):
+            self.add_member(member, number)
+
+    def add_member(self, weights: Mapping[str, Tensor], number: int) -> None:
+        """Write the weights of one more member; numbers start at 1."""
+        (self.folder / self.MEMBERS).mkdir(exist_ok=True)
+        _save_weights(weights, self.folder / self.MEMBERS / f"{number}.pt")
+
+    def load_spec(self) -> ModelSpec:
+        """Read the spec. Raises ArtifactError if it is missing or damaged."""
+        if not (self.folder / self.SPEC).is_file():
+            raise ArtifactError(f"{self.folder} holds no model: {self.SPEC} is missing")
+        try:
+            return ModelSpec.model_validate(json.loads((self.folder / self.SPEC).read_text()))
+        except ValueError as error:
+            raise ArtifactError(f"{self.folder} holds a damaged model: {' '.join(str(error).split())}") from None
+
+    def weight_files(self) -> tuple[str, ...]:
+        """Files that hold weights, relative to the folder: the model's own first, then its members by number."""
+        members = sorted((self.folder / self.MEMBERS).glob("*.pt"), key=lambda path: int(path.stem))
+        return (self.WEIGHTS, *(f"{self.MEMBERS}/{path.name}" for path in members))
+
+    def load_weights(self, name: str = WEIGHTS) -> dict[str, Tensor]:
+        """Read the state dict of a weight file, on the CPU. Raises ArtifactError if it is missing or damaged."""
+        if not (self.folder / name).is_file():
+            raise ArtifactError(f"{self.folder} holds no model: {name} is missing")
+        try:
+            weights: dict[str, Tensor] = torch.load(self.folder / name, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ArtifactError(f"{self.folder} holds a damaged model: {name}: {reason}") from None
+        return weights
+
+    def save_history(self, history: pd.DataFrame) -> None:
+        """Write losses and scores by step; the table must have `HISTORY_COLUMNS`."""
+        history[list(self.HISTORY_COLUMNS)].to_csv(self.folder / self.HISTORY, index=False)
+
+    def load_history(self) -> pd.DataFrame:
+        """Read the history; `modality` is empty for metrics over all modalities."""
+        # as text, or an empty modality would become NaN
+        return pd.read_csv(self.folder / self.HISTORY, keep_default_na=False, na_values={"value": [""]})
+
+    def save_patients(self, hashes: Iterable[str]) -> None:
+        """Write the patients whose labels the model has seen in training or validation, by `hash_patient`."""
+        (self.folder / self.PATIENTS).write_text(json.dumps(sorted(set(hashes)), indent=0) + "\n")
+
+    def has_patients(self) -> bool:
+        """Whether the folder lists the patients; that of an imported checkpoint does not."""
+        return (self.folder / self.PATIENTS).is_file()
+
+    def load_patients(self) -> frozenset[str]:
+        """Hashes of the patients whose labels the model has seen. Raises ArtifactError if the list is missing."""
+        if not self.has_patients():
+            raise ArtifactError(
+                f"{self.folder} does not list the patients seen in training: {self.PATIENTS} is missing"
+            )
+        return frozenset(json.loads((self.folder / self.PATIENTS).read_text()))
+
+
+def hash_patient(patient_id: str) -> str:
+    """SHA-256 of a patient id: a model folder holds no id itself."""
+    return hashlib.sha256(patient_id.encode()).hexdigest()
+
+
+def _save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    torch.save({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)

@@ -1,0 +1,150 @@
+"""Reading DICOM volumes: slices placed by their positions, not by SliceThickness or file names.
+
+Positions are LPS millimetres (DICOM PS3.3, C.7.6.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from hepar.errors import Refusal
+from hepar.ingest.sources.dicom import ENHANCED, MIN_SLICES, Instance, Vector, read_header
+
+Uneven = Literal["refuse", "resample"]
+SPACING_TOLERANCE = 0.02  # of the step between slices
+TILT_TOLERANCE = 0.02  # sideways, of the step between slices
+
+
+@dataclass(frozen=True)
+class DicomVolume:
+    """A stack as a volume: CT in HU, MR in its own units, a mask as 1 where the stored value is above 0."""
+
+    paths: tuple[Path, ...]  # from low to high
+    uneven: Uneven = "refuse"
+    mask: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.paths
+
+    def read(self) -> sitk.Image:
+        """Raises Refusal if slices are missing or doubled, or, unless `uneven` is resample, uneven or tilted."""
+        instances = [instance for instance in map(read_header, self.paths) if instance is not None]
+        if len(instances) != len(self.paths):
+            broken = len(self.paths) - len(instances)
+            raise Refusal("every slice is a DICOM instance", f"{broken} of {len(self.paths)} are not")
+        if len(instances) == 1 and instances[0].get("SOPClassUID") in ENHANCED:
+            image = _read_enhanced(self.paths[0])
+        else:
+            image = _read_classic(instances, self.uneven, self.mask)
+        return image > 0 if self.mask else image
+
+
+def _read_enhanced(path: Path) -> sitk.Image:
+    import highdicom
+
+    try:
+        volume = highdicom.imread(path).get_volume(dtype=np.float32, apply_voi_transform=False)
+    except (ValueError, RuntimeError) as error:
+        raise Refusal("the frames of a multi-frame image form one volume", str(error)) from None
+    return volume.to_simpleitk()
+
+
+def _read_classic(instances: Sequence[Instance], uneven: Uneven, mask: bool) -> sitk.Image:
+    spacing = slice_spacing(instances)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([str(instance.path) for instance in instances])
+    reader.SetOutputPixelType(sitk.sitkFloat32)
+    try:
+        voxels_zyx = sitk.GetArrayFromImage(reader.Execute())
+    except RuntimeError as error:
+        raise Refusal("every slice can be decoded", str(error).strip().splitlines()[-1]) from None
+    first = instances[0]
+    row_mm, column_mm = (float(value) for value in first.get("PixelSpacing"))
+    if spacing.problem:
+        if uneven == "refuse":
+            raise spacing.problem
+        voxels_zyx = _resample_evenly(voxels_zyx, instances, spacing.step_mm, (row_mm, column_mm), nearest=mask)
+    image = sitk.GetImageFromArray(voxels_zyx)
+    image.SetSpacing((column_mm, row_mm, spacing.step_mm))
+    image.SetOrigin(first.position_xyz_mm.tolist())
+    image.SetDirection(first.axes.T.ravel().tolist())
+    return image
+
+
+@dataclass(frozen=True)
+class SliceSpacing:
+    """The step between slices, and the rule that their positions break, if any."""
+
+    step_mm: float
+    problem: Refusal | None
+
+
+def slice_spacing(instances: Sequence[Instance]) -> SliceSpacing:
+    """The step between slices. Raises Refusal if two share a height or one is missing."""
+    if len(instances) < MIN_SLICES:
+        raise Refusal(f"a series has at least {MIN_SLICES} slices", f"{len(instances)} slices")
+    heights_mm = np.array([instance.height_mm for instance in instances])
+    steps_mm = np.diff(heights_mm)
+    if (doubled := int((np.abs(steps_mm) < 0.01).sum())) > 0:
+        raise Refusal("no two slices share a position", f"{doubled} of {len(heights_mm)} slices are doubled")
+    step_mm = float(np.median(steps_mm))
+    wide = np.flatnonzero(steps_mm > 1.5 * step_mm)
+    if wide.size and np.allclose(steps_mm / step_mm, np.round(steps_mm / step_mm), atol=0.1):
+        at, gap_mm = int(wide[0]), float(steps_mm[wide[0]])
+        raise Refusal(
+            "no slice is missing",
+            f"{gap_mm:.2f} mm between slices {at + 1} and {at + 2} of {len(heights_mm)}, elsewhere {step_mm:.2f} mm",
+        )
+    if float(np.abs(steps_mm - step_mm).max()) > SPACING_TOLERANCE * step_mm:
+        value = f"{steps_mm.min():.2f} to {steps_mm.max():.2f} mm"
+        return SliceSpacing(step_mm, Refusal("slices are evenly spaced", value))
+    sideways_mm = _sideways_mm(instances)
+    extent_mm = float(heights_mm[-1] - heights_mm[0])
+    if float(np.abs(np.diff(sideways_mm, axis=0)).max()) > TILT_TOLERANCE * step_mm:
+        degrees = float(np.rad2deg(np.arctan2(np.linalg.norm(sideways_mm[-1]), extent_mm)))
+        return SliceSpacing(step_mm, Refusal("the gantry is not tilted", f"a tilt of {degrees:.1f} degrees"))
+    return SliceSpacing(extent_mm / (len(heights_mm) - 1), None)  # more exact than rounded positions
+
+
+def _sideways_mm(instances: Sequence[Instance]) -> Vector:
+    """Offset of each slice from the first along rows and columns, float64 of n x 2."""
+    offsets_mm = np.array([instance.position_xyz_mm for instance in instances]) - instances[0].position_xyz_mm
+    return np.asarray(offsets_mm @ instances[0].axes[:2].T)
+
+
+def _resample_evenly(
+    voxels_zyx: npt.NDArray[np.float32],
+    instances: Sequence[Instance],
+    step_mm: float,
+    pixel_yx_mm: tuple[float, float],
+    nearest: bool,
+) -> npt.NDArray[np.float32]:
+    """Slices shifted to lie above the first, then interpolated to even steps; the lowest value fills from outside."""
+    kind = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
+    lowest = float(voxels_zyx.min())
+    shifted = []
+    for plane, (along_row, along_column) in zip(voxels_zyx, _sideways_mm(instances), strict=True):
+        image = sitk.GetImageFromArray(plane)
+        image.SetSpacing(pixel_yx_mm[::-1])
+        back = sitk.TranslationTransform(2, (-along_row, -along_column))
+        shifted.append(sitk.GetArrayFromImage(sitk.Resample(image, image, back, kind, lowest)))
+    stack_zyx = np.stack(shifted)
+    heights_mm = np.array([instance.height_mm for instance in instances])
+    slices = int((heights_mm[-1] - heights_mm[0]) / step_mm + 1e-6) + 1  # a whole number may come out just below
+    wanted_mm = heights_mm[0] + step_mm * np.arange(slices)
+    last = len(heights_mm) - 1
+    at = np.clip(np.interp(wanted_mm, heights_mm, np.arange(last + 1)), 0, last)
+    if nearest:
+        return np.asarray(stack_zyx[np.round(at).astype(int)], np.float32)
+    low = np.floor(at).astype(int)
+    high = np.minimum(low + 1, last)
+    share = (at - low)[:, None, None].astype(np.float32)
+    return np.asarray(stack_zyx[low] * (1 - share) + stack_zyx[high] * share, np.float32)

@@ -1,0 +1,203 @@
+"""Masks drawn on a DICOM series: segments of a DICOM-SEG and contours of an RTSTRUCT.
+
+Positions are LPS millimetres.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import SimpleITK as sitk
+
+from hepar.errors import DataError, Refusal
+from hepar.imaging.masks import Mask
+from hepar.imaging.volumes import Geometry
+from hepar.ingest.sources.dicom import RTSTRUCT, SEGMENTATION, Instance
+from hepar.ingest.sources.dicom_volume import DicomVolume
+
+CONTOUR_TOLERANCE = 0.4  # of the step between slices
+WORDS = {
+    "liver": re.compile(r"\b(whole[ _-]?)?(liver|hepar|leber|foie)\b", re.IGNORECASE),
+    "tumour": re.compile(
+        r"(tumou?rs?|lesions?|metastas[ei]s|\bhcc\b|cancer|neoplasm|carcinoma)(?![a-z])", re.IGNORECASE
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One structure of a DICOM-SEG or RTSTRUCT file, and the series it was drawn on."""
+
+    structure: str
+    kind: str  # the file's SOP class
+    path: Path
+    numbers: tuple[int, ...]  # of its segments or ROIs
+    series: str
+
+
+@dataclass(frozen=True)
+class DrawnMask:
+    """A drawn structure as a mask on the grid of its image."""
+
+    drawn: Drawn
+    image: DicomVolume
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.drawn.path, *self.image.files)
+
+    def read(self) -> sitk.Image:
+        image = self.image.read()
+        if self.drawn.kind == SEGMENTATION:
+            return _read_segments(self.drawn, image)
+        return _read_contours(self.drawn, image)
+
+
+def find_segments(instances: Iterable[Instance]) -> list[Drawn]:
+    """Liver and tumour among the segments of the DICOM-SEG instances, by their labels and types."""
+    found = []
+    for instance in instances:
+        if instance.get("SOPClassUID") != SEGMENTATION:
+            continue
+        header = _read_without_pixels(instance.path)
+        referenced = [str(item.SeriesInstanceUID) for item in header.get("ReferencedSeriesSequence", [])]
+        numbers: dict[str, list[int]] = {}
+        for segment in header.get("SegmentSequence", []):
+            types = segment.get("SegmentedPropertyTypeCodeSequence", [])
+            names = [str(segment.get("SegmentLabel", "")), *(str(item.get("CodeMeaning", "")) for item in types)]
+            if structure := _structure_in(names):
+                numbers.setdefault(structure, []).append(int(segment.SegmentNumber))
+        found += [
+            Drawn(structure, SEGMENTATION, instance.path, tuple(values), series)
+            for structure, values in numbers.items()
+            for series in referenced
+        ]
+    return found
+
+
+def find_contours(instances: Iterable[Instance]) -> list[Drawn]:
+    """Liver and tumour among the ROIs of the RTSTRUCT instances, by their names."""
+    found = []
+    for instance in instances:
+        if instance.get("SOPClassUID") != RTSTRUCT:
+            continue
+        header = _read_without_pixels(instance.path)
+        referenced = [
+            str(series.SeriesInstanceUID)
+            for frame in header.get("ReferencedFrameOfReferenceSequence", [])
+            for study in frame.get("RTReferencedStudySequence", [])
+            for series in study.get("RTReferencedSeriesSequence", [])
+        ]
+        numbers: dict[str, list[int]] = {}
+        for roi in header.get("StructureSetROISequence", []):
+            if structure := _structure_in([str(roi.get("ROIName", ""))]):
+                numbers.setdefault(structure, []).append(int(roi.ROINumber))
+        found += [
+            Drawn(structure, RTSTRUCT, instance.path, tuple(values), series)
+            for structure, values in numbers.items()
+            for series in referenced
+        ]
+    return found
+
+
+def _read_without_pixels(path: Path) -> pydicom.Dataset:
+    """A DICOM file without its pixels. Raises DataError if it cannot be read."""
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True)
+    except Exception as error:
+        raise DataError(f"{path.name} cannot be read as DICOM: {type(error).__name__}") from error
+
+
+def _structure_in(names: Iterable[str]) -> str:
+    """The structure that the names mention, empty if none; a liver tumour is a tumour."""
+    text = " ".join(names)
+    return next((structure for structure in ("tumour", "liver") if WORDS[structure].search(text)), "")
+
+
+def _read_segments(drawn: Drawn, image: sitk.Image) -> sitk.Image:
+    """Segments of a DICOM-SEG as a mask on an image's grid. Raises Refusal if they lie on another grid."""
+    import highdicom
+
+    segmentation = highdicom.seg.segread(drawn.path)
+    try:
+        volume = segmentation.get_volume(segment_numbers=list(drawn.numbers), dtype=np.uint8)
+    except (ValueError, RuntimeError) as error:
+        raise Refusal("the frames of a DICOM-SEG form one volume", str(error)) from None
+    segments = np.asarray(volume.array)  # of several segments, the last axis
+    merged = volume.with_array(segments.max(axis=-1) if segments.ndim == 4 else segments)
+    mask = sitk.DICOMOrient(merged.to_simpleitk(), _orientation(image))
+    grid, own = Geometry.of(image), Geometry.of(mask)
+    axes = np.array(grid.direction).reshape(3, 3)
+    offset = axes.T @ (np.array(own.origin_xyz_mm) - np.array(grid.origin_xyz_mm)) / np.array(grid.spacing_zyx_mm[::-1])
+    whole = np.round(offset).astype(int)
+    if not (
+        np.allclose(own.direction, grid.direction, atol=1e-3)
+        and np.allclose(own.spacing_zyx_mm, grid.spacing_zyx_mm, rtol=1e-3)
+        and np.allclose(offset, whole, atol=0.05)
+    ):
+        raise Refusal("a DICOM-SEG lies on the grid of its image", f"{own} but the image has {grid}")
+    mask_zyx = np.zeros(grid.size_zyx, np.uint8)
+    first = whole[::-1]
+    last = first + np.array(own.size_zyx)
+    if (first < 0).any() or (last > np.array(grid.size_zyx)).any():
+        raise Refusal("a DICOM-SEG lies inside its image", f"voxels {first.tolist()} to {last.tolist()} (z, y, x)")
+    mask_zyx[tuple(slice(a, b) for a, b in zip(first, last, strict=True))] = sitk.GetArrayFromImage(mask)
+    placed = sitk.GetImageFromArray(mask_zyx)
+    placed.CopyInformation(image)
+    return placed
+
+
+def _orientation(image: sitk.Image) -> str:
+    return str(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()))
+
+
+def _read_contours(drawn: Drawn, image: sitk.Image) -> sitk.Image:
+    """Closed planar contours of an RTSTRUCT on an image's grid, filled by the odd-even rule at voxel centres.
+
+    Raises Refusal if a contour lies between slices or outside the image.
+    """
+    header = pydicom.dcmread(drawn.path)
+    size_zyx = Geometry.of(image).size_zyx
+    mask_zyx = np.zeros(size_zyx, bool)
+    for contours in header.get("ROIContourSequence", []):
+        if int(contours.ReferencedROINumber) not in drawn.numbers:
+            continue
+        for contour in contours.get("ContourSequence", []):
+            if contour.get("ContourGeometricType", "CLOSED_PLANAR") != "CLOSED_PLANAR":
+                continue
+            points_mm = np.array(contour.ContourData, float).reshape(-1, 3)
+            _fill_contour(
+                mask_zyx,
+                np.array([image.TransformPhysicalPointToContinuousIndex(point.tolist()) for point in points_mm]),
+            )
+    result = sitk.GetImageFromArray(mask_zyx.astype(np.uint8))
+    result.CopyInformation(image)
+    return result
+
+
+def _fill_contour(mask_zyx: Mask, index_n3_xyz: npt.NDArray[np.float64]) -> None:
+    """Invert the voxels of a mask whose centres lie inside one contour, given in continuous voxel indices x, y, z."""
+    from matplotlib.path import Path as Outline
+
+    depth, height, width = mask_zyx.shape
+    z = round(float(index_n3_xyz[:, 2].mean()))
+    if float(np.abs(index_n3_xyz[:, 2] - z).max()) > CONTOUR_TOLERANCE:
+        raise Refusal(
+            "every contour lies in a slice of its image", f"a contour from slice {index_n3_xyz[:, 2].min():.1f}"
+        )
+    if not 0 <= z < depth:
+        raise Refusal("every contour lies inside its image", f"a contour at slice {z} of {depth}")
+    corners_n2_xy = index_n3_xyz[:, :2]
+    low = np.maximum(np.floor(corners_n2_xy.min(axis=0)).astype(int), 0)
+    high = np.minimum(np.ceil(corners_n2_xy.max(axis=0)).astype(int) + 1, (width, height))
+    if (high <= low).any():
+        return
+    xs, ys = np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1]))
+    inside = Outline(corners_n2_xy, closed=False).contains_points(np.column_stack([xs.ravel(), ys.ravel()]))
+    mask_zyx[z, low[1] : high[1], low[0] : high[0]] ^= inside.reshape(xs.shape)

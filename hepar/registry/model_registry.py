@@ -1,0 +1,143 @@
+"""The MLflow model registry: versions of a registered model, their aliases and tags, and downloads."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hepar.errors import ArtifactError, DataError, StorageError
+from hepar.evaluation.report_folder import Report
+from hepar.inference.model_folder import ModelFolder
+from hepar.params import REGISTERED
+from hepar.registry.tracking import connect, tracking_uri
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+POOL_TAG = "hepar.pool_version"
+_NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a model or version, and of an alias
+_SERVING_PACKAGES = (
+    *("blosc2", "mlflow", "monai", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "rich", "scipy"),
+    *("SimpleITK", "torch"),
+)
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered version with its test scores: the summary metrics, and the hash of the test set."""
+
+    name: str
+    number: str
+    metrics: Mapping[str, Any]
+    test_set: str
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A model in the registry; `mlflow` comes from `connect` or `model_run`."""
+
+    mlflow: Any
+    name: str
+
+    def version(self, number: str) -> ModelVersion | None:
+        """A version by number; None if there is none.
+
+        Raises StorageError if the registry does not answer or the scores cannot be read: nothing may be promoted
+        unseen.
+        """
+        return self._find(lambda client: client.get_model_version(self.name, number))
+
+    def version_by_alias(self, alias: str) -> ModelVersion | None:
+        """The version with an alias; None if there is none. Raises StorageError as `version` does."""
+        return self._find(lambda client: client.get_model_version_by_alias(self.name, alias))
+
+    def _find(self, query: Callable[[Any], Any]) -> ModelVersion | None:
+        mlflow = self.mlflow
+        try:
+            found = query(mlflow.MlflowClient())
+        except mlflow.MlflowException as error:
+            if error.error_code in _NOT_FOUND:
+                return None
+            raise StorageError(f"the registry at {tracking_uri()} does not answer: {error.message}") from None
+        try:
+            report = Report(Path(mlflow.artifacts.download_artifacts(run_id=found.run_id, artifact_path=Report.KIND)))
+            metrics, test_set = report.metrics(), report.facts()[Report.TEST_SET]
+        except (mlflow.MlflowException, ArtifactError, OSError) as error:
+            what = f"version {found.version} of {found.name}"
+            raise StorageError(f"{what}: its report cannot be read from {tracking_uri()}: {error}") from None
+        return ModelVersion(found.name, str(found.version), metrics, test_set)
+
+    def add_version(self, model: Path) -> str:
+        """Log a model folder to the active run and register it; returns the number of the new version.
+
+        The version contains the model folder and the code of this package; `registry.pyfunc` defines its predictions.
+        """
+        mlflow = self.mlflow
+        output = mlflow.types.ParamSpec("output", mlflow.types.DataType.string, "")
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            artifacts={"model": str(model)},
+            code_paths=[str(Path(__file__).parents[1])],
+            pip_requirements=serving_requirements(),
+            signature=mlflow.models.ModelSignature(params=mlflow.types.ParamSchema([output])),
+            registered_model_name=self.name,
+        )
+        return str(info.registered_model_version)
+
+    def tag_version(self, number: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        for key, value in tags.items():
+            self.mlflow.MlflowClient().set_model_version_tag(self.name, number, key, value)
+
+    def set_alias(self, alias: str, number: str) -> None:
+        """Point an alias to a version. A challenger that becomes champion loses the alias challenger."""
+        client = self.mlflow.MlflowClient()
+        client.set_registered_model_alias(self.name, alias, number)
+        challenger = client.get_registered_model(self.name).aliases.get(CHALLENGER)
+        if alias == CHAMPION and challenger is not None and str(challenger) == number:
+            client.delete_registered_model_alias(self.name, CHALLENGER)
+
+
+def serving_requirements() -> list[str]:
+    """The packages that a registered version needs, pinned to the versions installed here."""
+    return [f"{name}=={version(name).split('+')[0]}" for name in _SERVING_PACKAGES]
+
+
+@contextlib.contextmanager
+def downloaded_model(uri: str) -> Iterator[Path]:
+    """The model folder of a registered version, such as `models:/NAME@champion`, deleted on exit.
+
+    Raises ArtifactError if there is no such version, or if hepar did not register it.
+    """
+    mlflow = connect()
+    with tempfile.TemporaryDirectory(prefix="hepar-") as scratch:
+        try:
+            place = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
+        except mlflow.MlflowException as error:
+            raise ArtifactError(f"{uri} cannot be fetched from {tracking_uri()}: {error.message}") from None
+        if not (specs := sorted(place.rglob(ModelFolder.SPEC))):
+            raise ArtifactError(f"{uri} holds no model of hepar: {ModelFolder.SPEC} is missing")
+        yield specs[0].parent
+
+
+def pool_version(uri: str) -> str:
+    """The DVC version of the pool that a registered model, such as `models:/NAME@champion`, was trained on.
+
+    Raises DataError if there is no such model, or if it lacks the tag.
+    """
+    mlflow = connect()
+    name, _, alias = uri.removeprefix(REGISTERED).partition("@")
+    name, _, number = name.partition("/")
+    try:
+        client = mlflow.MlflowClient()
+        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except mlflow.MlflowException as error:
+        raise DataError(f"{uri} is not in the registry at {tracking_uri()}: {error.message}") from None
+    tag = str(found.tags.get(POOL_TAG, ""))
+    if not tag:
+        raise DataError(f"{uri} does not name its pool: the tag {POOL_TAG} is missing")
+    return tag

@@ -1,0 +1,37 @@
+"""The folder `registration/`: which version of which registered model a run made, and its alias."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hepar.errors import ArtifactError
+from hepar.runtime.artifacts import write_json
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A registered version. `reasons` say why it did not become champion; empty if it did."""
+
+    name: str
+    version: str
+    alias: str
+    reasons: tuple[str, ...]
+
+    KIND = "registration"
+    FILE = "registration.json"
+
+    def save(self, folder: Path) -> None:
+        """Write the file into `folder`; the same values give the same bytes."""
+        write_json(folder / self.FILE, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Registration:
+        """Read a registration. Raises ArtifactError if it is missing or damaged."""
+        path = folder / cls.FILE
+        try:
+            found = json.loads(path.read_text())
+            return cls(found["name"], found["version"], found["alias"], tuple(found["reasons"]))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ArtifactError(f"{path} is not a registration: {error!r}") from None

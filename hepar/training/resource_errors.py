@@ -1,0 +1,45 @@
+"""Errors of memory and compiler, turned into one that names the setting to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from hepar.errors import HeparError
+from hepar.params import TrainingParams
+
+
+@contextmanager
+def explain_resource_errors(network: nn.Module, params: TrainingParams, step: Callable[[], int]) -> Iterator[None]:
+    """Raise HeparError, with the setting to change, if memory runs out or torch cannot compile the network."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if params.compile and (reason := _compiler_message(error)):
+            raise HeparError(
+                f"training.compile is true, but torch cannot compile the network ({reason}): set it to false, or"
+                " install a C++ compiler"
+            ) from None
+        if not _is_out_of_memory(error):
+            raise
+        checkpointing = ", or set gradient_checkpointing" if hasattr(network, "gradient_checkpointing") else ""
+        raise HeparError(
+            f"out of memory at step {step() + 1}: lower training.batch_size ({params.batch_size}) or"
+            f" patch_zyx ({params.patch_zyx}){checkpointing}; cached arrays take up to cache_gib"
+            f" ({params.cache_gib:g})"
+        ) from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # numpy raises MemoryError, torch on a GPU OutOfMemoryError, and torch on a CPU a plain RuntimeError
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _compiler_message(error: Exception) -> str:
+    """First paragraph of an error of torch's compiler; empty for any other error."""
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+    return " ".join(str(error).split("\n\n")[0].split()) if isinstance(error, TorchDynamoException) else ""

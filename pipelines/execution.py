@@ -1,0 +1,69 @@
+"""The pipeline in this process by one of KFP's local runners: `python -m pipelines.execution REQUEST`, a JSON object.
+
+`pipelines.local` starts it as a child process and passes params (the sections, as KFP takes them), runner, root
+(KFP's folder, in the working directory) and environment (variables of the stages).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.pool_versions import REMOTE_VARIABLE as POOL_REMOTE_VARIABLE
+from hepar.ingest.sources import PHANTOMS, is_remote, pseudonyms
+from hepar.runtime.device import available_cores
+
+STORE_VARIABLES = ("AWS_", "HEPAR_DICOMWEB_", "HEPAR_CACHE_")  # prefixes of what stages need to reach a store
+
+
+def is_local(source: str) -> bool:
+    """Whether a source, or another place that a stage reads, is a path on this machine."""
+    return source not in ("", PHANTOMS) and not is_remote(source)
+
+
+def execute(request: Mapping[str, Any]) -> None:
+    """Run the pipeline; raises an error of KFP if a stage fails."""
+    from kfp import local
+
+    from pipelines.two_stage import two_stage
+
+    runner: Any = _docker_runner(request) if request["runner"] == "docker" else local.SubprocessRunner(use_venv=False)
+    local.init(runner=runner, pipeline_root=request["root"], raise_on_error=True)
+    inputs = two_stage.component_spec.inputs
+    two_stage(**{name: value for name, value in request["params"].items() if name in inputs})
+
+
+def _docker_runner(request: Mapping[str, Any]) -> Any:
+    """Containers with the caller's user id, on the host's network, that see the working directory and the source."""
+    from docker.types import Mount
+    from kfp import local
+
+    params = request["params"]
+    folders = {str(Path(request["root"]).parent): False}  # whether it is read-only
+    environment = {name: value for name, value in os.environ.items() if name.startswith(STORE_VARIABLES)}
+    environment |= dict(request["environment"])
+    remote = environment.get(POOL_REMOTE_VARIABLE, "")
+    if remote and "://" not in remote:
+        Path(remote).mkdir(parents=True, exist_ok=True)
+        folders[remote] = False
+    for place in (params["source"], params["ingest"]["split_from"], params["assemble_pool"]["reviews"]):
+        if is_local(place):
+            folders[place if Path(place).is_dir() else str(Path(place).parent)] = True
+    if params["source"] != PHANTOMS:  # one key for all containers, which cannot keep one
+        environment[pseudonyms.VARIABLE] = pseudonyms.patient_key().decode()
+    mounts = [Mount(target=path, source=path, type="bind", read_only=fixed) for path, fixed in folders.items()]
+    return local.DockerRunner(
+        mounts=mounts,
+        environment=environment,
+        network_mode="host",
+        user=f"{os.getuid()}:{os.getgid()}",
+        nano_cpus=available_cores() * 10**9,
+    )
+
+
+if __name__ == "__main__":
+    execute(json.loads(sys.argv[1]))

@@ -1,0 +1,42 @@
+"""The folder `report/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hepar.errors import ArtifactError
+from hepar.evaluation.report_folder import Report
+from hepar.runtime.artifacts import write_artifact
+
+METRICS = {"CT": {"cases": 2}}
+FACTS = {Report.TEST_SET: "ab12", "model": "cd34"}
+CASES = pd.DataFrame({"case_id": ["a", "b"], "tumour_dice": [0.5, None]})
+
+
+def test_a_report_survives_a_round_trip(tmp_path: Path) -> None:
+    with write_artifact(tmp_path / "report", Report.KIND, {"model": "cd34"}) as folder:
+        Report(folder).save(METRICS, FACTS, CASES)
+    report = Report.load(tmp_path / "report")
+    assert (report.metrics(), report.facts()) == (METRICS, FACTS)
+    pd.testing.assert_frame_equal(report.cases(), CASES)
+    assert report.manifest.parents == {"model": "cd34"}
+
+
+def test_an_unfinished_report_or_another_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"report: manifest\.json is missing"):
+        Report.load(tmp_path)
+    with write_artifact(tmp_path / "pool", "pool", {}) as folder:
+        Report(folder).save(METRICS, FACTS, CASES)
+    with pytest.raises(ArtifactError, match="pool, must be report"):
+        Report.load(tmp_path / "pool")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_missing_or_damaged_metrics_are_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / Report.METRICS).write_text(content)
+    with pytest.raises(ArtifactError, match=r"metrics\.json"):
+        Report(tmp_path).metrics()

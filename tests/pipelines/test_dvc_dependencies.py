@@ -1,0 +1,69 @@
+"""`dvc.yaml` names the code that each stage runs: no module that it imports is missing, and none is listed in vain."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import grimp
+import pytest
+import yaml
+from conftest import ROOT
+
+CANNOT_CHANGE_A_RESULT = {  # modules that no stage depends on, and why
+    "hepar.errors": "messages",
+    "hepar.params": "types; the values are listed under `params`",
+    "hepar.runtime.progress": "what is shown while a stage runs",
+    "hepar.runtime.commit": "notes the commit",
+    "hepar.registry": "keeps records of a training; `register` itself depends on it",
+}
+STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+RUN = [name for name in STAGES if name != "list-source"]
+
+
+def module_of(stage: str) -> str:
+    return f"hepar.stages.{stage.replace('-', '_')}"
+
+
+def is_below(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def needed(graph: grimp.ImportGraph, stage: str) -> set[str]:
+    """The modules that a stage imports, directly or not, and that can change what it writes."""
+    own, reduced = module_of(stage), deepcopy(graph)
+    ignored = set(CANNOT_CHANGE_A_RESULT) - ({"hepar.registry"} if stage == "register" else set())
+    for module in graph.modules:
+        if any(is_below(module, package) for package in ignored):
+            reduced.remove_module(module)
+    return reduced.find_upstream_modules(own) | {own}
+
+
+def listed(stage: str) -> set[str]:
+    """The code dependencies of a stage in `dvc.yaml` as modules or packages."""
+    places = [Path(place) for place in STAGES[stage]["deps"] if place.startswith("hepar/")]
+    assert all((ROOT / place).exists() for place in places), places
+    return {".".join(place.with_suffix("").parts) for place in places}
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("hepar")
+
+
+@pytest.mark.parametrize("stage", RUN)
+def test_every_module_that_a_stage_runs_is_a_dependency(graph: grimp.ImportGraph, stage: str) -> None:
+    covered = listed(stage)
+    assert {m for m in needed(graph, stage) if not any(is_below(m, place) for place in covered)} == set()
+
+
+@pytest.mark.parametrize("stage", RUN)
+def test_every_dependency_is_code_that_the_stage_runs(graph: grimp.ImportGraph, stage: str) -> None:
+    modules = needed(graph, stage)
+    assert {place for place in listed(stage) if not any(is_below(m, place) for m in modules)} == set()
+
+
+def test_every_stage_of_the_flow_is_in_dvc_yaml() -> None:
+    files = {path.stem.replace("_", "-") for path in (ROOT / "hepar" / "stages").glob("*.py")} - {"--init--"}
+    assert set(RUN) == files

@@ -1,0 +1,76 @@
+"""From a pool to a model folder: tracking, warm starts, and the number of processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from toy_pool import Toy, toy_pool
+from toy_training import PATCH, TOYS, toy_settings
+
+from hepar.cases import Modality
+from hepar.errors import HeparError, Preempted
+from hepar.inference.model_folder import ModelFolder, hash_patient
+from hepar.params import Params
+from hepar.pool.table import Pool
+from hepar.registry.tracking import TrainingRun
+from hepar.runtime.artifacts import read_manifest
+from hepar.training.fit import Recipe, fit_model
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    return toy_pool(tmp_path_factory.mktemp("pool"), TOYS)
+
+
+def test_a_resumed_training_continues_its_mlflow_run(
+    pool: Pool, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    recipe = Recipe(tiny.network, toy_settings(tiny, steps=4), (Modality.CT,))
+    log = TrainingRun.log
+
+    def stop(self: TrainingRun, step: int, metrics: dict[str, float]) -> None:
+        log(self, step, metrics)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "log", stop)
+        with pytest.raises(Preempted):
+            fit_model(pool, tmp_path / "model", recipe, {})
+    (stopped,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert stopped.info.status == "KILLED"
+    # an execution setting may change
+    resumed = Recipe(tiny.network, toy_settings(tiny, steps=4, checkpoint_every=7), (Modality.CT,))
+    fit_model(pool, tmp_path / "model", resumed, {})
+    (finished,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert (finished.info.run_id, finished.info.status) == (stopped.info.run_id, "FINISHED")
+    losses = mlflow.MlflowClient().get_metric_history(finished.info.run_id, "train/loss")
+    assert [metric.step for metric in losses] == [1, 2, 3, 4]
+    fit_model(pool, tmp_path / "again", recipe, {})
+    assert len(mlflow.search_runs(search_all_experiments=True, output_format="list")) == 2
+
+
+def test_a_warm_start_from_another_network_is_refused(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    recipe = Recipe(tiny.network, toy_settings(tiny, steps=1), (Modality.CT,), warm_start=tmp_path)
+    torch.save({"stem.weight": torch.ones(1)}, tmp_path / ModelFolder.WEIGHTS)
+    with pytest.raises(HeparError, match=r"^train_universal\.warm_start is a model with another network: "):
+        fit_model(pool, tmp_path / "model", recipe, {})
+
+
+def test_a_model_lists_the_patients_of_its_warm_start(pool: Pool, tiny: Params, tmp_path: Path) -> None:
+    recipe = Recipe(tiny.network, toy_settings(tiny, steps=1), (Modality.CT,))
+    other = toy_pool(tmp_path / "pool", [Toy("another", shape=PATCH, liver=((8, 16, 16), 7.0))])
+    fit_model(other, tmp_path / "first", recipe, {})
+    warm = replace(recipe, warm_start=tmp_path / "first")
+    fit_model(pool, tmp_path / "second", warm, {}, notes={"pool version": "v"})
+    patients = ModelFolder(tmp_path / "second").load_patients()
+    assert patients == {hash_patient(name) for name in ("another", *(toy.case_id for toy in TOYS))}
+    assert read_manifest(tmp_path / "second", ModelFolder.KIND).parents == {"pool version": "v"}
+    assert ModelFolder(tmp_path / "second").load_spec().origin == {}
