@@ -1,4 +1,4 @@
-"""The memory of a process as Linux counts it, or of a GPU as torch does, for the benchmarks beside this file."""
+"""Memory of this process by Linux, or of a GPU by torch, for the benchmarks beside this file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def growth_mib(work: Callable[[], object]) -> float:
-    """By how much the memory of this process grows at most while it works."""
+    """Peak memory of this process during `work`, beyond what it held before."""
     cpu = torch.device("cpu")
     restart_peak(cpu)
     before = held_mib(cpu)
@@ -18,7 +18,7 @@ def growth_mib(work: Callable[[], object]) -> float:
 
 
 def restart_peak(device: torch.device) -> None:
-    """From here on the peak is counted."""
+    """Reset the peak to the memory held now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -26,10 +26,12 @@ def restart_peak(device: torch.device) -> None:
 
 
 def held_mib(device: torch.device) -> float:
+    """Memory held now."""
     return torch.cuda.memory_allocated() / 2**20 if device.type == "cuda" else _status_mib("VmRSS")
 
 
 def peak_mib(device: torch.device) -> float:
+    """Peak since `restart_peak`."""
     return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else _status_mib("VmHWM")
 
 

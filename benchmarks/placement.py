@@ -1,6 +1,6 @@
-"""How often the placement check refuses a liver mask that is right, and one that is mirrored.
+"""How often the placement check refuses correct liver masks, and mirrored ones.
 
-`python benchmarks/placement.py [TABLE]`: by default on 24 phantoms, else on the cases of a table that have a liver.
+`python benchmarks/placement.py [TABLE]`: on the cases of a table that have a liver, by default on 24 phantoms.
 """
 
 from __future__ import annotations
@@ -12,33 +12,34 @@ from pathlib import Path
 import numpy as np
 
 from hepar.errors import Refusal
-from hepar.imaging.volumes import Geometry, canonical, to_array
+from hepar.imaging.masks import Mask
+from hepar.imaging.volumes import Array, Geometry, canonical, to_array
 from hepar.ingest.checks import check_placement
 from hepar.ingest.sources.table import read_table
 from hepar.phantoms import FULLY_LABELLED, CohortDesign, write_phantoms
 
 
-def refused(mask: np.ndarray, image: np.ndarray, spacing_zyx_mm: tuple[float, float, float]) -> bool:
+def is_refused(liver_zyx: Mask, image_zyx: Array, spacing_zyx_mm: tuple[float, float, float]) -> bool:
     try:
-        check_placement(mask, image, spacing_zyx_mm)
+        check_placement(liver_zyx, image_zyx, spacing_zyx_mm)
     except Refusal:
         return True
     return False
 
 
 def main(table: Path) -> None:
-    right, mirrored = [], []
+    correct, mirrored = [], []
     for case in read_table(table):
         if case.liver is None:
             continue
         image = canonical(case.image.read())
-        liver = to_array(canonical(case.liver.read())) > 0
+        image_zyx, spacing_zyx_mm = to_array(image), Geometry.of(image).spacing_zyx_mm
+        liver_zyx = to_array(canonical(case.liver.read())) > 0
         if case.tumour is not None:
-            liver |= to_array(canonical(case.tumour.read())) > 0
-        array, spacing = to_array(image), Geometry.of(image).spacing_zyx_mm
-        right.append(refused(liver, array, spacing))
-        mirrored += [refused(np.flip(liver, axis), array, spacing) for axis in range(3)]
-    print(f"refused: {sum(right)} of {len(right)} masks as they are, {sum(mirrored)} of {len(mirrored)} mirrored ones")
+            liver_zyx |= to_array(canonical(case.tumour.read())) > 0
+        correct.append(is_refused(liver_zyx, image_zyx, spacing_zyx_mm))
+        mirrored += [is_refused(np.flip(liver_zyx, axis), image_zyx, spacing_zyx_mm) for axis in range(3)]
+    print(f"refused: {sum(correct)} of {len(correct)} correct masks, {sum(mirrored)} of {len(mirrored)} mirrored ones")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
-"""A training step by its parts, its cost against patch size and number of cases, and patches a second against MONAI.
+"""A training step by its parts, its cost against the patch size, and how long it waits for batches.
 
-`python benchmarks/training.py [--params FILE] [--steps 20] [--patches 48 96] [--cases 10 100 1000] [--no-monai]`, on a
-GPU where there is one, best with `--params params/full.yaml --patches 64 96 128` there. Cases are made of noise with
-boxes in it, 56×80×80 voxels; network, batch and precision are those of `train_universal` in the params file.
+`python benchmarks/training.py [--params FILE] [--steps 20] [--patches 48 96]`, on a GPU if there is one, best with
+`--params params/full.yaml --patches 64 96 128` there. Cases are noise with boxes (`noise_pool.py`); network, batch size
+and precision are those of `train_universal` in the params file.
 
-1. A step by its parts, cutting patches, augmentation, forward, loss and backward, optimiser, moving average: time,
-   and the most that the process (Linux; on a GPU: torch) holds in each, over what it held before a first step.
-2. The same step for several patch sizes: time, microseconds a voxel, memory, and what `hepar plan` reckons with.
-3. What share of its time a training waits for batches, with and without threads that cut ahead.
-4. Seconds to open the sampler and to cut a batch, and memory, for a growing number of cases.
-5. Patches a second of 48³ with the same augmentation, ours against MONAI's `CacheDataset`, `RandCropByPosNegLabeld` and
-   its transforms, both from memory in one thread, in turns.
+1. Time and peak memory of the parts of a step: cutting patches, augmentation, forward, loss and backward, optimiser,
+   moving average. Memory is that of the process (Linux) or, on a GPU, of torch, beyond what a fresh process holds.
+2. The same step for several patch sizes: time, microseconds per voxel, memory, and the estimate of `hepar plan`.
+3. The share of its time that a training waits for batches, with and without prefetching.
 """
 
 from __future__ import annotations
@@ -21,93 +18,47 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from memory import held_mib, peak_mib, restart_peak
+from noise_pool import noise_pool
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hepar.cases import LabelState, Modality, Split
-from hepar.imaging.masks import lesion_diameters_mm
-from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.networks import build_network
 from hepar.params import NetworkParams, SizeZYX, TrainingParams, load_params
-from hepar.planning.memory import BYTES, training_bytes
-from hepar.pool.arrays import PreprocessedArrays
-from hepar.pool.table import ArraysRecord, LiverRecord, Pool, PoolEntry, Provenance, TumourRecord
-from hepar.pool.targets import FULL, KnownLabels, make_targets
+from hepar.planning.memory import WEIGHT_BYTES, training_bytes
+from hepar.pool.table import Pool
 from hepar.runtime.device import autocast, available_cores, pick_device, use_threads
-from hepar.training.augmentation import move, recolour
-from hepar.training.batches import Batch, Waits, batches
+from hepar.training.augmentation import augment_intensity, augment_spatial
+from hepar.training.batches import Batch, LoaderWait, batches
 from hepar.training.losses import masked_loss
 from hepar.training.sampling import PatchSampler
 
 ROOT = Path(__file__).parents[1]
-SIZE_ZYX, SPACING_MM = (56, 80, 80), (4.0, 3.5, 3.5)
 PATCHES = ((16, 32, 32), (32, 48, 48), (48, 64, 64), (64, 96, 96))
 WORKERS = (0, 1, 2, 4, 8)  # as far as there are cores
-SIDE = 48
-BESIDE = 3  # copies of each weight that no step adds: itself, its average, and the best, which is not made here
-PLAN = PreprocessingPlan(spacing_zyx_mm=SPACING_MM, window_hu=(-20.0, 180.0), mr_percentiles=(2.0, 98.0))
+UNMEASURED_COPIES = 3  # of each weight: the weight and its average exist before the step, the best average never here
 
 
 @dataclass(frozen=True)
-class Given:
-    """A params file, and what of it is measured."""
+class Settings:
+    """What is measured, from a params file."""
 
     file: Path
     network: NetworkParams
     training: TrainingParams
+    device: torch.device
 
     @classmethod
-    def of(cls, file: Path) -> Given:
+    def load(cls, file: Path, device: torch.device) -> Settings:
         params = load_params(file)
-        return cls(file, params.network, params.train_universal.training)
-
-
-def made_pool(folder: Path, cases: int) -> Pool:
-    """A pool whose cases share the arrays of eight, so that a thousand are made in seconds."""
-    rng = np.random.default_rng(1)
-    made = [_entry(folder, number, rng) for number in range(min(cases, 8))]
-    entries = [replace(made[n % len(made)], case_id=f"c{n}", patient_id=f"p{n}") for n in range(cases)]
-    return Pool(folder, PLAN, tuple(entries))
-
-
-def _entry(folder: Path, number: int, rng: np.random.Generator) -> PoolEntry:
-    liver, tumour = np.zeros(SIZE_ZYX, bool), np.zeros(SIZE_ZYX, bool)
-    liver[14:44, 20:62, 8:52] = True
-    for _ in range(3):
-        z, y, x = rng.integers((16, 24, 12), (36, 52, 44))
-        tumour[z : z + 4, y : y + 5, x : x + 5] = True
-    image = (rng.normal(0, 0.3, SIZE_ZYX) + liver - 0.5 * tumour).astype(np.float32)
-    known = KnownLabels(LabelState.MANUAL, LabelState.MANUAL, liver, tumour)
-    targets = make_targets(known, SIZE_ZYX, SPACING_MM, "masked", 5.0)
-    PreprocessedArrays.encode(image, targets).save(folder / f"case-{number}")
-    voxel_ml = float(np.prod(SPACING_MM)) / 1000
-    modality = Modality.CT if number % 2 else Modality.MR
-    return PoolEntry(
-        case_id=f"c{number}",
-        patient_id=f"p{number}",
-        split=Split.TRAIN,
-        modality=modality,
-        liver=LiverRecord(LabelState.MANUAL, 1.0, volume_ml=float(liver.sum()) * voxel_ml),
-        tumour=TumourRecord(
-            LabelState.MANUAL,
-            1.0,
-            volume_ml=float(tumour.sum()) * voxel_ml,
-            lesion_diameters_mm=lesion_diameters_mm(tumour, voxel_ml),
-        ),
-        provenance=Provenance("synthetic", "", "", ""),
-        arrays=ArraysRecord(
-            f"case-{number}", key="", sha256="", known_share=float((targets.liver_weight_zyx / FULL).mean())
-        ),
-    )
+        return cls(file, params.network, params.train_universal.training, device)
 
 
 class Clock:
@@ -129,8 +80,8 @@ class Clock:
         return time.perf_counter()
 
 
-class Scales:
-    """The most MiB that are held in each part, over what was held before the first."""
+class PeakMemory:
+    """Peak MiB by part, beyond what the process held before the first."""
 
     def __init__(self, device: torch.device) -> None:
         self.mib: dict[str, float] = {}
@@ -143,217 +94,119 @@ class Scales:
         self.mib[name] = peak_mib(self._device) - self._before
 
 
-class Bench:
-    """A network with its optimiser, and one step of its training in parts."""
+class Step:
+    """A network with its optimiser and moving average, and its training steps part by part."""
 
-    def __init__(self, given: Given, training: TrainingParams, sampler: PatchSampler, device: torch.device) -> None:
+    def __init__(self, settings: Settings, training: TrainingParams, pool: Pool) -> None:
         torch.manual_seed(1)
-        network = build_network(given.network.name, given.network.config, training.patch_zyx)
-        self.network: nn.Module = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        network = build_network(settings.network.name, settings.network.config, training.patch_zyx)
+        self.network: nn.Module = network.to(settings.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=1e-3, fused=True)
         self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.98))
-        self.sampler, self.training, self.device = sampler, training, device
+        self.sampler = PatchSampler(pool, pool.entries, training.patch_zyx, training.sampling, 1, 2**33)
+        self.training, self.device = training, settings.device
         self.number = 0
 
-    def step(self, clock: Clock | Scales) -> None:
+    def run(self, meter: Clock | PeakMemory) -> None:
+        """Make a batch and learn from it."""
         training, self.number = self.training, self.number + 1
-        with clock.part("cut patches"):
+        with meter.part("cut patches"):
             patches = self.sampler.batch(self.number, training.batch_size)
-            image = torch.from_numpy(np.stack([patch.image[None] for patch in patches])).to(self.device)
-            y = torch.from_numpy(np.stack([patch.y for patch in patches])).to(self.device)
-            m = torch.from_numpy(np.stack([patch.m for patch in patches])).to(self.device)
-        with clock.part("augment"):
+            image_bcdhw = torch.from_numpy(np.stack([patch.image_zyx[None] for patch in patches])).to(self.device)
+            target_brdhw = torch.from_numpy(np.stack([patch.target_rzyx for patch in patches])).to(self.device)
+            weight_brdhw = torch.from_numpy(np.stack([patch.weight_rzyx for patch in patches])).to(self.device)
+        with meter.part("augment"):
             rngs = [np.random.default_rng([self.number, b]) for b in range(len(patches))]
-            image, y, m = move(image, y, m, training.augmentation, rngs)
-            image = recolour(image, training.augmentation, rngs, [True] * len(patches))
-            image = image.contiguous(memory_format=torch.channels_last_3d)
-        self.learn(Batch(image, y, m, None), clock)
+            augment_spatial(image_bcdhw, target_brdhw, weight_brdhw, training.augmentation, rngs)
+            augment_intensity(image_bcdhw, training.augmentation, rngs, [True] * len(patches))
+            image_bcdhw = image_bcdhw.contiguous(memory_format=torch.channels_last_3d)
+        self.learn(Batch(image_bcdhw, target_brdhw, weight_brdhw, None), meter)
 
-    def learn(self, batch: Batch, clock: Clock | Scales) -> None:
+    def learn(self, batch: Batch, meter: Clock | PeakMemory) -> None:
         training = self.training
-        with clock.part("forward"), autocast(self.device, training.precision):
-            output = self.network(batch.image)
-        with clock.part("loss and backward"):
+        with meter.part("forward"), autocast(self.device, training.precision):
+            output = self.network(batch.image_bcdhw)
+        with meter.part("loss and backward"):
             scales = output if isinstance(output, list) else [output]
-            masked_loss(scales, batch.y, batch.m, training.nesting_weight, training.bce_weights).total.backward()
-        with clock.part("optimiser"):
+            loss = masked_loss(
+                scales, batch.target_brdhw, batch.weight_brdhw, training.nesting_weight, training.bce_weights
+            )
+            loss.total.backward()
+        with meter.part("optimiser"):
             nn.utils.clip_grad_norm_(self.network.parameters(), training.clip_norm)
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
-        with clock.part("moving average"):
+        with meter.part("moving average"):
             self.ema.update_parameters(self.network)
 
 
-def sampler_of(pool: Pool, training: TrainingParams) -> PatchSampler:
-    return PatchSampler(pool, pool.entries, training.patch_zyx, training.sampling, 1, 2**33)
-
-
-def by_parts(given: Given, pool: Pool, steps: int, device: torch.device) -> None:
-    training = given.training
-    bench, clock = Bench(given, training, sampler_of(pool, training), device), Clock(device)
-    bench.step(Clock(device))
+def measure_parts(settings: Settings, pool: Pool, steps: int) -> None:
+    training = settings.training
+    step, clock = Step(settings, training, pool), Clock(settings.device)
+    step.run(Clock(settings.device))  # warm-up
     for _ in range(steps):
-        bench.step(clock)
-    total, mib = sum(clock.seconds.values()), step_mib(given, training.patch_zyx)
+        step.run(clock)
+    total, mib = sum(clock.seconds.values()), peak_mib_of_parts(settings, training.patch_zyx)
     print(f"a step of {training.batch_size} patches {training.patch_zyx}: {1000 * total / steps:.1f} ms")
     for name, seconds in clock.seconds.items():
         print(f"  {name:18s} {1000 * seconds / steps:8.1f} ms  {seconds / total:4.0%}  {mib[name]:8.0f} MiB")
 
 
-def by_patch(given: Given, pool: Pool, steps: int, device: torch.device, patches: Sequence[SizeZYX]) -> None:
-    print("\npatch         ms a step   µs a voxel   against the first   MiB a step   reckoned")
-    first = 0.0
+def compare_patch_sizes(settings: Settings, pool: Pool, steps: int, patches: Sequence[SizeZYX]) -> None:
+    print("\npatch         ms a step   µs a voxel   against the first   MiB a step   estimate")
+    first_us = 0.0
     for patch in patches:
-        training = given.training.model_copy(update={"patch_zyx": patch})
-        bench, clock = Bench(given, training, sampler_of(pool, training), device), Clock(device)
-        bench.step(Clock(device))
-        for _ in range(max(3, steps // 4)):
-            bench.step(clock)
-        seconds = sum(clock.seconds.values()) / max(3, steps // 4)
-        each = 1e6 * seconds / (training.batch_size * float(np.prod(patch)))
-        first = first or each
-        memory = max(step_mib(given, patch).values())
-        reckoned = training_bytes(given.network.name, given.network.config, patch, training.batch_size, training)
-        beside = BESIDE * BYTES * sum(parameter.numel() for parameter in bench.network.parameters())
-        sides = "×".join(map(str, patch))
+        training = settings.training.model_copy(update={"patch_zyx": patch})
+        step, clock = Step(settings, training, pool), Clock(settings.device)
+        step.run(Clock(settings.device))  # warm-up
+        for _ in range(steps):
+            step.run(clock)
+        seconds = sum(clock.seconds.values()) / steps
+        voxel_us = 1e6 * seconds / (training.batch_size * float(np.prod(patch)))
+        first_us = first_us or voxel_us
+        mib = max(peak_mib_of_parts(settings, patch).values())
+        network = settings.network
+        estimate = training_bytes(network.name, network.config, patch, training.batch_size, training)
+        weight_bytes = WEIGHT_BYTES * sum(parameter.numel() for parameter in step.network.parameters())
+        estimate_mib = (estimate - UNMEASURED_COPIES * weight_bytes) / 2**20
         print(
-            f"{sides:12s} {1000 * seconds:9.1f}   {each:10.3f}   {each / first:17.2f}  {memory:11.0f}"
-            f"   {(reckoned - beside) / 2**20:8.0f}"
+            f"{'×'.join(map(str, patch)):12s} {1000 * seconds:9.1f}   {voxel_us:10.3f}   {voxel_us / first_us:17.2f}"
+            f"  {mib:11.0f}   {estimate_mib:8.0f}"
         )
 
 
-def by_workers(given: Given, pool: Pool, steps: int, device: torch.device) -> None:
+def compare_workers(settings: Settings, pool: Pool, steps: int) -> None:
     print("\nworkers   ms a step   of it waiting")
     for workers in WORKERS:
         if workers > available_cores():
             break
-        training = given.training.model_copy(update={"workers": workers, "accumulate": 1, "steps": steps + 1})
-        bench, clock = Bench(given, training, sampler_of(pool, training), device), Clock(device)
-        of_all = batches(bench.sampler, 0, training, device)
-        bench.learn(next(of_all), clock)
-        waits, start = Waits(), time.perf_counter()
+        changes = {"workers": workers, "accumulate": 1, "steps": steps + 1}
+        training = settings.training.model_copy(update=changes)
+        step, clock = Step(settings, training, pool), Clock(settings.device)
+        loader = batches(step.sampler, 0, training, settings.device)
+        step.learn(next(loader), clock)
+        wait, start = LoaderWait(), time.perf_counter()
         while True:
-            with waits.waiting():
-                batch = next(of_all, None)
+            with wait.measure():
+                batch = next(loader, None)
             if batch is None:
                 break
-            bench.learn(batch, clock)
-        print(f"{workers:7d}   {1000 * (time.perf_counter() - start) / steps:9.1f}   {waits.share:13.1%}")
+            step.learn(batch, clock)
+        print(f"{workers:7d}   {1000 * (time.perf_counter() - start) / steps:9.1f}   {wait.share:13.1%}")
 
 
-def step_mib(given: Given, patch: SizeZYX) -> dict[str, float]:
-    """By how much the memory of a fresh process grows in each part of its first step at most."""
-    command = [sys.executable, __file__, "--params", str(given.file), "--one", *map(str, patch)]
+def peak_mib_of_parts(settings: Settings, patch: SizeZYX) -> dict[str, float]:
+    """Peak memory of the parts of the first step in a fresh process."""
+    command = [sys.executable, __file__, "--params", str(settings.file), "--memory-of", *map(str, patch)]
     return dict(json.loads(subprocess.check_output(command, text=True).splitlines()[-1]))
 
 
-def one_step(given: Given, patch: SizeZYX, device: torch.device) -> None:
-    training = given.training.model_copy(update={"patch_zyx": patch})
+def print_memory(settings: Settings, patch: SizeZYX) -> None:
+    training = settings.training.model_copy(update={"patch_zyx": patch})
     with tempfile.TemporaryDirectory() as name:
-        pool = made_pool(Path(name), 8)
-        bench, scales = Bench(given, training, sampler_of(pool, training), device), Scales(device)
-        bench.step(scales)
-        print(json.dumps(scales.mib))
-
-
-def by_cases(given: Given, counts: list[int]) -> None:
-    training = given.training
-    print("\ncases   seconds to open   ms a case   ms a batch   arrays in memory, MiB")
-    for count in counts:
-        with tempfile.TemporaryDirectory() as name:
-            pool = made_pool(Path(name), count)
-            start = time.perf_counter()
-            sampler = sampler_of(pool, training)
-            opened = time.perf_counter() - start
-            start = time.perf_counter()
-            for number in range(50):
-                sampler.batch(number, training.batch_size)
-            batch = (time.perf_counter() - start) / 50
-            held = sum(pool.arrays(entry).nbytes for entry in pool.entries) / 2**20
-            print(f"{count:5d}   {opened:15.2f}   {1000 * opened / count:9.2f}   {1000 * batch:10.2f}   {held:8.0f}")
-
-
-def ours(pool: Pool, training: TrainingParams) -> Callable[[], None]:
-    sampler = sampler_of(pool, training)
-    numbers = iter(range(10**9))
-
-    def one() -> None:
-        number = next(numbers)
-        (patch,) = sampler.batch(number, 1)
-        rngs = [np.random.default_rng([number, 1])]
-        image, y, m = (torch.from_numpy(array)[None].clone() for array in (patch.image[None], patch.y, patch.m))
-        image, y, m = move(image, y, m, training.augmentation, rngs)
-        recolour(image, training.augmentation, rngs, [False])
-
-    return one
-
-
-def monais(pool: Pool, training: TrainingParams) -> Callable[[], None]:
-    """The same patches by MONAI: cached arrays, a crop around positives, affine, noise, contrast and blur."""
-    from monai import transforms as mt
-    from monai.data.dataset import CacheDataset
-
-    a, side = training.augmentation, [SIDE] * 3
-    rotation = float(np.deg2rad(a.rotation_degrees))
-    items: list[dict[str, Any]] = []
-    for entry in {entry.arrays.folder: entry for entry in pool.entries}.values():
-        arrays = pool.arrays(entry).loaded()
-        labels = np.stack([column.take(arrays.code_zyx) for column in arrays.palette_n4.T]).astype(np.float32)
-        items.append({"image": np.asarray(arrays.image_zyx, np.float32)[None], "labels": labels, "tumour": labels[1:2]})
-    pipeline = mt.Compose(
-        [
-            mt.ToTensord(keys=["image", "labels", "tumour"]),
-            mt.FgBgToIndicesd(keys=["tumour"], fg_postfix="_inside", bg_postfix="_outside"),  # once, kept by the cache
-            mt.RandCropByPosNegLabeld(
-                keys=["image", "labels"],
-                label_key="tumour",
-                spatial_size=side,
-                pos=0.6,
-                neg=0.4,
-                num_samples=1,
-                fg_indices_key="tumour_inside",
-                bg_indices_key="tumour_outside",
-            ),
-            mt.RandAffined(
-                keys=["image", "labels"],
-                prob=a.affine_probability,
-                rotate_range=[rotation] * 3,
-                scale_range=[a.scale] * 3,
-                mode=["bilinear", "bilinear"],
-                padding_mode=["border", "zeros"],
-            ),
-            mt.RandGaussianSmoothd(keys=["image"], prob=a.blur_probability),
-            mt.RandScaleIntensityd(keys=["image"], prob=a.intensity_probability, factors=a.contrast),
-            mt.RandShiftIntensityd(keys=["image"], prob=a.intensity_probability, offsets=a.brightness),
-            mt.RandGaussianNoised(keys=["image"], prob=a.intensity_probability, std=a.noise),
-        ]
-    )
-    pipeline.set_random_state(1)
-    cached = CacheDataset(items, pipeline, num_workers=0, progress=False, copy_cache=False)
-    numbers = iter(range(10**9))
-
-    def one() -> None:
-        cached[next(numbers) % len(cached)]
-
-    return one
-
-
-def against_monai(given: Given, pool: Pool) -> None:
-    torch.set_num_threads(1)
-    training = given.training.model_copy(update={"patch_zyx": (SIDE, SIDE, SIDE)})
-    ways = {"hepar": ours(pool, training), "MONAI": monais(pool, training)}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(12):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            for _ in range(20):
-                way()
-            if turn:  # the first is for warming up
-                seconds[name].append((time.perf_counter() - start) / 20)
-    print(f"\npatches of {SIDE}³ with labels, augmented, from memory, in one thread")
-    for name, values in seconds.items():
-        print(f"  {name:6s} {1 / float(np.median(values)):7.1f} a second")
-    print(f"  hepar cuts {float(np.median(seconds['MONAI']) / np.median(seconds['hepar'])):.2f} times as many")
+        step, memory = Step(settings, training, noise_pool(Path(name), 8)), PeakMemory(settings.device)
+        step.run(memory)
+        print(json.dumps(memory.mib))
 
 
 def main() -> None:
@@ -361,25 +214,20 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=ROOT / "params.yaml")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--patches", type=int, nargs="*", help="sides of cubes")
-    parser.add_argument("--cases", type=int, nargs="*", default=[10, 100, 1000])
-    parser.add_argument("--no-monai", action="store_true")
-    parser.add_argument("--one", type=int, nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", type=int, nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     use_threads(0)
-    device, given = pick_device(), Given.of(options.params)
-    if options.one:
-        one_step(given, tuple(options.one), device)
+    settings = Settings.load(options.params, pick_device())
+    if options.memory_of:
+        print_memory(settings, tuple(options.memory_of))
         return
-    print(f"on {device.type}, {available_cores()} cores")
+    print(f"on {settings.device.type}, {available_cores()} cores")
     patches = [(side, side, side) for side in options.patches] if options.patches else PATCHES
     with tempfile.TemporaryDirectory() as name:
-        pool = made_pool(Path(name), 16)
-        by_parts(given, pool, options.steps, device)
-        by_patch(given, pool, options.steps, device, patches)
-        by_workers(given, pool, options.steps, device)
-        by_cases(given, options.cases)
-        if not options.no_monai:
-            against_monai(given, pool)
+        pool = noise_pool(Path(name), 16)
+        measure_parts(settings, pool, options.steps)
+        compare_patch_sizes(settings, pool, max(3, options.steps // 4), patches)
+        compare_workers(settings, pool, options.steps)
 
 
 if __name__ == "__main__":

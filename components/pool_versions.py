@@ -29,7 +29,7 @@ from hepar.pool.table import Pool
 from hepar.registry.model_registry import pool_version
 from hepar.runtime.artifacts import MANIFEST, dvc_version, link_or_copy, read_manifest
 
-REMOTE_VARIABLE = "HEPAR_POOL_REMOTE"
+POOL_REMOTE_VARIABLE = "HEPAR_POOL_REMOTE"
 VERSION = re.compile(r"^[0-9a-f]{32}\.dir$")
 OUT, POINTER = "pool", "pool.dvc"
 
@@ -90,7 +90,7 @@ def find_remote(given: str) -> dict[str, Any]:
 
     Raises DataError if there is none.
     """
-    if url := given or os.environ.get(REMOTE_VARIABLE, ""):
+    if url := given or os.environ.get(POOL_REMOTE_VARIABLE, ""):
         return {"url": url if "://" in url else str(Path(url).resolve())}
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
@@ -103,7 +103,7 @@ def find_remote(given: str) -> dict[str, Any]:
         settings = {}
     if not settings:
         raise DataError(
-            f"there is no DVC remote for pools: use --remote, set {REMOTE_VARIABLE}, or run `dvc remote add -d`"
+            f"there is no DVC remote for pools: use --remote, set {POOL_REMOTE_VARIABLE}, or run `dvc remote add -d`"
         )
     return settings
 

@@ -96,7 +96,7 @@ def assemble_pool(
     from pathlib import Path
 
     import hepar.stages.assemble_pool
-    from components.pool_versions import REMOTE_VARIABLE, push
+    from components.pool_versions import POOL_REMOTE_VARIABLE, push
     from hepar.params import AssemblePoolParams, PreprocessingParams, read_section
     from hepar.pool.table import Pool
     from hepar.runtime.artifacts import read_manifest
@@ -110,7 +110,7 @@ def assemble_pool(
         Path(pool.path),
         read_section(PreprocessingParams, preprocessing),
         read_section(AssemblePoolParams, params),
-        publish if os.environ.get(REMOTE_VARIABLE) else None,
+        publish if os.environ.get(POOL_REMOTE_VARIABLE) else None,
     )
     return read_manifest(Path(pool.path), Pool.KIND).hash
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.pool_versions import REMOTE_VARIABLE as POOL_REMOTE_VARIABLE
+from components.pool_versions import POOL_REMOTE_VARIABLE
 from hepar.ingest.sources import PHANTOMS, is_remote, pseudonyms
 from hepar.runtime.device import available_cores
 

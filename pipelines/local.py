@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import yaml
 
-from components.pool_versions import REMOTE_VARIABLE as POOL_REMOTE_VARIABLE
+from components.pool_versions import POOL_REMOTE_VARIABLE
 from hepar.cli.tables import print_table
 from hepar.errors import HeparError, Preempted
 from hepar.params import Params, dump_params, dump_sections

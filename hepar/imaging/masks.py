@@ -19,7 +19,7 @@ Mask = npt.NDArray[np.bool_]
 CT_AIR_HU = -400.0
 MR_AIR = 0.10  # of the 99th percentile: a twentieth includes noise in air, a tenth keeps the darkest livers
 LESION_SIZES = ("<10 mm", "10-20 mm", ">20 mm")
-_MIDDLE_MM = (10.0, 20.0)
+_MIDDLE_BIN_MM = (10.0, 20.0)
 
 
 def body_mask(image_zyx: npt.NDArray[Any], modality: Modality) -> Mask:
@@ -76,7 +76,7 @@ def lesion_diameters_mm(tumour_zyx: Mask, voxel_ml: float) -> tuple[float, ...]:
 
 def lesion_size(diameter_mm: float) -> str:
     """The size bin of a lesion, one of `LESION_SIZES`; 10 mm and 20 mm belong to the middle bin."""
-    low_mm, high_mm = _MIDDLE_MM
+    low_mm, high_mm = _MIDDLE_BIN_MM
     if diameter_mm < low_mm:
         return LESION_SIZES[0]
     return LESION_SIZES[1] if diameter_mm <= high_mm else LESION_SIZES[2]

@@ -48,10 +48,13 @@ def _medformer(config: Mapping[str, Any]) -> nn.Module:
 
 def _check_channels(name: str, config: Mapping[str, Any]) -> None:
     """Raise ParamsError unless the network maps one channel to liver and tumour."""
-    outputs = (
-        ("classes", (len(STRUCTURES), SOFTMAX_CLASSES)) if name == "medformer" else ("out_channels", (len(STRUCTURES),))
-    )
-    for key, allowed in (("in_channels", (from_monai.IN_CHANNELS,)), outputs):
+    structures = len(STRUCTURES)
+    allowed_of: dict[str, tuple[int, ...]] = {"in_channels": (from_monai.IN_CHANNELS,)}
+    if name == "medformer":
+        allowed_of["classes"] = (structures, SOFTMAX_CLASSES)
+    else:
+        allowed_of["out_channels"] = (structures,)
+    for key, allowed in allowed_of.items():
         if (value := config.get(key, allowed[0])) not in allowed:
             wanted = " or ".join(map(str, allowed))
             raise ParamsError(f"network.config.{key} of {name} is {value}, must be {wanted}")

@@ -165,7 +165,10 @@ def _propose_mr_percentiles(statistics: CohortStatistics) -> Iterator[Proposal]:
     if len(percentile_n2 := statistics[Modality.MR].liver_percentile_n2):
         darkest = float(np.percentile(percentile_n2[:, 0], LOW_SCANS))
         brightest = float(np.percentile(percentile_n2[:, 1], HIGH_SCANS))
-        reason += f"; 99% of the liver lies above {darkest:.1f} and below {brightest:.1f} in nine of ten scans"
+        reason += (
+            f"; in nine of ten scans 99% of the liver lies above percentile {darkest:.1f} and below percentile"
+            f" {brightest:.1f}"
+        )
         low, high = min(low, math.floor(2 * darkest) / 2), max(high, math.ceil(2 * brightest) / 2)
     yield Proposal("preprocessing.mr_percentiles", [low, high], reason)
 

@@ -35,7 +35,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class KnownLabels:
-    """Label states and masks of one case, bool zyx on the plan's grid; a mask is None where there is none.
+    """Label states and masks of one case, bool zyx on the plan's grid; a missing mask is None.
 
     `liver_zyx` is the manual or pseudo mask. `liver_weight`, 0 to 1, is how far a pseudo-liver is trusted, and
     `uncertain_zyx` marks its uncertain boundary.

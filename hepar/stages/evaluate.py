@@ -54,7 +54,7 @@ def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None
         if not chosen:
             raise DataError(f"{cohort} has no test case of {', '.join(loaded.spec.modalities)}")
         parents = {
-            "cohort": cohort_hash,
+            Cohort.KIND: cohort_hash,
             "model": manifest.hash,
             **{f"model's {k}": v for k, v in manifest.parents.items()},
         }

@@ -67,7 +67,7 @@ class Trainer:
         """
         self.network, self.pool, self.params = network, pool, params
         self.checkpoints, self.device, self.on_metrics = checkpoints, device, on_metrics
-        self._loss_terms: dict[str, list[Tensor]] = {}  # and gradient norms, since the last log
+        self._recent: dict[str, list[Tensor]] = {}  # loss terms and gradient norms since the last log
         _check_support(network, params, device)
         with explain_resource_errors(network, params, lambda: 0):
             network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -156,7 +156,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.params.clip_norm)
         if not state.scaler.is_enabled():  # an enabled scaler skips a step whose gradients are not finite
             self._check_finite("gradient norm", float(norm))
-            self._loss_terms.setdefault("gradient_norm", []).append(norm.detach())
+            self._recent.setdefault("gradient_norm", []).append(norm.detach())
         state.scaler.step(state.optimiser)
         state.scaler.update()
         state.ema.update_parameters(self.network)
@@ -165,7 +165,7 @@ class Trainer:
     def _loss(self, batch: Batch) -> Tensor:
         """The loss of a batch, a scalar; with consistency to the EMA's prediction of the unaugmented intensities."""
         params = self.params
-        with self._autocast():
+        with autocast(self.device, params.precision):
             output = self.forward(batch.image_bcdhw)
             teacher_logits_brdhw = None
             if batch.plain_bcdhw is not None:
@@ -174,15 +174,12 @@ class Trainer:
         scales = output if isinstance(output, list) else [output]
         parts = masked_loss(scales, batch.target_brdhw, batch.weight_brdhw, params.nesting_weight, params.bce_weights)
         for name in ("bce", "dice", "nesting"):
-            self._loss_terms.setdefault(name, []).append(getattr(parts, name).detach())
+            self._recent.setdefault(name, []).append(getattr(parts, name).detach())
         if teacher_logits_brdhw is None:
             return parts.total
         probability_brdhw, teacher_brdhw = scales[0].float().sigmoid(), teacher_logits_brdhw.float().sigmoid()
         weight = consistency_weight(self.state.step, params)
         return parts.total + weight * consistency(probability_brdhw, teacher_brdhw, batch.weight_brdhw)
-
-    def _autocast(self) -> torch.autocast:
-        return autocast(self.device, self.params.precision)
 
     def _gradient_sync(self, last_part: bool) -> AbstractContextManager[None]:
         """Let the processes average their gradients once a step, with its last part."""
@@ -199,10 +196,10 @@ class Trainer:
     def _log_training(self, wait_share: float) -> None:
         """Log means since the last log. Only the loss goes into the history."""
         self._log("train", "", {"loss": float(np.mean(self.state.losses))})
-        means = {f"train/{name}": float(torch.stack(values).mean()) for name, values in self._loss_terms.items()}
+        means = {f"train/{name}": float(torch.stack(values).mean()) for name, values in self._recent.items()}
         rate = float(self.state.optimiser.param_groups[0]["lr"])
         self.on_metrics(self.state.step, means | {"train/wait_share": wait_share, "train/lr": rate})
-        self._loss_terms.clear()
+        self._recent.clear()
         self.state.losses.clear()
 
     def _log(self, split: str, modality: str, metrics: dict[str, float]) -> None:

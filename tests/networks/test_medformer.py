@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hepar.networks.medformer import MedFormer, load_published_weights
-from hepar.networks.medformer.network import AttentionBlock, InstanceNorm
+from hepar.networks.medformer.attention import AttentionBlock
+from hepar.networks.medformer.convolutions import InstanceNorm
 from hepar.networks.medformer.weight_mapping import _reorder_heads, map_name
 
 SMALL = {

@@ -1,4 +1,4 @@
-"""Which cases a liver teacher is trained on, and how patients are assigned to folds."""
+"""Which cases a liver teacher is trained on, and how bright their livers are."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from toy_pool import Toy, toy_pool
 
-from hepar.cases import Case, Cohort, LabelState, Modality, Split
+from hepar.cases import Case, Cohort, LabelState, Modality
 from hepar.errors import DataError
 from hepar.inference.model_folder import ModelFolder, hash_patient
-from hepar.training.folds import assign_folds, without_fold
-from hepar.training.teacher_pool import teacher_cases
+from hepar.params import Params
+from hepar.training.teacher_pool import MIN_DEVIATION, liver_intensity, teacher_cases, teacher_pool
 
 
 def test_a_teacher_is_not_trained_on_patients_with_a_scan_that_it_has_to_label(case: Case) -> None:
@@ -30,14 +30,14 @@ def test_the_teacher_of_a_run_has_seen_exactly_its_own_patients(by_kfp: Path) ->
     assert seen == {hash_patient(case.patient_id) for case in teacher_cases(cohort, Modality.CT)}
 
 
-def test_folds_divide_the_patients_and_keep_every_validation_patient(tmp_path: Path) -> None:
-    pool = toy_pool(tmp_path, [Toy("a")])
-    training = tuple(replace(pool.entries[0], patient_id=f"p{n // 2}") for n in range(14))
-    validation = replace(pool.entries[0], patient_id="v", split=Split.VAL)
-    folds = assign_folds(training, 3)
-    assert sorted(list(folds.values()).count(n) for n in range(3)) == [2, 2, 3]
-    kept = without_fold(replace(pool, entries=(*training, validation)), folds, 1)
-    assert {entry.patient_id for entry in kept.entries} == {name for name, n in folds.items() if n != 1} | {"v"}
-    one_patient = replace(pool, entries=(*training[:2], validation))
-    with pytest.raises(DataError, match=r"^leaving out fold 1 leaves no training patient"):
-        without_fold(one_patient, assign_folds(training[:2], 2), 0)
+def test_without_a_case_to_train_on_a_teacher_is_refused(case: Case, tiny: Params, tmp_path: Path) -> None:
+    unlabelled = replace(case, case_id="c", liver_state=LabelState.UNKNOWN)
+    cohort = Cohort(tmp_path, (case, unlabelled))
+    with pytest.raises(DataError, match=r"^no CT teacher can be trained: no training patient has a manual liver"):
+        teacher_pool(cohort, Modality.CT, tiny.preprocessing, tmp_path / "pool")
+
+
+def test_the_liver_intensity_is_over_the_medians_of_the_cases(tmp_path: Path) -> None:
+    toys = [Toy("a", level=1.0, lesions=()), Toy("b", level=3.0, lesions=())]  # a liver is 1 brighter than its level
+    assert liver_intensity(toy_pool(tmp_path, toys)) == pytest.approx((3.0, 1.0))
+    assert liver_intensity(toy_pool(tmp_path, toys[:1])) == pytest.approx((2.0, MIN_DEVIATION))

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hepar.networks.medformer.network import LEVELS, MedFormer
+from hepar.networks.medformer.config import LEVELS
+from hepar.networks.medformer.network import MedFormer
 
 # (pattern of a published name, name here); group 1 of _BLOCK patterns is the number of the block
 _BLOCK = (
