@@ -193,9 +193,7 @@ class TrainingParams(Section):
     checkpoint_every: AtLeastOne  # steps between two checkpoints
     threads: Count  # CPU threads; 0: all cores. Bit-identical results need the same number
     workers: Count  # threads that prefetch patches; 0: none
-    cache_gib: Annotated[
-        float, Field(ge=0)
-    ]  # memory for arrays; if they don't all fit, they are read from disk
+    cache_gib: Annotated[float, Field(ge=0)]  # memory for arrays; if they don't all fit, they are read from disk
     precision: Literal["fp32", "bf16", "fp16"]  # of the forward pass; fp16 uses loss scaling
     compile: bool  # torch.compile, GPU only: the first step takes a minute
     gradient_checkpointing: bool
@@ -291,9 +289,7 @@ class AssemblePoolParams(Section):
 class TrainUniversalParams(Section):
     """Stage 2: one model for both modalities."""
 
-    warm_start: Annotated[
-        str, Field(pattern=WARM_START)
-    ]  # none, the teacher CT or MR, or models:/NAME@ALIAS
+    warm_start: Annotated[str, Field(pattern=WARM_START)]  # none, the teacher CT or MR, or models:/NAME@ALIAS
     training: TrainingParams
 
 

@@ -29,7 +29,7 @@ from hepar.registry import tracking
 from hepar.runtime import progress
 from hepar.runtime.commit import COMMIT_VARIABLE, git_commit
 from hepar.runtime.device import SHUTDOWN_SECONDS, catch_sigterm
-from hepar.training import checkpoint
+from hepar.runtime.unfinished import CHECKPOINTS_VARIABLE
 from pipelines.execution import is_local
 from pipelines.results import collect_artifacts, score_table, summary
 from pipelines.stage_progress import STAGES, read_statuses, show_while
@@ -94,7 +94,7 @@ def _environment(workdir: Path, status_folder: Path, params: Params, runner: str
         tracking.URI_VARIABLE: os.environ.get(tracking.URI_VARIABLE) or database,
         tracking.EXPERIMENT_VARIABLE: params.register_model.experiment,
         progress.FOLDER_VARIABLE: str(status_folder),
-        checkpoint.FOLDER_VARIABLE: os.environ.get(checkpoint.FOLDER_VARIABLE) or str(workdir / "checkpoints"),
+        CHECKPOINTS_VARIABLE: os.environ.get(CHECKPOINTS_VARIABLE) or str(workdir / "checkpoints"),
         COMMIT_VARIABLE: git_commit(),
         "HEPAR_IMAGE": image,
         "GOMP_SPINCOUNT": "100000",  # stages run one after another, so idle threads may spin without holding up others

@@ -34,7 +34,7 @@ from hepar.pseudo_labels.signals import agreement
 from hepar.runtime.artifacts import read_manifest, sha256_json, write_artifact, write_json
 from hepar.runtime.device import pick_device, use_threads
 from hepar.runtime.progress import current_stage, stage
-from hepar.training.checkpoint import checkpoint_folder
+from hepar.runtime.unfinished import checkpoint_folder
 from hepar.training.distributed import refuse_torchrun
 from hepar.training.fit import EXECUTION_SETTINGS, Recipe
 from hepar.training.folds import assign_folds, fit_folds

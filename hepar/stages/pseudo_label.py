@@ -23,7 +23,7 @@ from hepar.pseudo_labels.prediction import load_signals, predict_pseudo_liver
 from hepar.runtime.artifacts import Manifest, read_manifest, sha256_file, sha256_json, write_artifact
 from hepar.runtime.device import pick_device, use_threads
 from hepar.runtime.progress import current_stage, stage
-from hepar.training.checkpoint import checkpoint_folder
+from hepar.runtime.unfinished import checkpoint_folder
 
 OUTCOMES = {ACCEPT: "accepted", REVIEW: "for review", REJECT: "rejected"}
 

@@ -15,18 +15,7 @@ import torch
 from hepar.errors import HeparError
 from hepar.runtime.progress import current_stage
 
-FOLDER_VARIABLE = "HEPAR_CHECKPOINTS"  # a folder that outlives the run, such as a mounted volume
 FILE, PREVIOUS = "checkpoint.pt", "previous.pt"
-
-
-def checkpoint_folder(model: Path, key: str) -> Path:
-    """Folder of the checkpoints of one training: below HEPAR_CHECKPOINTS if that is set, else beside the model.
-
-    `key` is the hash of everything the training depends on, so a run with other data or settings never resumes from
-    these checkpoints.
-    """
-    root = os.environ.get(FOLDER_VARIABLE)
-    return (Path(root) if root else model.parent / ".checkpoints") / f"{model.name}-{key[:16]}"
 
 
 def save_checkpoint(folder: Path, checkpoint: dict[str, Any]) -> None:

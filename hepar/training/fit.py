@@ -21,8 +21,8 @@ from hepar.registry.tracking import TrainingRun
 from hepar.runtime.artifacts import read_manifest, sha256_json, write_artifact
 from hepar.runtime.device import use_threads
 from hepar.runtime.progress import current_stage, stage
+from hepar.runtime.unfinished import checkpoint_folder
 from hepar.training import distributed
-from hepar.training.checkpoint import checkpoint_folder
 from hepar.training.loop import Trainer
 
 # a run may resume with other values of these

@@ -14,7 +14,7 @@ from hepar.inference.model_folder import ModelFolder, hash_patient
 from hepar.pool.table import Pool, PoolEntry
 from hepar.runtime.artifacts import MANIFEST, sha256_json, write_artifact
 from hepar.runtime.progress import current_stage
-from hepar.training.checkpoint import checkpoint_folder
+from hepar.runtime.unfinished import checkpoint_folder
 from hepar.training.distributed import refuse_torchrun
 from hepar.training.fit import EXECUTION_SETTINGS, Recipe, fit_model
 from hepar.training.teacher_pool import liver_intensity

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hepar.errors import HeparError
-from hepar.training.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
+from hepar.runtime.unfinished import checkpoint_folder
+from hepar.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def loaded_step(folder: Path) -> int:
