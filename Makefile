@@ -5,25 +5,30 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 IMAGE ?= hepar:latest
+# an image to release names its base by digest: make release-image BASE_IMAGE=python:3.11-slim@sha256:…
 BASE_IMAGE ?= python:3.11-slim
-UV_VERSION := 0.13.9
-TORCH := torch==2.13.0
+UV := uv==0.13.9
+TORCH := 2.13.0
+CPU_WHEELS := https://download.pytorch.org/whl/cpu/torch
 # uv finds local wheels where pip does
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# PyPI's torch brings CUDA, some gigabytes; a CPU build among the local wheels is preferred. Each has its lock.
+TORCH_LOCK ?= requirements-torch$(if $(wildcard $(addsuffix /torch-$(TORCH)+cpu-*,$(UV_FIND_LINKS))),-cpu).lock
+LOCKS = requirements-build.lock requirements-dev.lock $(TORCH_LOCK)
+COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-emit-find-links
 
-.PHONY: help setup demo test check bench compile images lock clean
+.PHONY: help setup demo test check bench compile images release-image lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(READY) ## create .venv from the lock file
 
-$(READY): requirements-dev.lock pyproject.toml
+$(READY): $(LOCKS) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet uv==$(UV_VERSION)
-	$(BIN)/uv pip sync --quiet requirements-dev.lock
-	$(BIN)/uv pip install --quiet -r requirements-dev.lock uv==$(UV_VERSION)
-	$(BIN)/uv pip install --quiet --no-deps --editable .
+	$(BIN)/pip install --quiet --require-hashes -r requirements-build.lock
+	$(BIN)/uv pip sync --quiet --require-hashes --build-constraints requirements-build.lock $(LOCKS)
+	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: setup ## run the whole pipeline on phantoms; results in runs/demo
@@ -33,28 +38,37 @@ demo: setup ## run the whole pipeline on phantoms; results in runs/demo
 test: setup ## run the tests
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-check: setup ## check lint, format, types and import contracts
+check: setup ## check lint, format, types, import contracts and licences
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/licences.py requirements-dev.lock requirements-torch.lock requirements-build.lock
 
-bench: setup ## repeat the README's measurements
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: setup ## run all benchmarks, among them the README's measurements
+	for script in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python $$script || exit 1; done
 
 compile: setup ## compile the pipeline to build/two_stage.yaml
 	mkdir -p build
 	$(BIN)/kfp dsl compile --py pipelines/two_stage.py --output build/two_stage.yaml
 
 images: ## build the container image of the stages
-	DOCKER_BUILDKIT=0 docker build --network host --build-arg BASE_IMAGE=$(BASE_IMAGE) -f containers/Dockerfile -t $(IMAGE) .
+	DOCKER_BUILDKIT=0 docker build --network host --build-arg BASE_IMAGE=$(BASE_IMAGE) \
+	  --build-arg TORCH_LOCK=$(TORCH_LOCK) -f containers/Dockerfile -t $(IMAGE) .
 
+release-image: ## build an image to release: its base must be given by digest
+	@[[ "$(BASE_IMAGE)" =~ @sha256:[0-9a-f]{64}$$ ]] || \
+	  { echo "BASE_IMAGE is $(BASE_IMAGE), must name a digest: NAME@sha256:…" >&2; exit 2; }
+	$(MAKE) images
+
+# resolved from PyPI alone, so that the locks do not depend on the machine; torch apart, since its two builds differ
 lock: ## resolve the dependencies into the lock files
-	test -x $(BIN)/uv || ($(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet uv==$(UV_VERSION))
-	sed -i '/^torch==/d' requirements.lock requirements-dev.lock
-	$(BIN)/uv pip compile --quiet --no-header --no-emit-find-links -c <(echo $(TORCH)) pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --no-header --no-emit-find-links --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
-	sed -i -E 's/^(torch==[0-9.]+)\+[a-z0-9]+/\1/' requirements.lock requirements-dev.lock
+	test -x $(BIN)/uv || ($(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet $(UV))
+	UV_FIND_LINKS= $(COMPILE) --excludes <(echo torch) pyproject.toml -o requirements.lock
+	UV_FIND_LINKS= $(COMPILE) --excludes <(echo torch) --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	echo torch==$(TORCH) | UV_FIND_LINKS= $(COMPILE) -c requirements-dev.lock - -o requirements-torch.lock
+	echo torch==$(TORCH)+cpu | UV_FIND_LINKS=$(or $(UV_FIND_LINKS),$(CPU_WHEELS)) $(COMPILE) -c requirements-dev.lock - -o requirements-torch-cpu.lock
+	printf '%s\n' $(UV) setuptools wheel | UV_FIND_LINKS= $(COMPILE) -c requirements-dev.lock - -o requirements-build.lock
 
 clean: ## remove runs, builds and caches, but not .venv
 	rm -rf build runs .pytest_cache .mypy_cache .ruff_cache

@@ -136,8 +136,8 @@ def series(source: Path, work: Path) -> None:
         dicom2nifti.dicom_series_to_nifti(str(place), str(work / "dicom2nifti.nii.gz"), reorient_nifti=True)
 
     os.environ.setdefault("HEPAR_PATIENT_KEY", "a key of the benchmark")
-    with unpacked(source) as folder:
-        with open_source(str(folder), params) as cases:
+    with unpacked(source) as opened:
+        with open_source(str(opened.folder), params) as cases:
             place = cases[0].image.files[0].parent
             print(f"\nDICOM series of {len(cases[0].image.files)} slices to NIfTI, the best of {REPEATS}")
         readers = {"hepar": by_hepar, "SimpleITK": by_simpleitk, "dicom2nifti": by_dicom2nifti}
@@ -216,16 +216,16 @@ def _seconds(work: Callable[[], None]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, nargs="*", default=[1, 10, 100, 1000])
-    parser.add_argument("--dicom", type=Path, default=ROOT.parent / "shared" / "data" / "chaos-ct-dicom.zip")
+    parser.add_argument("--dicom", type=Path, help="a DICOM series; without one, that part is left out")
     parser.add_argument("--no-patches", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         if options.cases:
             growing(sorted(options.cases), Path(name))
-        if options.dicom.exists():
-            series(options.dicom, Path(name))
+        if options.dicom is None:
+            print("no --dicom given: the DICOM series is left out")
         else:
-            print(f"no DICOM series at {options.dicom}: that part is left out")
+            series(options.dicom, Path(name))
         if not options.no_patches:
             patches(Path(name))
 

@@ -1,9 +1,9 @@
 """Versions of pools on DVC remotes. A version is the hash that DVC gives the folder; it can be pushed and pulled.
 
-Each call works in a temporary DVC workspace without git, so it runs the same on a laptop and in a container, and
-concurrent calls share nothing but the remote, which is addressed by content. The remote is the one given, else
-HEPAR_POOL_REMOTE, else the default remote of the DVC repository around the working directory. Credentials are those of
-the DVC remote, for S3 the usual AWS settings.
+A push works in a temporary DVC workspace without git, so it runs the same on a laptop and in a container; a pull reads
+the remote itself and trusts nothing in it (`remote_pool`). Concurrent calls share nothing but the remote, which is
+addressed by content. The remote is the one given, else HEPAR_POOL_REMOTE, else the default remote of the DVC repository
+around the working directory. Credentials are those of the DVC remote, for S3 the usual AWS settings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,14 +22,17 @@ from typing import Any
 
 import yaml
 
+from components.remote_pool import RemotePool
 from hepar.errors import DataError, StorageError
 from hepar.params import REGISTERED
 from hepar.pool.table import Pool
 from hepar.registry.model_registry import pool_version
 from hepar.runtime.artifacts import MANIFEST, dvc_version, link_or_copy, read_manifest
+from hepar.runtime.redaction import redact
+from hepar.runtime.scratch import scratch_folder
 
 POOL_REMOTE_VARIABLE = "HEPAR_POOL_REMOTE"
-VERSION = re.compile(r"^[0-9a-f]{32}\.dir$")
+VERSION = re.compile(r"[0-9a-f]{32}\.dir")
 OUT, POINTER = "pool", "pool.dvc"
 
 
@@ -51,24 +53,17 @@ class Workspace:
             check=False,
             env={**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(self.folder / ".dvc" / "site")},
         )
-        if "missing-files" in done.stderr:
-            raise StorageError(f"the remote {self.remote} does not hold this version, or only part of it")
         if done.returncode:
             message = " ".join((done.stderr.strip() or done.stdout.strip()).split())
-            raise StorageError(f"dvc {arguments[0]}, remote {self.remote}: {message}")
+            raise StorageError(redact(f"dvc {arguments[0]}, remote {self.remote}: {message}"))
         return done.stdout
-
-    def point_at(self, version: str) -> None:
-        """Writes the .dvc file of a version, whose content is then pulled."""
-        out = {"md5": version, "hash": "md5", "path": OUT}
-        (self.folder / POINTER).write_text(yaml.safe_dump({"outs": [out]}))
 
 
 @contextmanager
 def workspace(beside: Path, remote: Mapping[str, Any]) -> Iterator[Workspace]:
     """A temporary workspace with its own cache, in the folder `beside`, so that files can be hard-linked into it."""
-    with tempfile.TemporaryDirectory(prefix=".hepar-dvc-", dir=beside) as name:
-        created = Workspace(Path(name), str(remote["url"]))
+    with scratch_folder("dvc", beside) as name:
+        created = Workspace(name, str(remote["url"]))
         created.dvc("init", "--no-scm")
         lines = ["[core]", "no_scm = true", "remote = origin", "analytics = false", "check_update = false", "[cache]"]
         lines += ["type = reflink,hardlink,copy", "['remote \"origin\"']"]
@@ -81,7 +76,7 @@ def _quote(value: str) -> str:
     """A quoted value for a DVC config file. Raises DataError if DVC could not read it back."""
     mark = "'" if '"' in value else '"'
     if mark in value or "%(" in value or not value.isprintable():
-        raise DataError(f"a DVC config file cannot hold {value!r}: choose another remote")
+        raise DataError(f"a DVC config file cannot hold {redact(repr(value))}: choose another remote")
     return f"{mark}{value}{mark}"
 
 
@@ -103,7 +98,7 @@ def find_remote(given: str) -> dict[str, Any]:
         settings = {}
     if not settings:
         raise DataError(
-            f"there is no DVC remote for pools: use --remote, set {POOL_REMOTE_VARIABLE}, or run `dvc remote add -d`"
+            f"no DVC remote is configured for pools: pass --remote, set {POOL_REMOTE_VARIABLE}, or run `dvc remote add -d`"
         )
     return settings
 
@@ -131,37 +126,35 @@ def push(pool: Path, remote: str = "") -> str:
 def pull(version: str, pool: Path, remote: str = "") -> None:
     """Pulls a version into the folder `pool`, completely or not at all.
 
-    Raises DataError if there is no such version or the folder holds something else, StorageError if DVC fails.
+    Raises DataError if there is no such version or the folder holds something else, StorageError if the remote fails or
+    holds anything but this version of a pool.
     """
     version = resolve(version)
-    if pool.exists():
+    if os.path.lexists(pool):
         if (pool / MANIFEST).is_file() and dvc_version(pool) == version:
             return
         raise DataError(f"{pool} already exists and is not version {version}: move it or choose another folder")
+    settings = find_remote(remote)
     pool.parent.mkdir(parents=True, exist_ok=True)
-    with workspace(pool.resolve().parent, find_remote(remote)) as scratch:
-        scratch.point_at(version)
-        scratch.dvc("pull", POINTER)
-        _make_writable(scratch.folder / OUT)
-        if (found := dvc_version(scratch.folder / OUT)) != version:
-            raise StorageError(f"the remote returned version {found} instead of {version}")
-        read_manifest(scratch.folder / OUT, Pool.KIND)
-        (scratch.folder / OUT).rename(pool)
-
-
-def _make_writable(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        path.chmod(path.stat().st_mode | stat.S_IWUSR)
+    with scratch_folder("pull", pool.parent.resolve()) as scratch:
+        RemotePool.open(version, settings, scratch).fetch_all(scratch / OUT)
+        try:
+            (scratch / OUT).rename(pool)
+        except OSError as error:
+            raise StorageError(f"{pool} cannot be created: {error.strerror}") from None
 
 
 def resolve(revision: str) -> str:
     """The version of a revision: a version, a registered model (`models:/NAME@ALIAS`), or a git revision with a pool in
     its `pool.dvc` or `dvc.lock`. Raises DataError if it is none of these."""
-    if VERSION.match(revision):
+    if VERSION.fullmatch(revision):
         return revision
     if revision.startswith(REGISTERED):
-        return pool_version(revision)
-    for name in (POINTER, "dvc.lock") if shutil.which("git") else ():
+        if not VERSION.fullmatch(version := pool_version(revision)):
+            raise DataError(f"{revision} names {version!r}, which is not a pool version")
+        return version
+    is_option = revision.startswith("-")  # of git
+    for name in (POINTER, "dvc.lock") if shutil.which("git") and not is_option else ():
         shown = subprocess.run(["git", "show", f"{revision}:./{name}"], capture_output=True, text=True, check=False)
         if shown.returncode == 0 and (version := _read_version(shown.stdout)):
             return version
@@ -170,11 +163,15 @@ def resolve(revision: str) -> str:
 
 def _read_version(text: str) -> str:
     """The version of the output `pool` in a .dvc or dvc.lock file; empty without one."""
-    values = yaml.safe_load(text)
-    outs = list(values.get("outs") or [])
-    for stage in (values.get("stages") or {}).values():
-        outs += stage.get("outs") or []
-    return next((str(out["md5"]) for out in outs if out.get("path") == OUT and "md5" in out), "")
+    try:
+        values = yaml.safe_load(text)
+        outs = list(values.get("outs") or [])
+        for stage in (values.get("stages") or {}).values():
+            outs += stage.get("outs") or []
+        versions = (str(out.get("md5")) for out in outs if out.get("path") == OUT)
+        return next((version for version in versions if VERSION.fullmatch(version)), "")
+    except (yaml.YAMLError, AttributeError, TypeError):  # a file of another program
+        return ""
 
 
 @dataclass(frozen=True)
@@ -182,12 +179,12 @@ class OpenedPool:
     """A pool whose table and plan are local; `fetch` pulls further files."""
 
     pool: Pool
-    workspace: Workspace | None
+    remote: RemotePool | None
 
     def fetch(self, paths: Sequence[str]) -> None:
         """Pulls files, by their paths relative to the pool; does nothing for a local folder."""
-        if self.workspace is not None and paths:
-            self.workspace.dvc("pull", *(f"{OUT}/{path}" for path in paths))
+        if self.remote is not None:
+            self.remote.fetch(paths, self.pool.folder)
 
 
 @contextmanager
@@ -197,8 +194,7 @@ def open_pool(revision: str, remote: str = "") -> Iterator[OpenedPool]:
         yield OpenedPool(Pool.load(Path(revision)), None)
         return
     version = resolve(revision)
-    with workspace(Path(tempfile.gettempdir()), find_remote(remote)) as scratch:
-        scratch.point_at(version)
-        scratch.dvc("pull", f"{OUT}/{Pool.TABLE}", f"{OUT}/{Pool.PLAN}")
-        yield OpenedPool(Pool.load(scratch.folder / OUT), scratch)
-        shutil.rmtree(scratch.folder / OUT, ignore_errors=True)
+    with scratch_folder("pool") as scratch:
+        opened = RemotePool.open(version, find_remote(remote), scratch)
+        opened.fetch(Pool.REQUIRED, scratch / OUT)
+        yield OpenedPool(opened.load(scratch / OUT), opened)

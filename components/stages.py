@@ -32,6 +32,7 @@ def train_liver(
     preprocessing: dict,  # type: ignore[type-arg]
     network: dict,  # type: ignore[type-arg]
     params: dict,  # type: ignore[type-arg]
+    experiment: str,
     cohort: dsl.Input[dsl.Artifact],
     model: dsl.Output[dsl.Model],
 ) -> str:
@@ -51,6 +52,7 @@ def train_liver(
         read_section(PreprocessingParams, preprocessing),
         read_section(NetworkParams, network),
         read_section(TrainLiverParams, params),
+        experiment,
     )
     return read_manifest(Path(model.path), ModelFolder.KIND).hash
 
@@ -122,6 +124,7 @@ def train_universal(
     teacher_mr_hash: str,
     network: dict,  # type: ignore[type-arg]
     params: dict,  # type: ignore[type-arg]
+    experiment: str,
     pool: dsl.Input[dsl.Dataset],
     teacher_ct: dsl.Input[dsl.Model],
     teacher_mr: dsl.Input[dsl.Model],
@@ -142,6 +145,7 @@ def train_universal(
         Path(model.path),
         read_section(NetworkParams, network),
         read_section(TrainUniversalParams, params),
+        experiment,
     )
     return read_manifest(Path(model.path), ModelFolder.KIND).hash
 
@@ -173,6 +177,7 @@ def register(
     model_hash: str,
     report_hash: str,
     params: dict,  # type: ignore[type-arg]
+    experiment: str,
     model: dsl.Input[dsl.Model],
     report: dsl.Input[dsl.Artifact],
     registration: dsl.Output[dsl.Artifact],
@@ -184,5 +189,5 @@ def register(
     from hepar.params import RegisterParams, read_section
 
     hepar.stages.register.run(
-        Path(model.path), Path(report.path), Path(registration.path), read_section(RegisterParams, params)
+        Path(model.path), Path(report.path), Path(registration.path), read_section(RegisterParams, params), experiment
     )

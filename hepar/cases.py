@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hepar.errors import DataError
+from hepar.runtime.journal import finish_replacing
+from hepar.runtime.verification import verify_artifact
+from hepar.runtime.whole_files import write_bytes
 
 if TYPE_CHECKING:
     import pandas as pd  # slow to import, and `hepar --help` needs only Modality
@@ -68,6 +71,12 @@ class Case:
     voxels_sha256: str = ""  # of the voxels of the canonical image
     header: str = field(default="{}")  # what is kept of the source's header, as JSON
 
+    @property
+    def file_hashes(self) -> dict[str, str]:
+        """The SHA-256 of each file of the case, by its path."""
+        digests = {self.image: self.image_sha256, self.liver: self.liver_sha256, self.tumour: self.tumour_sha256}
+        return {path: sha256 for path, sha256 in digests.items() if path}
+
 
 _ENUMS: dict[str, type[StrEnum]] = {
     "modality": Modality,
@@ -109,15 +118,21 @@ class Cohort:
         """Path of a file of the cohort."""
         return self.folder / relative
 
+    def verify(self, cases: Iterable[Case]) -> None:
+        """Check the table and the volumes of these cases. Raises ArtifactError naming the first damaged file."""
+        volumes = [path for case in cases for path in case.file_hashes]
+        verify_artifact(self.folder, self.KIND, [self.TABLE, *volumes])
+
     def save(self) -> None:
         """Write the table into the folder. Equal cases give equal bytes."""
-        cases_frame(self.cases).to_parquet(self.folder / self.TABLE, index=False)
+        write_bytes(self.folder / self.TABLE, cases_frame(self.cases).to_parquet(index=False))
 
     @classmethod
     def load(cls, folder: Path) -> Cohort:
         """Read a cohort. Raises DataError if the table is missing or damaged, or a value does not fit its column."""
         import pandas as pd
 
+        finish_replacing(folder)
         table = folder / cls.TABLE
         if not table.is_file():
             raise DataError(f"{folder} is not a cohort: {cls.TABLE} is missing")
@@ -157,7 +172,7 @@ def parse_enum(kind: type[StrEnum], value: object, case_id: str, column: str) ->
         return kind(str(value))
     except ValueError:
         allowed = ", ".join(member.value for member in kind)
-        raise DataError(f"case {case_id}: {column} is {str(value)!r}, must be one of {allowed}") from None
+        raise DataError(f"case {case_id}: {column} is {str(value)!r} but must be one of {allowed}") from None
 
 
 def check_patients(cases: Sequence[Case]) -> None:

@@ -32,6 +32,9 @@ class Refusal(DataError):
         self.rule = rule
         self.value = value
 
+    def __reduce__(self) -> tuple[type[Refusal], tuple[str, str]]:
+        return type(self), (self.rule, self.value)  # an exception is otherwise rebuilt from its message alone
+
 
 class StorageError(HeparError):
     """A store or server is unreachable, denies access or fails; no case is at fault."""

@@ -1,4 +1,4 @@
-"""The sections of `params.yaml`: frozen, typed, without a second default anywhere.
+"""The sections of `params.yaml`: frozen and typed. The stages have no other defaults.
 
 A preset can say `extends: ../params.yaml` and hold only its differences. Unknown keys are errors.
 """
@@ -14,6 +14,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hepar.errors import ParamsError
+from hepar.runtime.redaction import CREDENTIALS_RULE, has_credentials, redact, redact_address
+from hepar.runtime.whole_files import write_text
 
 
 def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
@@ -36,8 +38,14 @@ def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
 
 def _none_or_enough(cases: int) -> int:
     if cases != 0 and cases < MIN_PHANTOMS:
-        raise ValueError(f"{cases} phantoms are too few: must be 0 or at least {MIN_PHANTOMS}")
+        raise ValueError(f"{cases} phantoms are too few: set 0 or at least {MIN_PHANTOMS}")
     return cases
+
+
+def _without_credentials(address: str) -> str:
+    if has_credentials(address):
+        raise ValueError(CREDENTIALS_RULE)
+    return address
 
 
 def _whole(value: Any) -> Any:
@@ -74,6 +82,7 @@ SignalName = Literal[  # the fields of pseudo_labels.signals.Signals
     "tumour_inside",
     "intensity_distance",
 ]
+Address = Annotated[str, AfterValidator(_without_credentials)]
 SizeZYX = tuple[AtLeastOne, AtLeastOne, AtLeastOne]
 SpacingZYX = tuple[Positive, Positive, Positive]
 
@@ -85,7 +94,7 @@ class Section(BaseModel):
 
 
 class PhantomParams(Section):
-    """The built-in phantoms, read if the source is `phantoms`."""
+    """The built-in phantoms: the source `phantoms`. `added_phantoms` uses their size, and their seed plus 1."""
 
     cases: Annotated[int, Field(ge=MIN_PHANTOMS)]  # half CT, half MR
     seed: Count
@@ -113,15 +122,16 @@ class IngestParams(Section):
     added_phantoms: AddedPhantoms
     layout: str  # of a folder or zip: auto, or a layout listed in docs/data.md
     uneven_slices: Literal["refuse", "resample"]  # DICOM series with unequal slice spacing or gantry tilt
+    empty_roi: Literal["unknown", "absent"]  # what an empty ROI, segment or mask series of the layout dicom says
     split: SplitParams
-    split_from: str  # predefined split (case_id or patient_id, split): a table, a cohort or an s3:// URL; empty: none
+    split_from: Address  # predefined split (case_id or patient_id, split): table, cohort or s3:// URL; empty: none
     max_refused_share: Share  # the stage fails if a larger fraction of cases is refused
 
 
 class PreprocessingParams(Section):
     """From a canonical volume to the network's input."""
 
-    spacing_zyx_mm: SpacingZYX | None  # null: the median spacing of the cohort
+    spacing_zyx_mm: SpacingZYX | None  # null: median spacing of the training and validation cases
     window_hu: Interval  # CT is clipped to it and scaled to -1..1
     mr_percentiles: Interval  # MR is clipped to these percentiles of the body, then z-scored
 
@@ -166,7 +176,7 @@ class SamplingParams(Section):
     @model_validator(mode="after")
     def _at_most_one(self) -> Self:
         if self.tumour_share + self.liver_share > 1:
-            raise ValueError(f"tumour_share + liver_share is {self.tumour_share + self.liver_share}, must be at most 1")
+            raise ValueError(f"tumour_share + liver_share is {self.tumour_share + self.liver_share} but must be at most 1")
         return self
 
 
@@ -205,7 +215,7 @@ class TrainingParams(Section):
 
 
 class TrainLiverParams(Section):
-    """Stage 1: the liver teacher of one modality."""
+    """Stage 2, train-liver: the liver teacher of one modality."""
 
     folds: AtLeastOne  # 1: one teacher trained on all patients; k: an ensemble of k, each leaving one fold out
     training: TrainingParams
@@ -245,7 +255,7 @@ class GateParams(Section):
     max_roughness: AtMost  # surface area relative to that of the smoothed liver
     min_right_share: AtLeast  # fraction of the liver right of the body's centre (patient's right)
     max_cut_share: AtMost  # fraction of the liver on the border of the field of view
-    min_agreement: AtLeast  # lowest Dice between test-time variants and ensemble members
+    min_agreement: AtLeast  # lowest Dice between the unaugmented prediction and any other
     max_entropy: AtMost  # of the mean probability, in bits per liver voxel
     min_tumour_inside: AtLeast  # fraction of the manual tumour inside the predicted liver
     max_intensity_distance: AtMost  # of the median from that of manual livers, in standard deviations
@@ -283,11 +293,11 @@ class AssemblePoolParams(Section):
     labels: Literal["tumour", "manual", "mixed"]  # tumour masks only; plus manual livers; plus pseudo-livers
     unknown_tumour: UnknownTumour  # masked: tumour-free outside the liver
     margin_mm: Annotated[float, Field(ge=0)]  # around the liver, within which an unknown tumour stays unknown
-    reviews: str  # review decisions on pseudo-livers: a folder or s3://BUCKET/PREFIX; empty: none
+    reviews: Address  # review decisions on pseudo-livers: a folder or s3://BUCKET/PREFIX; empty: none
 
 
 class TrainUniversalParams(Section):
-    """Stage 2: one model for both modalities."""
+    """Stage 5, train-universal: one model for both modalities."""
 
     warm_start: Annotated[str, Field(pattern=WARM_START)]  # none, the teacher CT or MR, or models:/NAME@ALIAS
     training: TrainingParams
@@ -315,14 +325,14 @@ class RegisterParams(Section):
     """The model registry."""
 
     model_name: str
-    experiment: str
     gates: PromotionGates
 
 
 class Params(Section):
     """A whole `params.yaml`."""
 
-    source: Annotated[str, Field(min_length=1)]  # of the scans; docs/data.md lists what it can be
+    source: Annotated[Address, Field(min_length=1)]  # of the scans; docs/data.md lists what it can be
+    experiment: Annotated[str, Field(min_length=1)]  # of MLflow, in which trainings and registrations are recorded
     ingest: IngestParams
     preprocessing: PreprocessingParams
     network: NetworkParams
@@ -390,13 +400,13 @@ def write_preset(path: Path, extends: Path, values: Mapping[str, Any], comment: 
             there = there.get(section, {})
             place = place.setdefault(section, dict(there) if section == WHOLE else {})
         place[key] = value
-    path.write_text(f"# {comment}\n" + yaml.safe_dump(nested, sort_keys=False, default_flow_style=None))
+    write_text(path, f"# {comment}\n" + yaml.safe_dump(nested, sort_keys=False, default_flow_style=None))
 
 
 def check_new_preset(path: Path, extends: Path) -> None:
-    """Raise ParamsError if the file exists already or its folder is not writable."""
+    """Raise ParamsError if the file already exists or its folder is not writable."""
     if path.exists():
-        raise ParamsError(f"{path} exists already: choose another file to extend {extends}")
+        raise ParamsError(f"{path} already exists: choose another --out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -414,12 +424,13 @@ def _first(error: ValidationError) -> str:
         return f"unknown key {key}{more}"
     if first["type"] == "missing":
         return f"key {key} is missing{more}"
-    return f"{key} is {first['input']!r}: {first['msg']}{more}"
+    given = redact_address(first["input"]) if isinstance(first["input"], str) else first["input"]
+    return f"{key} is {redact(repr(given))}: {first['msg']}{more}"
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
-        raise ParamsError(f"{path}: extends itself")
+        raise ParamsError(f"{path} extends itself")
     try:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -427,14 +438,14 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ParamsError(f"params file {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise ParamsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise ParamsError(f"{path} is not YAML: {redact(' '.join(str(error).split()))}") from None
     if not isinstance(values, dict):
-        raise ParamsError(f"{path}: must be a mapping of sections")
+        raise ParamsError(f"{path} must be a mapping of sections")
     base = values.pop("extends", None)
     if base is None:
         return values
     if not isinstance(base, str):
-        raise ParamsError(f"{path}: extends is {base!r}, must name a params file")
+        raise ParamsError(f"{path}: extends is {base!r} but must name a params file")
     return _merge(_read(path.parent / base, (*seen, path.resolve())), values)
 
 

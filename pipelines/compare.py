@@ -27,7 +27,7 @@ def differences(a: Path, b: Path) -> list[str]:
     for place, kind in COMPARED.items():
         hash_a, hash_b = (read_manifest(run / place, kind).hash for run in (a, b))
         if hash_a != hash_b:
-            found.append(f"{place}: {hash_a} in {a} but {hash_b} in {b}")
+            found.append(f"{place}: {hash_a[:12]} in {a} but {hash_b[:12]} in {b}")
     metrics_a, metrics_b = (Report(run / PLACES[Report.KIND]).metrics() for run in (a, b))
     if metrics_a != metrics_b:
         found.append(f"{Report.METRICS} of {a} and {b} differ")

@@ -1,11 +1,13 @@
-"""The pipeline in this process by one of KFP's local runners: `python -m pipelines.execution REQUEST`, a JSON object.
+"""The pipeline in this process by one of KFP's local runners: `python -m pipelines.execution`.
 
-`pipelines.local` starts it as a child process and passes params (the sections, as KFP takes them), runner, root
-(KFP's folder, in the working directory) and environment (variables of the stages).
+`pipelines.local` starts it as a child process. The request, a JSON object on standard input, which no other user can
+read, holds params (the sections, as KFP takes them), runner, root (KFP's folder, in the working directory),
+environment (variables of the stages) and lifeline (see `run_lock`). What the stages print appears without secrets.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -16,13 +18,24 @@ from typing import Any
 from components.pool_versions import POOL_REMOTE_VARIABLE
 from hepar.ingest.sources import PHANTOMS, is_remote, pseudonyms
 from hepar.runtime.device import available_cores
+from hepar.runtime.redaction import redact
+from pipelines.run_lock import end_with_parent
 
-STORE_VARIABLES = ("AWS_", "HEPAR_DICOMWEB_", "HEPAR_CACHE_")  # prefixes of what stages need to reach a store
+# prefixes of what stages need to reach a store or MLflow
+STORE_VARIABLES = ("AWS_", "HEPAR_DICOMWEB_", "HEPAR_CACHE_", "MLFLOW_TRACKING_")
+PARAMS_VARIABLE = "HEPAR_PARAMS"  # the params file whose values `pipelines.two_stage` takes as defaults
 
 
 def is_local(source: str) -> bool:
     """Whether a source, or another place that a stage reads, is a path on this machine."""
     return source not in ("", PHANTOMS) and not is_remote(source)
+
+
+class RedactedOutput(io.TextIOWrapper):
+    """A text stream that leaves out secrets, line by line."""
+
+    def write(self, text: str) -> int:
+        return super().write(redact(text))
 
 
 def execute(request: Mapping[str, Any]) -> None:
@@ -66,4 +79,10 @@ def _docker_runner(request: Mapping[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    execute(json.loads(sys.argv[1]))
+    sys.stdout, sys.stderr = (
+        RedactedOutput(stream.buffer, encoding="utf-8", errors="replace", line_buffering=True)
+        for stream in (sys.stdout, sys.stderr)
+    )
+    given = json.load(sys.stdin)
+    end_with_parent(given["lifeline"])
+    execute(given)

@@ -24,16 +24,20 @@ import yaml
 from components.pool_versions import POOL_REMOTE_VARIABLE
 from hepar.cli.tables import print_table
 from hepar.errors import HeparError, Preempted
+from hepar.ingest.sources.dicomweb import without_identifiers
 from hepar.params import Params, dump_params, dump_sections
 from hepar.registry import tracking
 from hepar.runtime import progress
 from hepar.runtime.commit import COMMIT_VARIABLE, git_commit
 from hepar.runtime.device import SHUTDOWN_SECONDS, catch_sigterm
+from hepar.runtime.redaction import QUERY_VARIABLE, redact
 from hepar.runtime.unfinished import CHECKPOINTS_VARIABLE
-from pipelines.execution import is_local
-from pipelines.results import collect_artifacts, score_table, summary
+from pipelines.execution import PARAMS_VARIABLE, is_local
+from pipelines.results import PARAMS_FILE, finish_placing, place_results, score_table, summary
+from pipelines.run_lock import only_run
 from pipelines.stage_progress import STAGES, read_statuses, show_while
 
+STATUS_FOLDER = "progress"
 LOG_TAIL = 30  # lines of the log that are printed on a failure
 
 
@@ -50,30 +54,45 @@ def run_in_containers(params: Params, workdir: Path, image: str) -> None:
 def run(params: Params, workdir: Path, runner: str, image: str) -> None:
     """Run all stages below `workdir` and print the scores, the registered model and the seconds of each stage.
 
-    Results of an earlier run in `workdir` are replaced only when all stages have finished. Raises HeparError naming the
-    stage if one refuses its input, Preempted if SIGTERM arrives; exits with code 1 and the end of the log if one fails.
+    Results of an earlier run in `workdir` are replaced only when all stages have finished, and then all together.
+    Raises HeparError if another run is working in `workdir`, or naming the stage if one refuses its input, Preempted if
+    SIGTERM arrives; exits with code 1 and the end of the log if one fails.
     """
     workdir = workdir.resolve()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HeparError(f"the working directory {workdir} cannot be created: {error.strerror}") from None
-    kfp_root, status_folder, log = workdir / ".kfp", workdir / "progress", workdir / "run.log"
+    with only_run(workdir) as inherited:
+        finish_placing(workdir)
+        _run_stages(params, workdir, runner, image, inherited)
+        print_table(score_table(workdir))
+        print(summary(workdir, read_statuses(workdir / STATUS_FOLDER)))
+
+
+def _run_stages(params: Params, workdir: Path, runner: str, image: str, inherited: tuple[int, int]) -> None:
+    """Run all stages and put their results in place; the child process inherits the descriptors."""
+    kfp_root, status_folder, log = workdir / ".kfp", workdir / STATUS_FOLDER, workdir / "run.log"
     for folder in (kfp_root, status_folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-    params = _with_absolute_paths(params)
-    (workdir / "params.yaml").write_text(yaml.safe_dump(dump_params(params), sort_keys=False))
-    environment = _environment(workdir, status_folder, params, runner, image)
-    request = {"params": dump_sections(params), "runner": runner, "root": str(kfp_root), "environment": environment}
-    with _tracking_database(environment, params.register_model.experiment):
-        code = _run_child(json.dumps(request), environment, log, status_folder)
+    params, query = _without_identifiers(_with_absolute_paths(params))
+    (kfp_root / PARAMS_FILE).write_text(yaml.safe_dump(dump_params(params), sort_keys=False))
+    environment = {**_environment(workdir, status_folder, runner, image), **query}
+    environment[PARAMS_VARIABLE] = str(kfp_root / PARAMS_FILE)
+    request = {
+        "params": dump_sections(params),
+        "runner": runner,
+        "root": str(kfp_root),
+        "environment": environment,
+        "lifeline": inherited[0],
+    }
+    with _tracking_database(environment):
+        code = _run_child(json.dumps(request), environment, log, status_folder, inherited)
     _check_stages(code, status_folder, log)
-    if missing := collect_artifacts(kfp_root, workdir):
-        _fail(f"the pipeline wrote no {missing[0]}", log)
+    if missing := place_results(kfp_root, workdir):
+        _fail(f"the pipeline did not write {missing[0]}", log)
     shutil.rmtree(kfp_root)
-    print_table(score_table(workdir))
-    print(summary(workdir, read_statuses(status_folder)))
 
 
 def _with_absolute_paths(params: Params) -> Params:
@@ -83,16 +102,24 @@ def _with_absolute_paths(params: Params) -> Params:
     return params.model_copy(update={"source": _absolute(params.source), "ingest": ingest, "assemble_pool": pool})
 
 
+def _without_identifiers(params: Params) -> tuple[Params, dict[str, str]]:
+    """The params without values that identify a patient, and the environment variable that hands them to the stages."""
+    source, query = without_identifiers(params.source)
+    if not query:
+        return params, {}
+    given = os.environ.get(QUERY_VARIABLE)
+    return params.model_copy(update={"source": source}), {QUERY_VARIABLE: f"{given}&{query}" if given else query}
+
+
 def _absolute(place: str) -> str:
     return str(Path(place).resolve()) if is_local(place) else place
 
 
-def _environment(workdir: Path, status_folder: Path, params: Params, runner: str, image: str) -> dict[str, str]:
+def _environment(workdir: Path, status_folder: Path, runner: str, image: str) -> dict[str, str]:
     """Environment variables of the stages, in any process or container."""
     database = f"{tracking.SQLITE}{workdir / 'mlflow.db'}"
     environment = {
         tracking.URI_VARIABLE: os.environ.get(tracking.URI_VARIABLE) or database,
-        tracking.EXPERIMENT_VARIABLE: params.register_model.experiment,
         progress.FOLDER_VARIABLE: str(status_folder),
         CHECKPOINTS_VARIABLE: os.environ.get(CHECKPOINTS_VARIABLE) or str(workdir / "checkpoints"),
         COMMIT_VARIABLE: git_commit(),
@@ -107,30 +134,36 @@ def _environment(workdir: Path, status_folder: Path, params: Params, runner: str
 
 
 @contextmanager
-def _tracking_database(environment: Mapping[str, str], experiment: str) -> Iterator[None]:
-    """Create the tracking database here, before stages that may run side by side try to."""
+def _tracking_database(environment: Mapping[str, str]) -> Iterator[None]:
+    """Connect to the tracking server before the first stage starts, so that a wrong address is noticed at once."""
     before = dict(os.environ)
     os.environ.update(environment)
+    os.environ.pop(tracking.RUN_VARIABLE, None)  # it names one run, but each training needs its own
     try:
-        tracking.connect(experiment)
+        tracking.connect()
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
 
 
-def _run_child(request: str, environment: Mapping[str, str], log: Path, status_folder: Path) -> int:
+def _run_child(
+    request: str, environment: Mapping[str, str], log: Path, status_folder: Path, inherited: tuple[int, int]
+) -> int:
     """Run the pipeline in a child process and show its progress; returns the exit code."""
     with log.open("w") as stream:
         child = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.execution", request],
+            [sys.executable, "-m", "pipelines.execution"],
+            stdin=subprocess.PIPE,
             stdout=stream,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
             cwd=Path(__file__).parents[1],
+            pass_fds=inherited,
             start_new_session=True,
         )
         try:
+            _write_request(child, request)
             with catch_sigterm(partial(_stop_group, child.pid)) as stopped:
                 show_while(lambda: child.poll() is None, status_folder)
                 code = child.wait()
@@ -142,6 +175,13 @@ def _run_child(request: str, environment: Mapping[str, str], log: Path, status_f
         finally:
             if child.poll() is None:  # interrupted: stop the stages too
                 _stop_group(child.pid)
+
+
+def _write_request(child: subprocess.Popen[bytes], request: str) -> None:
+    """Hand over the request by a pipe, because every user of the machine can read a command line."""
+    assert child.stdin is not None
+    with suppress(BrokenPipeError), child.stdin as pipe:  # the log says why the child has ended
+        pipe.write(request.encode())
 
 
 def _stop_group(group: int) -> None:
@@ -181,5 +221,5 @@ def _raise_preempted(status_folder: Path) -> None:
 
 def _fail(reason: str, log: Path) -> NoReturn:
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL:])
-    print(f"{tail}\nhepar: {reason}; the full log is {log}", file=sys.stderr)
+    print(redact(f"{tail}\nhepar: {reason}; the full log is {log}"), file=sys.stderr)
     sys.exit(1)

@@ -1,9 +1,7 @@
-"""Results of a local run: where its artifacts stand in the working directory, and what is printed at the end."""
+"""Results of a local run: where its artifacts lie in the working directory, and what is printed at the end."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,10 @@ from hepar.inference.model_folder import ModelFolder
 from hepar.pool.table import Pool
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.registry.registration import Registration
-from hepar.runtime.artifacts import MANIFEST, read_manifest
+from hepar.runtime.artifacts import MANIFEST, read_any_manifest
+from hepar.runtime.journal import RESULTS, Journal
 from hepar.runtime.progress import StageStatus
+from hepar.runtime.verification import verify_artifact
 
 PLACES = {  # by kind, and for models by role
     Cohort.KIND: "cohort",
@@ -31,16 +31,41 @@ PLACES = {  # by kind, and for models by role
 }
 
 
-def collect_artifacts(kfp_root: Path, workdir: Path) -> list[str]:
-    """Move each artifact from KFP's folders to its place in the working directory; returns the places left empty."""
+PARAMS_FILE = "params.yaml"
+
+
+def find_artifacts(kfp_root: Path) -> dict[str, Path]:
+    """The finished artifacts in KFP's folders, by their place in the working directory.
+
+    Raises ArtifactError if one is damaged.
+    """
+    found = {}
     for manifest in sorted(kfp_root.glob(f"*/*/*/{MANIFEST}")):
-        kind = json.loads(manifest.read_text())["kind"]
-        parents = read_manifest(manifest.parent, kind).parents
-        place = workdir / PLACES[parents["role"] if kind == ModelFolder.KIND else kind]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(place, ignore_errors=True)
-        manifest.parent.rename(place)
-    return [place for place in PLACES.values() if not (workdir / place / MANIFEST).is_file()]
+        kind = read_any_manifest(manifest.parent).kind
+        parents = verify_artifact(manifest.parent, kind).parents
+        found[PLACES[parents["role"] if kind == ModelFolder.KIND else kind]] = manifest.parent
+    return found
+
+
+def place_results(kfp_root: Path, workdir: Path) -> list[str]:
+    """Move the artifacts and the params of a run to their places in the working directory, replacing those of the last.
+
+    Returns the places for which the run wrote nothing, if any; everything then stays as it is. If the process dies, the
+    next run, or the next command that reads one of the places, finishes the move. KFP's folders must be in `workdir`.
+    Raises ArtifactError if an artifact is damaged or a place cannot be replaced, such as one on another file system.
+    """
+    found = find_artifacts(kfp_root)
+    if missing := [place for place in PLACES.values() if place not in found]:
+        return missing
+    moves = {folder: workdir / place for place, folder in found.items()}
+    moves[kfp_root / PARAMS_FILE] = workdir / PARAMS_FILE
+    Journal(workdir / RESULTS).replace(moves, scratch=kfp_root)
+    return []
+
+
+def finish_placing(workdir: Path) -> None:
+    """Finish what a killed run left of placing its results."""
+    Journal(workdir / RESULTS).finish()
 
 
 def score_table(workdir: Path) -> Table:
@@ -60,13 +85,13 @@ def score_table(workdir: Path) -> Table:
 
 
 def summary(workdir: Path, statuses: Sequence[StageStatus]) -> str:
-    """The registered model, the report and the seconds of each stage, one per line."""
+    """The registered model, the report and the duration of each stage, one per line."""
     registered = Registration.load(workdir / PLACES[Registration.KIND])
     reasons = f" ({'; '.join(registered.reasons)})" if registered.reasons else ""
     lines = {
         "model": f"{registered.name} version {registered.version}, {registered.alias}{reasons}",
         "report": str(Report(workdir / PLACES[Report.KIND]).page),
-        **{f"seconds of {status.stage}": f"{status.seconds:.0f}" for status in statuses},
+        **{f"{status.stage}, s": f"{status.seconds:.0f}" for status in statuses},
     }
     return "\n".join(f"{name:26} {value}" for name, value in lines.items())
 

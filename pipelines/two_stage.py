@@ -2,6 +2,7 @@
 
 Compile with `kfp dsl compile --py pipelines/two_stage.py --output build/two_stage.yaml`. The compiled defaults are
 those of `params.yaml`, or of the file that HEPAR_PARAMS names; a section passed to a run replaces the whole section.
+Compiled pipelines are copied around, so a source that names a patient is refused.
 """
 
 import os
@@ -10,14 +11,23 @@ from pathlib import Path
 from kfp import dsl
 
 from components import stages
+from hepar.errors import ParamsError
+from hepar.ingest.sources.dicomweb import without_identifiers
 from hepar.params import dump_sections, load_params
+from hepar.runtime.redaction import QUERY_VARIABLE, redact_address
+from pipelines.execution import PARAMS_VARIABLE
 
-DEFAULTS = dump_sections(load_params(Path(os.environ.get("HEPAR_PARAMS", Path(__file__).parents[1] / "params.yaml"))))
+DEFAULTS = dump_sections(load_params(Path(os.environ.get(PARAMS_VARIABLE, Path(__file__).parents[1] / "params.yaml"))))
+if without_identifiers(DEFAULTS["source"])[1]:
+    raise ParamsError(
+        f"source {redact_address(DEFAULTS['source'])} names a patient: leave the value empty and set {QUERY_VARIABLE}"
+    )
 
 
 @dsl.pipeline(name="hepar-two-stage", description="Universal liver-tumour segmentation from partially labelled data")
 def two_stage(
     source: str = DEFAULTS["source"],
+    experiment: str = DEFAULTS["experiment"],
     ingest: dict = DEFAULTS["ingest"],  # type: ignore[type-arg]
     preprocessing: dict = DEFAULTS["preprocessing"],  # type: ignore[type-arg]
     network: dict = DEFAULTS["network"],  # type: ignore[type-arg]
@@ -28,7 +38,7 @@ def two_stage(
     evaluate: dict = DEFAULTS["evaluate"],  # type: ignore[type-arg]
     register: dict = DEFAULTS["register"],  # type: ignore[type-arg]
 ) -> None:
-    """The source, and one parameter per section of the params."""
+    """The source, the MLflow experiment, and one parameter per section of the params."""
     ingested = stages.ingest(source=source, params=ingest)
     ingested.set_caching_options(False)  # the files behind a path may have changed
     cohort, cohort_hash = ingested.outputs["cohort"], ingested.outputs["Output"]
@@ -40,6 +50,7 @@ def two_stage(
             preprocessing=preprocessing,
             network=network,
             params=train_liver,
+            experiment=experiment,
             cohort=cohort,
         ).set_display_name(f"train-liver-{modality.lower()}")
         for modality in ("CT", "MR")
@@ -65,11 +76,16 @@ def two_stage(
         pool_hash=pooled.outputs["Output"],
         network=network,
         params=train_universal,
+        experiment=experiment,
         **teacher_inputs,
     )
     model = {"model": universal.outputs["model"], "model_hash": universal.outputs["Output"]}
     scored = stages.evaluate(cohort=cohort, cohort_hash=cohort_hash, params=evaluate, **model)
     registered = stages.register(
-        report=scored.outputs["report"], report_hash=scored.outputs["Output"], params=register, **model
+        report=scored.outputs["report"],
+        report_hash=scored.outputs["Output"],
+        params=register,
+        experiment=experiment,
+        **model,
     )
     registered.set_caching_options(False)  # it depends on the state of the registry

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from full_disk import SmallDisk, small_disk
 from phantom_folder import PhantomFolder
 from toy_case import write_case
 
@@ -58,6 +61,13 @@ def case(tmp_path: Path) -> Case:
     return write_case(tmp_path)
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk on which a test leaves as little room as it wants."""
+    with small_disk(tmp_path / "disk") as disk:
+        yield disk
+
+
 @pytest.fixture(autouse=True)
 def own_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Point every test at a tracking database of its own."""
@@ -82,7 +92,7 @@ def succeed(*command: str, cwd: Path, **more: str) -> str:
     return done.stdout
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder of the session that `make` fills, once for all processes that share the tests."""
     base = factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -106,3 +116,43 @@ def by_kfp(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (workdir / "screen.txt").write_text(screen)
 
     return made_once(tmp_path_factory, "kfp", run) / "run"
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """An S3 server on loopback with one bucket; yields the environment variables of its clients."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    settings = {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        end = time.monotonic() + 60
+        while True:
+            with socket.socket() as trial:
+                if trial.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        import boto3
+
+        client = boto3.client(
+            "s3",
+            endpoint_url=url,
+            aws_access_key_id="key",
+            aws_secret_access_key="secret",
+            region_name="us-east-1",
+        )
+        client.create_bucket(Bucket="pools")
+        yield settings
+    finally:
+        server.kill()
+        server.wait()

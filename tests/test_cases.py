@@ -76,7 +76,7 @@ def test_an_invalid_label_state_is_refused_with_case_and_column(tmp_path: Path) 
     frame = cases_frame(CASES)
     frame.loc[frame.case_id == "mr-1", "liver_state"] = "maybe"
     frame.to_parquet(tmp_path / Cohort.TABLE)
-    message = "case mr-1: liver_state is 'maybe', must be one of manual, pseudo, unknown, absent"
+    message = "case mr-1: liver_state is 'maybe' but must be one of manual, pseudo, unknown, absent"
     with pytest.raises(DataError, match=message):
         Cohort.load(tmp_path)
 

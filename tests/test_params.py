@@ -106,7 +106,7 @@ def test_of_several_mistakes_the_first_is_told_and_the_others_are_counted(
 
 def test_shares_of_patch_centres_add_up_to_one_at_most() -> None:
     read_section(SamplingParams, {"tumour_share": 0.5, "liver_share": 0.5})
-    with pytest.raises(ParamsError, match=r"1\.25, must be at most 1"):
+    with pytest.raises(ParamsError, match=r"1\.25 but must be at most 1"):
         read_section(SamplingParams, {"tumour_share": 0.5, "liver_share": 0.75})
 
 

@@ -23,6 +23,7 @@ from hepar.pool.table import (
     entry_row,
 )
 from hepar.pool.targets import KnownLabels, make_targets
+from hepar.runtime.artifacts import sha256_json, write_artifact
 
 SPACING_ZYX_MM = (2.0, 2.0, 2.0)
 VOXEL_ML = 0.008
@@ -44,6 +45,9 @@ class Toy:
     liver: Ball = ((12, 12, 12), 9)
     lesions: tuple[Ball, ...] = (((12, 12, 12), 4),)
     level: float = 0.0
+
+
+TOYS = [Toy("a"), Toy("b", liver=((12, 12, 12), 8)), Toy("c", tumour_state=LabelState.ABSENT, level=5.0)]
 
 
 def ball(shape: tuple[int, int, int], centre: tuple[int, int, int], radius: float) -> Mask:
@@ -100,3 +104,17 @@ def _write(folder: Path, toy: Toy) -> PoolEntry:
 def with_columns(entry: PoolEntry, **columns: object) -> PoolEntry:
     """The entry with other values in some columns of the pool's table."""
     return entry_from_row(entry_row(entry) | columns)
+
+
+def finished_pool(folder: Path, toys: list[Toy]) -> Path:
+    """A finished pool of toy cases, in which each entry has the hash of its toy."""
+    with write_artifact(folder, Pool.KIND, {}) as partial:
+        pool = toy_pool(partial, toys)
+        hashes = [sha256_json(repr(toy)) for toy in toys]
+        entries = (with_columns(entry, sha256=own) for entry, own in zip(pool.entries, hashes, strict=True))
+        Pool(partial, pool.plan, tuple(entries)).save()
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

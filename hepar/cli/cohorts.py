@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -22,6 +21,7 @@ from hepar.cli.options import (
 )
 from hepar.cli.tables import print_frame
 from hepar.errors import ParamsError
+from hepar.runtime.whole_files import write_text
 
 if TYPE_CHECKING:
     from hepar.params import SizeZYX
@@ -58,20 +58,17 @@ def list_source(
     source: Annotated[str | None, typer.Argument(help=SOURCE_HELP)] = None,
     params: ParamsFile = PARAMS,
 ) -> None:
-    """List the files of a source as CSV, by which DVC detects added and changed scans."""
+    """List the files of a source as CSV, so that DVC detects added and changed scans."""
     import hepar.ingest.listing
 
     _write_if_changed(out, hepar.ingest.listing.list_source(load_with_options(params, source).source))
 
 
 def _write_if_changed(path: Path, text: str) -> None:
-    """Write a text file by renaming a complete one; a file that already holds the text keeps its inode and time."""
+    """Write a text file; one that already holds the text keeps its inode and time."""
     if path.is_file() and path.read_text() == text:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_name(f".{path.name}.{os.getpid()}")
-    partial_file.write_text(text)
-    partial_file.replace(path)
+    write_text(path, text)
 
 
 @cohorts_app.command("cases", rich_help_panel=PANEL)
@@ -95,7 +92,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Also write the proposals, as a params file.")] = None,
     params: ParamsFile = PARAMS,
 ) -> None:
-    """Propose spacing, CT window, MR recipe, patch, batch, depth and strides for a cohort, with reasons."""
+    """Propose spacing, CT window, MR percentiles, patch, batch, depth and strides for a cohort, with reasons."""
     from rich.console import Console
 
     from hepar.cases import Cohort
@@ -104,7 +101,9 @@ def plan(
     from hepar.planning.statistics import compute_statistics, summarise_statistics
 
     loaded = load_params(params)
-    statistics = compute_statistics(Cohort.load(cohort))
+    cases = Cohort.load(cohort)
+    cases.verify(cases)
+    statistics = compute_statistics(cases)
     proposals = propose(statistics, loaded.network, loaded.train_universal.training, memory_gib)
     console = Console(soft_wrap=True, highlight=False)
     for sentence in summarise_statistics(statistics):
@@ -128,7 +127,7 @@ def _value(values: Any, key: str) -> Any:
 
 @cohorts_app.command(rich_help_panel=PANEL)
 def networks(params: ParamsFile = PARAMS) -> None:
-    """Compare the networks by parameters and multiply-adds, for the patch of train_universal."""
+    """Compare networks by parameters and multiply-adds, at the patch size of train_universal."""
     from rich.console import Console
     from rich.table import Table
 

@@ -47,6 +47,7 @@ def review(
     from hepar.pseudo_labels.review_page import serve
 
     def ready(address: str) -> None:
-        print(f"open {address}\nCtrl-C stops the page; decisions are saved in {reviews}", flush=True)
+        print(f"Open {address} in a browser on this machine.")
+        print(f"Press Ctrl-C to stop; decisions are saved in {reviews}.", flush=True)
 
     serve(cohort, pseudo, reviews, port, who, ready)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -15,6 +16,7 @@ from typing import Annotated
 import typer
 
 from hepar import __version__
+from hepar.cli.artifacts import artifacts_app
 from hepar.cli.cohorts import cohorts_app
 from hepar.cli.gates import PANEL, gates_app
 from hepar.cli.messages import print_message
@@ -22,8 +24,10 @@ from hepar.cli.models import models_app
 from hepar.cli.pool import pool_app
 from hepar.cli.stages import stages_app
 from hepar.errors import HeparError, Preempted
+from hepar.runtime.redaction import redact
 
-USER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # disk full or not writable
+# disk full, file too large for the quota, not writable
+USER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 app = typer.Typer(
     help="Train one model that segments liver and liver tumours in CT and MR from partially labelled data. The stages"
@@ -33,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for group in (stages_app, cohorts_app, models_app, gates_app):
+for group in (stages_app, cohorts_app, artifacts_app, models_app, gates_app):
     app.add_typer(group)
 app.add_typer(pool_app, name="pool", rich_help_panel=PANEL)
 
@@ -61,6 +65,10 @@ def errors_as_sentences() -> Iterator[None]:
 
 
 def main() -> None:
-    """The entry point of the command line."""
-    with errors_as_sentences():
-        app()
+    """The entry point of the command line. The traceback of a bug is printed without secrets."""
+    try:
+        with errors_as_sentences():
+            app()
+    except Exception:
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        sys.exit(1)

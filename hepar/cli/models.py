@@ -11,6 +11,7 @@ import typer
 from hepar.cases import Modality
 from hepar.cli.options import PARAMS, UNIVERSAL, ParamsFile, UniversalModel
 from hepar.errors import DataError
+from hepar.inference.defaults import MIN_LESION_ML, OVERLAP
 
 PANEL = "Models"
 
@@ -28,8 +29,8 @@ def predict(
     ] = None,
     overlap: Annotated[
         float, typer.Option(min=0, max=0.9, help="Overlap of neighbouring windows, as a fraction.")
-    ] = 0.5,
-    min_lesion_ml: Annotated[float, typer.Option(min=0, help="Minimum volume of a tumour component.")] = 0.1,
+    ] = OVERLAP,
+    min_lesion_ml: Annotated[float, typer.Option(min=0, help="Predicted tumours smaller than this are dropped.")] = MIN_LESION_ML,
 ) -> None:
     """Segment liver and tumours of one scan on its own grid, and print their volumes."""
     from hepar.imaging.preprocessing import guess_modality

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hepar.errors import ParamsError
+
 if TYPE_CHECKING:
     from hepar.params import Params  # pydantic is slow to import
 
@@ -20,7 +22,7 @@ class TableFormat(StrEnum):
 
 SOURCE_HELP = (
     "A table of cases, a folder or zip in a known layout, s3://BUCKET/PREFIX, dicomweb+https://HOST/PATH or"
-    " 'phantoms'; overrides the key source of the params file."
+    " 'phantoms'; overrides `source` in the params file."
 )
 ParamsFile = Annotated[Path, typer.Option("--params", help="Params file; it may extend another.")]
 Source = Annotated[str | None, typer.Option(help=SOURCE_HELP)]
@@ -35,9 +37,9 @@ SplitFrom = Annotated[
 CohortFolder = Annotated[Path, typer.Option("--cohort", help="Cohort folder, written by 'hepar ingest'.")]
 PseudoFolder = Annotated[Path, typer.Option("--pseudo", help="Pseudo-label folder, written by 'hepar pseudo-label'.")]
 PoolFolder = Annotated[Path, typer.Option("--pool", help="Pool folder, written by 'hepar assemble-pool'.")]
-CtTeacher = Annotated[Path, typer.Option("--teacher-ct", help="CT liver teacher, a model folder.")]
-MrTeacher = Annotated[Path, typer.Option("--teacher-mr", help="MR liver teacher, a model folder.")]
-UniversalModel = Annotated[Path, typer.Option("--model", help="Universal model, a model folder.")]
+CtTeacher = Annotated[Path, typer.Option("--teacher-ct", help="Model folder of the CT liver teacher.")]
+MrTeacher = Annotated[Path, typer.Option("--teacher-mr", help="Model folder of the MR liver teacher.")]
+UniversalModel = Annotated[Path, typer.Option("--model", help="Model folder of the universal model.")]
 ReportFolder = Annotated[Path, typer.Option("--report", help="Report folder, written by 'hepar evaluate'.")]
 
 PARAMS, COHORT, PSEUDO, POOL = Path("params.yaml"), Path("cohort"), Path("pseudo"), Path("pool")
@@ -49,8 +51,16 @@ CALIBRATION, REVIEWS = Path("calibration"), Path("reviews")
 def load_with_options(
     path: Path, source: str | None = None, layout: str | None = None, split_from: str | None = None
 ) -> Params:
-    """The params of a file, in which given options override the keys of the same name."""
+    """The params of a file, in which given options override the keys of the same name.
+
+    Raises ParamsError if one is an address with a user name or password.
+    """
     from hepar.params import load_params
+    from hepar.runtime.redaction import CREDENTIALS_RULE, has_credentials, redact_address
+
+    for name, value in {"source": source, "split-from": split_from}.items():
+        if value is not None and has_credentials(value):
+            raise ParamsError(f"--{name} is {redact_address(value)}: {CREDENTIALS_RULE}")
 
     params = load_params(path)
     options = {"layout": layout, "split_from": split_from}

@@ -21,7 +21,8 @@ from hepar.cli.options import (
     TableFormat,
 )
 from hepar.cli.tables import print_frame
-from hepar.runtime.artifacts import read_manifest
+from hepar.runtime.artifacts import describe_mismatch, read_manifest
+from hepar.runtime.verification import verify_artifact
 
 pool_app = typer.Typer(help="Version, compare and audit pools.", no_args_is_help=True)
 Remote = Annotated[
@@ -61,7 +62,7 @@ def diff(
     old: Annotated[str, typer.Argument(help=REVISION)],
     new: Annotated[str, typer.Argument(help=REVISION)],
     remote: Remote = "",
-    format: Annotated[TableFormat, typer.Option(help="How to print it.")] = TableFormat.TABLE,
+    format: Annotated[TableFormat, typer.Option(help="Output format.")] = TableFormat.TABLE,
 ) -> None:
     """List cases that were added, removed, relabelled or changed, with the Dice of old and new targets."""
     from hepar.pool.arrays import PreprocessedArrays
@@ -86,16 +87,24 @@ def audit(
     teacher_ct: CtTeacher = TEACHER_CT,
     teacher_mr: MrTeacher = TEACHER_MR,
     only: Annotated[list[str] | None, typer.Option(help="Run only this audit; repeatable.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash every file of pool, cohort and teachers first.")
+    ] = False,
 ) -> None:
-    """Check a pool against the rules for every pool; exits with code 1 if one is broken."""
+    """Audit a pool; exits with code 1 if it breaks a rule."""
+    from hepar.inference.model_folder import ModelFolder
     from hepar.pool.audit import AuditContext, audit_rule, run_audits
     from hepar.pool.table import Pool
 
-    made_from, given = read_manifest(pool, Pool.KIND).parents[Cohort.KIND], read_manifest(cohort, Cohort.KIND).hash
-    if made_from != given:
-        print(f"{pool} was assembled from cohort {made_from[:12]}, but {cohort} is {given[:12]}", file=sys.stderr)
+    made, given = read_manifest(pool, Pool.KIND), read_manifest(cohort, Cohort.KIND)
+    if problem := describe_mismatch(pool, made, cohort, given):
+        print(problem, file=sys.stderr)
     folders = {Modality.CT: teacher_ct, Modality.MR: teacher_mr}
     teachers = {modality: folder for modality, folder in folders.items() if folder.is_dir()}
+    if verify:
+        kinds = {pool: Pool.KIND, cohort: Cohort.KIND, **dict.fromkeys(teachers.values(), ModelFolder.KIND)}
+        for folder, kind in kinds.items():
+            verify_artifact(folder, kind, deep=True)
     found = run_audits(AuditContext(Pool.load(pool), Cohort.load(cohort), teachers), only or ())
     for name, violations in found.items():
         outcome = f"{len(violations)} violations" if violations else "passed"

@@ -73,7 +73,7 @@ def train_liver(
 
     p = load_params(params)
     folder = model or {Modality.CT: TEACHER_CT, Modality.MR: TEACHER_MR}[modality]
-    hepar.stages.train_liver.run(cohort, folder, modality, p.preprocessing, p.network, p.train_liver)
+    hepar.stages.train_liver.run(cohort, folder, modality, p.preprocessing, p.network, p.train_liver, p.experiment)
 
 
 @stages_app.command(rich_help_panel=PANEL)
@@ -110,7 +110,7 @@ def assemble_pool(
     p = load_params(params)
     section = p.assemble_pool if reviews is None else p.assemble_pool.model_copy(update={"reviews": reviews})
     if not section.reviews and reviews is None and REVIEWS.is_dir():
-        print_message(f"decisions in {REVIEWS} are ignored without --reviews {REVIEWS}")
+        print_message(f"{REVIEWS} has review decisions, which are ignored: pass --reviews {REVIEWS} to apply them")
     hepar.stages.assemble_pool.run(cohort, pseudo, pool, p.preprocessing, section)
 
 
@@ -128,7 +128,7 @@ def train_universal(
 
     p = load_params(params)
     teachers = {Modality.CT: teacher_ct, Modality.MR: teacher_mr}
-    hepar.stages.train_universal.run(pool, teachers, model, p.network, p.train_universal)
+    hepar.stages.train_universal.run(pool, teachers, model, p.network, p.train_universal, p.experiment)
 
 
 @stages_app.command(rich_help_panel=PANEL)
@@ -156,7 +156,8 @@ def register(
     import hepar.stages.register
     from hepar.params import load_params
 
-    hepar.stages.register.run(model, report, registration, load_params(params).register_model)
+    p = load_params(params)
+    hepar.stages.register.run(model, report, registration, p.register_model, p.experiment)
 
 
 @stages_app.command(rich_help_panel=PANEL)
@@ -179,6 +180,6 @@ def run(
 def _load_runner(name: str) -> Callable[..., None]:
     runners = {entry.name: entry for entry in importlib.metadata.entry_points(group=RUNNERS)}
     if name not in runners:
-        raise HeparError(f"--runner is {name!r}, must be one of {', '.join(sorted(runners))}")
+        raise HeparError(f"--runner is {name!r} but must be one of {', '.join(sorted(runners))}")
     loaded: Callable[..., None] = runners[name].load()
     return loaded

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hepar.cli.options import TableFormat
+from hepar.runtime.csv_cells import frame_to_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,7 @@ MAX_CHARACTERS = 400  # width of a table
 def print_frame(frame: pd.DataFrame, format: TableFormat) -> None:
     """Print a data frame in the given format; missing numbers are empty in a table."""
     if format == TableFormat.CSV:
-        print(frame.to_csv(index=False), end="")
+        print(frame_to_csv(frame), end="")
     elif format == TableFormat.JSON:
         print(frame.to_json(orient="records", indent=2))
     else:

@@ -27,6 +27,7 @@ from hepar.evaluation.tables import (
     size_sections,
 )
 from hepar.inference.model_folder import ModelFolder
+from hepar.runtime.whole_files import write_text
 
 MAX_PICTURES = 60
 
@@ -84,7 +85,7 @@ def write_report(
         slices=len(slices),
         rows=[_case_row(case) for case in ordered],
     )
-    path.write_text(page, encoding="utf-8", newline="\n")
+    write_text(path, page)
 
 
 def worst_first(scores: Sequence[CaseScores]) -> list[CaseScores]:

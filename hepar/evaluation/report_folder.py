@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,11 @@ from typing import Any
 import pandas as pd
 
 from hepar.errors import ArtifactError
+from hepar.evaluation.label_pairs import CaseIdentity
 from hepar.runtime.artifacts import Manifest, read_manifest, write_json
+from hepar.runtime.csv_cells import frame_from_csv, frame_to_csv
+from hepar.runtime.verification import verify_artifact
+from hepar.runtime.whole_files import write_text
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,12 @@ class Report:
 
     KIND = "report"
     METRICS = "metrics.json"  # by modality, see `summarise`
-    FACTS = "facts.json"  # what was scored: hashes of cohort, test set, pool and model, and the commit
+    FACTS = "facts.json"  # what was scored: hashes of cohort, test set, pool and model, settings, and the commit
     TEST_SET = "test set"  # the fact that tells whether two reports are comparable
+    COMMIT = "git commit"
+    OVERLAP, MIN_LESION_ML = "overlap", "min_lesion_ml"  # the settings of the prediction
     CASES = "cases.csv"
+    TEXTS = tuple(item.name for item in fields(CaseIdentity))  # the columns of that table that hold texts
     PAGE = "report.html"
     MASKS = "masks"  # <case>.nii.gz: 0 background, 1 liver, 2 tumour
 
@@ -51,22 +58,26 @@ class Report:
         """What was scored, by hash. Raises ArtifactError if the file cannot be read."""
         return self._read(self.FACTS)
 
+    def prediction_settings(self) -> dict[str, float]:
+        """Overlap and smallest lesion by which the scored masks were predicted; older reports do not name them."""
+        facts = self.facts()
+        return {name: float(facts[name]) for name in (self.OVERLAP, self.MIN_LESION_ML) if name in facts}
+
     def cases(self) -> pd.DataFrame:
         """Scores of each case, one row a case."""
-        return pd.read_csv(self.folder / self.CASES)
+        return frame_from_csv((self.folder / self.CASES).read_text(), self.TEXTS)
 
     def save(self, metrics: Mapping[str, Any], facts: Mapping[str, str], cases: pd.DataFrame) -> None:
         """Write metrics, facts and the table of cases; the same values give the same bytes."""
         write_json(self.folder / self.METRICS, metrics)
         write_json(self.folder / self.FACTS, facts)
-        cases.to_csv(self.folder / self.CASES, index=False)
+        write_text(self.folder / self.CASES, frame_to_csv(cases))
 
     @classmethod
     def load(cls, folder: Path) -> Report:
-        """Open a finished report. Raises ArtifactError if its manifest is missing, damaged or of another kind."""
-        report = cls(folder)
-        read_manifest(folder, cls.KIND)
-        return report
+        """Open a finished report. Raises ArtifactError if it is of another kind or a file is missing or damaged."""
+        verify_artifact(folder, cls.KIND)
+        return cls(folder)
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.folder / name

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from hepar.errors import DataError
+from hepar.errors import DataError, Refusal
+from hepar.imaging import headers
+from hepar.imaging.grid_rules import MISSING_SPACING_RULE, check_grid
+from hepar.imaging.headers import check_regular
 from hepar.imaging.masks import Mask
+from hepar.runtime.whole_files import whole_file
 
 CANONICAL = "LPS"
 WRITABLE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
@@ -73,28 +76,38 @@ class Geometry:
         )
 
 
-def read_image(path: Path) -> sitk.Image:
-    """Read a volume in its stored orientation. Raises DataError if it is missing, unreadable or not 3-D."""
-    reader = read_header(path)
-    _check_size(path, reader)
-    with _read_errors_of(path):
+def read_image(path: Path, *, spacing_known: bool = True, inside: Path | None = None) -> sitk.Image:
+    """Read a volume in its stored orientation.
+
+    If its header names other files for the voxels, they lie in the folder `inside`, by default the file's own. Raises
+    DataError if a file is missing, unreadable or elsewhere, not one 3-D volume of real numbers, or its grid is no
+    scan's; if `spacing_known`, also if the header does not give the voxel size.
+    """
+    header = headers.read_header(path)
+    check_inside(header.data_files, (inside or path.resolve().parent,))
+    _check_size(path, header)
+    if spacing_known and not header.has_spacing:
+        raise Refusal(MISSING_SPACING_RULE, f"{path} gives none")
+    with headers.readable(path, header) as opened, _read_errors_of(path):
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO(header.reader)
+        reader.SetFileName(str(opened))
         image = reader.Execute()
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[:, :, :, 0]
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise DataError(f"{path} is {'×'.join(map(str, image.GetSize()))}, must be one three-dimensional volume")
+        raise DataError(f"{path} has size {'×'.join(map(str, image.GetSize()))} but must be a single 3-D volume")
+    check_grid(image)
     return image
 
 
-def read_header(path: Path) -> sitk.ImageFileReader:
-    """Read the header of a volume, not its voxels. Raises DataError if the file is missing or unreadable."""
-    if not path.is_file():
-        raise DataError(f"{path} {'is a folder, must be a file' if path.is_dir() else 'does not exist'}")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    with _read_errors_of(path):
-        reader.ReadImageInformation()
-    return reader
+def check_inside(paths: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Raise DataError unless all paths are regular files that lie, links followed, in one of the folders."""
+    roots = [folder.resolve() for folder in folders]
+    for path in paths:
+        check_regular(path)
+        if not any(path.resolve().is_relative_to(root) for root in roots):
+            raise DataError(f"{path} leads out of the source")
 
 
 @contextmanager
@@ -105,29 +118,29 @@ def _read_errors_of(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from None
 
 
-def _check_size(path: Path, reader: sitk.ImageFileReader) -> None:
+def _check_size(path: Path, header: headers.Header) -> None:
     """Raise DataError, before memory is allocated, if a file is too small for the size in its header."""
-    voxels, stored_bytes = math.prod(int(n) for n in reader.GetSize()), path.stat().st_size
-    if voxels > max(MAX_VOXELS_PER_BYTE * stored_bytes, ALLOWED_VOXELS):
-        size = "×".join(map(str, reader.GetSize()))
+    stored_bytes = sum(file.stat().st_size for file in header.data_files or (path,))
+    if header.voxels > max(MAX_VOXELS_PER_BYTE * stored_bytes, ALLOWED_VOXELS):
+        size = "×".join(map(str, header.size_xyz))
         raise DataError(f"{path} claims {size} voxels, but the file has {stored_bytes} bytes")
-    if path.name.lower().endswith((".nii", ".nii.gz")) and reader.HasMetaDataKey("bitpix"):
+    if header.reader == "NiftiImageIO":
         # ITK silently reads the missing end of a NIfTI file as zeros
-        needed_bytes = int(float(reader.GetMetaData("vox_offset"))) + voxels * int(reader.GetMetaData("bitpix")) // 8
+        needed_bytes = header.data_offset + header.voxels * header.voxel_bytes
         found_bytes = _unpacked_bytes(path, needed_bytes) if path.name.lower().endswith(".gz") else stored_bytes
         if found_bytes < needed_bytes:
             raise DataError(f"{path} is truncated: it ends after {found_bytes} of {needed_bytes} bytes")
 
 
 def _unpacked_bytes(path: Path, needed_bytes: int) -> int:
-    """The unpacked size of a gzip file: from its last four bytes, modulo 2³², or by unpacking it if these differ."""
+    """The unpacked size of a gzip file: from its last four bytes, or by unpacking as much as is needed."""
     with path.open("rb") as file:
         file.seek(-4, os.SEEK_END)
-        if int.from_bytes(file.read(), "little") == needed_bytes % 2**32:
+        if int.from_bytes(file.read(), "little") == needed_bytes:
             return needed_bytes
     found_bytes = 0
     with suppress(EOFError, OSError, zlib.error), gzip.open(path) as unpacked:
-        while part := unpacked.read(2**20):
+        while found_bytes < needed_bytes and (part := unpacked.read(2**20)):
             found_bytes += len(part)
     return found_bytes
 
@@ -143,11 +156,57 @@ def without_metadata(image: sitk.Image) -> sitk.Image:
 def write_image(image: sitk.Image, path: Path) -> None:
     """Write a volume, compressed and without header texts, and make its folder if needed.
 
-    Raises DataError as `check_writable` does.
+    What was written is read back, since ITK ignores a full disk. Raises DataError as `check_writable` does, or if the
+    format cannot hold the volume, and StorageError if the disk is full; then nothing is left.
     """
     check_writable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(without_metadata(image), str(path), useCompression=True)
+    with whole_file(path) as partial:
+        try:
+            sitk.WriteImage(without_metadata(image), str(partial), useCompression=True)
+            problem = _compare_written(image, partial)
+        except RuntimeError as error:
+            problem = str(error).strip().splitlines()[-1]
+        if problem:
+            raise DataError(f"{path} cannot be written: {problem}")
+
+
+def _compare_written(image: sitk.Image, path: Path) -> str:
+    """How the file of a volume differs from it; empty if it does not.
+
+    The voxels are compared but for scans in NIfTI, of which only the grid, the type and the unpacked size are.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    if reader.GetSize() != image.GetSize() or reader.GetPixelID() != image.GetPixelID():
+        return "what was written has another size or voxel type"
+    is_mask = image.GetPixelID() == sitk.sitkUInt8
+    if not is_mask and path.name.lower().endswith(".nii.gz"):
+        offset = int(float(reader.GetMetaData("vox_offset")))
+        if _gzip_size(path) != (offset + image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()) % 2**32:
+            return "what was written is incomplete"
+        return _compare_grids(image, reader)
+    stored = reader.Execute()
+    if not np.array_equal(sitk.GetArrayViewFromImage(stored), sitk.GetArrayViewFromImage(image), equal_nan=not is_mask):
+        return "what was written has other voxels"
+    return _compare_grids(image, reader)
+
+
+def _compare_grids(image: sitk.Image, written: sitk.ImageFileReader) -> str:
+    spacing, origin_mm = np.array(image.GetSpacing()), np.array(image.GetOrigin())
+    same = (
+        np.allclose(written.GetSpacing(), spacing, rtol=1e-4)
+        and np.allclose(written.GetOrigin(), origin_mm, rtol=1e-5, atol=1e-2)  # NIfTI has them as float32
+        and np.allclose(written.GetDirection(), image.GetDirection(), atol=1e-3)
+    )
+    return "" if same else "its format cannot hold the spacing, origin or direction of the volume"
+
+
+def _gzip_size(path: Path) -> int:
+    """The unpacked size of a gzip file, modulo 2³², from its last four bytes."""
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return int.from_bytes(file.read(), "little")
 
 
 def check_writable(path: Path) -> None:
@@ -171,7 +230,7 @@ def to_source_grid(volume: sitk.Image, header: str) -> sitk.Image:
     back = sitk.DICOMOrient(volume, orientation)
     if list(back.GetSize()) != source["size_xyz"]:
         raise DataError(
-            f"the volume is {back.GetSize()} voxels x, y, z, must be {tuple(source['size_xyz'])} as its source"
+            f"the volume is {back.GetSize()} voxels along x, y, z but must be {tuple(source['size_xyz'])} as its source is"
         )
     back.SetOrigin(source["origin_lps_mm"])
     back.SetSpacing(source["spacing_xyz_mm"])

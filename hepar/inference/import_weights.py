@@ -29,7 +29,7 @@ def run(checkpoint: Path, model: Path, network: NetworkParams, plan: Preprocessi
         load_published_weights(built, read_checkpoint(checkpoint))
     except ValueError as error:
         raise DataError(f"{checkpoint}: {error}") from None
-    origin = {"role": "imported", "checkpoint": sha256_file(checkpoint)}
+    origin = {ModelFolder.ROLE: "imported", "checkpoint": sha256_file(checkpoint)}
     spec = ModelSpec(network=network, plan=plan, patch_zyx=patch_zyx, modalities=tuple(Modality), origin=origin)
     with write_artifact(model, ModelFolder.KIND, origin) as folder:
         made = ModelFolder(folder)

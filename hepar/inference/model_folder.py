@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import pandas as pd
 import torch
@@ -15,10 +14,14 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from hepar.cases import Modality
-from hepar.errors import ArtifactError
+from hepar.errors import ArtifactError, DataError
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.params import NetworkParams, SizeZYX
-from hepar.runtime.artifacts import write_json
+from hepar.runtime.artifacts import read_manifest, write_json
+from hepar.runtime.journal import finish_replacing
+from hepar.runtime.tensor_files import read_tensors
+from hepar.runtime.verification import verify_artifact
+from hepar.runtime.whole_files import check_archive, whole_file, write_text
 
 
 class ModelSpec(BaseModel):
@@ -54,6 +57,13 @@ class ModelFolder:
     HISTORY = "history.csv"
     HISTORY_COLUMNS = ("step", "split", "modality", "metric", "value")
     PATIENTS = "patients.json"
+    POOL, POOL_VERSION, WARM_START = "pool", "pool version", "warm start"  # parents of a universal model
+    ROLE, UNIVERSAL = "role", "universal"  # an entry of `origin`, and its value for the universal model
+
+    @staticmethod
+    def teacher_role(modality: Modality) -> str:
+        """The role of the liver teacher of a modality."""
+        return f"liver teacher {modality}"
 
     def save(
         self, weights: Mapping[str, Tensor], spec: ModelSpec, members: Sequence[Mapping[str, Tensor]] = ()
@@ -66,17 +76,20 @@ class ModelFolder:
 
     def add_member(self, weights: Mapping[str, Tensor], number: int) -> None:
         """Write the weights of one more member; numbers start at 1."""
-        (self.folder / self.MEMBERS).mkdir(exist_ok=True)
         _save_weights(weights, self.folder / self.MEMBERS / f"{number}.pt")
 
     def load_spec(self) -> ModelSpec:
-        """Read the spec. Raises ArtifactError if it is missing or damaged."""
+        """Read the spec. Raises ArtifactError if it or another file of the model is missing or damaged."""
+        finish_replacing(self.folder)
+        if not self.folder.exists():
+            raise ArtifactError(f"{self.folder} does not exist")
         if not (self.folder / self.SPEC).is_file():
-            raise ArtifactError(f"{self.folder} holds no model: {self.SPEC} is missing")
+            raise ArtifactError(f"{self.folder} is not a model folder: {self.SPEC} is missing")
+        verify_artifact(self.folder, self.KIND)
         try:
             return ModelSpec.model_validate(json.loads((self.folder / self.SPEC).read_text()))
         except ValueError as error:
-            raise ArtifactError(f"{self.folder} holds a damaged model: {' '.join(str(error).split())}") from None
+            raise ArtifactError(f"{self.folder / self.SPEC} is damaged: {' '.join(str(error).split())}") from None
 
     def weight_files(self) -> tuple[str, ...]:
         """Files that hold weights, relative to the folder: the model's own first, then its members by number."""
@@ -84,39 +97,53 @@ class ModelFolder:
         return (self.WEIGHTS, *(f"{self.MEMBERS}/{path.name}" for path in members))
 
     def load_weights(self, name: str = WEIGHTS) -> dict[str, Tensor]:
-        """Read the state dict of a weight file, on the CPU. Raises ArtifactError if it is missing or damaged."""
+        """Read the state dict of a weight file, on the CPU, after a check of its hash.
+
+        Raises ArtifactError if it is missing or damaged, or if a parameter is not finite.
+        """
         if not (self.folder / name).is_file():
-            raise ArtifactError(f"{self.folder} holds no model: {name} is missing")
+            raise ArtifactError(f"{self.folder} is not a complete model: {name} is missing")
+        verify_artifact(self.folder, self.KIND, [name], deep=True)
         try:
-            weights: dict[str, Tensor] = torch.load(self.folder / name, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ArtifactError(f"{self.folder} holds a damaged model: {name}: {reason}") from None
+            weights: dict[str, Tensor] = read_tensors(self.folder / name)
+        except DataError as error:
+            raise ArtifactError(f"{self.folder} is damaged: {error}") from None
+        if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+            raise ArtifactError(f"{self.folder / name} is damaged: it is not a state dict")
+        for parameter, value in weights.items():
+            if not torch.isfinite(value).all():
+                raise ArtifactError(f"{self.folder / name} is damaged: {parameter} is NaN or infinite")
         return weights
 
     def save_history(self, history: pd.DataFrame) -> None:
         """Write losses and scores by step; the table must have `HISTORY_COLUMNS`."""
-        history[list(self.HISTORY_COLUMNS)].to_csv(self.folder / self.HISTORY, index=False)
+        write_text(self.folder / self.HISTORY, history[list(self.HISTORY_COLUMNS)].to_csv(index=False))
 
     def load_history(self) -> pd.DataFrame:
-        """Read the history; `modality` is empty for metrics over all modalities."""
+        """Read the history; `modality` is empty for metrics over all modalities.
+
+        Raises ArtifactError if it is missing or damaged.
+        """
+        verify_artifact(self.folder, self.KIND, [self.HISTORY])
         # as text, or an empty modality would become NaN
         return pd.read_csv(self.folder / self.HISTORY, keep_default_na=False, na_values={"value": [""]})
 
     def save_patients(self, hashes: Iterable[str]) -> None:
         """Write the patients whose labels the model has seen in training or validation, by `hash_patient`."""
-        (self.folder / self.PATIENTS).write_text(json.dumps(sorted(set(hashes)), indent=0) + "\n")
+        write_text(self.folder / self.PATIENTS, json.dumps(sorted(set(hashes)), indent=0) + "\n")
 
     def has_patients(self) -> bool:
         """Whether the folder lists the patients; that of an imported checkpoint does not."""
-        return (self.folder / self.PATIENTS).is_file()
+        return self.PATIENTS in read_manifest(self.folder, self.KIND).files
 
     def load_patients(self) -> frozenset[str]:
-        """Hashes of the patients whose labels the model has seen. Raises ArtifactError if the list is missing."""
+        """Hashes of the patients whose labels the model has seen. Raises ArtifactError if there is no list or it is
+        damaged."""
         if not self.has_patients():
             raise ArtifactError(
                 f"{self.folder} does not list the patients seen in training: {self.PATIENTS} is missing"
             )
+        verify_artifact(self.folder, self.KIND, [self.PATIENTS])
         return frozenset(json.loads((self.folder / self.PATIENTS).read_text()))
 
 
@@ -126,4 +153,6 @@ def hash_patient(patient_id: str) -> str:
 
 
 def _save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    torch.save({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
+    with whole_file(path) as partial:  # of the same name, which torch writes into the file
+        torch.save({name: value.detach().cpu().contiguous() for name, value in weights.items()}, partial)
+        check_archive(path, partial)

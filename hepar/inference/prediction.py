@@ -57,7 +57,7 @@ class Segmentation:
 
 
 def load_model(folder: Path, device: torch.device) -> Model:
-    """Read a model. Raises ArtifactError if the folder holds none or a damaged one."""
+    """Read a model. Raises ArtifactError if the folder is not a model or is damaged."""
     return _load(ModelFolder(folder), ModelFolder.WEIGHTS, device)
 
 
@@ -74,7 +74,7 @@ def _load(stored: ModelFolder, name: str, device: torch.device) -> Model:
         network = build_network(spec.network.name, spec.network.config, spec.patch_zyx)
         network.load_state_dict(weights)
     except (RuntimeError, ParamsError) as error:
-        raise ArtifactError(f"{stored.folder} holds a damaged model: {' '.join(str(error).split())}") from None
+        raise ArtifactError(f"{stored.folder / name} is damaged: {' '.join(str(error).split())}") from None
     network.to(device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
     return Model(network, spec, device)
 

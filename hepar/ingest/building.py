@@ -5,24 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import SimpleITK as sitk
 
 from hepar.cases import STRUCTURES, Case, Cohort, LabelState, Modality
 from hepar.errors import DataError, HeparError, Refusal
+from hepar.imaging.grid_rules import check_grid
 from hepar.imaging.volumes import Geometry, canonical, to_array, write_image
 from hepar.ingest.checks import check_image, check_mask, check_placement, check_tumour_in_liver, check_volume
+from hepar.ingest.parallel import Died
 from hepar.ingest.perceptual_hash import PerceptualHash, perceptual_hash
-from hepar.ingest.quarantine import Refused
+from hepar.ingest.quarantine import Refused, reproducible
 from hepar.ingest.sources.files import VOLUME_ENDINGS
 from hepar.ingest.sources.remote_cache import digests, local
 from hepar.ingest.sources.source import SourceCase, Volume
 from hepar.runtime.artifacts import sha256_file, sha256_json
 
-RULES_VERSION = 4  # raise it when a rule changes: every case is then checked and written anew
+RULES_VERSION = 5  # raise it when a rule changes: every case is then checked and written anew
 READABLE = "every file can be read"
+MIN_SECONDS = 600.0  # for a case, whatever its size; a CT of 512 x 512 x 1000 with two masks takes three minutes
+MIN_BYTES_PER_SECOND = 2**20  # of its files; a slow core reads and checks ten times as many
+FETCH_SECONDS = 4 * 3600.0  # more for files of a store, whose client has time limits of its own
+OUT_OF_MEMORY = ("bad_alloc", "allocate memory")  # as ITK says it
 
 
 @dataclass(frozen=True)
@@ -44,20 +52,37 @@ def build_case(source: SourceCase, folder: Path) -> Accepted | Refused:
         return _refused(source, error)
     with local(source, source.remote) as here:
         try:
-            return _build(here, source_sha256, folder)
+            checked = _check(here)
         except DataError as error:
             return _refused(here, error)
+        return _write(here, checked, source_sha256, folder)
+
+
+def refuse_died(source: SourceCase, died: Died) -> Refused:
+    """The refusal of a case on which its process died."""
+    return _refused(source, Refusal(READABLE, died.reason))
+
+
+def seconds_to_build(source: SourceCase) -> float:
+    """How long a case may take. One that takes longer hangs: good ones take a hundredth of it."""
+    size_bytes = 0
+    for path in source.files:
+        with suppress(OSError, ValueError):
+            size_bytes += path.stat().st_size
+    return MIN_SECONDS + size_bytes / MIN_BYTES_PER_SECOND + (FETCH_SECONDS if source.remote else 0)
 
 
 def hash_source(source: SourceCase) -> str:
     """SHA-256 of what a case is made from: its declaration, the content of every file, and `RULES_VERSION`.
 
-    The split is left out. Raises DataError if a file is missing.
+    The split is left out. Raises DataError if a file is missing, not regular or outside the source, or if the source
+    itself refuses the case.
     """
+    if source.fault is not None:
+        raise source.fault
     volumes = [volume for volume in (source.image, source.liver, source.tumour) if volume is not None]
     here = [path for path in source.files if path not in source.remote]
-    if missing := [path for path in here if not path.is_file()]:
-        raise DataError(f"{missing[0]} does not exist")
+    source.check_files()
     sha256 = digests(source.remote) | {path: sha256_file(path) for path in here}
     declared = [
         source.case_id,
@@ -70,29 +95,77 @@ def hash_source(source: SourceCase) -> str:
         source.licence,
         source.distances_known,
         dict(source.facts),
+        dict(source.if_empty),
     ]
-    contents = [[type(volume).__name__, [sha256[path] for path in volume.files]] for volume in volumes]
+    contents = [[_settings(volume), [sha256[path] for path in volume.files]] for volume in volumes]
     return sha256_json([RULES_VERSION, declared, contents])
+
+
+def _settings(item: Any) -> Any:
+    """How a volume is read, as JSON: its type and fields at any depth, without the paths of its files."""
+    if is_dataclass(item) and not isinstance(item, type):
+        return [type(item).__name__, {part.name: _settings(getattr(item, part.name)) for part in fields(item)}]
+    if isinstance(item, frozenset):
+        return sorted(item)
+    if isinstance(item, tuple):
+        return [_settings(part) for part in item if not isinstance(part, Path)]
+    return None if isinstance(item, Path) else item
 
 
 def _refused(source: SourceCase, error: DataError) -> Refused:
     """The line of a refusal. DICOM files go by number, since their folders may be named after patients."""
     rule, value = (error.rule, error.value) if isinstance(error, Refusal) else (READABLE, str(error))
+    names: dict[str, str] = {}
     for number, path in enumerate(source.files, start=1):
         is_volume = path.name.endswith(VOLUME_ENDINGS)
-        value = value.replace(str(path), path.name if is_volume else f"file {number} of {len(source.files)}")
-    return Refused(source.case_id, rule, value)
+        names[str(path)] = path.name if is_volume else f"file {number} of {len(source.files)}"
+        if path in source.remote and not is_volume:
+            names[source.remote[path].url] = names[str(path)]
+    return Refused(source.case_id, rule, reproducible(value, names))
 
 
-def _build(source: SourceCase, source_sha256: str, folder: Path) -> Accepted:
-    """Check one case and write its canonical volumes. Raises Refusal."""
+@dataclass(frozen=True)
+class _Checked:
+    """What is written of a case that keeps every rule."""
+
+    image: sitk.Image
+    masks: Mapping[str, sitk.Image]
+    states: Mapping[str, LabelState]
+    header: str
+
+
+def _check(source: SourceCase) -> _Checked:
+    """Read and check one case. Raises DataError if it breaks a rule, or a library breaks on it.
+
+    The library's message is left out, since it may quote the file.
+    """
+    try:
+        _check_fetched(source)
+        original = _read("image", source.image)
+        check_image(original, source.modality)
+        masks, states = _read_masks(source, original)
+        image = sitk.Cast(canonical(original), sitk.sitkInt16 if source.modality == Modality.CT else sitk.sitkFloat32)
+        _check_anatomy(image, masks, source.distances_known)
+        return _Checked(image, masks, states, _header(original, source.facts))
+    except (HeparError, MemoryError) as error:
+        if any(words in str(error) for words in OUT_OF_MEMORY):
+            raise MemoryError from error
+        raise
+    except Exception as error:
+        raise Refusal(READABLE, f"checking it failed: {type(error).__name__}") from error
+
+
+def _check_fetched(source: SourceCase) -> None:
+    """Raise DataError if a fetched header names files that were not fetched with it."""
+    if source.remote and (more := [path for path in source.files if not path.is_file()]):
+        raise DataError(f"{more[0]} does not exist")
+
+
+def _write(source: SourceCase, checked: _Checked, source_sha256: str, folder: Path) -> Accepted:
+    """Write the canonical volumes of a checked case. Raises StorageError if the disk is full."""
     assert source.split is not None
-    original = _read(source.image)
-    check_image(original, source.modality)
-    masks, states = _read_masks(source, original)
-    image = sitk.Cast(canonical(original), sitk.sitkInt16 if source.modality == Modality.CT else sitk.sitkFloat32)
-    _check_anatomy(image, masks, source.distances_known)
-    volumes = {"image": image} | masks
+    image, states = checked.image, checked.states
+    volumes = {"image": image, **checked.masks}
     paths = {name: f"{Cohort.VOLUMES}/{source.case_id}/{name}.nii.gz" for name in volumes}
     for name, volume in volumes.items():
         write_image(volume, folder / paths[name])
@@ -116,7 +189,7 @@ def _build(source: SourceCase, source_sha256: str, folder: Path) -> Accepted:
         licence=source.licence,
         source_sha256=source_sha256,
         voxels_sha256=hashlib.sha256(image_zyx.tobytes()).hexdigest(),
-        header=_header(original, source.facts),
+        header=checked.header,
         **sha256,
     )
     return Accepted(case, perceptual_hash(image_zyx, source.modality))
@@ -129,26 +202,28 @@ def _read_masks(source: SourceCase, image: sitk.Image) -> tuple[dict[str, sitk.I
     for name, volume in zip(STRUCTURES, (source.liver, source.tumour), strict=True):
         if volume is None:
             continue
-        mask = _read(volume)
-        if source.empty_is_absent and not to_array(mask).any():
-            states[name] = LabelState.ABSENT
+        mask = _read(f"{name} mask", volume)
+        if name in source.if_empty and not to_array(mask).any():
+            states[name] = source.if_empty[name]
             continue
         check_mask(name, mask, image, source.modality)
         masks[name] = sitk.Cast(canonical(mask), sitk.sitkUInt8)
     return masks, states
 
 
-def _read(volume: Volume) -> sitk.Image:
-    """Read a volume. Raises Refusal if a library breaks on it: whatever a file holds, the other cases go on.
+def _read(name: str, volume: Volume) -> sitk.Image:
+    """Read the volume called `name`. Raises Refusal if a library breaks on it, so that the other cases go on.
 
     The library's message is left out, since it may quote the file.
     """
     try:
-        return volume.read()
+        image = volume.read()
+        check_grid(image)
+        return image
     except (HeparError, MemoryError):
         raise
     except Exception as error:
-        raise Refusal(READABLE, f"reading a {type(volume).__name__} raises {type(error).__name__}") from error
+        raise Refusal(READABLE, f"reading the {name} failed: {type(error).__name__}") from error
 
 
 def _check_anatomy(image: sitk.Image, masks: Mapping[str, sitk.Image], distances_known: bool) -> None:

@@ -30,7 +30,7 @@ def check_image(image: sitk.Image, modality: Modality) -> None:
     if min(size_zyx) < MIN_VOXELS:
         raise Refusal(f"an image has at least {MIN_VOXELS} voxels along each axis", _times(size_zyx))
     if bad := int(np.size(image_zyx) - np.isfinite(image_zyx).sum()):
-        raise Refusal("an image is finite", f"{bad} voxels are NaN or infinite")
+        raise Refusal("all voxels of the image are finite", f"{bad} voxels are NaN or infinite")
     low, high = image_zyx.min(), image_zyx.max()
     if low == high:
         raise Refusal("an image has contrast", f"every voxel is {low}")
@@ -74,7 +74,7 @@ def check_volume(liver_zyx: Mask, geometry: Geometry) -> None:
     """Raise Refusal if no patient has a liver of that volume. Meaningless where the spacing is nominal."""
     volume_ml, (low_ml, high_ml) = float(liver_zyx.sum()) * geometry.voxel_ml, LIVER_ML
     if not low_ml <= volume_ml <= high_ml:
-        raise Refusal(f"a liver has {low_ml:g} to {high_ml:g} ml", f"{volume_ml:.0f} ml")
+        raise Refusal(f"the liver volume is {low_ml:g} to {high_ml:g} ml", f"{volume_ml:.0f} ml")
 
 
 def check_tumour_in_liver(tumour_zyx: Mask, liver_zyx: Mask, spacing_zyx_mm: tuple[float, float, float]) -> None:
@@ -107,7 +107,7 @@ def check_placement(liver_zyx: Mask, image_zyx: Array, spacing_zyx_mm: tuple[flo
             shift_mm = by * step[axis] * spacing_zyx_mm[axis]
             best, how = min((best, how), (spread, f"shifted by {shift_mm:+.0f} mm along {name}"))
     if best < MISPLACED * own:
-        raise Refusal("a liver mask lies on one organ of its image", f"it fits better {how}: {best / own:.2f}")
+        raise Refusal("the liver mask is in the right place", f"a copy {how} fits better: spread ratio {best / own:.2f}")
 
 
 def _spread(image_zyx: Array, mask_zyx: Mask) -> float:

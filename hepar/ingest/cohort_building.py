@@ -10,15 +10,16 @@ from functools import partial
 from pathlib import Path
 
 from hepar.cases import Case, Cohort
-from hepar.errors import DataError
-from hepar.ingest.building import Accepted, build_case, hash_source
+from hepar.errors import ArtifactError, DataError
+from hepar.ingest.building import Accepted, build_case, hash_source, refuse_died, seconds_to_build
 from hepar.ingest.near_duplicates import ScanIndex, load_perceptual_hashes
-from hepar.ingest.parallel import parallel_map
+from hepar.ingest.parallel import Died, parallel_map
 from hepar.ingest.quarantine import Refused
 from hepar.ingest.sources.source import SourceCase
-from hepar.runtime.artifacts import link_or_copy
+from hepar.runtime.artifacts import link_or_copy, read_manifest
 from hepar.runtime.device import available_cores
 from hepar.runtime.progress import current_stage
+from hepar.runtime.verification import find_damage, verify_artifact
 
 
 def check_case_ids(sources: Sequence[SourceCase]) -> None:
@@ -32,9 +33,13 @@ def check_case_ids(sources: Sequence[SourceCase]) -> None:
 
 def load_earlier(folder: Path) -> Cohort | None:
     """The cohort that already lies at a place; None if there is none or it is damaged."""
+    if not folder.is_dir():
+        return None
     try:
-        return Cohort.load(folder) if folder.is_dir() else None
-    except DataError:
+        verify_artifact(folder, Cohort.KIND, [Cohort.TABLE, Cohort.PERCEPTUAL_HASHES])
+        return Cohort.load(folder)
+    except (ArtifactError, DataError) as error:
+        current_stage().log(f"nothing is linked from the earlier cohort: {error}")
         return None
 
 
@@ -52,14 +57,15 @@ def build_cases(
     jobs = [source for source in sources if source.case_id not in unchanged]
     with (
         current_stage().counting(len(sources), "cases") as count,
-        parallel_map(partial(build_case, folder=folder), jobs) as built,
+        parallel_map(partial(build_case, folder=folder), jobs, seconds_to_build) as built,
     ):
         for source in sources:
             result: Accepted | Refused
             if earlier is not None and source.case_id in unchanged:
                 result = _take_over(unchanged[source.case_id], source, earlier.folder, folder)
             else:
-                result = next(built)
+                outcome = next(built)
+                result = refuse_died(source, outcome) if isinstance(outcome, Died) else outcome
             if isinstance(result, Accepted):
                 result = _duplicate(result, index) or result
             if isinstance(result, Accepted):
@@ -74,15 +80,25 @@ def build_cases(
 
 
 def _unchanged(sources: Sequence[SourceCase], earlier: Cohort) -> dict[str, Accepted]:
-    """The cases of an earlier cohort whose files and declaration are still the same; several are hashed at a time."""
+    """The cases of an earlier cohort that are undamaged, and whose source files and declaration are still the same.
+
+    Several are compared at a time.
+    """
+    manifest = read_manifest(earlier.folder, Cohort.KIND)
     hashes = load_perceptual_hashes(earlier.folder / Cohort.PERCEPTUAL_HASHES)
     known = {case.case_id: Accepted(case, hashes[case.case_id]) for case in earlier if case.case_id in hashes}
 
     def is_same(source: SourceCase) -> bool:
+        case = known[source.case_id].case
         try:
-            return known[source.case_id].case.source_sha256 == hash_source(source)
+            if case.source_sha256 != hash_source(source):
+                return False
         except DataError:
             return False
+        for damage in find_damage(earlier.folder, manifest, case.file_hashes):
+            current_stage().log(f"case {case.case_id} is built again: in the earlier cohort {damage}")
+            return False
+        return True
 
     candidates = [source for source in sources if source.case_id in known]
     with ThreadPoolExecutor(available_cores()) as executor:
@@ -94,7 +110,7 @@ def _take_over(known: Accepted, source: SourceCase, earlier: Path, folder: Path)
     """A case of an earlier cohort with the split that it has now; its volumes are linked, or copied if they must be."""
     assert source.split is not None
     case = replace(known.case, split=source.split)
-    for name in filter(None, (case.image, case.liver, case.tumour)):
+    for name in case.file_hashes:
         link_or_copy(earlier / name, folder / name)
     return replace(known, case=case)
 

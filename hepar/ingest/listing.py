@@ -1,6 +1,6 @@
-"""A cheap listing of a source, so that DVC sees when a scan was changed or added without reading any.
+"""A cheap listing of a source, by which DVC detects changed and added scans without reading their voxels.
 
-CSV, one line a file, sorted: path, bytes, version. The version is the modification time in nanoseconds of a local file,
+CSV, one line per file, sorted: path, bytes, version. The version is the modification time in nanoseconds of a local file,
 the ETag of an object in S3, the SHA-256 of a table, or `missing`. Paths are relative to the source, so a listing names
 folders and files as the source does.
 """
@@ -8,7 +8,6 @@ folders and files as the source does.
 from __future__ import annotations
 
 import csv
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from io import StringIO
@@ -22,6 +21,9 @@ from hepar.ingest.sources.remote_cache import in_parallel
 from hepar.ingest.sources.source import VolumeFile
 from hepar.ingest.sources.table import locate, read_frame
 from hepar.runtime.artifacts import sha256_file
+from hepar.runtime.csv_cells import inert_cell
+from hepar.runtime.redaction import redact_address
+from hepar.runtime.scratch import scratch_folder
 
 MISSING = "missing"
 VOLUME_COLUMNS = ("image", "liver", "tumour")
@@ -40,14 +42,15 @@ def list_source(source: str) -> str:
         return f"{PHANTOMS}\n"
     if source.startswith(dicomweb.SCHEMES):
         return _csv(_series(source))
-    with tempfile.TemporaryDirectory(prefix="hepar-remote-") as name:
-        buckets = s3.Buckets(Path(name))
+    with scratch_folder("remote") as name:
+        buckets = s3.Buckets(name)
         return _csv(_objects(source, buckets) if source.startswith(s3.SCHEME) else _files(source, buckets))
 
 
 def _csv(lines: Iterator[Line]) -> str:
     stream = StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(sorted(set(lines)))
+    rows = ([inert_cell(cell) for cell in line] for line in sorted(set(lines)))
+    csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue()
 
 
@@ -55,7 +58,7 @@ def _files(source: str, buckets: s3.Buckets) -> Iterator[Line]:
     """Lines of a local folder, zip or table."""
     path = Path(source)
     if not path.exists():
-        raise DataError(f"source {source}: no such file or folder")
+        raise DataError(f"source {redact_address(source)}: no such file or folder")
     if path.is_dir():
         table = path / TABLE
         for folder in folders(path):
@@ -98,10 +101,13 @@ def _named(table: Path, buckets: s3.Buckets) -> Iterator[Line]:
 
 
 def _cell(cell: str, table: Path, buckets: s3.Buckets) -> list[Line]:
-    path = locate(table, cell, buckets.placeholder)
-    if path.is_relative_to(buckets.root):
-        return [_object(cell, buckets.remote(path))]
-    volume, *detached = VolumeFile(path).files
+    try:
+        path = locate(table, cell, buckets.placeholder)
+        if path.is_relative_to(buckets.root):
+            return [_object(cell, buckets.remote(path))]
+        volume, *detached = VolumeFile(path).files
+    except (OSError, ValueError, DataError):  # no file can have this name
+        return [(cell, "", MISSING)]
     return [_file(cell, volume), *(_file(str(Path(cell).with_name(file.name)), file) for file in detached)]
 
 
@@ -112,7 +118,7 @@ def _table(path: Path) -> Line:
 def _file(name: str, path: Path) -> Line:
     try:
         state = path.stat()
-    except FileNotFoundError:
+    except (OSError, ValueError):  # ValueError: a name with a NUL character
         return name, "", MISSING
     return name, str(state.st_size), str(state.st_mtime_ns)
 
@@ -124,7 +130,7 @@ def _object(name: str, item: s3.S3Object) -> Line:
 def _series(source: str) -> Iterator[Line]:
     """Lines of the series that a search on a DICOMweb server finds: pseudonym, nothing, number of instances."""
     pseudonym = keyed_hash(patient_key())
-    with tempfile.TemporaryDirectory(prefix="hepar-remote-") as name:
-        for series in dicomweb.Server(Path(name), source).search():
+    with scratch_folder("remote") as name:
+        for series in dicomweb.Server(name, source).search():
             count = "" if series.instances is None else str(series.instances)
             yield pseudonym(f"{series.study}/{series.series}"), "", count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from hepar.cases import Case
 from hepar.ingest.perceptual_hash import SIZE_ZYX, PerceptualHash, best_correlations, unit_vector
+from hepar.runtime.whole_files import write_bytes
 
 # `benchmarks/duplicates.py` shows what copies and scans of different patients reach
 MIN_CORRELATION = 0.955
@@ -64,7 +66,9 @@ class ScanIndex:
         order = sorted(range(len(self._cases)), key=lambda i: self._cases[i].case_id)
         rows = [self._hashes[i].ravel() for i in order]
         ids = np.array([self._cases[i].case_id for i in order], dtype=np.str_)
-        np.savez(path, case_id=ids, perceptual_hash=np.stack(rows) if rows else np.empty((0, 0), np.int8))
+        archive = BytesIO()
+        np.savez(archive, case_id=ids, perceptual_hash=np.stack(rows) if rows else np.empty((0, 0), np.int8))
+        write_bytes(path, archive.getvalue())
 
 
 def load_perceptual_hashes(path: Path) -> dict[str, PerceptualHash]:

@@ -1,9 +1,8 @@
-"""Which patients train and which are held out, and whether the cohort suffices for both stages of training."""
+"""Split patients into training, validation and test, and check that the cohort suffices to train and test the models."""
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from hepar.ingest.sources import s3
 from hepar.ingest.sources.source import SourceCase
 from hepar.ingest.sources.table import read_frame
 from hepar.params import SplitParams
+from hepar.runtime.scratch import scratch_folder
 
 
 def split_of(patient_id: str, params: SplitParams) -> Split:
@@ -47,19 +47,21 @@ def assign_official_splits(cases: Sequence[SourceCase], official: Mapping[str, S
 def read_splits(source: str) -> dict[str, Split]:
     """Official splits by case or patient id, from a CSV or Parquet table or a cohort's folder, on this disk or in S3.
 
-    Raises DataError naming table, id and value if there is no such table, a value is no split, or an id has two.
+    Raises DataError naming table, id and value if there is no such table, a value is not a split, or an id has two.
     """
-    with tempfile.TemporaryDirectory(prefix="hepar-remote-") as name:
-        path = s3.Buckets(Path(name)).mirror(source) if source.startswith(s3.SCHEME) else Path(source)
+    with scratch_folder("remote") as name:
+        path = s3.Buckets(name).mirror(source) if source.startswith(s3.SCHEME) else Path(source)
         path = path / Cohort.TABLE if path.is_dir() else path
         if not path.is_file():
             raise DataError(f"ingest.split_from {source}: no such table")
         frame = read_frame(path)
     column = next((name for name in ("case_id", "patient_id") if name in frame.columns), None)
     if column is None or "split" not in frame.columns:
-        raise DataError(f"ingest.split_from {source}: needs columns case_id or patient_id, and split")
+        raise DataError(f"ingest.split_from {source}: needs a column split and a column case_id or patient_id")
     splits: dict[str, Split] = {}
     for name, value in zip(frame[column], frame["split"], strict=True):
+        if not name:
+            raise DataError(f"ingest.split_from {source}: {column} is empty in a row with split {value!r}")
         split = parse_enum(Split, value, case_id=name, column="split")
         if splits.setdefault(name, split) != split:
             raise DataError(f"ingest.split_from {source}: {name} is in both {splits[name]} and {split}")
@@ -71,9 +73,9 @@ def check_trainable(cases: Sequence[Case]) -> None:
     for modality in Modality:
         members = [case for case in cases if case.modality == modality]
         if not members:
-            raise DataError(f"the cohort has no {modality} case: each modality needs a liver teacher")
+            raise DataError(f"the cohort has no {modality} case, but each modality needs cases to train a liver teacher")
         if not any(case.split == Split.TRAIN and case.liver_state == LabelState.MANUAL for case in members):
-            raise DataError(f"the cohort has no {modality} training case with a manual liver: its teacher cannot learn")
+            raise DataError(f"the cohort has no {modality} training case with a manual liver: its teacher cannot be trained")
         if not any(case.split == Split.TEST and case.liver_state == LabelState.MANUAL for case in members):
             raise DataError(f"the cohort has no {modality} test case with a manual liver: nothing to evaluate on")
     if not any(case.split == Split.TRAIN and case.tumour_state == LabelState.MANUAL for case in cases):

@@ -25,7 +25,7 @@ def summary_line(table: pd.DataFrame) -> str:
 def cohort_table(folder: Path) -> pd.DataFrame:
     """One row a case; `refused` is empty for accepted ones, rule and value for those in quarantine.
 
-    Raises DataError if the folder is no cohort or its quarantine list is missing.
+    Raises DataError if the folder is not a cohort or its quarantine list is missing.
     """
     accepted = [
         {
@@ -43,7 +43,7 @@ def cohort_table(folder: Path) -> pd.DataFrame:
     ]
     quarantine = folder / Cohort.QUARANTINE
     if not quarantine.is_file():
-        raise DataError(f"{folder} is not a whole cohort: {Cohort.QUARANTINE} is missing")
+        raise DataError(f"{folder} is not a complete cohort: {Cohort.QUARANTINE} is missing")
     refused = [
         {"case_id": line.case_id, "refused": f"{line.rule}: {line.value}"} for line in read_quarantine(quarantine)
     ]

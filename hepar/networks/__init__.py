@@ -26,10 +26,10 @@ BUILDERS: dict[str, Callable[[Mapping[str, Any], SizeZYX], nn.Module]] = {
 def build_network(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
     """Build a network with random weights, for patches of `patch_zyx` voxels.
 
-    Raises ParamsError for an unknown name, an invalid setting, or a patch whose sides are no multiples of its divisor.
+    Raises ParamsError for an unknown name, an invalid setting, or a patch whose sides are not multiples of its divisor.
     """
     if name not in BUILDERS:
-        raise ParamsError(f"network.name is {name!r}, must be one of {', '.join(sorted(BUILDERS))}")
+        raise ParamsError(f"network.name is {name!r} but must be one of {', '.join(sorted(BUILDERS))}")
     _check_channels(name, config)
     try:
         network = BUILDERS[name](config, patch_zyx)
@@ -57,7 +57,7 @@ def _check_channels(name: str, config: Mapping[str, Any]) -> None:
     for key, allowed in allowed_of.items():
         if (value := config.get(key, allowed[0])) not in allowed:
             wanted = " or ".join(map(str, allowed))
-            raise ParamsError(f"network.config.{key} of {name} is {value}, must be {wanted}")
+            raise ParamsError(f"network.config.{key} of {name} is {value} but must be {wanted}")
 
 
 def build_on_meta_device(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:

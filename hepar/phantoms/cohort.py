@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from hepar.imaging.volumes import write_image
 from hepar.phantoms.acquisition import CT_PHASES, MR_SEQUENCES
 from hepar.phantoms.phantom import Phantom, make_phantom
 from hepar.runtime.device import available_cores
+from hepar.runtime.whole_files import write_text
 
 MIN_CASES = 8
 MIN_PARALLEL_CASES = 16
@@ -99,7 +102,7 @@ def write_phantoms(
     cohort of the same seed begins with the same cases. Raises ValueError for fewer than 8 cases.
     """
     if cases < MIN_CASES:
-        raise ValueError(f"a phantom cohort has {cases} cases, must have at least {MIN_CASES}")
+        raise ValueError(f"a phantom cohort has {cases} cases but must have at least {MIN_CASES}")
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     write = partial(_write_case, out, seed=seed, size_zyx=size_zyx, design=design, hidden=hidden)
@@ -109,10 +112,11 @@ def write_phantoms(
             if progress is not None:
                 progress(len(rows), cases)
     table = out / "cohort.csv"
-    with table.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    lines = StringIO(newline="")
+    writer = csv.DictWriter(lines, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(table, lines.getvalue())
     return table
 
 
@@ -154,9 +158,7 @@ def _write_case(
     masks = {"liver": (phantom.liver_zyx, labels.liver), "tumour": (phantom.tumour_zyx, labels.tumour)}
 
     def write(array_zyx: npt.NDArray[np.generic], path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        volume = _to_volume(array_zyx, phantom, orientation, origin_mm, tilt_degrees)
-        sitk.WriteImage(volume, str(path), useCompression=True)
+        write_image(_to_volume(array_zyx, phantom, orientation, origin_mm, tilt_degrees), path)
 
     write(image_zyx, out / case_id / "image.nii.gz")
     files = {}

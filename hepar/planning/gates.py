@@ -1,4 +1,4 @@
-"""Beside the pipeline: hide manual livers from teachers, and learn how the signals of pseudo-livers predict their Dice.
+"""Calibrate the gates, outside the pipeline: hide manual livers from teachers, and learn how well signals predict Dice.
 
 For each modality, k teachers are trained, each without one fold of the patients. Each teacher then predicts the livers
 of its fold, and so do its earlier states, which stand for weaker teachers.
@@ -7,7 +7,6 @@ of its fold, and so do its earlier states, which stand for weaker teachers.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from hepar.cases import Case, Cohort, Modality, Split
 from hepar.errors import ParamsError
 from hepar.evaluation.reliability import calibration_png
 from hepar.imaging.volumes import read_image, to_array
+from hepar.inference.model_folder import ModelFolder
 from hepar.inference.prediction import load_ensemble
 from hepar.params import CalibrateGatesParams, Params, TrainingParams
 from hepar.pool.table import Pool
@@ -32,9 +32,12 @@ from hepar.pseudo_labels.calibration import (
 from hepar.pseudo_labels.prediction import predict_pseudo_liver
 from hepar.pseudo_labels.signals import agreement
 from hepar.runtime.artifacts import read_manifest, sha256_json, write_artifact, write_json
+from hepar.runtime.csv_cells import frame_to_csv
 from hepar.runtime.device import pick_device, use_threads
 from hepar.runtime.progress import current_stage, stage
+from hepar.runtime.scratch import scratch_folder
 from hepar.runtime.unfinished import checkpoint_folder
+from hepar.runtime.whole_files import write_bytes, write_text
 from hepar.training.distributed import refuse_torchrun
 from hepar.training.fit import EXECUTION_SETTINGS, Recipe
 from hepar.training.folds import assign_folds, fit_folds
@@ -58,9 +61,9 @@ class CalibrationFolder:
     def save(self, results: dict[str, Any], observations: pd.DataFrame, curve: pd.DataFrame, figure: bytes) -> None:
         """Write all four files; `figure` is a PNG."""
         write_json(self.folder / self.RESULTS, results)
-        observations.to_csv(self.folder / self.OBSERVATIONS, index=False)
-        curve.to_csv(self.folder / self.CURVE, index=False)
-        (self.folder / self.FIGURE).write_bytes(figure)
+        write_text(self.folder / self.OBSERVATIONS, frame_to_csv(observations))
+        write_text(self.folder / self.CURVE, curve.to_csv(index=False))
+        write_bytes(self.folder / self.FIGURE, figure)
 
     def results(self) -> dict[str, Any]:
         """The results, by `_results`."""
@@ -103,6 +106,7 @@ def observe(cohort: Path, calibration: Path, params: Params) -> list[Observation
             " to []"
         )
     cohort_hash, cases = read_manifest(cohort, Cohort.KIND).hash, Cohort.load(cohort)
+    cases.verify(cases)
     # only what a teacher is made from, so that teachers are reused when gates change
     teacher_params = [
         params.preprocessing.model_dump(mode="json"),
@@ -160,9 +164,9 @@ def _observe(
     training = _with_snapshots(params)
     shares = [1.0, *training.snapshots]  # the final state, then the earlier ones
     use_threads(training.threads)
-    with tempfile.TemporaryDirectory(prefix="hepar-") as scratch:
-        pool = teacher_pool(cohort, modality, params.preprocessing, Path(scratch))
-        recipe = Recipe(params.network, training, (modality,))
+    with scratch_folder("gates") as scratch:
+        pool = teacher_pool(cohort, modality, params.preprocessing, scratch)
+        recipe = Recipe(params.network, training, (modality,), params.experiment)
         folds = params.calibrate_gates.folds
         held_out = list(_train_teachers(cohort, pool, recipe, folds, cohort_hash, checkpoints / modality))
     device = pick_device()
@@ -183,7 +187,8 @@ def _train_teachers(
     cohort: Cohort, pool: Pool, recipe: Recipe, folds: int, cohort_hash: str, checkpoints: Path
 ) -> Iterator[_HeldOutFold]:
     fold = assign_folds(pool.select(Split.TRAIN), folds)
-    teachers = fit_folds(pool, fold, checkpoints, recipe, {Cohort.KIND: cohort_hash, "role": "calibration"})
+    origin = {Cohort.KIND: cohort_hash, ModelFolder.ROLE: "calibration"}
+    teachers = fit_folds(pool, fold, checkpoints, recipe, origin)
     for number, teacher in enumerate(teachers):
         names = {entry.case_id for entry in pool.select(Split.TRAIN) if fold[entry.patient_id] == number}
         yield _HeldOutFold([case for case in cohort if case.case_id in names], teacher)

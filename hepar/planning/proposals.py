@@ -139,7 +139,7 @@ def _liver_box_mm(statistics: CohortStatistics) -> npt.NDArray[np.float64]:
     """Sides z, y, x of the liver's bounding box, at their 90th percentiles over all manual livers."""
     known = [found.liver_box_n3_mm for found in statistics.values() if len(found.liver_box_n3_mm)]
     if not known:
-        raise DataError("no training or validation scan has a manual liver, from which the patch size is chosen")
+        raise DataError("no training or validation scan has a manual liver, but the patch size is chosen from manual livers")
     return np.asarray(np.percentile(np.concatenate(known), 90, axis=0))
 
 

@@ -144,7 +144,7 @@ AUDITS: dict[str, Audit] = {
 def run_audits(context: AuditContext, names: Sequence[str] = ()) -> dict[str, list[Violation]]:
     """Violations by audit, for the named audits or all. Raises ParamsError if a name is unknown."""
     if unknown := sorted(set(names) - set(AUDITS)):
-        raise ParamsError(f"unknown audit {unknown[0]!r}, must be one of {', '.join(AUDITS)}")
+        raise ParamsError(f"unknown audit {unknown[0]!r}; known audits: {', '.join(AUDITS)}")
     return {name: [*audit(context)] for name, audit in AUDITS.items() if not names or name in names}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,10 @@ from hepar.imaging.volumes import Geometry, canonical, read_image, resample_mask
 from hepar.params import UnknownTumour
 from hepar.pool.arrays import PreprocessedArrays, hash_arrays, hash_files
 from hepar.pool.table import ArraysRecord, LiverRecord, Pool, PoolEntry, Provenance, TumourRecord
-from hepar.pool.targets import KnownLabels, make_targets
-from hepar.runtime.artifacts import link_or_copy, read_manifest, sha256_json
+from hepar.pool.targets import KnownLabels, make_targets, tumour_weight
+from hepar.runtime.artifacts import Manifest, link_or_copy, sha256_json
+from hepar.runtime.progress import current_stage
+from hepar.runtime.verification import find_damage, verify_artifact
 
 KEY_VERSION = 1  # of what `_preprocess` does; raise it and every case is preprocessed again
 
@@ -25,7 +27,7 @@ KEY_VERSION = 1  # of what `_preprocess` does; raise it and every case is prepro
 class LiverLabel:
     """A liver mask that replaces the one in the cohort.
 
-    `state` is pseudo, or manual if a reviewer corrected it. `weight`, 0 to 1, is how far it is trusted; 0 is rejected.
+    `state` is pseudo, or manual if a reviewer corrected it. `weight`, 0 to 1, is how much it is trusted; 0 is rejected.
     `uncertain` is the mask of a pseudo-liver's uncertain boundary, None without one.
     """
 
@@ -68,14 +70,17 @@ class PreviousPool:
     """A previous pool, from which arrays are reused if an entry's key is the same; without a pool nothing is reused."""
 
     pool: Pool | None = None
-    hashes: Mapping[str, str] = field(default_factory=dict)  # of its files, by path relative to the pool
+    manifest: Manifest | None = None
 
     @classmethod
     def load(cls, folder: Path) -> PreviousPool:
-        """The pool in a folder; an empty `PreviousPool` if there is none or it is incomplete."""
+        """The pool in a folder; an empty `PreviousPool` if there is none or it is incomplete or damaged."""
         try:
-            return cls(Pool.load(folder), read_manifest(folder, Pool.KIND).files)
-        except ArtifactError:
+            manifest = verify_artifact(folder, Pool.KIND, [Pool.TABLE, Pool.PLAN])
+            return cls(Pool.load(folder), manifest)
+        except ArtifactError as error:
+            if folder.exists():
+                current_stage().log(f"nothing is linked from the earlier pool: {error}")
             return cls()
 
     @cached_property
@@ -83,12 +88,15 @@ class PreviousPool:
         return {(entry.case_id, entry.arrays.key): entry for entry in (self.pool.entries if self.pool else ())}
 
     def find(self, entry: PoolEntry) -> PoolEntry | None:
-        """The previous entry of the same case and key; None if there is none or one of its files is missing."""
+        """The previous entry of the same case and key; None if there is none or one of its files is damaged."""
         found = self._by_key.get((entry.case_id, entry.arrays.key))
-        if self.pool is None or found is None:
+        if self.pool is None or self.manifest is None or found is None:
             return None
-        files = (self.pool.folder / found.arrays.folder / name for name in PreprocessedArrays.FILES)
-        return found if all(path.is_file() for path in files) else None
+        files = [f"{found.arrays.folder}/{name}" for name in PreprocessedArrays.FILES]
+        for damage in find_damage(self.pool.folder, self.manifest, files):
+            current_stage().log(f"case {entry.case_id} is preprocessed again: in the earlier pool {damage}")
+            return None
+        return found
 
 
 @dataclass(frozen=True)
@@ -130,10 +138,7 @@ class PoolBuilder:
         self, case: Case, chosen: LiverLabel | None, given: LiverLabel | None, tumour_state: LabelState
     ) -> PoolEntry:
         """The entry before preprocessing: without volumes, lesions, known share and the hash of the arrays."""
-        unknown_tumour = self.settings.unknown_tumour
         tumour_sha256 = case.tumour_sha256 if tumour_state == LabelState.MANUAL else ""
-        outside = chosen.weight if chosen is not None and unknown_tumour == "masked" else 0.0
-        tumour_known = tumour_state in (LabelState.MANUAL, LabelState.ABSENT) or unknown_tumour == "background"
         liver = LiverRecord(
             state=LabelState.UNKNOWN if chosen is None else chosen.state,
             weight=0.0 if chosen is None else chosen.weight,
@@ -143,7 +148,8 @@ class PoolBuilder:
             reasons="" if given is None else given.reasons,
             review="" if given is None else given.review,
         )
-        tumour = TumourRecord(tumour_state, 1.0 if tumour_known else outside, tumour_sha256)
+        weight = tumour_weight(tumour_state, self.settings.unknown_tumour, liver.weight)
+        tumour = TumourRecord(tumour_state, weight, tumour_sha256)
         return PoolEntry(
             case_id=case.case_id,
             patient_id=case.patient_id,
@@ -173,10 +179,11 @@ class PoolBuilder:
     def _link(self, found: PoolEntry, entry: PoolEntry) -> PoolEntry:
         """Links the arrays of the previous entry `found`, and completes the new entry from it."""
         assert self.previous.pool is not None
+        assert self.previous.manifest is not None
         for name in PreprocessedArrays.FILES:
             place, before = f"{entry.arrays.folder}/{name}", f"{found.arrays.folder}/{name}"
             link_or_copy(self.previous.pool.folder / before, self.folder / place)
-            self.hashes[place] = self.previous.hashes[before]
+            self.hashes[place] = self.previous.manifest.files[before]
         tumour = replace(
             entry.tumour,
             volume_ml=found.tumour.volume_ml,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from hepar.params import AssemblePoolParams
 from hepar.pool.arrays import PreprocessedArrays
 from hepar.pool.table import Pool, PoolEntry
 from hepar.pool.targets import FULL
+from hepar.runtime.whole_files import write_bytes, write_text
 
 MIN_SIDE_PIXELS = 320  # of an example slice
 UNKNOWN_OPACITY = 0.35
@@ -45,12 +48,11 @@ def write_datasheet(pool: Pool, parents: Mapping[str, str], params: AssemblePool
     ]
     if examples:
         parts += ["## Example slices", _LEGEND, *examples]
-    (pool.folder / Pool.DATASHEET).write_text("\n\n".join(parts) + "\n")
+    write_text(pool.folder / Pool.DATASHEET, "\n\n".join(parts) + "\n")
 
 
 _LEGEND = (
-    "Outlines: green is the liver, dashed if it is a pseudo-label; red is tumour. Blue shading: it is unknown whether"
-    " there is tumour."
+    "Green outline: liver (dashed for a pseudo-label). Red outline: tumour. Blue shading: tumour unknown."
 )
 
 
@@ -117,9 +119,15 @@ def _sources(entries: Sequence[PoolEntry]) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    escaped = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)
+    escaped = ([_plain(cell) for cell in row] for row in rows)
     lines = [f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *escaped]]
     return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """A text from elsewhere as Markdown that shows it on one line: no HTML, link, picture, code or table cell."""
+    marked = re.sub(r"([\\`\[|])", r"\\\1", " ".join(text.split()))
+    return marked.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _write_examples(pool: Pool) -> list[str]:
@@ -132,10 +140,11 @@ def _write_examples(pool: Pool) -> list[str]:
     markdown = []
     for (modality, liver, tumour), entry in sorted(chosen.items()):
         name = f"{Pool.PICTURES}/{modality}-liver-{liver}-tumour-{tumour}.png".lower()
-        path = pool.folder / name
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(draw_slice(pool.arrays(entry), entry, pool.plan.spacing_zyx_mm[1:])).save(path)
-        markdown.append(f"{modality}, liver {liver}, tumour {tumour}: {entry.case_id}\n\n![{entry.case_id}]({name})")
+        picture = BytesIO()
+        Image.fromarray(draw_slice(pool.arrays(entry), entry, pool.plan.spacing_zyx_mm[1:])).save(picture, "PNG")
+        write_bytes(pool.folder / name, picture.getvalue())
+        case_id = _plain(entry.case_id)
+        markdown.append(f"{modality}, liver {liver}, tumour {tumour}: {case_id}\n\n![{case_id}]({name})")
     return markdown
 
 

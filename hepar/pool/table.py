@@ -18,7 +18,13 @@ from hepar.cases import LabelState, Modality, Split
 from hepar.errors import ArtifactError
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.pool.arrays import PreprocessedArrays
-from hepar.runtime.artifacts import write_json
+from hepar.runtime.artifacts import MANIFEST, write_json
+from hepar.runtime.journal import finish_replacing
+from hepar.runtime.verification import verify_artifact
+from hepar.runtime.whole_files import write_bytes
+
+# far above those of any pool
+MAX_ARRAY_BYTES, MAX_TABLE_BYTES, MAX_PICTURE_BYTES = 2**34, 2**30, 2**26
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class LiverRecord:
     """The label of the liver."""
 
     state: LabelState
-    weight: float  # how far it is trusted: 1 for a manual mask, 0 for none
+    weight: float  # how much it is trusted: 1 for a manual mask, 0 for none
     mask_sha256: str = ""  # of the mask file; empty without one
     volume_ml: float = 0.0  # of the target; 0 without a mask
     teacher: str = ""  # hash of the model that predicted a pseudo-liver, else empty
@@ -40,7 +46,7 @@ class TumourRecord:
     """The label of the tumours."""
 
     state: LabelState
-    weight: float  # how far it is trusted; if the tumour is unknown, how far its absence outside the liver is trusted
+    weight: float  # how much it is trusted; if the tumour is unknown, how much its absence outside the liver is trusted
     mask_sha256: str = ""  # of the mask file; empty without one
     volume_ml: float = 0.0  # of the target; 0 without a mask
     lesion_diameters_mm: tuple[float, ...] = ()  # equivalent diameters, ascending
@@ -140,10 +146,25 @@ class Pool:
     PLAN = "plan.json"
     CASES = "cases"  # folder of the preprocessed arrays
     DATASHEET, PICTURES = "README.md", "pictures"
+    REQUIRED = (TABLE, PLAN)
 
     def arrays(self, entry: PoolEntry) -> PreprocessedArrays:
         """The preprocessed arrays of one case, on disk. Raises ArtifactError if they are missing or damaged."""
         return PreprocessedArrays.open(self.folder / entry.arrays.folder)
+
+    @staticmethod
+    def array_files(entry: PoolEntry) -> tuple[str, ...]:
+        """Paths in the pool of the files with the preprocessed arrays of a case."""
+        return tuple(f"{entry.arrays.folder}/{name}" for name in PreprocessedArrays.FILES)
+
+    @classmethod
+    def max_bytes(cls, name: str) -> int | None:
+        """How large a file of a pool may be, by its path in it; None if a pool holds no such file."""
+        folder, _, last = name.rpartition("/")
+        if folder:
+            arrays, picture = last in PreprocessedArrays.FILES, folder == cls.PICTURES and last.endswith(".png")
+            return MAX_ARRAY_BYTES if arrays else MAX_PICTURE_BYTES if picture else None
+        return MAX_TABLE_BYTES if name in (cls.TABLE, cls.PLAN, cls.DATASHEET, MANIFEST) else None
 
     def select(self, split: Split, also_unknown: bool = False) -> tuple[PoolEntry, ...]:
         """The entries of a split with anything known; all entries of the split with `also_unknown`."""
@@ -151,15 +172,20 @@ class Pool:
             entry for entry in self.entries if entry.split == split and (also_unknown or entry.arrays.known_share > 0)
         )
 
+    def verify(self) -> None:
+        """Checks every file. Raises ArtifactError naming the first one that is damaged."""
+        verify_artifact(self.folder, self.KIND)
+
     def save(self) -> None:
         """Writes table and plan; the same entries give the same bytes, in whatever order."""
         rows = [entry_row(entry) for entry in sorted(self.entries, key=lambda entry: entry.case_id)]
-        pd.DataFrame(rows, columns=list(COLUMNS)).to_parquet(self.folder / self.TABLE, index=False)
+        write_bytes(self.folder / self.TABLE, pd.DataFrame(rows, columns=list(COLUMNS)).to_parquet(index=False))
         write_json(self.folder / self.PLAN, self.plan.model_dump(mode="json"))
 
     @classmethod
     def load(cls, folder: Path) -> Pool:
         """Reads a pool. Raises ArtifactError if it is incomplete or damaged."""
+        finish_replacing(folder)
         if not (folder / cls.TABLE).is_file() or not (folder / cls.PLAN).is_file():
             raise ArtifactError(f"{folder} is not a pool: {cls.TABLE} or {cls.PLAN} is missing")
         try:

@@ -37,7 +37,7 @@ class Targets:
 class KnownLabels:
     """Label states and masks of one case, bool zyx on the plan's grid; a missing mask is None.
 
-    `liver_zyx` is the manual or pseudo mask. `liver_weight`, 0 to 1, is how far a pseudo-liver is trusted, and
+    `liver_zyx` is the manual or pseudo mask. `liver_weight`, 0 to 1, is how much a pseudo-liver is trusted, and
     `uncertain_zyx` marks its uncertain boundary.
     """
 
@@ -47,6 +47,28 @@ class KnownLabels:
     tumour_zyx: Mask | None
     liver_weight: float = 1.0
     uncertain_zyx: Mask | None = None
+
+    @property
+    def mask_weight(self) -> float:
+        """How far the liver mask is trusted: fully if it is manual, not at all if it is missing."""
+        if self.liver_zyx is None:
+            return 0.0
+        return 1.0 if self.liver_state == LabelState.MANUAL else self.liver_weight
+
+
+def is_known_everywhere(tumour_state: LabelState, unknown_tumour: UnknownTumour) -> bool:
+    """Whether every voxel has a tumour label: it is manual or absent, or the rule treats an unknown tumour as absent."""
+    return tumour_state in (LabelState.MANUAL, LabelState.ABSENT) or unknown_tumour == "background"
+
+
+def tumour_weight(tumour_state: LabelState, unknown_tumour: UnknownTumour, liver_weight: float) -> float:
+    """The weight of the tumour label, 0 to 1; for an unknown tumour that of its absence outside the liver.
+
+    `liver_weight` is that of the liver mask, 0 without one.
+    """
+    if is_known_everywhere(tumour_state, unknown_tumour):
+        return 1.0
+    return liver_weight if unknown_tumour == "masked" else 0.0
 
 
 def make_targets(
@@ -76,12 +98,8 @@ def make_targets(
             liver_weight_zyx[known.uncertain_zyx] = 0
         liver_weight_zyx[tumour_zyx] = FULL
 
-    if known.tumour_state in (LabelState.MANUAL, LabelState.ABSENT) or unknown_tumour == "background":
-        tumour_weight_zyx = np.full(shape_zyx, FULL, np.uint8)
-    else:
-        tumour_weight_zyx = np.zeros(shape_zyx, np.uint8)
-        if known.liver_zyx is not None and unknown_tumour == "masked":
-            far_zyx = ~dilate(liver_zyx, spacing_zyx_mm, margin_mm)
-            is_manual = known.liver_state == LabelState.MANUAL
-            tumour_weight_zyx[far_zyx] = FULL if is_manual else round(known.liver_weight * FULL)
+    weight = round(tumour_weight(known.tumour_state, unknown_tumour, known.mask_weight) * FULL)
+    tumour_weight_zyx = np.full(shape_zyx, weight, np.uint8)
+    if weight and not is_known_everywhere(known.tumour_state, unknown_tumour):
+        tumour_weight_zyx[dilate(liver_zyx, spacing_zyx_mm, margin_mm)] = 0
     return Targets(liver_zyx, tumour_zyx, liver_weight_zyx, tumour_weight_zyx)

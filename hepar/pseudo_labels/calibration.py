@@ -86,7 +86,7 @@ def calibrate(
     """
     patients = {observation.patient_id for observation in observations}
     if len(patients) < MIN_PATIENTS:
-        raise DataError(f"{len(patients)} patients have a manual liver, calibration needs at least {MIN_PATIENTS}")
+        raise DataError(f"{len(patients)} patients have a manual liver, but calibration needs at least {MIN_PATIENTS}")
     true_n = np.array([observation.dice for observation in observations])
     if np.ptp(true_n) == 0:
         raise DataError(f"every pseudo-liver has Dice {true_n[0]:.3f}: calibration needs good and bad ones")

@@ -13,6 +13,8 @@ import pandas as pd
 from hepar.errors import ArtifactError
 from hepar.pseudo_labels.signals import Signals
 from hepar.runtime.artifacts import Manifest, link_or_copy, read_manifest
+from hepar.runtime.verification import verify_artifact
+from hepar.runtime.whole_files import write_bytes
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class PseudoLabels:
         """The manifest, read once. Raises ArtifactError if it is missing or of another kind."""
         return read_manifest(self.folder, self.KIND)
 
+    def verify(self) -> None:
+        """Check table and masks. Raises ArtifactError naming the first file that is damaged."""
+        verify_artifact(self.folder, self.KIND)
+
     def link_masks(self, case_id: str, source: Path) -> None:
         """Link both masks of a case from the folder `source`, where they have the same names."""
         link_or_copy(source / self.LIVER, self.liver(case_id))
@@ -68,7 +74,7 @@ class PseudoLabels:
 
     def save_table(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write the table; the same rows give the same bytes, and no rows give an empty table."""
-        pd.DataFrame(rows, columns=list(self.COLUMNS)).to_parquet(self.folder / self.TABLE, index=False)
+        write_bytes(self.folder / self.TABLE, pd.DataFrame(rows, columns=list(self.COLUMNS)).to_parquet(index=False))
 
     @classmethod
     def load(cls, folder: Path) -> PseudoLabels:

@@ -19,6 +19,7 @@ from hepar.inference.prediction import Model, predict_probabilities, resample_pr
 from hepar.params import PseudoLabelParams
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.pseudo_labels.signals import Evidence, Signals, measure
+from hepar.runtime.whole_files import write_text
 
 SIGNALS_FILE = "signals.json"
 
@@ -38,7 +39,7 @@ class PseudoLiver:
         shutil.rmtree(partial, ignore_errors=True)
         write_image(to_image(self.liver_zyx, self.geometry), partial / PseudoLabels.LIVER)
         write_image(to_image(self.uncertain_zyx, self.geometry), partial / PseudoLabels.UNCERTAIN)
-        (partial / SIGNALS_FILE).write_text(json.dumps(asdict(self.signals)))
+        write_text(partial / SIGNALS_FILE, json.dumps(asdict(self.signals)))
         partial.rename(folder)
 
 

@@ -72,7 +72,7 @@ class Reviews:
         """Read a reviews folder. Raises DataError naming file and line if a line is not a decision."""
         log = folder / cls.LOG
         if not log.is_file():
-            raise DataError(f"{folder} holds no reviews: {cls.LOG} is missing")
+            raise DataError(f"{folder} has no reviews: {cls.LOG} is missing")
         by_case: dict[str, Review] = {}
         *lines, last = log.read_bytes().split(b"\n")
         if _parse(last):
@@ -144,7 +144,7 @@ def append_review(folder: Path, review: Review) -> None:
             os.fsync(descriptor)
         except OSError as error:
             os.ftruncate(descriptor, size)
-            raise StorageError(f"{log}: {error.strerror}, the decision is not saved") from None
+            raise StorageError(f"{log} cannot be written, so the decision is not saved: {error.strerror}") from None
     finally:
         os.close(descriptor)
 

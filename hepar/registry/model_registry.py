@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,10 +13,12 @@ from hepar.errors import ArtifactError, DataError, StorageError
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import REGISTERED
-from hepar.registry.tracking import connect, tracking_uri
+from hepar.registry.tracking import connect, server, tag_name
+from hepar.runtime.redaction import redact
+from hepar.runtime.scratch import scratch_folder
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-POOL_TAG = "hepar.pool_version"
+POOL_TAG = tag_name(ModelFolder.POOL_VERSION)
 _NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a model or version, and of an alias
 _SERVING_PACKAGES = (
     *("blosc2", "mlflow", "monai", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "rich", "scipy"),
@@ -27,10 +28,10 @@ _SERVING_PACKAGES = (
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A registered version with its test scores: the summary metrics, and the hash of the test set."""
+    """A version with its test scores: the summary metrics, and the hash of the test set."""
 
     name: str
-    number: str
+    number: str  # empty before it is registered
     metrics: Mapping[str, Any]
     test_set: str
 
@@ -45,8 +46,8 @@ class RegisteredModel:
     def version(self, number: str) -> ModelVersion | None:
         """A version by number; None if there is none.
 
-        Raises StorageError if the registry does not answer or the scores cannot be read: nothing may be promoted
-        unseen.
+        Raises StorageError if the registry does not answer or the scores cannot be read: no version is promoted
+        on scores that could not be read.
         """
         return self._find(lambda client: client.get_model_version(self.name, number))
 
@@ -61,32 +62,42 @@ class RegisteredModel:
         except mlflow.MlflowException as error:
             if error.error_code in _NOT_FOUND:
                 return None
-            raise StorageError(f"the registry at {tracking_uri()} does not answer: {error.message}") from None
+            raise StorageError(f"the registry at {server()} does not answer: {redact(error.message)}") from None
         try:
             report = Report(Path(mlflow.artifacts.download_artifacts(run_id=found.run_id, artifact_path=Report.KIND)))
             metrics, test_set = report.metrics(), report.facts()[Report.TEST_SET]
         except (mlflow.MlflowException, ArtifactError, OSError) as error:
             what = f"version {found.version} of {found.name}"
-            raise StorageError(f"{what}: its report cannot be read from {tracking_uri()}: {error}") from None
+            raise StorageError(f"{what}: its report cannot be read from {server()}: {redact(str(error))}") from None
         return ModelVersion(found.name, str(found.version), metrics, test_set)
 
-    def add_version(self, model: Path) -> str:
-        """Log a model folder to the active run and register it; returns the number of the new version.
+    def add_version(self, model: Path, alias: str, tags: Mapping[str, str], settings: Mapping[str, float]) -> str:
+        """Log a model folder to the active run and register it with alias and tags; returns the number of the version.
 
-        The version contains the model folder and the code of this package; `registry.pyfunc` defines its predictions.
+        The version contains the model folder, the `settings` that it predicts with, and the code of this package;
+        `registry.pyfunc` defines its predictions.
         """
         mlflow = self.mlflow
         output = mlflow.types.ParamSpec("output", mlflow.types.DataType.string, "")
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc.py")),
-            artifacts={"model": str(model)},
+            artifacts={ModelFolder.KIND: str(model)},
+            model_config=dict(settings),
             code_paths=[str(Path(__file__).parents[1])],
             pip_requirements=serving_requirements(),
             signature=mlflow.models.ModelSignature(params=mlflow.types.ParamSchema([output])),
             registered_model_name=self.name,
         )
-        return str(info.registered_model_version)
+        number = str(info.registered_model_version)
+        try:
+            self.tag_version(number, tags)
+            self.set_alias(alias, number)
+        except BaseException:  # no version without its lineage
+            with contextlib.suppress(mlflow.MlflowException):
+                mlflow.MlflowClient().delete_model_version(self.name, number)
+            raise
+        return number
 
     def tag_version(self, number: str, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
@@ -114,13 +125,13 @@ def downloaded_model(uri: str) -> Iterator[Path]:
     Raises ArtifactError if there is no such version, or if hepar did not register it.
     """
     mlflow = connect()
-    with tempfile.TemporaryDirectory(prefix="hepar-") as scratch:
+    with scratch_folder("model") as scratch:
         try:
             place = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
         except mlflow.MlflowException as error:
-            raise ArtifactError(f"{uri} cannot be fetched from {tracking_uri()}: {error.message}") from None
+            raise ArtifactError(f"{uri} cannot be fetched from {server()}: {redact(error.message)}") from None
         if not (specs := sorted(place.rglob(ModelFolder.SPEC))):
-            raise ArtifactError(f"{uri} holds no model of hepar: {ModelFolder.SPEC} is missing")
+            raise ArtifactError(f"{uri} is not a hepar model: {ModelFolder.SPEC} is missing")
         yield specs[0].parent
 
 
@@ -136,7 +147,7 @@ def pool_version(uri: str) -> str:
         client = mlflow.MlflowClient()
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except mlflow.MlflowException as error:
-        raise DataError(f"{uri} is not in the registry at {tracking_uri()}: {error.message}") from None
+        raise DataError(f"{uri} is not in the registry at {server()}: {redact(error.message)}") from None
     tag = str(found.tags.get(POOL_TAG, ""))
     if not tag:
         raise DataError(f"{uri} does not name its pool: the tag {POOL_TAG} is missing")

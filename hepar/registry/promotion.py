@@ -9,18 +9,28 @@ from typing import Any
 from hepar.cases import LIVER, STRUCTURES, TUMOUR
 from hepar.errors import DataError
 from hepar.params import PromotionGates, RegisterParams
-from hepar.registry.model_registry import CHAMPION, ModelVersion, RegisteredModel
-from hepar.registry.tracking import connect, tracking_uri
+from hepar.registry.model_registry import CHALLENGER, CHAMPION, ModelVersion, RegisteredModel
+from hepar.registry.tracking import connect, server
 
 Metrics = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Promote or not. `reasons` say what speaks against it; empty for a promotion by the gates."""
+    """Promote or not. `reasons` say why not; empty for a promotion by the gates."""
 
     promote: bool
     reasons: tuple[str, ...]
+
+    @property
+    def alias(self) -> str:
+        """The alias of a version by this decision."""
+        return CHAMPION if self.promote else CHALLENGER
+
+    @property
+    def summary(self) -> str:
+        """The decision as one line of text."""
+        return "promoted" if self.promote else "; ".join(self.reasons)
 
 
 def decide(challenger: Metrics, champion: Metrics | None, gates: PromotionGates) -> Decision:
@@ -39,11 +49,11 @@ def decide(challenger: Metrics, champion: Metrics | None, gates: PromotionGates)
         if dice < floors[structure]
     ]
     if not own:
-        reasons.append("the challenger was scored on no case")
+        reasons.append("the challenger has no scores")
     for (modality, structure), before in mean_dice(champion).items():
         after = own.get((modality, structure))
         if after is None:
-            reasons.append(f"{modality} {structure} Dice is missing, the champion has {before:.3f}")
+            reasons.append(f"{modality} {structure} Dice is missing, but the champion has {before:.3f}")
         elif after < before - gates.max_drop:
             reasons.append(f"{modality} {structure} Dice {after:.3f} < champion's {before:.3f} - {gates.max_drop:.3f}")
     return Decision(not reasons, tuple(reasons))
@@ -67,20 +77,26 @@ def decide_against(champion: ModelVersion | None, metrics: Metrics, test_set: st
     return decide(metrics, None if champion is None else champion.metrics, gates)
 
 
+def decide_on(challenger: ModelVersion, model: RegisteredModel, gates: PromotionGates) -> Decision:
+    """Decide on a version, registered or not yet, against the champion that the registry has now."""
+    champion = model.version_by_alias(CHAMPION)
+    if champion is not None and champion.number == challenger.number:
+        return Decision(True, ("it is already the champion",))
+    return decide_against(champion, challenger.metrics, challenger.test_set, gates)
+
+
 def promote(number: str, params: RegisterParams, force: bool) -> Decision:
     """Make a registered version the champion if the gates allow it, or regardless with `force`.
 
     Raises DataError if there is no such version.
     """
-    model = RegisteredModel(connect(params.experiment), params.model_name)
+    model = RegisteredModel(connect(), params.model_name)
     challenger = model.version(number)
     if challenger is None:
-        raise DataError(f"model {model.name} has no version {number} at {tracking_uri()}")
-    champion = model.version_by_alias(CHAMPION)
-    if champion is not None and champion.number == number:
-        return Decision(True, ("it already is the champion",))
-    decision = decide_against(champion, challenger.metrics, challenger.test_set, params.gates)
-    if decision.promote or force:
-        model.set_alias(CHAMPION, number)
-        return Decision(True, decision.reasons)
+        raise DataError(f"model {model.name} has no version {number} at {server()}")
+    decision = decide_on(challenger, model, params.gates)
+    if force:
+        decision = Decision(True, decision.reasons)
+    if decision.promote:
+        model.set_alias(decision.alias, number)
     return decision

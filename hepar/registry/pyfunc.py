@@ -15,13 +15,13 @@ import pandas as pd
 from mlflow.pyfunc.model import PythonModel
 
 from hepar.cases import Modality
+from hepar.evaluation.report_folder import Report
 from hepar.imaging.preprocessing import guess_modality
 from hepar.imaging.volumes import Geometry, read_image, to_image, write_image
+from hepar.inference.defaults import MIN_LESION_ML, OVERLAP
+from hepar.inference.model_folder import ModelFolder
 from hepar.inference.prediction import label_file_names, load_model, segment
 from hepar.runtime.device import pick_device
-
-OVERLAP = 0.5
-MIN_LESION_ML = 0.1
 
 
 class HeparModel(PythonModel):  # type: ignore[misc]
@@ -30,7 +30,10 @@ class HeparModel(PythonModel):  # type: ignore[misc]
     _skip_type_hint_validation = True  # from type hints MLflow would infer a schema, which cannot express a path
 
     def load_context(self, context: Any) -> None:
-        self.model = load_model(Path(context.artifacts["model"]), pick_device())
+        self.model = load_model(Path(context.artifacts[ModelFolder.KIND]), pick_device())
+        settings = context.model_config or {}  # those that the model was evaluated with
+        self.overlap = float(settings.get(Report.OVERLAP, OVERLAP))
+        self.min_lesion_ml = float(settings.get(Report.MIN_LESION_ML, MIN_LESION_ML))
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Segment a path, a list of paths, or a table with a column `image` and optionally `modality`.
@@ -51,7 +54,7 @@ class HeparModel(PythonModel):  # type: ignore[misc]
         path = Path(row["image"])
         image = read_image(path)
         modality = Modality(row["modality"]) if row.get("modality") else guess_modality(image)
-        found = segment(self.model, image, modality, OVERLAP, MIN_LESION_ML)
+        found = segment(self.model, image, modality, self.overlap, self.min_lesion_ml)
         result = {
             "image": str(path),
             "modality": str(modality),

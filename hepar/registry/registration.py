@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hepar.errors import ArtifactError
 from hepar.runtime.artifacts import write_json
+from hepar.runtime.journal import finish_replacing
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Registration:
     @classmethod
     def load(cls, folder: Path) -> Registration:
         """Read a registration. Raises ArtifactError if it is missing or damaged."""
+        finish_replacing(folder)
         path = folder / cls.FILE
         try:
             found = json.loads(path.read_text())

@@ -2,39 +2,45 @@
 mlflow.
 
 The tracking server is MLFLOW_TRACKING_URI; the default is `mlflow.db` in the working directory, with artifacts in
-`mlartifacts` beside it.
+`mlartifacts` beside it. Runs are recorded in the experiment that the params name. A scheduler such as KFP may set
+MLFLOW_RUN_ID and MLFLOW_EXPERIMENT_ID instead: a training then continues that run, new runs join that experiment.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 
 from hepar.cases import STRUCTURES
-from hepar.errors import Preempted, StorageError
+from hepar.errors import HeparError, Preempted, StorageError
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder, ModelSpec
 from hepar.params import TrainingParams
 from hepar.runtime.commit import git_commit
+from hepar.runtime.redaction import redact
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
-EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
-DEFAULT_EXPERIMENT = "hepar"
+USER_VARIABLE, PASSWORD_VARIABLE = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+RUN_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"  # set by a scheduler
 DEFAULT_URI = "sqlite:///mlflow.db"
 MODEL_TAG = "hepar.model"
 SQLITE = "sqlite:///"
 RUN_FILE = "mlflow_run"
+MAX_REASON = 300  # characters of a message of MLflow
 
 
-def connect(experiment: str | None = None) -> Any:
-    """The mlflow module, set to the tracking server and an experiment, which is created if missing.
+def connect() -> Any:
+    """The mlflow module, set to the tracking server; a missing SQLite database is created.
 
     Raises StorageError if the server does not answer.
     """
@@ -44,26 +50,92 @@ def connect(experiment: str | None = None) -> Any:
 
     for chatty in ("mlflow", "alembic"):  # they log the migrations of a new database
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    uri = tracking_uri()
+    uri = _without_credentials(tracking_uri())
     mlflow.set_tracking_uri(uri)
-    name = experiment or os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT
-    try:
-        if mlflow.get_experiment_by_name(name) is None:
-            location = None
-            if uri.startswith(SQLITE):
-                location = (Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
-            with contextlib.suppress(mlflow.MlflowException):  # another process has created it meanwhile
-                mlflow.create_experiment(name, artifact_location=location)
-        mlflow.set_experiment(name)
-    except (mlflow.MlflowException, OSError) as error:
-        why = " ".join(str(error).split())
-        raise StorageError(f"MLflow at {uri} ({URI_VARIABLE}) does not answer: {why}") from None
+    with storage_errors(), _one_at_a_time(uri):
+        mlflow.MlflowClient().search_experiments(max_results=1)
     return mlflow
 
 
 def tracking_uri() -> str:
-    """Where MLflow keeps runs and models."""
+    """Where MLflow keeps runs and models; it may hold a password."""
     return os.environ.get(URI_VARIABLE) or DEFAULT_URI
+
+
+def server() -> str:
+    """The tracking server, as messages may name it."""
+    return redact(tracking_uri())
+
+
+def _without_credentials(uri: str) -> str:
+    """An HTTP address without user name and password, which MLflow then takes from its variables.
+
+    MLflow prints the address of the server after each run.
+    """
+    parts = urlsplit(uri)
+    credentials, mark, host = parts.netloc.rpartition("@")
+    if not mark or parts.scheme not in ("http", "https"):
+        return uri
+    user, _, password = credentials.partition(":")
+    os.environ.setdefault(USER_VARIABLE, unquote(user))
+    os.environ.setdefault(PASSWORD_VARIABLE, unquote(password))
+    return parts._replace(netloc=host).geturl()
+
+
+@contextlib.contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Lock an SQLite database against other processes of hepar: two that both create its tables would fail."""
+    with contextlib.ExitStack() as stack:
+        if uri.startswith(SQLITE):
+            database = Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
+            with contextlib.suppress(OSError):  # a read-only folder: the database is there already
+                lock = stack.enter_context(database.with_name(f".{database.name}.lock").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn errors of MLflow, its database and its disk into a StorageError that names the server."""
+    import mlflow
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except HeparError:
+        raise
+    except (mlflow.MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        reason = redact(" ".join(str(error).partition("[SQL:")[0].split()))[:MAX_REASON]
+        raise StorageError(f"MLflow at {server()} ({URI_VARIABLE}) fails: {reason}") from None
+
+
+def experiment_id(mlflow: Any, experiment: str) -> str:
+    """The id of an experiment, which is created if missing; MLFLOW_EXPERIMENT_ID has precedence.
+
+    Raises StorageError if it has been deleted.
+    """
+    if given := os.environ.get(EXPERIMENT_VARIABLE):
+        return given
+    found = mlflow.get_experiment_by_name(experiment)
+    if found is None:
+        location, uri = None, tracking_uri()
+        if uri.startswith(SQLITE):
+            location = (Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
+        try:
+            return str(mlflow.create_experiment(experiment, artifact_location=location))
+        except mlflow.MlflowException:
+            if (found := mlflow.get_experiment_by_name(experiment)) is None:  # no other process has created it
+                raise
+    if found.lifecycle_stage != "active":
+        raise StorageError(f"the experiment {experiment!r} at {server()} was deleted: restore it or choose another")
+    return str(found.experiment_id)
+
+
+def _start_run(mlflow: Any, experiment: str, known: str | None, name: str, **settings: bool) -> Any:
+    """Continue a known run, or the one that a scheduler has begun, wherever they lie; else begin one."""
+    if run_id := known or os.environ.pop(RUN_VARIABLE, None):
+        return mlflow.start_run(run_id=run_id, **settings)
+    return mlflow.start_run(experiment_id=experiment_id(mlflow, experiment), run_name=name, **settings)
 
 
 class TrainingRun:
@@ -72,24 +144,28 @@ class TrainingRun:
     Its id is kept in `folder`, beside the checkpoints, so that a resumed training continues the same run.
     """
 
-    def __init__(self, name: str, spec: ModelSpec, training: TrainingParams, folder: Path) -> None:
-        self._name, self._spec, self._training = name, spec, training
+    def __init__(self, experiment: str, name: str, spec: ModelSpec, training: TrainingParams, folder: Path) -> None:
+        self._experiment, self._name, self._spec, self._training = experiment, name, spec, training
         self._id_file = folder / RUN_FILE
 
     def __enter__(self) -> Self:
         self._mlflow = connect()
         logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # it warns if there is no GPU
+        with storage_errors():
+            self._start()
+        return self
+
+    def _start(self) -> None:
         known = self._known_id()
-        run = self._mlflow.start_run(run_id=known, run_name=None if known else self._name, log_system_metrics=True)
+        run = _start_run(self._mlflow, self._experiment, known, self._name, log_system_metrics=True)
         if known:
-            return self
+            return
         self._id_file.parent.mkdir(parents=True, exist_ok=True)
         self._id_file.write_text(run.info.run_id)
         self._mlflow.log_params(flatten(self._training.model_dump(mode="json"), "training"))
         self._mlflow.log_params(flatten(self._spec.network.model_dump(mode="json"), "network"))
         self._mlflow.log_params(flatten(self._spec.plan.model_dump(mode="json"), "plan"))
-        self._mlflow.set_tags({**as_tags(self._spec.origin), "hepar.git_commit": git_commit()})
-        return self
+        self._mlflow.set_tags(as_tags({**self._spec.origin, Report.COMMIT: git_commit()}))
 
     def _known_id(self) -> str | None:
         """The id of the run that this training began in, if the server still has it."""
@@ -101,33 +177,44 @@ class TrainingRun:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log metrics at a training step."""
-        self._mlflow.log_metrics(dict(metrics), step=step)
+        with storage_errors():
+            self._mlflow.log_metrics(dict(metrics), step=step)
 
     def tag_model(self, model_hash: str) -> None:
         """Tag the run with the model that it trained, so that `model_run` finds it."""
-        self._mlflow.set_tag(MODEL_TAG, model_hash)
+        with storage_errors():
+            self._mlflow.set_tag(MODEL_TAG, model_hash)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         stopped = kind is not None and issubclass(kind, Preempted)
-        self._mlflow.end_run("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(StorageError), storage_errors():
+            self._mlflow.end_run("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
 
 
 @contextlib.contextmanager
 def model_run(experiment: str, model_hash: str) -> Iterator[Any]:
-    """mlflow with the run that trained a model reopened, or with a new run if the server does not know it."""
-    mlflow = connect(experiment)
+    """mlflow with the run that trained a model reopened, in whatever experiment it lies.
+
+    If the server does not know it, with a new run in `experiment`. Raises StorageError if MLflow fails.
+    """
+    mlflow = connect()
+    with storage_errors():
+        run_id = _training_run(mlflow, model_hash)
+        with _start_run(mlflow, experiment, run_id, "train-universal"):
+            mlflow.set_tag(MODEL_TAG, model_hash)
+            yield mlflow
+
+
+def _training_run(mlflow: Any, model_hash: str) -> str | None:
     found = mlflow.search_runs(
         search_all_experiments=True,
         filter_string=f"tags.`{MODEL_TAG}` = '{model_hash}'",
         max_results=1,
         output_format="list",
     )
-    run_id = found[0].info.run_id if found else None
-    with mlflow.start_run(run_id=run_id, run_name=None if run_id else "train-universal"):
-        mlflow.set_tag(MODEL_TAG, model_hash)
-        yield mlflow
+    return str(found[0].info.run_id) if found else None
 
 
 def log_report(mlflow: Any, report: Report) -> None:
@@ -148,8 +235,13 @@ def log_history(mlflow: Any, history: pd.DataFrame) -> None:
 
 
 def as_tags(values: Mapping[str, str]) -> dict[str, str]:
-    """Values as MLflow tags: `pool version` becomes `hepar.pool_version`."""
-    return {f"hepar.{key.replace(' ', '_')}": value for key, value in values.items()}
+    """Values as MLflow tags."""
+    return {tag_name(key): value for key, value in values.items()}
+
+
+def tag_name(key: str) -> str:
+    """The MLflow tag of a value: `pool version` becomes `hepar.pool_version`."""
+    return f"hepar.{key.replace(' ', '_')}"
 
 
 def flatten(values: Mapping[str, Any], prefix: str) -> dict[str, str]:

@@ -6,7 +6,6 @@ names and contents of the listed files, so it is the same on every machine and u
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,11 +13,15 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hepar.errors import ArtifactError
 from hepar.runtime.chunked import SUFFIX, sha256_chunked
+from hepar.runtime.journal import Journal, finish_replacing
+from hepar.runtime.locks import is_at, try_lock
+from hepar.runtime.seals import seal, touch
+from hepar.runtime.whole_files import FULL, unwritable, whole_file, write_text
 
 MANIFEST = "manifest.json"
 
@@ -26,12 +29,13 @@ MANIFEST = "manifest.json"
 @dataclass(frozen=True)
 class Manifest:
     """An artifact's identity. `parents` maps an input's name (`cohort`, `pool`) to its hash, `files` each file's
-    path in the folder to the hash of its content."""
+    path in the folder to the hash of its content, `sizes` to its bytes on disk; older manifests have no sizes."""
 
     kind: str
     hash: str
     parents: Mapping[str, str]
     files: Mapping[str, str]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def sha256_file(path: Path) -> str:
@@ -80,7 +84,7 @@ def sha256_json(value: object) -> str:
 def dvc_version(folder: Path) -> str:
     """DVC's hash of a folder: the MD5 of the JSON list of its files and their MD5, followed by `.dir`."""
     files = [
-        {"md5": _md5(path), "relpath": path.relative_to(folder).as_posix()}
+        {"md5": md5_file(path), "relpath": path.relative_to(folder).as_posix()}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     ]
@@ -88,7 +92,8 @@ def dvc_version(folder: Path) -> str:
     return f"{hashlib.md5(listed.encode(), usedforsecurity=False).hexdigest()}.dir"
 
 
-def _md5(path: Path) -> str:
+def md5_file(path: Path) -> str:
+    """Hexadecimal MD5 of a file, by which DVC knows it."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
@@ -99,63 +104,66 @@ def write_artifact(
 ) -> Iterator[Path]:
     """Write an artifact: yields a temporary folder beside `folder`, which gets its manifest and is renamed at the end.
 
-    On an error, or if the process dies, `folder` stays as it was; the next attempt removes what is left behind.
+    On an error, or if the process dies, `folder` stays as it was; the next attempt removes what is left behind. A
+    process that dies while it renames leaves a journal: whoever reads or writes `folder` next finishes it.
     `known_hashes` maps a file's path in the folder to the hash of its content, which is then not computed; the caller
-    may fill it while linking files of an earlier artifact. Raises ArtifactError if another process is writing `folder`.
+    may fill it while linking files of an earlier artifact. Raises ArtifactError if another process is writing `folder`
+    or a file with a known hash is missing, StorageError if the disk is full.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.partial"
-    with _locked(partial, folder):
-        try:
-            yield partial
-            _write_manifest(partial, kind, parents, known_hashes or {})
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        finish_replacing(folder)
+        with _locked(partial, folder):
+            try:
+                yield partial
+                _write_manifest(partial, kind, parents, known_hashes or {})
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            Journal.of_artifact(folder).replace({partial: folder}, scratch=partial)
+            seal(folder / MANIFEST, touch(folder / MANIFEST))
+    except OSError as error:
+        if error.errno not in FULL:
             raise
-        _replace(folder, partial)
+        raise unwritable(folder, error) from None
 
 
 @contextmanager
 def _locked(partial: Path, folder: Path) -> Iterator[None]:
     """Lock and empty the folder `partial`. The kernel releases the lock when the process ends."""
-    partial.mkdir(exist_ok=True)
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        if not _try_lock(descriptor):
-            raise ArtifactError(f"another process is writing {folder}")
-        for leftover in partial.iterdir():
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        pass
-    return True
+    while True:
+        partial.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:  # another writer has just renamed it
+            continue
+        try:
+            if not try_lock(descriptor):
+                raise ArtifactError(f"another process is writing {folder}")
+            if is_at(descriptor, partial):
+                for leftover in partial.iterdir():
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                yield
+                return
+        finally:
+            os.close(descriptor)
 
 
 def _write_manifest(folder: Path, kind: str, parents: Mapping[str, str], known_hashes: Mapping[str, str]) -> None:
     paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     paths.pop(MANIFEST, None)
+    if missing := sorted(set(known_hashes) - set(paths)):
+        raise ArtifactError(f"{missing[0]} was not written, so the {kind} is incomplete")
     files = {name: known_hashes.get(name) or sha256_content(path) for name, path in paths.items()}
-    own = sha256_json({"kind": kind, "files": files})
-    write_json(folder / MANIFEST, {"kind": kind, "hash": own, "parents": dict(parents), "files": files})
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
+    manifest = Manifest(kind, hash_contents(kind, files), dict(parents), files, sizes)
+    write_json(folder / MANIFEST, asdict(manifest))
 
 
-def _replace(folder: Path, by: Path) -> None:
-    """Rename `by` to `folder`. The older folder is moved aside first, so one complete version always exists."""
-    old = folder.parent / f".{folder.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    by.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+def hash_contents(kind: str, files: Mapping[str, str]) -> str:
+    """The hash of an artifact: over its kind and the names and content hashes of its files."""
+    return sha256_json({"kind": kind, "files": dict(files)})
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -164,25 +172,59 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
+        with whole_file(target) as partial:
+            shutil.copyfile(source, partial)
 
 
 def read_manifest(folder: Path, kind: str) -> Manifest:
-    """Read the manifest of an artifact. Raises ArtifactError if it is missing, damaged or of another kind."""
-    path = folder / MANIFEST
-    if not path.is_file():
+    """Read the manifest of an artifact. Raises ArtifactError if it is missing, damaged or of another kind.
+
+    The files themselves are not looked at; `verification.verify_artifact` does.
+    """
+    finish_replacing(folder)
+    if not folder.exists():
+        raise ArtifactError(f"{folder} does not exist")
+    if not (folder / MANIFEST).is_file():
         raise ArtifactError(f"{folder} is not a complete {kind}: {MANIFEST} is missing")
-    try:
-        found = Manifest(**json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        raise ArtifactError(f"{path} is damaged: it is not a manifest") from None
+    found = read_any_manifest(folder)
     if found.kind != kind:
-        raise ArtifactError(f"{folder} is of kind {found.kind}, must be {kind}")
+        raise ArtifactError(f"{folder} is of kind {found.kind} but must be {kind}")
     return found
 
 
+def read_any_manifest(folder: Path) -> Manifest:
+    """Read the manifest of an artifact of any kind. Raises ArtifactError if it is missing or damaged."""
+    path = folder / MANIFEST
+    if not folder.exists():
+        raise ArtifactError(f"{folder} does not exist")
+    if not path.is_file():
+        raise ArtifactError(f"{folder} is not a complete artifact: {MANIFEST} is missing")
+    try:
+        found = Manifest(**json.loads(path.read_text()))
+        if found.hash == hash_contents(found.kind, found.files):
+            return found
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError):
+        raise ArtifactError(f"{path} is damaged: it is not a manifest") from None
+    raise ArtifactError(f"{path} is damaged: its hash is not that of the files that it lists")
+
+
+def check_made_from(child: Path, made: Manifest, parent: Path, found: Manifest, stage: str) -> None:
+    """Raises ArtifactError unless `stage` made the artifact `child` from `parent`; both come with their manifests."""
+    if problem := describe_mismatch(child, made, parent, found):
+        raise ArtifactError(f"{problem}: run {stage} again")
+
+
+def describe_mismatch(child: Path, made: Manifest, parent: Path, found: Manifest) -> str:
+    """Which artifact `child` was made from, if it is not `parent`; empty if it is."""
+    made_from = made.parents.get(found.kind)
+    if made_from == found.hash:
+        return ""
+    known = f"{found.kind} {made_from[:12]}" if made_from else f"no known {found.kind}"
+    return f"{child} was made from {known}, but {parent} is {found.kind} {found.hash[:12]}"
+
+
 def write_json(path: Path, value: object) -> None:
-    """Write JSON with sorted keys, to a temporary file first. Raises ValueError if a number is not finite."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    temporary.replace(path)
+    """Write JSON with sorted keys. Raises ValueError if a number is not finite, StorageError as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hepar.errors import ArtifactError
+from hepar.runtime.whole_files import write_bytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt  # like blosc2 slow to import, and every command imports the artifacts
@@ -29,22 +30,25 @@ class Sliceable(Protocol):
 
 
 def write_chunked(path: Path, array_zyx: npt.NDArray[Any], **metadata: Any) -> None:
-    """Write an array zyx of any dtype, with numbers or lists of numbers that `read_metadata` returns."""
+    """Write an array zyx of any dtype, with numbers or lists of numbers that `read_metadata` returns.
+
+    Raises StorageError if the disk is full.
+    """
     import blosc2
     import numpy as np
 
     chunks = _clip(CHUNK_ZYX, array_zyx.shape)
     blocks = _clip(BLOCK_ZYX, chunks)
     settings = {"codec": blosc2.Codec.ZSTD, "clevel": COMPRESSION_LEVEL, "nthreads": 1}
-    path.parent.mkdir(parents=True, exist_ok=True)
     stored = blosc2.asarray(
-        np.ascontiguousarray(array_zyx), urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams=settings
+        np.ascontiguousarray(array_zyx), contiguous=True, chunks=chunks, blocks=blocks, cparams=settings
     )
     stored.schunk.vlmeta[METADATA_KEY] = metadata
+    write_bytes(path, stored.to_cframe())  # the bytes that Blosc2 would write itself, without a look at the disk
 
 
 def open_chunked(path: Path) -> Any:
-    """A `Sliceable` that maps the file, not to be shared by threads. Raises ArtifactError if it is no chunked array."""
+    """A `Sliceable` that maps the file, not to be shared by threads. Raises ArtifactError if it is not a chunked array."""
     import blosc2
 
     try:

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hepar.errors import HeparError, Preempted
+from hepar.errors import HeparError, Preempted, StorageError
 from hepar.runtime.artifacts import write_json
+from hepar.runtime.redaction import redact
 
 FOLDER_VARIABLE = "HEPAR_PROGRESS"
 LINE_SECONDS = 10.0
@@ -88,8 +89,8 @@ class Stage:
             self._bar.update(self._bar.task_ids[0], completed=status.done, facts=f"{rate} {shown}".strip())
         elif not self._quiet and (now - self._last_line >= LINE_SECONDS or status.done == status.total):
             self._last_line = now
-            line = filter(None, (f"{status.stage}: {status.done}/{status.total}", rate, status.message))
-            print(" ".join(line), file=sys.stderr, flush=True)
+            done = f"{status.stage}: {status.done}/{status.total} {status.message}".rstrip()
+            print(", ".join(filter(None, (done, rate))), file=sys.stderr, flush=True)
         if now - self._last_file >= FILE_SECONDS:
             self.publish()
 
@@ -105,14 +106,14 @@ class Stage:
         self._console.print(f"{self.status.stage}: {text}", markup=False, highlight=False)
 
     def publish(self) -> None:
-        """Write the status file if HEPAR_PROGRESS is set."""
+        """Write the status file if HEPAR_PROGRESS is set. A full disk only leaves the older one in place: the file is not a result."""
         folder = os.environ.get(FOLDER_VARIABLE)
         if not folder or self._quiet:
             return
         self.status.seconds = round(time.monotonic() - self._began, 3)
         self._last_file = time.monotonic()
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_json(Path(folder) / f"{self.status.stage}.json", asdict(self.status))
+        with suppress(StorageError):
+            write_json(Path(folder) / f"{self.status.stage}.json", asdict(self.status))
 
 
 _current: ContextVar[Stage | None] = ContextVar("stage", default=None)
@@ -129,7 +130,7 @@ def stage(name: str) -> Iterator[Stage]:
         running.status.state = "done"
     except BaseException as error:
         running.status.state = "failed"
-        running.status.message = str(error) or type(error).__name__
+        running.status.message = redact(str(error)) or type(error).__name__
         running.status.user_error = isinstance(error, HeparError)
         running.status.preempted = isinstance(error, Preempted)
         raise

@@ -1,4 +1,4 @@
-"""Where work that a killed stage can resume is kept: checkpoints of a training, pseudo-livers that are done."""
+"""Where a killed stage finds what it can resume: training checkpoints and finished pseudo-livers."""
 
 from __future__ import annotations
 

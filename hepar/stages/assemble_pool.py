@@ -6,14 +6,13 @@ cases with the same files and settings are linked instead of preprocessed.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hepar.cases import Case, Cohort, LabelState, Split
-from hepar.errors import ArtifactError, DataError
+from hepar.errors import DataError
 from hepar.imaging.preprocessing import make_preprocessing_plan
 from hepar.ingest.sources.s3 import SCHEME, Buckets
 from hepar.params import AssemblePoolParams, PreprocessingParams
@@ -22,8 +21,9 @@ from hepar.pool.datasheet import write_datasheet
 from hepar.pool.table import Pool, PoolEntry
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.pseudo_labels.reviews import NO_REVIEWS, Review, ReviewDecision, Reviews
-from hepar.runtime.artifacts import read_manifest, write_artifact
+from hepar.runtime.artifacts import check_made_from, read_manifest, write_artifact
 from hepar.runtime.progress import current_stage, stage
+from hepar.runtime.scratch import scratch_folder
 
 
 def run(
@@ -40,11 +40,13 @@ def run(
     """
     with stage("assemble-pool"), _load_reviews(params.reviews) as reviews:
         pseudo_labels = PseudoLabels.load(pseudo)
+        pseudo_labels.verify()
         parents = _parents(cohort, pseudo_labels, reviews)
         cases = Cohort.load(cohort)
         plan = make_preprocessing_plan(cases.cases, preprocessing)
         settings = PoolSettings(plan, params.unknown_tumour, params.margin_mm)
         chosen = [case for case in cases if case.split != Split.TEST and case.modality in params.modalities]
+        cases.verify(chosen)
         livers = _liver_labels(chosen, cases, pseudo_labels, reviews) if params.labels != "tumour" else {}
         if params.labels == "manual":  # a corrected liver counts as manual
             livers = {case_id: label for case_id, label in livers.items() if label.state == LabelState.MANUAL}
@@ -60,10 +62,9 @@ def run(
 
 def _parents(cohort: Path, pseudo_labels: PseudoLabels, reviews: Reviews) -> dict[str, str]:
     """Hashes of the inputs. Raises ArtifactError if the pseudo-labels are of another cohort."""
-    parents = {Cohort.KIND: read_manifest(cohort, Cohort.KIND).hash, PseudoLabels.KIND: pseudo_labels.manifest.hash}
-    labelled = pseudo_labels.manifest.parents[Cohort.KIND]
-    if labelled != parents[Cohort.KIND]:
-        raise ArtifactError(f"{pseudo_labels.folder} labels cohort {labelled}, but {cohort} is {parents[Cohort.KIND]}")
+    manifest = read_manifest(cohort, Cohort.KIND)
+    check_made_from(pseudo_labels.folder, pseudo_labels.manifest, cohort, manifest, "pseudo-label")
+    parents = {Cohort.KIND: manifest.hash, PseudoLabels.KIND: pseudo_labels.manifest.hash}
     return {**parents, "reviews": reviews.hash} if reviews.by_case else parents
 
 
@@ -73,8 +74,8 @@ def _load_reviews(place: str) -> Iterator[Reviews]:
     if not place:
         yield NO_REVIEWS
     elif place.startswith(SCHEME):
-        with tempfile.TemporaryDirectory(prefix="hepar-") as scratch:
-            yield Reviews.load(Buckets(Path(scratch)).fetch(place))
+        with scratch_folder("reviews") as scratch:
+            yield Reviews.load(Buckets(scratch).fetch(place))
     else:
         yield Reviews.load(Path(place))
 

@@ -53,9 +53,10 @@ def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None
         _check_unseen(model, chosen)
         if not chosen:
             raise DataError(f"{cohort} has no test case of {', '.join(loaded.spec.modalities)}")
+        cases.verify(chosen)
         parents = {
             Cohort.KIND: cohort_hash,
-            "model": manifest.hash,
+            ModelFolder.KIND: manifest.hash,
             **{f"model's {k}": v for k, v in manifest.parents.items()},
         }
         with write_artifact(report, Report.KIND, parents) as folder:
@@ -64,7 +65,7 @@ def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None
                 for case in chosen:
                     scored.append(_score(case, cases, loaded, Report(folder), params))
                     count.advance(case=case.case_id)
-            facts = _facts(chosen, cohort_hash, manifest.hash, manifest.parents)
+            facts = _facts(chosen, parents, manifest.parents, params)
             _write(Report(folder), scored, ModelFolder(model).load_history(), facts, params)
 
 
@@ -108,15 +109,19 @@ def _read_reference(cohort: Cohort, file: str, state: LabelState, shape_zyx: tup
     return np.zeros(shape_zyx, bool) if state == LabelState.ABSENT else None
 
 
-def _facts(cases: Sequence[Case], cohort_hash: str, model_hash: str, origin: Mapping[str, str]) -> dict[str, str]:
+def _facts(
+    cases: Sequence[Case], parents: Mapping[str, str], origin: Mapping[str, str], params: EvaluateParams
+) -> dict[str, str]:
     tested = sorted((case.image_sha256, case.liver_sha256, case.tumour_sha256) for case in cases)
     return {
-        "cohort": cohort_hash,
+        Cohort.KIND: parents[Cohort.KIND],
         Report.TEST_SET: sha256_json(tested),
-        "pool": origin.get("pool", ""),
-        "pool version": origin.get("pool version", ""),
-        "model": model_hash,
-        "git commit": git_commit(),
+        ModelFolder.POOL: origin.get(ModelFolder.POOL, ""),
+        ModelFolder.POOL_VERSION: origin.get(ModelFolder.POOL_VERSION, ""),
+        ModelFolder.KIND: parents[ModelFolder.KIND],
+        Report.OVERLAP: str(params.overlap),
+        Report.MIN_LESION_ML: str(params.min_lesion_ml),
+        Report.COMMIT: git_commit(),
     }
 
 

@@ -26,7 +26,12 @@ def run(source: str, cohort: Path, params: IngestParams) -> None:
     are refused, the quarantine list is left beside the cohort, as `<cohort>.quarantine.csv`.
     """
     rejected = cohort.with_name(f"{cohort.name}.{Cohort.QUARANTINE}")
-    with stage("ingest"), open_source(source, params) as sources, write_artifact(cohort, Cohort.KIND, {}) as folder:
+    hashes: dict[str, str] = {}
+    with (
+        stage("ingest"),
+        open_source(source, params) as sources,
+        write_artifact(cohort, Cohort.KIND, {}, hashes) as folder,
+    ):
         check_case_ids(sources)
         if params.split_from:
             sources = assign_official_splits(sources, read_splits(params.split_from))
@@ -36,4 +41,5 @@ def run(source: str, cohort: Path, params: IngestParams) -> None:
         check_refused_share(refused, len(sources), params.max_refused_share, rejected)
         check_patients(accepted)
         check_trainable(accepted)
+        hashes.update(item for case in accepted for item in case.file_hashes.items())
         Cohort(folder, tuple(sorted(accepted, key=lambda case: case.case_id))).save()

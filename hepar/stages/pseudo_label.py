@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hepar.cases import Case, Cohort, LabelState, Modality, Split
+from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.errors import ArtifactError
 from hepar.inference.model_folder import ModelFolder, hash_patient
 from hepar.inference.prediction import load_ensemble
@@ -20,7 +20,7 @@ from hepar.params import PseudoLabelParams
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.pseudo_labels.gates import ACCEPT, REJECT, REVIEW, judge
 from hepar.pseudo_labels.prediction import load_signals, predict_pseudo_liver
-from hepar.runtime.artifacts import Manifest, read_manifest, sha256_file, sha256_json, write_artifact
+from hepar.runtime.artifacts import check_made_from, read_manifest, sha256_file, sha256_json, write_artifact
 from hepar.runtime.device import pick_device, use_threads
 from hepar.runtime.progress import current_stage, stage
 from hepar.runtime.unfinished import checkpoint_folder
@@ -35,13 +35,18 @@ def run(cohort: Path, teachers: Mapping[Modality, Path], pseudo: Path, params: P
     """
     with stage("pseudo-label"):
         use_threads(params.threads)
-        parents = {Cohort.KIND: read_manifest(cohort, Cohort.KIND).hash}
+        cohort_manifest = read_manifest(cohort, Cohort.KIND)
+        parents = {Cohort.KIND: cohort_manifest.hash}
         manifests = {modality: read_manifest(folder, ModelFolder.KIND) for modality, folder in teachers.items()}
         parents.update({f"teacher-{modality}": manifest.hash for modality, manifest in manifests.items()})
-        unlabelled = [
-            case for case in Cohort.load(cohort) if case.liver_state == LabelState.UNKNOWN and case.split != Split.TEST
-        ]
-        _check_teachers(manifests, parents[Cohort.KIND], unlabelled)
+        cases = Cohort.load(cohort)
+        unlabelled = [case for case in cases if case.liver_state == LabelState.UNKNOWN and case.split != Split.TEST]
+        cases.verify(unlabelled)
+        for case in unlabelled:
+            if case.modality not in manifests:
+                raise ArtifactError(f"case {case.case_id}: no teacher for {case.modality} was given")
+        for modality, manifest in manifests.items():
+            check_made_from(teachers[modality], manifest, cohort, cohort_manifest, "train-liver")
         modalities, device = {case.modality for case in unlabelled}, pick_device()
         models = {modality: load_ensemble(teachers[modality], device) for modality in modalities}
         seen = {modality: ModelFolder(teachers[modality]).load_patients() for modality in modalities}
@@ -75,12 +80,3 @@ def run(cohort: Path, teachers: Mapping[Modality, Path], pseudo: Path, params: P
                 current_stage().log(", ".join(f"{counts[gate]} {outcome}" for gate, outcome in OUTCOMES.items()))
             labels.save_table(rows)
         shutil.rmtree(finished, ignore_errors=True)
-
-
-def _check_teachers(manifests: Mapping[Modality, Manifest], cohort_hash: str, unlabelled: Sequence[Case]) -> None:
-    for case in unlabelled:
-        if case.modality not in manifests:
-            raise ArtifactError(f"case {case.case_id}: no teacher for {case.modality} was given")
-    for modality, manifest in manifests.items():
-        if (trained_on := manifest.parents.get(Cohort.KIND)) != cohort_hash:
-            raise ArtifactError(f"the {modality} teacher was trained on cohort {trained_on}, not on {cohort_hash}")

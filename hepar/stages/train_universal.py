@@ -23,17 +23,22 @@ def run(
     model: Path,
     network: NetworkParams,
     params: TrainUniversalParams,
+    experiment: str,
 ) -> None:
-    """Train on the pool, from the weights of `params.warm_start`, and write the model folder `model`."""
+    """Train on the pool, from the weights of `params.warm_start`, and write the model folder `model`.
+
+    The training is recorded in the MLflow experiment `experiment`.
+    """
     with stage("train-universal"), _warm_start_folder(params.warm_start, teachers) as warm_start:
-        origin = {"pool": read_manifest(pool, Pool.KIND).hash, "role": "universal"}
+        origin = {ModelFolder.POOL: read_manifest(pool, Pool.KIND).hash, ModelFolder.ROLE: ModelFolder.UNIVERSAL}
         if warm_start is not None:
-            origin["warm start"] = read_manifest(warm_start, ModelFolder.KIND).hash
+            origin[ModelFolder.WARM_START] = read_manifest(warm_start, ModelFolder.KIND).hash
         loaded = Pool.load(pool)
+        loaded.verify()
         modalities = tuple(sorted({entry.modality for entry in loaded.entries}))
-        recipe = Recipe(network, params.training, modalities, warm_start=warm_start)
+        recipe = Recipe(network, params.training, modalities, experiment, warm_start=warm_start)
         # DVC hashes compressed bytes, which differ between builds of a codec, so its version is not part of the model
-        fit_model(loaded, model, recipe, origin, notes={"pool version": dvc_version(pool)})
+        fit_model(loaded, model, recipe, origin, notes={ModelFolder.POOL_VERSION: dvc_version(pool)})
 
 
 @contextmanager

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
-from hepar.errors import HeparError
+from hepar.errors import DataError, HeparError
 from hepar.runtime.progress import current_stage
+from hepar.runtime.tensor_files import read_tensors
+from hepar.runtime.whole_files import cause_on_disk
 
 FILE, PREVIOUS = "checkpoint.pt", "previous.pt"
 
@@ -31,8 +32,9 @@ def save_checkpoint(folder: Path, checkpoint: dict[str, Any]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     except (OSError, RuntimeError) as error:
+        cause = cause_on_disk(error, [temporary])
         temporary.unlink(missing_ok=True)
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(cause or error).split())
         raise HeparError(
             f"the checkpoint of step {checkpoint['step']} cannot be written to {folder}: {reason}"
         ) from None
@@ -44,12 +46,12 @@ def save_checkpoint(folder: Path, checkpoint: dict[str, Any]) -> None:
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """Load the last readable checkpoint, on the CPU; None if there is none."""
     for file in (FILE, PREVIOUS):
-        try:
-            checkpoint: dict[str, Any] = torch.load(folder / file, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
+        if not (folder / file).is_file():
             continue
-        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-            current_stage().log(f"{folder / file} is damaged ({type(error).__name__}): trying the previous checkpoint")
+        try:
+            checkpoint: dict[str, Any] = read_tensors(folder / file)
+        except DataError as error:
+            current_stage().log(f"{folder}: {error}: trying the previous checkpoint")
             continue
         return checkpoint
     return None

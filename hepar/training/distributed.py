@@ -142,7 +142,7 @@ def process_count(params: TrainingParams) -> int:
         return max((n for n in range(1, gpus + 1) if params.batch_size % n == 0), default=1)
     if params.batch_size % processes:
         raise ParamsError(
-            f"training.batch_size is {params.batch_size}: must be divisible by {processes}, the number of processes"
+            f"training.batch_size is {params.batch_size} but must be divisible by {processes}, the number of processes"
         )
     return processes
 

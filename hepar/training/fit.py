@@ -31,11 +31,12 @@ EXECUTION_SETTINGS = {"processes", "threads", "workers", "cache_gib", "checkpoin
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make a model from a pool."""
+    """How to make a model from a pool, and the MLflow experiment in which its training is recorded."""
 
     network: NetworkParams
     training: TrainingParams
     modalities: tuple[Modality, ...]
+    experiment: str
     liver_intensity: tuple[float, float] | None = None  # of liver teachers, see ModelSpec
     warm_start: Path | None = None  # the model folder whose weights the training starts from
 
@@ -88,7 +89,7 @@ def _fit(
         if distributed.rank() > 0:
             Trainer(network, pool, training, checkpoints, device, lambda step, metrics: None).run(current_stage())
             return
-        with TrainingRun(stage_name, spec, training, checkpoints) as run:
+        with TrainingRun(recipe.experiment, stage_name, spec, training, checkpoints) as run:
             trained = Trainer(network, pool, training, checkpoints, device, run.log).run(current_stage())
             with write_artifact(model, ModelFolder.KIND, origin | notes) as folder:
                 model_folder = ModelFolder(folder)

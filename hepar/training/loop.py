@@ -122,8 +122,8 @@ class Trainer:
         lesions = {str(modality): count for modality, count in self.sampler.lesion_counts().items()}
         if not self.sampler.liver_count() and not any(lesions.values()):
             raise HeparError(
-                "no training case has a known liver or tumour: add a manual mask, or let more pseudo-livers pass with"
-                " pseudo_label.gates or assemble_pool.labels"
+                "no training case has a known liver or tumour: add a manual mask, or accept more pseudo-livers"
+                " (pseudo_label.gates, assemble_pool.labels)"
             )
         without = [modality for modality, count in lesions.items() if count == 0]
         if self.params.sampling.tumour_share > 0 and without:

@@ -1,4 +1,4 @@
-"""The pool of a liver teacher: manual livers of one modality, and how bright they are."""
+"""The pool of a liver teacher: manual livers of one modality, and their intensity statistics."""
 
 from __future__ import annotations
 

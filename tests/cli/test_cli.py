@@ -63,7 +63,7 @@ def test_an_empty_source_is_named_in_one_sentence(tmp_path: Path, params_file: P
     (tmp_path / "empty.csv").write_text("case_id,modality,image,liver_state,tumour_state\n")
     ended = run_hepar(tmp_path, "ingest", "--source", "empty.csv", "--params", str(params_file))
     assert is_one_sentence(ended), ended.stderr
-    assert ended.stderr == "hepar: empty.csv lists no case\n"
+    assert ended.stderr == "hepar: empty.csv lists no cases\n"
     assert not (tmp_path / "cohort").exists()
 
 
@@ -124,8 +124,8 @@ def test_printed_params_are_a_complete_params_file(tmp_path: Path, params_file: 
     [
         (["cases", "nowhere"], "hepar: nowhere is not a cohort: cases.parquet is missing"),
         (["params", "--params", "none.yaml"], "hepar: params file none.yaml does not exist"),
-        (["run", "--runner", "teleport", "--params", "own.yaml"], "hepar: --runner is 'teleport', must be one of"),
-        (["evaluate", "--cohort", "nowhere", "--params", "own.yaml"], "hepar: nowhere is not a complete cohort"),
+        (["run", "--runner", "teleport", "--params", "own.yaml"], "hepar: --runner is 'teleport' but must be one of"),
+        (["evaluate", "--cohort", "nowhere", "--params", "own.yaml"], "hepar: nowhere does not exist"),
     ],
 )
 def test_an_error_that_the_user_can_fix_is_one_sentence(

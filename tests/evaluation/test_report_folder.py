@@ -30,7 +30,7 @@ def test_an_unfinished_report_or_another_folder_is_refused(tmp_path: Path) -> No
         Report.load(tmp_path)
     with write_artifact(tmp_path / "pool", "pool", {}) as folder:
         Report(folder).save(METRICS, FACTS, CASES)
-    with pytest.raises(ArtifactError, match="pool, must be report"):
+    with pytest.raises(ArtifactError, match="pool but must be report"):
         Report.load(tmp_path / "pool")
 
 

@@ -6,34 +6,29 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from toy_model import toy_spec
 
 from hepar.cases import Modality
-from hepar.errors import ArtifactError, DataError
+from hepar.errors import DataError
 from hepar.imaging.masks import Mask, keep_largest_component
-from hepar.imaging.preprocessing import PreprocessingPlan
-from hepar.inference.model_folder import ModelFolder, ModelSpec
 from hepar.inference.prediction import (
     Model,
     change_contrast,
     label_file_names,
-    load_model,
     postprocess,
     segment,
     variant_strength,
 )
 from hepar.inference.sliding_window import sliding_window
-from hepar.networks import build_network
-from hepar.params import NetworkParams, Params
+from hepar.params import NetworkParams
 
 CPU = torch.device("cpu")
-PLAN = PreprocessingPlan(spacing_zyx_mm=(2.0, 1.0, 1.0), window_hu=(-100.0, 300.0), mr_percentiles=(2.0, 98.0))
 
 
 class Echo(nn.Module):
@@ -185,12 +180,6 @@ def test_lesions_below_the_minimum_volume_become_liver() -> None:
     assert np.array_equal(liver_zyx, row(0, 12))
 
 
-def spec_of(network: NetworkParams) -> ModelSpec:
-    return ModelSpec(
-        network=network, plan=PLAN, patch_zyx=(8, 16, 16), modalities=(Modality.CT,), origin={"cohort": "c0"}
-    )
-
-
 @pytest.mark.parametrize("orientation", ["LPS", "RAS", "SLP"])
 def test_a_scan_of_any_orientation_is_segmented_on_its_own_grid(orientation: str) -> None:
     hu_zyx = np.full((6, 12, 14), -100, np.int16)
@@ -200,64 +189,11 @@ def test_a_scan_of_any_orientation_is_segmented_on_its_own_grid(orientation: str
     scan, reference = sitk.GetImageFromArray(hu_zyx), sitk.GetImageFromArray(expected_zyx)
     for image in (scan, reference):
         image.SetSpacing((1.0, 1.0, 2.0))
-    model = Model(Brightness(), spec_of(NetworkParams(name="none", config={})), CPU)
+    model = Model(Brightness(), toy_spec(NetworkParams(name="none", config={})), CPU)
     found = segment(model, sitk.DICOMOrient(scan, orientation), Modality.CT, 0.5, 0.0)
     assert np.array_equal(found.labels_zyx, sitk.GetArrayFromImage(sitk.DICOMOrient(reference, orientation)))
     assert found.liver_ml == pytest.approx(4 * 7 * 9 * 2 / 1000)
     assert found.tumour_ml == pytest.approx(2 * 2 * 3 * 2 / 1000)
-
-
-def test_a_saved_model_loads_unchanged(tmp_path: Path, tiny: Params) -> None:
-    network = build_network(tiny.network.name, tiny.network.config, tiny.train_universal.training.patch_zyx)
-    ModelFolder(tmp_path).save(network.state_dict(), spec_of(tiny.network))
-    model = load_model(tmp_path, CPU)
-    assert model.spec == spec_of(tiny.network)
-    assert not model.network.training
-    image_bcdhw = torch.from_numpy(random_image(1, 1, 16, 32, 32))
-    with torch.no_grad():
-        assert torch.allclose(model.network(image_bcdhw), network.eval()(image_bcdhw), atol=1e-5)
-
-
-def test_an_empty_modality_and_a_missing_value_survive_in_the_history(tmp_path: Path) -> None:
-    rows = [(1, "train", "", "loss", 0.5), (1, "val", "CT", "dice", float("nan"))]
-    history = pd.DataFrame(rows, columns=list(ModelFolder.HISTORY_COLUMNS))
-    ModelFolder(tmp_path).save_history(history)
-    pd.testing.assert_frame_equal(ModelFolder(tmp_path).load_history(), history)
-
-
-def test_ensemble_members_are_ordered_by_number(tmp_path: Path) -> None:
-    for number in (10, 2, 1):
-        ModelFolder(tmp_path).add_member({"weight": torch.zeros(1)}, number)
-    assert ModelFolder(tmp_path).weight_files() == ("weights.pt", "members/1.pt", "members/2.pt", "members/10.pt")
-
-
-@pytest.mark.parametrize("missing", [ModelFolder.SPEC, ModelFolder.WEIGHTS])
-def test_a_folder_without_spec_or_weights_is_refused(tmp_path: Path, tiny: Params, missing: str) -> None:
-    network = build_network(tiny.network.name, tiny.network.config, tiny.train_universal.training.patch_zyx)
-    ModelFolder(tmp_path).save(network.state_dict(), spec_of(tiny.network))
-    (tmp_path / missing).unlink()
-    with pytest.raises(ArtifactError, match="holds no model"):
-        load_model(tmp_path, CPU)
-
-
-@pytest.mark.parametrize("damaged", [ModelFolder.SPEC, ModelFolder.WEIGHTS])
-@pytest.mark.parametrize("kept", [0.0, 0.5])
-def test_a_truncated_file_is_a_damaged_model(tmp_path: Path, tiny: Params, damaged: str, kept: float) -> None:
-    network = build_network(tiny.network.name, tiny.network.config, tiny.train_universal.training.patch_zyx)
-    ModelFolder(tmp_path).save(network.state_dict(), spec_of(tiny.network))
-    whole = (tmp_path / damaged).read_bytes()
-    (tmp_path / damaged).write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(ArtifactError, match="holds a damaged model"):
-        load_model(tmp_path, CPU)
-
-
-def test_weights_of_another_network_are_a_damaged_model(tmp_path: Path, tiny: Params) -> None:
-    network = build_network(tiny.network.name, tiny.network.config, tiny.train_universal.training.patch_zyx)
-    weights = network.state_dict()
-    weights.popitem()
-    ModelFolder(tmp_path).save(weights, spec_of(tiny.network))
-    with pytest.raises(ArtifactError, match="holds a damaged model"):
-        load_model(tmp_path, CPU)
 
 
 def test_scans_of_one_name_are_named_after_their_folder_and_never_share_a_file() -> None:

@@ -15,7 +15,9 @@ from phantom_folder import SCAN, PhantomFolder, ingest, quarantine
 from hepar.cases import Cohort
 from hepar.errors import DataError
 from hepar.imaging.volumes import read_image, to_array, to_source_grid
+from hepar.ingest.building import build_case
 from hepar.ingest.cohort_building import build_cases
+from hepar.ingest.quarantine import Refused
 from hepar.ingest.sources.source import VolumeFile
 from hepar.ingest.sources.table import read_table
 from hepar.ingest.splits import assign_splits
@@ -56,7 +58,7 @@ def test_a_case_that_breaks_a_rule_is_quarantined_with_rule_and_value(
 
 
 def test_a_file_on_which_a_library_breaks_refuses_its_case(
-    source: PhantomFolder, tiny: Params, monkeypatch: pytest.MonkeyPatch
+    source: PhantomFolder, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = VolumeFile.read
 
@@ -66,12 +68,10 @@ def test_a_file_on_which_a_library_breaks_refuses_its_case(
         return whole(volume)
 
     monkeypatch.setattr(VolumeFile, "read", breaking)
-    (line,) = quarantine(ingest(source, tiny.ingest))
-    assert line == {
-        "case_id": SCAN,
-        "rule": "every file can be read",
-        "value": "reading a VolumeFile raises AttributeError",
-    }
+    listed = assign_splits(read_table(source.folder / "cohort.csv"), tiny.ingest.split)
+    built = [build_case(case, tmp_path / "cohort") for case in listed]
+    (refused,) = [result for result in built if isinstance(result, Refused)]
+    assert refused == Refused(SCAN, "every file can be read", "reading the image failed: AttributeError")
 
 
 def test_a_missing_file_refuses_its_case(source: PhantomFolder, tiny: Params) -> None:
@@ -85,11 +85,11 @@ def test_a_case_with_nan_is_quarantined_and_listed_below_the_accepted_ones(sourc
     source.spoil_with_nan(SCAN)
     folder = ingest(source, tiny.ingest)
     assert quarantine(folder) == [
-        {"case_id": SCAN, "rule": "an image is finite", "value": "2 voxels are NaN or infinite"}
+        {"case_id": SCAN, "rule": "all voxels of the image are finite", "value": "2 voxels are NaN or infinite"}
     ]
     table = cohort_table(folder)
     assert table.case_id.tolist()[-1] == SCAN
-    assert table.refused.tolist() == [""] * 7 + ["an image is finite: 2 voxels are NaN or infinite"]
+    assert table.refused.tolist() == [""] * 7 + ["all voxels of the image are finite: 2 voxels are NaN or infinite"]
 
 
 def flip(axis: int) -> Callable[[sitk.Image], sitk.Image]:
@@ -172,5 +172,5 @@ def test_a_mask_comes_back_to_the_grid_of_its_source_bit_for_bit(
         assert np.array_equal(to_array(back), to_array(original))
         assert (back.GetOrigin(), back.GetSpacing()) == (original.GetOrigin(), original.GetSpacing())
         assert back.GetDirection() == original.GetDirection()
-    with pytest.raises(DataError, match=r"voxels x, y, z, must be .* as its source"):
+    with pytest.raises(DataError, match=r"voxels along x, y, z but must be .* as its source is"):
         to_source_grid(back[1:, :, :], case.header)

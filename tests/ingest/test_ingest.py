@@ -46,14 +46,14 @@ def test_too_many_refused_cases_fail_the_stage(source: PhantomFolder, tiny: Para
         source.spoil_with_nan(case_id)
     message = refusal(source, tiny.ingest)
     assert message.startswith("2 of 8 cases are refused, more than ingest.max_refused_share (0.2) allows")
-    assert f"case {SCAN}: an image is finite: 2 voxels are NaN or infinite" in message
+    assert f"case {SCAN}: all voxels of the image are finite: 2 voxels are NaN or infinite" in message
     enough = tiny.ingest.model_copy(update={"max_refused_share": 0.25})
     assert len(Cohort.load(ingest(source, enough))) == 6
 
 
 def test_an_empty_or_missing_source_is_refused(source: PhantomFolder, tiny: Params, tmp_path: Path) -> None:
     source.rewrite([])
-    assert refusal(source, tiny.ingest) == f"{source.folder / 'cohort.csv'} lists no case"
+    assert refusal(source, tiny.ingest) == f"{source.folder / 'cohort.csv'} lists no cases"
     with pytest.raises(DataError, match="no such file or folder"):
         hepar.stages.ingest.run(str(tmp_path / "none"), tmp_path / "cohort", tiny.ingest)
 
@@ -61,16 +61,20 @@ def test_an_empty_or_missing_source_is_refused(source: PhantomFolder, tiny: Para
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"modality": "PET"}, f"case {SCAN}: modality is 'PET', must be one of CT, MR"),
-        ({"liver_state": "manual"}, f"case {SCAN}: liver_state is manual but column liver is empty"),
-        ({"tumour_state": "unknown"}, f"case {SCAN}: tumour_state is unknown but column tumour is '"),
-        ({"liver_state": "pseudo"}, f"case {SCAN}: liver_state is pseudo"),
-        ({"case_id": "../up"}, "case id '../up' must consist of letters"),
+        ({"modality": "PET"}, "modality is 'PET' but must be one of CT, MR"),
+        ({"liver_state": "manual"}, "liver_state is manual but column liver is empty"),
+        ({"tumour_state": "unknown"}, "tumour_state is unknown but column tumour is '"),
+        ({"liver_state": "pseudo"}, "liver_state is pseudo"),
+        ({"patient_id": ""}, "patient_id is empty"),
     ],
 )
-def test_an_invalid_row_is_named(source: PhantomFolder, tiny: Params, change: Row, message: str) -> None:
+def test_an_invalid_row_refuses_its_case_alone(source: PhantomFolder, tiny: Params, change: Row, message: str) -> None:
     source.rewrite([{**row, **change} if row["case_id"] == SCAN else row for row in source.rows()])
-    assert message in refusal(source, tiny.ingest)
+    cohort = ingest(source, tiny.ingest)
+    (line,) = quarantine(cohort)
+    assert (line["case_id"], line["rule"]) == (SCAN, "every row of a table is valid")
+    assert line["value"].startswith(message)
+    assert len(Cohort.load(cohort)) == 7
 
 
 def test_a_missing_column_is_named(source: PhantomFolder, tiny: Params) -> None:
@@ -91,7 +95,7 @@ def test_added_phantoms_train_and_are_never_held_out(source: PhantomFolder, tiny
 
 
 def test_too_few_added_phantoms_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 phantoms are too few: must be 0 or at least 8"):
+    with pytest.raises(ValueError, match="3 phantoms are too few: set 0 or at least 8"):
         AddedPhantoms(CT=0, MR=3)
 
 

@@ -12,7 +12,7 @@ from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
 from hepar.ingest.sources.source import SourceCase
 from hepar.ingest.sources.table import read_table
-from hepar.ingest.splits import assign_splits, split_of
+from hepar.ingest.splits import assign_splits, read_splits, split_of
 from hepar.params import Params, SplitParams
 
 SPLIT = SplitParams(test=0.2, val=0.1)
@@ -94,6 +94,20 @@ def test_a_split_of_the_source_precedes_the_hash() -> None:
         assert case.split == split
 
 
+@pytest.mark.parametrize("patient", ["NA", "null", "None", "nan"])
+def test_two_scans_of_a_patient_with_a_strange_name_never_meet_in_two_splits(
+    patient: str, source: PhantomFolder, tmp_path: Path
+) -> None:
+    rows = [{**row, "patient_id": patient, "split": ""} for row in source.rows()]
+    source.rewrite(rows)
+    for test in (0.1, 0.5, 0.9):
+        listed = assign_splits(read_table(source.folder / "cohort.csv"), SplitParams(test=test, val=0.05))
+        assert {case.patient_id for case in listed} == {patient}
+        assert len({case.split for case in listed}) == 1
+    (tmp_path / "split.csv").write_text(f"patient_id,split\n{patient},val\n")
+    assert read_splits(str(tmp_path / "split.csv")) == {patient: Split.VAL}
+
+
 @pytest.mark.parametrize("column", ["case_id", "patient_id"])
 def test_an_official_split_has_precedence(column: str, source: PhantomFolder, tiny: Params, tmp_path: Path) -> None:
     before = {case.case_id: case.split for case in Cohort.load(ingest(source, tiny.ingest))}
@@ -124,7 +138,8 @@ def test_the_splits_of_an_earlier_cohort_are_kept(source: PhantomFolder, tiny: P
     [
         ("case_id,split\nphantom-ct-0000,testing\n", "split is 'testing'"),
         ("case_id,split\nx,test\nx,train\n", "x is in both test and train"),
-        ("case_id,part\nx,test\n", "needs columns case_id or patient_id, and split"),
+        ("case_id,part\nx,test\n", "needs a column split and a column case_id or patient_id"),
+        ("patient_id,split\n,test\n", "patient_id is empty in a row with split 'test'"),
         ("case_id,split\nx,test\n", "names no case or patient of the source"),
     ],
 )

@@ -60,10 +60,10 @@ def test_a_network_returns_logits_of_the_patch_and_every_weight_gets_a_gradient(
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("unet", {"out_channels": 3}, r"^network\.config\.out_channels of unet is 3, must be 2$"),
-        ("vnet", {"in_channels": 2}, r"^network\.config\.in_channels of vnet is 2, must be 1$"),
-        ("medformer", {"classes": 4}, r"^network\.config\.classes of medformer is 4, must be 2 or 3$"),
-        ("medformer", {"in_channels": 2}, r"^network\.config\.in_channels of medformer is 2, must be 1$"),
+        ("unet", {"out_channels": 3}, r"^network\.config\.out_channels of unet is 3 but must be 2$"),
+        ("vnet", {"in_channels": 2}, r"^network\.config\.in_channels of vnet is 2 but must be 1$"),
+        ("medformer", {"classes": 4}, r"^network\.config\.classes of medformer is 4 but must be 2 or 3$"),
+        ("medformer", {"in_channels": 2}, r"^network\.config\.in_channels of medformer is 2 but must be 1$"),
     ],
 )
 def test_channels_other_than_one_image_and_two_structures_are_refused(
@@ -159,7 +159,7 @@ def test_cost_matches_convolutions_counted_by_hand() -> None:
 @pytest.mark.parametrize(
     ("name", "config", "patch", "message"),
     [
-        ("nnunet", {}, PATCH, "network.name is 'nnunet', must be one of dynunet, medformer,"),
+        ("nnunet", {}, PATCH, "network.name is 'nnunet' but must be one of dynunet, medformer,"),
         ("segresnet", {"filters": 3}, PATCH, "network.config of segresnet: .*'filters'"),
         ("swinunetr", {}, (32, 48, 48), r"training.patch_zyx is \(32, 48, 48\): swinunetr needs .* \(32, 32, 32\)"),
     ],

@@ -126,7 +126,7 @@ def test_an_unknown_modality_or_sequence_is_refused(modality: str, sequence: str
 
 
 def test_a_cohort_of_fewer_than_eight_cases_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has 7 cases, must have at least 8"):
+    with pytest.raises(ValueError, match="has 7 cases but must have at least 8"):
         write_phantoms(tmp_path / "out", cases=7, seed=1)
     assert not (tmp_path / "out").exists()
 

@@ -16,7 +16,10 @@ CANNOT_CHANGE_A_RESULT = {  # modules that no stage depends on, and why
     "hepar.params": "types; the values are listed under `params`",
     "hepar.runtime.progress": "what is shown while a stage runs",
     "hepar.runtime.commit": "notes the commit",
-    "hepar.registry": "keeps records of a training; `register` itself depends on it",
+    "hepar.runtime.seals": "when an artifact was sealed",
+    "hepar.runtime.verification": "refuses what is damaged",
+    "hepar.runtime.whole_files": "how a file gets to its place",
+    "hepar.registry": "keeps records of a training, and fetches the model of a warm start; `register` itself depends on it",
 }
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 RUN = [name for name in STAGES if name != "list-source"]

@@ -1,4 +1,4 @@
-"""Results of a local run: artifacts move to their places, two runs are compared, and progress is printed in lines."""
+"""Results of a local run: two runs are compared, and progress is printed in lines."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from hepar.cases import Cohort
 from hepar.evaluation.report_folder import Report
-from hepar.inference.model_folder import ModelFolder
 from hepar.pool.table import Pool
 from hepar.runtime.artifacts import write_artifact, write_json
 from pipelines.compare import COMPARED, differences
-from pipelines.results import PLACES, collect_artifacts
+from pipelines.results import PLACES
 from pipelines.stage_progress import show_while
 
 
@@ -35,21 +33,6 @@ def test_a_different_pool_and_different_metrics_are_named(tmp_path: Path) -> Non
     pool, metrics = differences(*runs)
     assert pool.startswith("pool: ")
     assert metrics == f"metrics.json of {runs[0]} and {runs[1]} differ"
-
-
-def test_artifacts_move_to_their_places_by_kind_and_role(tmp_path: Path) -> None:
-    kfp_root = tmp_path / ".kfp" / "two-stage" / "task"
-    with write_artifact(kfp_root / "cohort", Cohort.KIND, {}) as folder:
-        (folder / Cohort.TABLE).write_text("new")
-    with write_artifact(kfp_root / "model", ModelFolder.KIND, {"role": "liver teacher MR"}) as folder:
-        (folder / ModelFolder.SPEC).write_text("{}")
-    (tmp_path / "cohort").mkdir()
-    (tmp_path / "cohort" / "old.txt").touch()
-    left_empty = collect_artifacts(tmp_path / ".kfp", tmp_path)
-    assert set(left_empty) == set(PLACES.values()) - {"cohort", "models/liver-mr"}
-    assert (tmp_path / "cohort" / Cohort.TABLE).read_text() == "new"
-    assert not (tmp_path / "cohort" / "old.txt").exists()
-    assert (tmp_path / "models" / "liver-mr" / ModelFolder.SPEC).is_file()
 
 
 def test_progress_is_one_line_per_change_of_state(

@@ -36,7 +36,7 @@ def test_the_command_hides_manual_livers_and_writes_gates_as_params(tmp_path: Pa
     assert (tmp_path / "calibration" / CalibrationFolder.FIGURE).stat().st_size > 10_000
     again = call("hepar", "calibrate-gates", *options, "--out", "mine.yaml", cwd=tmp_path)
     assert (again.returncode, again.stdout) == (2, "")
-    assert again.stderr.startswith("hepar: mine.yaml exists already")
+    assert again.stderr.startswith("hepar: mine.yaml already exists")
 
 
 def test_calibration_refuses_ensembles(tiny: Params, tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_an_unknown_liver_with_a_weight_is_found(context: AuditContext) -> None:
 
 
 def test_an_unknown_audit_is_refused(context: AuditContext) -> None:
-    with pytest.raises(ParamsError, match="unknown audit 'nothing', must be one of arrays-unchanged, no-test-"):
+    with pytest.raises(ParamsError, match="unknown audit 'nothing'; known audits: arrays-unchanged, no-test-"):
         run_audits(context, ["nothing"])
     assert all(audit_rule(name).endswith(".") for name in AUDITS)
 
@@ -194,7 +194,7 @@ def test_the_pool_of_a_run_passes_every_audit_of_the_command(by_kfp: Path, tmp_p
     other = ("--cohort", str(tmp_path / "held-out"))
     broken = call("hepar", "pool", "audit", "--only", "no-test-patient", *other, cwd=by_kfp)
     assert broken.returncode == 1
-    assert broken.stderr.startswith("pool was assembled from cohort ")
+    assert broken.stderr.startswith("pool was made from cohort ")
     assert done.stderr == ""
     assert broken.stdout.startswith("no-test-patient: ")
     assert "belongs to the test split" in broken.stdout

@@ -12,7 +12,7 @@ from hepar.cases import Case, LabelState, Split
 from hepar.errors import DataError
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.imaging.volumes import write_image
-from hepar.pool.arrays import PreprocessedArrays
+from hepar.pool.arrays import PreprocessedArrays, hash_arrays, hash_files
 from hepar.pool.building import LiverLabel, PoolBuilder, PoolSettings, PreviousPool
 from hepar.pool.table import Pool, PoolEntry
 from hepar.runtime.artifacts import sha256_file, write_artifact
@@ -74,6 +74,33 @@ def test_a_case_whose_arrays_are_missing_is_preprocessed_again(case: Case, tmp_p
     again = builder_of_next_pool(tmp_path).add(case)
     assert (tmp_path / "next" / first.arrays.folder / "labels.b2nd").is_file()
     assert again == first
+
+
+@pytest.mark.parametrize("name", PreprocessedArrays.FILES)
+def test_a_case_whose_arrays_are_damaged_is_preprocessed_again(
+    case: Case, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (first,) = build_pool(tmp_path, case).entries
+    array = tmp_path / "pool" / first.arrays.folder / name
+    content = bytearray(array.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    array.write_bytes(content)
+    again = builder_of_next_pool(tmp_path).add(case)
+    assert again == first
+    assert not is_linked(tmp_path, again, name)
+    assert hash_arrays(hash_files(tmp_path / "next" / again.arrays.folder)) == first.arrays.sha256
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"case a is preprocessed again: in the earlier pool {first.arrays.folder}/{name} " in said
+
+
+def test_nothing_is_linked_from_a_pool_with_a_damaged_table(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_pool(tmp_path, case)
+    plan = tmp_path / "pool" / Pool.PLAN
+    plan.write_text(plan.read_text().replace("250.0", "251.0"))
+    assert PreviousPool.load(tmp_path / "pool").pool is None
+    assert "plan.json has changed since it was sealed" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_rejected_liver_is_unknown_but_keeps_its_reasons(case: Case, tmp_path: Path) -> None:

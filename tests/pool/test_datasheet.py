@@ -40,6 +40,25 @@ def test_outcomes_of_pseudo_livers_are_listed_with_their_reasons(tiny: Params, t
     assert "| b | accept | 1.00 | accepted by an expert, today |" in lines
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<script>alert(1)</script>", "&lt;script>alert(1)&lt;/script>"),
+        ("<img src=x onerror=alert(1)>", "&lt;img src=x onerror=alert(1)>"),
+        ("![x](http://host/x.png)", r"!\[x](http://host/x.png)"),
+        ("a | b\n# c & `d`", r"a \| b # c &amp; \`d\`"),
+    ],
+)
+def test_texts_from_elsewhere_are_shown_as_they_are(text: str, shown: str, tiny: Params, tmp_path: Path) -> None:
+    pool = toy_pool(tmp_path, [Toy("a", liver_state=LabelState.PSEUDO)])
+    given = {"source": text, "licence": text, "sequence": text, "gate": "accept", "review": text}
+    written = datasheet(replace(pool, entries=(with_columns(pool.entries[0], **given),)), tiny)
+    assert text not in written
+    assert f"| {shown} | {shown} | 1 |" in written
+    assert f"| a | accept | 1.00 | {shown} |" in written
+    assert f"| CT | {shown} | {shown} |" in written
+
+
 def test_an_example_slice_outlines_targets_and_shades_where_the_tumour_is_unknown(tmp_path: Path) -> None:
     pool = toy_pool(tmp_path, [Toy("a"), Toy("b", tumour_state=LabelState.UNKNOWN)])
     known, unknown = (draw_slice(pool.arrays(entry), entry, (1.0, 1.0)).astype(int) for entry in pool.entries)

@@ -5,40 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import BIN, call, environment, succeed
-from toy_pool import Toy, toy_pool, with_columns
+from toy_pool import TOYS, Toy, content, finished_pool, with_columns
 
 from components import pool_versions
 from hepar.cases import LabelState, Split
 from hepar.errors import DataError, StorageError
 from hepar.pool.diff import EntryDiff, diff_pools
 from hepar.pool.table import Pool
-from hepar.runtime.artifacts import dvc_version, read_manifest, sha256_json, write_artifact
-
-TOYS = [Toy("a"), Toy("b", liver=((12, 12, 12), 8)), Toy("c", tumour_state=LabelState.ABSENT, level=5.0)]
-
-
-def finished_pool(folder: Path, toys: list[Toy]) -> Path:
-    """A finished pool of toy cases, in which each entry has the hash of its toy."""
-    with write_artifact(folder, Pool.KIND, {}) as partial:
-        pool = toy_pool(partial, toys)
-        hashes = [sha256_json(repr(toy)) for toy in toys]
-        entries = (with_columns(entry, sha256=own) for entry, own in zip(pool.entries, hashes, strict=True))
-        Pool(partial, pool.plan, tuple(entries)).save()
-    return folder
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+from hepar.runtime.artifacts import dvc_version, read_manifest
 
 
 def objects(remote: Path) -> set[Path]:
@@ -96,7 +76,7 @@ def test_another_pool_in_the_folder_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_a_version_missing_from_the_remote_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "remote").mkdir()
-    with pytest.raises(StorageError, match=r"^the remote .*/remote does not hold this version, or only part of it$"):
+    with pytest.raises(StorageError, match=r"^the remote .*/remote does not have version 0+\.dir, or has only part of it$"):
         pool_versions.pull("0" * 32 + ".dir", tmp_path / "pool", str(tmp_path / "remote"))
     assert [path.name for path in tmp_path.iterdir()] == ["remote"]
 
@@ -106,7 +86,7 @@ def test_a_damaged_object_is_refused(tmp_path: Path) -> None:
     largest = max(objects(tmp_path / "remote"), key=lambda path: path.stat().st_size)
     largest.chmod(0o644)
     largest.write_bytes(largest.read_bytes()[:-1])
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError, match=rf"^pool version {version} on the .* has the MD5 [0-9a-f]+ but must have"):
         pool_versions.pull(version, tmp_path / "again", str(tmp_path / "remote"))
     assert not (tmp_path / "again").exists()
 
@@ -114,7 +94,7 @@ def test_a_damaged_object_is_refused(tmp_path: Path) -> None:
 def test_without_a_remote_the_error_says_how_to_set_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = finished_pool(tmp_path / "pool", TOYS[:1])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="there is no DVC remote for pools: use --remote"):
+    with pytest.raises(DataError, match="no DVC remote is configured for pools: pass --remote"):
         pool_versions.push(pool)
 
 
@@ -221,46 +201,6 @@ def test_two_versions_are_compared_without_pulling_them(tmp_path: Path) -> None:
     refused = call("hepar", "pool", "diff", versions[0], "nothing", "--remote", remote, cwd=tmp_path)
     assert refused.returncode == 2
     assert "nothing is not a pool version" in refused.stderr
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An S3 server on loopback with one bucket; yields the environment variables of its clients."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    settings = {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        end = time.monotonic() + 60
-        while True:
-            with socket.socket() as trial:
-                if trial.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert time.monotonic() < end
-            time.sleep(0.1)
-        import boto3
-
-        client = boto3.client(
-            "s3",
-            endpoint_url=url,
-            aws_access_key_id="key",
-            aws_secret_access_key="secret",
-            region_name="us-east-1",
-        )
-        client.create_bucket(Bucket="pools")
-        yield settings
-    finally:
-        server.kill()
-        server.wait()
 
 
 def test_versions_are_pushed_to_and_pulled_from_a_bucket(bucket: dict[str, str], tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_bounds_come_from_labels_that_pass_the_other_gates() -> None:
 
 
 def test_too_few_patients_and_equal_dice_are_refused() -> None:
-    with pytest.raises(DataError, match=r"^3 patients have a manual liver, calibration needs at least 4$"):
+    with pytest.raises(DataError, match=r"^3 patients have a manual liver, but calibration needs at least 4$"):
         calibrate(observations(3), OPEN, 0.9, 0.95)
     same = [replace(o, dice=0.9) for o in observations(10)]
     with pytest.raises(DataError, match=r"^every pseudo-liver has Dice 0\.900"):

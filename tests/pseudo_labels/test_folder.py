@@ -60,5 +60,5 @@ def test_masks_are_linked_and_their_hashes_come_from_the_manifest(tmp_path: Path
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
     with write_artifact(tmp_path / "pool", "pool", {}):
         pass
-    with pytest.raises(ArtifactError, match="is of kind pool, must be pseudo-labels"):
+    with pytest.raises(ArtifactError, match="is of kind pool but must be pseudo-labels"):
         PseudoLabels.load(tmp_path / "pool")

@@ -212,7 +212,7 @@ def rotated(mask: sitk.Image) -> sitk.Image:
         (lambda mask: mask[:-1], "the mask is .* but the image is "),
         (shifted, "the mask has spacing .* and origin "),
         (rotated, "the mask is rotated: its axes do not follow those of the image"),
-        (lambda mask: sitk.Cast(mask, sitk.sitkUInt8) * 3, "the mask has value 3, must have 0 and 1 only"),
+        (lambda mask: sitk.Cast(mask, sitk.sitkUInt8) * 3, "the mask has the value 3 but must have only 0 and 1"),
         (lambda mask: mask * 0, "the mask is empty; reject the pseudo-liver instead"),
     ],
     ids=["size", "place", "direction", "values", "empty"],
@@ -305,7 +305,7 @@ def test_a_decision_on_an_earlier_mask_is_not_shown(client: FlaskClient, run: Pa
 
 
 def test_a_wrong_folder_and_a_taken_port_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ArtifactError, match="is of kind cohort, must be pseudo-labels"):
+    with pytest.raises(ArtifactError, match="is of kind cohort but must be pseudo-labels"):
         ReviewSession(run / "cohort", run / "cohort", run / "reviews", "")
     with socket.socket() as taken:
         taken.bind((HOST, 0))

@@ -67,9 +67,9 @@ def test_an_invalid_line_is_named(case: Case, tmp_path: Path) -> None:
         Reviews.load(tmp_path)
     values = json.loads((tmp_path / Reviews.LOG).read_text().splitlines()[0])
     (tmp_path / Reviews.LOG).write_text(json.dumps({**values, "decision": "maybe"}) + "\n")
-    with pytest.raises(DataError, match=r"^case a: decision is 'maybe', must be one of accept, reject, correct$"):
+    with pytest.raises(DataError, match=r"^case a: decision is 'maybe' but must be one of accept, reject, correct$"):
         Reviews.load(tmp_path)
-    with pytest.raises(DataError, match="holds no reviews"):
+    with pytest.raises(DataError, match="has no reviews"):
         Reviews.load(tmp_path / "none")
 
 

@@ -90,7 +90,7 @@ def test_a_mean_that_only_the_champion_has_keeps_it() -> None:
 
 @pytest.mark.parametrize("empty", [{}, metrics(ct=(None, None), mr=(None, None))])
 def test_a_challenger_without_scores_is_not_promoted(empty: dict[str, Any]) -> None:
-    assert decide(empty, {}, GATES) == Decision(False, ("the challenger was scored on no case",))
+    assert decide(empty, {}, GATES) == Decision(False, ("the challenger has no scores",))
 
 
 def test_mean_dice_is_keyed_by_modality_and_structure() -> None:

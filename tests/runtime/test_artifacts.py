@@ -15,6 +15,7 @@ import pytest
 from hepar.errors import ArtifactError
 from hepar.runtime.artifacts import (
     MANIFEST,
+    read_any_manifest,
     read_manifest,
     sha256_content,
     sha256_file,
@@ -131,14 +132,20 @@ def test_the_hash_covers_files_in_subfolders(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
-    for folder in (tmp_path / "none", tmp_path):
-        with pytest.raises(ArtifactError, match=f"{folder} is not a complete pool: manifest.json is missing"):
-            read_manifest(folder, "pool")
+    with pytest.raises(ArtifactError, match=f"^{tmp_path} is not a complete pool: manifest.json is missing$"):
+        read_manifest(tmp_path, "pool")
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=f"^{tmp_path / 'none'} does not exist$"):
+        read_manifest(tmp_path / "none", "pool")
+    with pytest.raises(ArtifactError, match=f"^{tmp_path / 'none'} does not exist$"):
+        read_any_manifest(tmp_path / "none")
 
 
 def test_an_artifact_of_another_kind_is_refused_with_both_kinds(tmp_path: Path) -> None:
     write_pool(tmp_path / "pool")
-    with pytest.raises(ArtifactError, match="is of kind pool, must be cohort"):
+    with pytest.raises(ArtifactError, match="is of kind pool but must be cohort"):
         read_manifest(tmp_path / "pool", "cohort")
 
 

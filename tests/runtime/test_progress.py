@@ -27,7 +27,7 @@ def test_the_rate_excludes_steps_before_a_resume(clock: list[float], capsys: pyt
             count.advance(step, loss=0.25)
     first, *others = capsys.readouterr().err.splitlines()
     assert first == "training: 500/1000 loss 0.5"
-    assert others == [f"training: {step}/1000 2.00/s loss 0.25" for step in (520, 540, 560)]
+    assert others == [f"training: {step}/1000 loss 0.25, 2.00/s" for step in (520, 540, 560)]
 
 
 def test_each_counting_has_its_own_rate(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,8 +37,8 @@ def test_each_counting_has_its_own_rate(clock: list[float], capsys: pytest.Captu
                 for _ in range(3):
                     clock[0] += seconds
                     count.advance()
-    assert "ingest: 3/3 0.10/s cases" in (lines := capsys.readouterr().err.splitlines())
-    assert lines[-1] == "ingest: 3/3 1.00/s cases"
+    assert "ingest: 3/3 cases, 0.10/s" in (lines := capsys.readouterr().err.splitlines())
+    assert lines[-1] == "ingest: 3/3 cases, 1.00/s"
 
 
 def test_the_status_file_gives_the_error_and_whether_the_user_can_fix_it(

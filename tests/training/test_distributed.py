@@ -40,7 +40,7 @@ def main():
     training = toy_settings(tiny, processes=processes, **changes)
     with errors_as_sentences(), stage("train"):
         pool = toy_pool(folder / f"pool-{os.environ.get('RANK', '0')}", TOYS)
-        fit_model(pool, folder / "model", Recipe(tiny.network, training, ("CT", "MR")), {"role": "universal"})
+        fit_model(pool, folder / "model", Recipe(tiny.network, training, ("CT", "MR"), "tests"), {"role": "universal"})
 
 if __name__ == "__main__":
     main()
@@ -182,8 +182,8 @@ def wait_for_checkpoint(folder: Path, child: subprocess.Popen[str]) -> None:
 
 def test_a_batch_size_that_the_processes_cannot_share_is_refused(tiny: Params, tmp_path: Path) -> None:
     training = toy_settings(tiny, batch_size=4, processes=3)
-    with pytest.raises(ParamsError, match=r"^training\.batch_size is 4: must be divisible by 3, the number of"):
-        fit_model(toy_pool(tmp_path, TOYS), tmp_path / "model", Recipe(tiny.network, training, ()), {})
+    with pytest.raises(ParamsError, match=r"^training\.batch_size is 4 but must be divisible by 3, the number of"):
+        fit_model(toy_pool(tmp_path, TOYS), tmp_path / "model", Recipe(tiny.network, training, (), "tests"), {})
 
 
 @pytest.mark.parametrize(("gpus", "batch_size", "expected"), [(0, 4, 1), (1, 4, 1), (4, 4, 4), (8, 2, 2), (3, 4, 2)])

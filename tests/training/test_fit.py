@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from toy_model import write_model
 from toy_pool import Toy, toy_pool
 from toy_training import PATCH, TOYS, toy_settings
 
@@ -32,7 +33,7 @@ def test_a_resumed_training_continues_its_mlflow_run(
     pool: Pool, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    recipe = Recipe(tiny.network, toy_settings(tiny, steps=4), (Modality.CT,))
+    recipe = Recipe(tiny.network, toy_settings(tiny, steps=4), (Modality.CT,), "tests")
     log = TrainingRun.log
 
     def stop(self: TrainingRun, step: int, metrics: dict[str, float]) -> None:
@@ -47,7 +48,7 @@ def test_a_resumed_training_continues_its_mlflow_run(
     (stopped,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert stopped.info.status == "KILLED"
     # an execution setting may change
-    resumed = Recipe(tiny.network, toy_settings(tiny, steps=4, checkpoint_every=7), (Modality.CT,))
+    resumed = Recipe(tiny.network, toy_settings(tiny, steps=4, checkpoint_every=7), (Modality.CT,), "tests")
     fit_model(pool, tmp_path / "model", resumed, {})
     (finished,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert (finished.info.run_id, finished.info.status) == (stopped.info.run_id, "FINISHED")
@@ -58,14 +59,14 @@ def test_a_resumed_training_continues_its_mlflow_run(
 
 
 def test_a_warm_start_from_another_network_is_refused(pool: Pool, tiny: Params, tmp_path: Path) -> None:
-    recipe = Recipe(tiny.network, toy_settings(tiny, steps=1), (Modality.CT,), warm_start=tmp_path)
-    torch.save({"stem.weight": torch.ones(1)}, tmp_path / ModelFolder.WEIGHTS)
+    warm_start = write_model(tmp_path / "other", tiny, {"stem.weight": torch.ones(1)}).folder
+    recipe = Recipe(tiny.network, toy_settings(tiny, steps=1), (Modality.CT,), "tests", warm_start=warm_start)
     with pytest.raises(HeparError, match=r"^train_universal\.warm_start is a model with another network: "):
         fit_model(pool, tmp_path / "model", recipe, {})
 
 
 def test_a_model_lists_the_patients_of_its_warm_start(pool: Pool, tiny: Params, tmp_path: Path) -> None:
-    recipe = Recipe(tiny.network, toy_settings(tiny, steps=1), (Modality.CT,))
+    recipe = Recipe(tiny.network, toy_settings(tiny, steps=1), (Modality.CT,), "tests")
     other = toy_pool(tmp_path / "pool", [Toy("another", shape=PATCH, liver=((8, 16, 16), 7.0))])
     fit_model(other, tmp_path / "first", recipe, {})
     warm = replace(recipe, warm_start=tmp_path / "first")

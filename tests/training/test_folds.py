@@ -37,7 +37,7 @@ def test_an_interrupted_ensemble_keeps_its_finished_teachers(
     tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = toy_pool(tmp_path / "pool", [TOYS[0], replace(TOYS[0], case_id="ct-4", level=0.5), TOYS[2]])
-    recipe = Recipe(tiny.network, toy_settings(tiny, steps=2), (Modality.CT,), liver_intensity=(0.5, 0.1))
+    recipe = Recipe(tiny.network, toy_settings(tiny, steps=2), (Modality.CT,), "tests", liver_intensity=(0.5, 0.1))
     fitted: list[str] = []
 
     def fit_and_record(*arguments: Any) -> None:

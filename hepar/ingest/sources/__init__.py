@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +32,8 @@ from hepar.ingest.sources.table import read_table
 from hepar.params import IngestParams, PhantomParams
 from hepar.phantoms import FULLY_LABELLED, CohortDesign, write_phantoms
 from hepar.runtime.progress import current_stage
+from hepar.runtime.redaction import redact_address
+from hepar.runtime.scratch import scratch_folder
 
 PHANTOMS = "phantoms"
 TABLE = "cohort.csv"
@@ -67,8 +68,8 @@ def _with_slices(read: Callable[[Path, Uneven], list[SourceCase]]) -> Read:
     return lambda folder, params, locate: read(folder, params.uneven_slices)
 
 
-def _read_dicom(folder: Path, uneven: Uneven) -> list[SourceCase]:
-    return dicom_tree.read(folder, patient_key(), uneven)
+def _read_dicom(folder: Path, params: IngestParams, locate: Locate) -> list[SourceCase]:
+    return dicom_tree.read(folder, dicom_tree.Reading(patient_key(), params.uneven_slices, params.empty_roi))
 
 
 def _has_table(folder: Path) -> str:
@@ -88,7 +89,7 @@ LAYOUTS = {
     "bids": Layout(bids.recognise, _plain(bids.read)),
     "chaos": Layout(chaos.recognise, _with_slices(chaos.read)),
     "ircadb": Layout(ircadb.recognise, _with_slices(ircadb.read)),
-    "dicom": Layout(dicom_tree.recognise, _with_slices(_read_dicom)),
+    "dicom": Layout(dicom_tree.recognise, _read_dicom),
 }
 
 
@@ -97,7 +98,7 @@ def open_source(source: str, params: IngestParams) -> Iterator[list[SourceCase]]
     """The cases of a source: a table, a folder or zip, an `s3://` or `dicomweb+https://` address, or `phantoms`.
 
     With `params.added_phantoms` phantoms join the training patients of any other source. Unpacked or generated files
-    last as long as the context. Raises DataError if the source is missing, empty, or of no known layout.
+    last as long as the context. Raises DataError if the source is missing or empty, or if its layout is not recognised.
     """
     phantoms = params.phantoms
     with ExitStack() as stack:
@@ -116,10 +117,10 @@ def open_source(source: str, params: IngestParams) -> Iterator[list[SourceCase]]
 
 @contextmanager
 def _opened(source: str, params: IngestParams) -> Iterator[list[SourceCase]]:
-    with tempfile.TemporaryDirectory(prefix="hepar-remote-") as name:
-        buckets = s3.Buckets(Path(name))
+    with scratch_folder("remote") as name:
+        buckets = s3.Buckets(name)
         if source.startswith(dicomweb.SCHEMES):
-            store: Store = (server := dicomweb.Server(Path(name), source))
+            store: Store = (server := dicomweb.Server(name, source))
             path = server.mirror()
         else:
             store = buckets
@@ -145,18 +146,24 @@ def _with_remote(case: SourceCase, store: Store) -> SourceCase:
 def _read(source: str, path: Path, params: IngestParams, locate: Locate) -> Iterator[list[SourceCase]]:
     """The cases of a local table, folder or zip."""
     if not path.exists():
-        raise DataError(f"source {source}: no such file or folder")
+        raise DataError(f"source {redact_address(source)}: no such file or folder")
     if path.is_file() and path.suffix != ".zip":
         yield read_table(path, locate)
         return
-    with unpacked(path) as folder:
+    with unpacked(path) as opened:
+        folder = opened.folder
         layout = _choose(source, folder) if params.layout == AUTO else params.layout
         if layout not in LAYOUTS:
-            raise DataError(f"ingest.layout is {layout!r}, must be one of {AUTO}, {', '.join(LAYOUTS)}")
+            raise DataError(f"ingest.layout is {layout!r} but must be one of {AUTO}, {', '.join(LAYOUTS)}")
         cases = LAYOUTS[layout].read(folder, params, locate)
         if not cases:
-            raise DataError(f"source {source}: no case of layout {layout}")
-        yield cases
+            raise DataError(f"source {redact_address(source)}: no cases found for layout {layout}")
+        yield [*(_confined(case, (folder, path)) for case in cases), *opened.refused]
+
+
+def _confined(case: SourceCase, roots: tuple[Path, ...]) -> SourceCase:
+    """The case with the folders that its files must not leave, unless its reader named some."""
+    return case if case.roots or case.fault else replace(case, roots=roots)
 
 
 def _named_as_added(case: SourceCase) -> SourceCase:
@@ -169,17 +176,17 @@ def _choose(source: str, folder: Path) -> str:
             if name != "table":
                 current_stage().log(f"layout {name}: {reason}")
             return name
-    raise DataError(f"source {source}: no known layout, must be one of {', '.join(LAYOUTS)}")
+    raise DataError(f"source {redact_address(source)}: layout not recognised; known layouts: {', '.join(LAYOUTS)}")
 
 
 @contextmanager
 def _phantoms(params: PhantomParams, cases: int, design: CohortDesign) -> Iterator[list[SourceCase]]:
     with (
-        tempfile.TemporaryDirectory(prefix="hepar-phantoms-") as folder,
+        scratch_folder("phantoms") as folder,
         current_stage().counting(cases, "phantoms") as count,
     ):
         table = write_phantoms(
-            Path(folder),
+            folder,
             cases=cases,
             seed=params.seed,
             size_zyx=params.size_zyx,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hepar.cases import LabelState, Modality
 from hepar.ingest.sources.files import folders, safe_id
-from hepar.ingest.sources.source import SourceCase, VolumeFile
+from hepar.ingest.sources.source import ABSENT_IF_EMPTY, SourceCase, VolumeFile
 
 IMAGE = re.compile(
     r"(sub-[A-Za-z0-9]+(?:_[a-z]+-[A-Za-z0-9]+)*)_(ct|CT|T1w|T2w|PDw|T2starw|FLAIR|dwi|MR)\.nii(?:\.gz)?"
@@ -53,7 +53,7 @@ def read(folder: Path) -> list[SourceCase]:
                     split=None,
                     source=folder.name,
                     licence="",
-                    empty_is_absent=True,
+                    if_empty=ABSENT_IF_EMPTY,
                 )
             )
     return cases

@@ -17,7 +17,8 @@ from PIL import Image
 
 from hepar.cases import LabelState, Modality
 from hepar.errors import Refusal
-from hepar.ingest.sources.dicom import Stack, scan, stacks
+from hepar.ingest.sources.dicom import Stack, stacks
+from hepar.ingest.sources.dicom_scan import refused_folders, scan
 from hepar.ingest.sources.dicom_volume import DicomVolume, Uneven
 from hepar.ingest.sources.files import folders, safe_id
 from hepar.ingest.sources.source import SourceCase
@@ -67,8 +68,12 @@ def recognise(folder: Path) -> str:
 
 def read(folder: Path, uneven: Uneven = "refuse") -> list[SourceCase]:
     """Each volume; without `Ground/`, as in the test sets, its liver is unknown."""
-    cases = [_case(folder, place, stack, uneven) for place in _scans(folder) for stack in stacks(scan(place / SCANS))]
-    return sorted(cases, key=lambda case: case.case_id)
+    cases, seen = [], []
+    for place in _scans(folder):
+        instances = list(scan(place / SCANS))
+        cases += [_case(folder, place, stack, uneven) for stack in stacks(instances)]
+        seen += instances
+    return sorted([*cases, *refused_folders(seen)], key=lambda case: case.case_id)
 
 
 def _scans(folder: Path) -> Iterator[Path]:
@@ -105,4 +110,5 @@ def _case(root: Path, place: Path, stack: Stack, uneven: Uneven) -> SourceCase:
         source="CHAOS",
         licence="CC-BY-SA-4.0",
         facts=stack.facts(),
+        fault=stack.fault,
     )

@@ -1,7 +1,8 @@
 """Headers of DICOM files, and the stacks of slices that they form.
 
 Only headers decide, never file names. A series may hold several volumes (phases, echoes, in and opposed phase): it is
-split where slices would overlap. Of a header, cases keep `FACTS` and nothing else; ids are replaced by keyed hashes.
+split where slices would overlap. Of a header, cases keep numbers and known words of `FACTS` and nothing else; ids are
+replaced by keyed hashes.
 
 Positions are LPS millimetres (DICOM PS3.3, C.7.6.2).
 """
@@ -10,8 +11,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from hepar.cases import Modality
-from hepar.ingest.sources.files import folders
+from hepar.errors import Refusal
+from hepar.imaging.grid_rules import MISSING_SPACING_RULE
+from hepar.ingest.sources.dicom_facts import FACTS, known_facts
+from hepar.ingest.sources.dicom_header import RULE, check_tags, is_dicom
 
 Vector = npt.NDArray[np.float64]
 
@@ -36,19 +40,11 @@ ENHANCED = {
     LEGACY_CT: Modality.CT,
     LEGACY_MR: Modality.MR,
 }
+KINDS = {*CLASSIC, *ENHANCED, SEGMENTATION, RTSTRUCT}  # that are read
+DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR, which lists files
+NO_SPACING = (MISSING_SPACING_RULE, "PixelSpacing is missing")
 MIN_SLICES = 8
-FACTS = (
-    "Manufacturer",
-    "MagneticFieldStrength",
-    "KVP",
-    "SliceThickness",
-    "ScanningSequence",
-    "SequenceVariant",
-    "RepetitionTime",
-    "EchoTime",
-    "FlipAngle",
-    "ImageType",
-)
+IDENTITY = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")  # that all slices of a series share
 # tags that separate the volumes of a series, the most specific first
 DISTINCTIONS = (
     "TemporalPositionIdentifier",
@@ -76,6 +72,7 @@ TAGS = [
     "Columns",
     "NumberOfFrames",
     "SamplesPerPixel",
+    "BurnedInAnnotation",
     *FACTS,
     *DISTINCTIONS,
 ]
@@ -97,10 +94,11 @@ VOCABULARY = (
 
 @dataclass(frozen=True)
 class Instance:
-    """The tags of one file that are needed; positions in LPS millimetres."""
+    """The tags of one file that are needed; positions in LPS millimetres. `fault` is a rule that its header breaks."""
 
     path: Path
     tags: pydicom.Dataset = field(repr=False)
+    fault: Refusal | None = None
 
     def get(self, name: str) -> Any:
         """A tag's value, or None if the header lacks it."""
@@ -123,28 +121,33 @@ class Instance:
         return float(self.axes[2] @ self.position_xyz_mm)
 
 
-def scan(root: Path) -> Iterator[Instance]:
-    """Headers of all DICOM files below a folder; other files are skipped."""
-    for folder in folders(root):
-        for path in sorted(folder.iterdir()):
-            if path.is_file() and not path.name.startswith("."):
-                instance = read_header(path)
-                if instance is not None:
-                    yield instance
-
-
-def holds_images(root: Path) -> bool:
-    """Whether there is a CT or MR instance below a folder; stops at the first."""
-    return any(instance.get("SOPClassUID") in {**CLASSIC, **ENHANCED} for instance in scan(root))
-
-
 def read_header(path: Path) -> Instance | None:
-    """The header of a file, or None if it is no DICOM instance."""
+    """The header of a file, or None if it is not a DICOM instance; without tags if it is one but cannot be read."""
     try:
+        if not is_dicom(path):
+            return None
         tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
-    except (InvalidDicomError, EOFError, OSError, AttributeError, ValueError):
+        fault = check_tags(tags, TAGS)
+    except InvalidDicomError:
         return None
-    return Instance(path, tags) if tags.get("SOPClassUID") and tags.get("SeriesInstanceUID") else None
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged file does to the parser
+        return Instance(path, pydicom.Dataset(), Refusal(RULE, f"reading its header raises {type(error).__name__}"))
+    kind = tags.get("SOPClassUID")
+    if kind and tags.get("SeriesInstanceUID"):
+        instance = Instance(path, tags, fault)
+        return replace(instance, fault=Refusal(*NO_SPACING)) if _lacks_spacing(instance) else instance
+    if tags.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY or (kind and kind not in KINDS):
+        return None
+    return Instance(path, pydicom.Dataset(), Refusal(RULE, "its header names no class or no series"))
+
+
+def _lacks_spacing(instance: Instance) -> bool:
+    """Whether a slice has a place in the patient but no size of its pixels."""
+    is_slice = instance.get("SOPClassUID") in CLASSIC and instance.fault is None and not _is_localiser(instance)
+    placed = instance.get("ImagePositionPatient") and instance.get("ImageOrientationPatient")
+    return bool(is_slice and placed and not instance.get("PixelSpacing"))
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ class Stack:
     instances: tuple[Instance, ...]
     modality: Modality
     number: int  # of the volume within its series, from 0
+    fault: Refusal | None = None  # the rule that the header of a slice breaks
 
     @property
     def first(self) -> Instance:
@@ -177,12 +181,44 @@ class Stack:
         return next((name for name, words in VOCABULARY if re.search(words, self.description, re.IGNORECASE)), "")
 
     def facts(self) -> dict[str, str]:
-        """The tags of `FACTS` that the header has."""
-        return {name: str(self.first.tags[name].value) for name in FACTS if name in self.first.tags}
+        """Numbers and known words of the tags of `FACTS` that the header has."""
+        return known_facts(self.first.tags)
 
 
 def stacks(instances: Iterable[Instance]) -> list[Stack]:
-    """The CT and MR volumes among instances; localisers, secondary captures and other objects are left out."""
+    """The CT and MR volumes among instances; localisers, secondary captures and other objects are left out.
+
+    A series that mixes patients stays in one piece, which reading refuses. A series of which a header breaks a rule
+    has that fault.
+    """
+    instances = list(instances)
+    sound = [instance for instance in instances if instance.fault is None]
+    broken = [instance for instance in instances if instance.fault is not None]
+    return _with_faults(_sound_stacks(sound), [item for item in broken if _is_image(item)], sound)
+
+
+def _is_image(instance: Instance) -> bool:
+    kind = instance.get("SOPClassUID")
+    return kind in ENHANCED or (kind in CLASSIC and not _is_localiser(instance))
+
+
+def _with_faults(found: Sequence[Stack], broken: Sequence[Instance], sound: Sequence[Instance]) -> list[Stack]:
+    """The stacks, with the faults of their series, and a stack for each other series with one that is not a scout."""
+    by_series: dict[str, list[Instance]] = defaultdict(list)
+    for instance in broken:
+        by_series[str(instance.get("SeriesInstanceUID"))].append(instance)
+    faults = {uid: members[0].fault for uid, members in by_series.items()}
+    marked = [replace(stack, fault=faults.get(stack.series)) for stack in found]
+    for uid in faults.keys() - {stack.series for stack in found}:
+        first = by_series[uid][0]
+        slices = by_series[uid] + [item for item in sound if str(item.get("SeriesInstanceUID")) == uid]
+        kind = first.get("SOPClassUID")
+        if kind in ENHANCED or len(slices) >= MIN_SLICES:
+            marked.append(Stack(tuple(slices), {**CLASSIC, **ENHANCED}[kind], 0, faults[uid]))
+    return marked
+
+
+def _sound_stacks(instances: Iterable[Instance]) -> list[Stack]:
     series: dict[tuple[object, ...], list[Instance]] = defaultdict(list)
     found: list[Stack] = []
     seen: set[str] = set()
@@ -196,14 +232,33 @@ def stacks(instances: Iterable[Instance]) -> list[Stack]:
         elif instance.get("SOPClassUID") in CLASSIC and not _is_localiser(instance) and _is_placed(instance):
             series[_grid(instance)].append(instance)
     numbers: dict[str, int] = defaultdict(int)
-    for members in series.values():
-        for part in _split_volumes(members):
+    for members, is_mixed in _by_grid(series):
+        for part in [members] if is_mixed else _split_volumes(members):
             if len(part) >= MIN_SLICES:
                 first = part[0]
                 uid = str(first.get("SeriesInstanceUID"))
                 found.append(Stack(tuple(part), CLASSIC[first.get("SOPClassUID")], numbers[uid]))
                 numbers[uid] += 1
     return found
+
+
+def _by_grid(series: Mapping[tuple[object, ...], list[Instance]]) -> Iterator[tuple[list[Instance], bool]]:
+    """Groups of slices on one grid, or all slices of a series that mixes patients; and whether it does."""
+    whole: dict[object, list[Instance]] = defaultdict(list)
+    for (uid, *_), members in series.items():
+        whole[uid] += members
+    mixed = {uid: members for uid, members in whole.items() if mixed_identity(members)}
+    yield from ((members, False) for (uid, *_), members in series.items() if uid not in mixed)
+    yield from ((members, True) for members in mixed.values())
+
+
+def mixed_identity(instances: Iterable[Instance]) -> str:
+    """The first tag of `IDENTITY` in which instances of one series differ; empty if they agree.
+
+    A missing id is not the same as another.
+    """
+    members = list(instances)
+    return next((name for name in IDENTITY if len({str(member.get(name) or "") for member in members}) > 1), "")
 
 
 def _is_localiser(instance: Instance) -> bool:
@@ -248,6 +303,9 @@ def _distinct(members: Sequence[Instance]) -> bool:
 
 
 def by_height(instances: Iterable[Instance]) -> tuple[Path, ...]:
-    """The files of one series from low to high, whatever their SOP class."""
+    """The files of one series from low to high, whatever their SOP class. Raises Refusal if a header breaks a rule."""
+    instances = list(instances)
+    if fault := next((instance.fault for instance in instances if instance.fault), None):
+        raise fault
     placed = [instance for instance in instances if _is_placed(instance)]
     return tuple(instance.path for instance in sorted(placed, key=lambda item: item.height_mm))

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from hepar.cases import STRUCTURES, LabelState
-from hepar.ingest.sources.dicom import Stack, holds_images, scan, stacks
+from hepar.errors import Refusal
+from hepar.ingest.parallel import Died, parallel_map
+from hepar.ingest.sources.dicom import RTSTRUCT, SEGMENTATION, Instance, Stack, stacks
+from hepar.ingest.sources.dicom_scan import RULE, holds_images, refused_folders, scan, seconds_to_read
 from hepar.ingest.sources.dicom_volume import DicomVolume, Uneven
-from hepar.ingest.sources.drawn_masks import Drawn, DrawnMask, find_contours, find_segments
+from hepar.ingest.sources.drawn_masks import Drawn, DrawnMask, Outline, Undrawable, find_drawn
 from hepar.ingest.sources.pseudonyms import keyed_hash
-from hepar.ingest.sources.source import SourceCase, Union, Volume
+from hepar.ingest.sources.source import SourceCase, Union, Volume, refused_case
+
+EmptyRoi = Literal["unknown", "absent"]
 
 
 def recognise(folder: Path) -> str:
@@ -21,14 +28,64 @@ def recognise(folder: Path) -> str:
     return "DICOM images of CT or MR" if holds_images(folder) else ""
 
 
-def read(folder: Path, key: bytes, uneven: Uneven = "refuse") -> list[SourceCase]:
-    """One case per CT or MR volume that is no mask; its ids are keyed hashes of the patient's and the series' ids."""
+@dataclass(frozen=True)
+class Reading:
+    """How a tree is read: the key of its pseudonyms, and the settings `uneven_slices` and `empty_roi`."""
+
+    key: bytes
+    uneven: Uneven = "refuse"
+    empty_roi: EmptyRoi = "unknown"
+
+
+def read(folder: Path, reading: Reading) -> list[SourceCase]:
+    """One case per CT or MR volume that is not a mask; its ids are keyed hashes of the patient and series ids.
+
+    A series or a file that breaks a rule becomes a refused case.
+    """
     instances = list(scan(folder))
-    found = stacks(instances)
+    every = stacks(instances)
+    found = [stack for stack in every if stack.fault is None]
     masks = [(structure, stack) for stack in found if (structure := structure_of(stack))]
     images = [stack for stack in found if not structure_of(stack)]
-    drawn = [*find_segments(instances), *find_contours(instances)]
-    return sorted((_case(image, images, masks, drawn, key, uneven) for image in images), key=lambda case: case.case_id)
+    drawn, undrawable = _drawn_in(instances)
+    cases = [refused_case(_case_id(stack, reading), stack.first.path, stack.fault) for stack in every if stack.fault]
+    cases += [*refused_folders(instances), *_unmatched(undrawable, images)]
+    for image in images:
+        own = [stack for stack in masks if _belongs(stack[1], image, images)]
+        case = _case(image, own, [item for item in drawn if item.series == image.series], reading)
+        fault = next((item.fault for item in undrawable if image.series in item.series), None)
+        cases.append(replace(case, fault=fault))
+    return sorted(cases, key=lambda case: case.case_id)
+
+
+def _drawn_in(instances: Sequence[Instance]) -> tuple[list[Drawn], list[Undrawable]]:
+    """What is drawn in the DICOM-SEG and RTSTRUCT files, and the files that cannot be used."""
+    files = [instance for instance in instances if instance.get("SOPClassUID") in (SEGMENTATION, RTSTRUCT)]
+    drawn: list[Drawn] = []
+    undrawable: list[Undrawable] = []
+    with parallel_map(find_drawn, files, lambda instance: seconds_to_read([instance.path])) as results:
+        for instance, found in zip(files, results, strict=True):
+            if isinstance(found, Died):
+                undrawable.append(Undrawable(instance.path, frozenset(), Refusal(RULE, found.reason)))
+            elif isinstance(found, Undrawable):
+                undrawable.append(found)
+            else:
+                drawn += found
+    return drawn, undrawable
+
+
+def _unmatched(undrawable: Sequence[Undrawable], images: Sequence[Stack]) -> list[SourceCase]:
+    """A refused case for each file that cannot be used and names no image, by its number."""
+    known = {image.series for image in images}
+    return [
+        refused_case(f"dicom-drawn-{number}", item.path, item.fault)
+        for number, item in enumerate(undrawable, start=1)
+        if not item.series & known
+    ]
+
+
+def _case_id(stack: Stack, reading: Reading) -> str:
+    return f"{stack.modality.lower()}-{keyed_hash(reading.key)(f'{stack.series}/{stack.number}')[:12]}"
 
 
 def structure_of(stack: Stack) -> str:
@@ -46,44 +103,60 @@ def structure_of(stack: Stack) -> str:
     return ""
 
 
-def _case(
-    image: Stack,
-    images: Sequence[Stack],
-    masks: Sequence[tuple[str, Stack]],
-    drawn: Sequence[Drawn],
-    key: bytes,
-    uneven: Uneven,
-) -> SourceCase:
-    hashed = keyed_hash(key)
-    volume = DicomVolume(image.paths, uneven)
-    found: dict[str, Volume | None] = {}
+@dataclass(frozen=True)
+class _Label:
+    """What a tree tells about one structure: its mask and state, and the state if the mask turns out to be empty."""
+
+    volume: Volume | None
+    state: LabelState
+    if_empty: LabelState
+
+
+def _case(image: Stack, masks: Sequence[tuple[str, Stack]], drawn: Sequence[Drawn], reading: Reading) -> SourceCase:
+    """The case of an image with the mask series and the drawn masks that belong to it."""
+    hashed = keyed_hash(reading.key)
+    volume = DicomVolume(image.paths, reading.uneven)
+    labels: dict[str, _Label] = {}
     for structure in STRUCTURES:
-        of_image: list[Volume] = [
-            DrawnMask(item, volume) for item in drawn if item.structure == structure and item.series == image.series
+        series: list[Volume] = [
+            DicomVolume(stack.paths, reading.uneven, mask=True) for name, stack in masks if name == structure
         ]
-        of_image += [
-            DicomVolume(stack.paths, uneven, mask=True)
-            for name, stack in masks
-            if name == structure and _belongs(stack, image, images)
-        ]
-        found[structure] = of_image[0] if len(of_image) == 1 else Union(tuple(of_image)) if of_image else None
+        of_structure = [item for item in drawn if item.structure == structure]
+        labels[structure] = _label(series, of_structure, volume, LabelState(reading.empty_roi))
     patient = str(image.first.get("PatientID") or image.first.get("StudyInstanceUID") or image.series)
     return SourceCase(
-        case_id=f"{image.modality.lower()}-{hashed(f'{image.series}/{image.number}')[:12]}",
+        case_id=_case_id(image, reading),
         patient_id=hashed(patient),
         modality=image.modality,
         sequence=image.sequence,
         image=volume,
-        liver=found["liver"],
-        tumour=found["tumour"],
-        liver_state=LabelState.MANUAL if found["liver"] else LabelState.UNKNOWN,
-        tumour_state=LabelState.MANUAL if found["tumour"] else LabelState.UNKNOWN,
+        liver=labels["liver"].volume,
+        tumour=labels["tumour"].volume,
+        liver_state=labels["liver"].state,
+        tumour_state=labels["tumour"].state,
         split=None,
         source="dicom",
         licence="",
-        empty_is_absent=True,
+        if_empty={structure: label.if_empty for structure, label in labels.items()},
         facts=image.facts(),
     )
+
+
+def _label(series: Sequence[Volume], drawn: Sequence[Drawn], image: DicomVolume, empty_roi: LabelState) -> _Label:
+    """The label of a structure from its mask series and what is drawn of it.
+
+    Where something is marked but not outlined, the structure is unknown. Outlines too small for a voxel are not empty.
+    """
+    if any(item.outline == Outline.MARKS for item in drawn):
+        return _Label(None, LabelState.UNKNOWN, LabelState.UNKNOWN)
+    outlined = [item for item in drawn if item.outline != Outline.NONE]
+    volumes = [*(DrawnMask(item, image) for item in outlined), *series]
+    if not volumes:
+        state = empty_roi if drawn else LabelState.UNKNOWN
+        return _Label(None, state, state)
+    volume = volumes[0] if len(volumes) == 1 else Union(tuple(volumes))
+    is_drawn = any(item.outline == Outline.REGIONS for item in outlined)
+    return _Label(volume, LabelState.MANUAL, LabelState.UNKNOWN if is_drawn else empty_roi)
 
 
 def _belongs(mask: Stack, image: Stack, images: Sequence[Stack]) -> bool:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from hepar.errors import Refusal
-from hepar.ingest.sources.dicom import ENHANCED, MIN_SLICES, Instance, Vector, read_header
+from hepar.ingest.sources.dicom import ENHANCED, MIN_SLICES, Instance, Vector, mixed_identity, read_header
 
 Uneven = Literal["refuse", "resample"]
 SPACING_TOLERANCE = 0.02  # of the step between slices
@@ -35,16 +35,36 @@ class DicomVolume:
         return self.paths
 
     def read(self) -> sitk.Image:
-        """Raises Refusal if slices are missing or doubled, or, unless `uneven` is resample, uneven or tilted."""
+        """Raises Refusal if slices are missing, doubled, of several patients or show text.
+
+        Uneven or tilted ones are refused too, unless `uneven` is resample.
+        """
         instances = [instance for instance in map(read_header, self.paths) if instance is not None]
         if len(instances) != len(self.paths):
             broken = len(self.paths) - len(instances)
             raise Refusal("every slice is a DICOM instance", f"{broken} of {len(self.paths)} are not")
+        if fault := next((instance.fault for instance in instances if instance.fault), None):
+            raise fault
+        _check_identity(instances)
+        _check_burned_in(instances)
         if len(instances) == 1 and instances[0].get("SOPClassUID") in ENHANCED:
             image = _read_enhanced(self.paths[0])
         else:
             image = _read_classic(instances, self.uneven, self.mask)
         return image > 0 if self.mask else image
+
+
+def _check_identity(instances: Sequence[Instance]) -> None:
+    if name := mixed_identity(instances):
+        count = len({str(instance.get(name) or "") for instance in instances})
+        raise Refusal(f"all slices of a volume have one {name}", f"{count} in {len(instances)} slices")
+
+
+def _check_burned_in(instances: Sequence[Instance]) -> None:
+    """Raise Refusal if a header says that its pixels show text, which may name the patient."""
+    marked = sum(str(instance.get("BurnedInAnnotation") or "").strip().upper() == "YES" for instance in instances)
+    if marked:
+        raise Refusal("no slice has burned-in annotation", f"BurnedInAnnotation is YES in {marked} of {len(instances)}")
 
 
 def _read_enhanced(path: Path) -> sitk.Image:
@@ -94,7 +114,7 @@ def slice_spacing(instances: Sequence[Instance]) -> SliceSpacing:
     heights_mm = np.array([instance.height_mm for instance in instances])
     steps_mm = np.diff(heights_mm)
     if (doubled := int((np.abs(steps_mm) < 0.01).sum())) > 0:
-        raise Refusal("no two slices share a position", f"{doubled} of {len(heights_mm)} slices are doubled")
+        raise Refusal("no two slices share a position", f"{doubled} of {len(heights_mm)} slices are duplicates")
     step_mm = float(np.median(steps_mm))
     wide = np.flatnonzero(steps_mm > 1.5 * step_mm)
     if wide.size and np.allclose(steps_mm / step_mm, np.round(steps_mm / step_mm), atol=0.1):

@@ -1,20 +1,21 @@
 """Sources behind DICOMweb: `dicomweb+https://host/path`, with QIDO-RS attributes to search by as its query.
 
-`?StudyDate=20240101-20241231` takes the series of a year, `?PatientID=…` those of a patient. Credentials come from
-`~/.netrc`, or a bearer token in HEPAR_DICOMWEB_TOKEN. Opening a source reads headers only.
+`?StudyDate=20240101-20241231` takes the series of a year, `?PatientID=` those of the patient whose id
+HEPAR_DICOMWEB_QUERY gives (`PatientID=…`), so that it stays out of logs and files. Credentials come from `~/.netrc`, or
+a bearer token in HEPAR_DICOMWEB_TOKEN. Opening a source reads headers only.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import pydicom
 import requests
@@ -26,9 +27,11 @@ from hepar.errors import DataError, StorageError
 from hepar.ingest.sources.dicom import RTSTRUCT, SEGMENTATION, TAGS
 from hepar.ingest.sources.remote_cache import in_parallel
 from hepar.runtime.progress import current_stage
+from hepar.runtime.redaction import CREDENTIALS_RULE, QUERY_VARIABLE, has_credentials, redact, redact_address
 
 SCHEMES = ("dicomweb+http://", "dicomweb+https://")
 TOKEN_VARIABLE = "HEPAR_DICOMWEB_TOKEN"
+NOT_IDENTIFYING = ("BodyPartExamined", "Manufacturer", "ManufacturerModelName", "Modality", "SeriesDate", "StudyDate")
 MODALITIES = ("CT", "MR", "SEG", "RTSTRUCT")
 UID = re.compile(r"[0-9.]+")
 ANY_SYNTAX = (("application/dicom", "*"),)
@@ -68,20 +71,30 @@ class WebSeries:
 
 
 class Server:
-    """A local folder with the headers, without pixels, of every series that a search finds."""
+    """A local folder with the headers, without pixels, of every series that a search finds.
+
+    Raises DataError if the address holds credentials, an unknown attribute, or one without a value.
+    """
 
     def __init__(self, root: Path, url: str) -> None:
+        shown = redact_address(url)
+        if has_credentials(url):
+            raise DataError(f"source {shown}: {CREDENTIALS_RULE}")
         parts = urlsplit(url.removeprefix("dicomweb+"))
         self.root = root.resolve()
         self.server = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
-        self.filters = dict(parse_qsl(parts.query))
+        given = dict(parse_qsl(os.environ.get(QUERY_VARIABLE, "")))
+        asked = parse_qsl(parts.query, keep_blank_values=True)
+        self.filters = {name: value or given.get(name, "") for name, value in asked}
         if unknown := [name for name in self.filters if tag_for_keyword(name) is None]:
-            raise DataError(f"source {url}: {unknown[0]} is no DICOM attribute")
+            raise DataError(f"source {shown}: {unknown[0]} is not a DICOM attribute")
+        if empty := [name for name, value in self.filters.items() if not value]:
+            raise DataError(f"source {shown}: {empty[0]} has no value, in the address or in {QUERY_VARIABLE}")
         self._known: dict[Path, WebInstance] = {}
 
     def search(self) -> list[WebSeries]:
         """The series of `MODALITIES`, each once, in order of their UIDs. Raises DataError if there is none."""
-        with _storage_errors(self.server):
+        with _storage_errors(self.server, self.filters.values()):
             found = {
                 WebSeries(
                     str(value(item, "StudyInstanceUID")),
@@ -94,7 +107,7 @@ class Server:
                 )
             }
         if not found:
-            raise DataError(f"source {self.server}: no series of {', '.join(MODALITIES)} is found")
+            raise DataError(f"source {self.server}: no {', '.join(MODALITIES[:-1])} or {MODALITIES[-1]} series found")
         return sorted(found)
 
     def mirror(self) -> Path:
@@ -127,6 +140,18 @@ class Server:
                 _write_header(header, path)
 
 
+def without_identifiers(source: str) -> tuple[str, str]:
+    """A source whose query keeps only values that identify no patient, and the others as HEPAR_DICOMWEB_QUERY takes
+    them: empty if there are none, or if the source is not a DICOMweb server."""
+    address, _, query = source.partition("?")
+    asked = parse_qsl(query, keep_blank_values=True) if source.startswith(SCHEMES) else []
+    identifying = {name: value for name, value in asked if name not in NOT_IDENTIFYING and value}
+    if not identifying:
+        return source, ""
+    kept = [(name, "" if name in identifying else value) for name, value in asked]
+    return f"{address}?{urlencode(kept)}", urlencode(identifying)
+
+
 def value(header: Mapping[str, Any], keyword: str) -> Any:
     """The first value of an attribute in DICOM JSON; None if it has none."""
     values = header.get(f"{tag_for_keyword(keyword):08X}", {}).get("Value") or [None]
@@ -152,9 +177,9 @@ def client(server: str) -> Any:
 
 
 @contextmanager
-def _storage_errors(url: str) -> Iterator[None]:
-    """Turn errors of the HTTP client into a StorageError that names the address."""
+def _storage_errors(url: str, searched: Iterable[str] = ()) -> Iterator[None]:
+    """Turn errors of the HTTP client into a StorageError that names the address, but not what was `searched`."""
     try:
         yield
     except (requests.RequestException, OSError, ValueError) as error:
-        raise StorageError(f"{url}: {' '.join(str(error).split())}") from None
+        raise StorageError(f"{url}: {redact(' '.join(str(error).split()), searched)}") from None

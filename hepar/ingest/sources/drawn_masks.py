@@ -6,8 +6,10 @@ Positions are LPS millimetres.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from hepar.imaging.volumes import Geometry
 from hepar.ingest.sources.dicom import RTSTRUCT, SEGMENTATION, Instance
 from hepar.ingest.sources.dicom_volume import DicomVolume
 
+CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")  # of the types of contours; the first if none is given
+MIN_EXTENT_MM = 1e-3  # of a region
 CONTOUR_TOLERANCE = 0.4  # of the step between slices
 WORDS = {
     "liver": re.compile(r"\b(whole[ _-]?)?(liver|hepar|leber|foie)\b", re.IGNORECASE),
@@ -28,6 +32,15 @@ WORDS = {
         r"(tumou?rs?|lesions?|metastas[ei]s|\bhcc\b|cancer|neoplasm|carcinoma)(?![a-z])", re.IGNORECASE
     ),
 }
+
+
+class Outline(StrEnum):
+    """What a file shows of a structure."""
+
+    NONE = "none"  # its ROIs are empty
+    MARKS = "marks"  # one of its ROIs has points or open lines only, which enclose nothing
+    REGIONS = "regions"  # each ROI that is not empty encloses something
+    UNREAD = "unread"  # segments, whose pixels are not read yet
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,7 @@ class Drawn:
     path: Path
     numbers: tuple[int, ...]  # of its segments or ROIs
     series: str
+    outline: Outline = Outline.UNREAD
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,37 @@ class DrawnMask:
         if self.drawn.kind == SEGMENTATION:
             return _read_segments(self.drawn, image)
         return _read_contours(self.drawn, image)
+
+
+@dataclass(frozen=True)
+class Undrawable:
+    """A DICOM-SEG or RTSTRUCT file that cannot be used, and the series that it names."""
+
+    path: Path
+    series: frozenset[str]
+    fault: Refusal
+
+
+def find_drawn(instance: Instance) -> list[Drawn] | Undrawable:
+    """Liver and tumour in one DICOM-SEG or RTSTRUCT file."""
+    try:
+        return [*find_segments([instance]), *find_contours([instance])]
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever is missing or wrong in its sequences
+        reason = error.value if isinstance(error, Refusal) else f"reading one raises {type(error).__name__}"
+        fault = Refusal("every DICOM-SEG and RTSTRUCT is complete", reason)
+        return Undrawable(instance.path, _named_series(instance.path), fault)
+
+
+def _named_series(path: Path) -> frozenset[str]:
+    """Every series that a file names anywhere, as far as it can be read."""
+    found: set[str] = set()
+    with suppress(Exception):
+        for element in _read_without_pixels(path).iterall():
+            if element.keyword == "SeriesInstanceUID":
+                found.add(str(element.value))
+    return frozenset(found)
 
 
 def find_segments(instances: Iterable[Instance]) -> list[Drawn]:
@@ -99,11 +144,36 @@ def find_contours(instances: Iterable[Instance]) -> list[Drawn]:
             if structure := _structure_in([str(roi.get("ROIName", ""))]):
                 numbers.setdefault(structure, []).append(int(roi.ROINumber))
         found += [
-            Drawn(structure, RTSTRUCT, instance.path, tuple(values), series)
+            Drawn(structure, RTSTRUCT, instance.path, tuple(values), series, _outline(header, values))
             for structure, values in numbers.items()
             for series in referenced
         ]
     return found
+
+
+def _outline(header: pydicom.Dataset, numbers: Sequence[int]) -> Outline:
+    """What the ROIs of an RTSTRUCT show together."""
+    shown = set()
+    for number in numbers:
+        contours = list(_contours(header, number))
+        regions = any(_encloses(contour) for contour in contours)
+        shown.add(Outline.REGIONS if regions else Outline.MARKS if contours else Outline.NONE)
+    return next(outline for outline in (Outline.MARKS, Outline.REGIONS, Outline.NONE) if outline in shown)
+
+
+def _contours(header: pydicom.Dataset, number: int) -> Iterator[pydicom.Dataset]:
+    """The contours of an ROI that have points."""
+    for item in header.get("ROIContourSequence") or ():
+        if item.get("ReferencedROINumber") == number:
+            yield from (contour for contour in item.get("ContourSequence") or () if contour.get("ContourData"))
+
+
+def _encloses(contour: pydicom.Dataset) -> bool:
+    """Whether a contour is closed and has three points that are not on one line."""
+    if contour.get("ContourGeometricType", CLOSED[0]) not in CLOSED:
+        return False
+    points_n3_mm = np.array(contour.ContourData, float).reshape(-1, 3)
+    return int(np.linalg.matrix_rank(points_n3_mm - points_n3_mm[0], tol=MIN_EXTENT_MM)) >= 2
 
 
 def _read_without_pixels(path: Path) -> pydicom.Dataset:
@@ -158,24 +228,22 @@ def _orientation(image: sitk.Image) -> str:
 
 
 def _read_contours(drawn: Drawn, image: sitk.Image) -> sitk.Image:
-    """Closed planar contours of an RTSTRUCT on an image's grid, filled by the odd-even rule at voxel centres.
+    """ROIs of an RTSTRUCT on an image's grid: their closed contours, filled by the odd-even rule at voxel centres.
 
     Raises Refusal if a contour lies between slices or outside the image.
     """
     header = pydicom.dcmread(drawn.path)
     size_zyx = Geometry.of(image).size_zyx
     mask_zyx = np.zeros(size_zyx, bool)
-    for contours in header.get("ROIContourSequence", []):
-        if int(contours.ReferencedROINumber) not in drawn.numbers:
-            continue
-        for contour in contours.get("ContourSequence", []):
-            if contour.get("ContourGeometricType", "CLOSED_PLANAR") != "CLOSED_PLANAR":
-                continue
+    for number in drawn.numbers:
+        roi_zyx = np.zeros(size_zyx, bool)  # one each, for where two overlap the odd-even rule would leave a hole
+        for contour in filter(_encloses, _contours(header, number)):
             points_mm = np.array(contour.ContourData, float).reshape(-1, 3)
             _fill_contour(
-                mask_zyx,
+                roi_zyx,
                 np.array([image.TransformPhysicalPointToContinuousIndex(point.tolist()) for point in points_mm]),
             )
+        mask_zyx |= roi_zyx
     result = sitk.GetImageFromArray(mask_zyx.astype(np.uint8))
     result.CopyInformation(image)
     return result
@@ -183,7 +251,7 @@ def _read_contours(drawn: Drawn, image: sitk.Image) -> sitk.Image:
 
 def _fill_contour(mask_zyx: Mask, index_n3_xyz: npt.NDArray[np.float64]) -> None:
     """Invert the voxels of a mask whose centres lie inside one contour, given in continuous voxel indices x, y, z."""
-    from matplotlib.path import Path as Outline
+    from matplotlib.path import Path as Polygon
 
     depth, height, width = mask_zyx.shape
     z = round(float(index_n3_xyz[:, 2].mean()))
@@ -199,5 +267,5 @@ def _fill_contour(mask_zyx: Mask, index_n3_xyz: npt.NDArray[np.float64]) -> None
     if (high <= low).any():
         return
     xs, ys = np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1]))
-    inside = Outline(corners_n2_xy, closed=False).contains_points(np.column_stack([xs.ravel(), ys.ravel()]))
+    inside = Polygon(corners_n2_xy, closed=False).contains_points(np.column_stack([xs.ravel(), ys.ravel()]))
     mask_zyx[z, low[1] : high[1], low[0] : high[0]] ^= inside.reshape(xs.shape)

@@ -19,11 +19,19 @@ def by_key(folder: Path, pattern: str) -> dict[str, Path]:
 
 
 def folders(root: Path) -> Iterator[Path]:
-    """The folder and all folders below it, ordered by name; hidden ones are left out."""
+    """The folder and all folders below it, ordered by name, each once whatever links lead to it; no hidden ones."""
+    return _folders(root, set())
+
+
+def _folders(root: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    state = root.stat()
+    if (state.st_dev, state.st_ino) in seen:
+        return
+    seen.add((state.st_dev, state.st_ino))
     yield root
     for path in sorted(root.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
-            yield from folders(path)
+            yield from _folders(path, seen)
 
 
 def safe_id(text: str) -> str:

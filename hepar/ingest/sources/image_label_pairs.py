@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hepar.cases import LabelState, Modality
 from hepar.ingest.sources.files import by_key
-from hepar.ingest.sources.source import LabelMap, SourceCase, VolumeFile
+from hepar.ingest.sources.source import ABSENT_IF_EMPTY, LabelMap, SourceCase, VolumeFile
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PairLayout:
     def recognise(self, folder: Path) -> str:
         """What marks this layout in a folder, for a message; empty if nothing does."""
         count = sum(len(by_key(folder / images, self.image)) for images in self.folders)
-        return f"{count} images with names of {self.name}" if count else ""
+        return f"{count} images named as in {self.name}" if count else ""
 
     def read(self, folder: Path) -> list[SourceCase]:
         """Each image; without a label map both structures are unknown."""
@@ -65,7 +65,7 @@ class PairLayout:
             split=None,
             source=self.name,
             licence=self.licence,
-            empty_is_absent=True,
+            if_empty=ABSENT_IF_EMPTY,
         )
 
 

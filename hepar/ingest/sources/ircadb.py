@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hepar.cases import LabelState, Modality
-from hepar.ingest.sources.dicom import by_height, scan
+from hepar.errors import Refusal
+from hepar.ingest.sources.dicom import by_height
+from hepar.ingest.sources.dicom_scan import scan
 from hepar.ingest.sources.dicom_volume import DicomVolume, Uneven
 from hepar.ingest.sources.files import folders, safe_id
-from hepar.ingest.sources.source import SourceCase, Union, Volume
+from hepar.ingest.sources.source import ABSENT_IF_EMPTY, SourceCase, Union, Volume, refused_case
 
 SCANS, MASKS = "PATIENT_DICOM", "MASKS_DICOM"
 TUMOUR = re.compile(r"livertumou?rs?[\d_]*", re.IGNORECASE)
@@ -40,14 +42,18 @@ def _case(root: Path, place: Path, uneven: Uneven) -> SourceCase:
     def volume(part: Path, mask: bool) -> DicomVolume:
         return DicomVolume(by_height(scan(part)), uneven, mask)
 
-    liver = volume(masks["liver"], mask=True) if "liver" in masks else None
-    parts: list[Volume] = [volume(part, mask=True) for key, part in sorted(masks.items()) if TUMOUR.fullmatch(key)]
+    try:
+        image = volume(place / SCANS, mask=False)
+        liver = volume(masks["liver"], mask=True) if "liver" in masks else None
+        parts: list[Volume] = [volume(part, mask=True) for key, part in sorted(masks.items()) if TUMOUR.fullmatch(key)]
+    except Refusal as fault:
+        return refused_case(name, place / SCANS, fault)
     return SourceCase(
         case_id=name,
         patient_id=name,
         modality=Modality.CT,
         sequence="portal-venous",
-        image=volume(place / SCANS, mask=False),
+        image=image,
         liver=liver,
         tumour=Union(tuple(parts)) if parts else None,
         liver_state=LabelState.MANUAL if liver else LabelState.UNKNOWN,
@@ -55,5 +61,5 @@ def _case(root: Path, place: Path, uneven: Uneven) -> SourceCase:
         split=None,
         source="3D-IRCADb",
         licence="CC-BY-NC-ND-3.0",
-        empty_is_absent=True,
+        if_empty=ABSENT_IF_EMPTY,
     )

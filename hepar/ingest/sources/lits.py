@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hepar.cases import LabelState, Modality
 from hepar.ingest.sources.files import by_key, folders
-from hepar.ingest.sources.source import LabelMap, SourceCase, VolumeFile
+from hepar.ingest.sources.source import ABSENT_IF_EMPTY, LabelMap, SourceCase, VolumeFile
 
 LABELS = frozenset({0, 1, 2})  # 1 liver, 2 tumour
 
@@ -48,5 +48,5 @@ def _case(number: int, volume: Path, segmentation: Path | None) -> SourceCase:
         split=None,
         source="LiTS",
         licence="CC-BY-NC-ND-4.0",
-        empty_is_absent=True,
+        if_empty=ABSENT_IF_EMPTY,
     )

@@ -10,7 +10,7 @@ from typing import Any
 from hepar.cases import LabelState, Modality
 from hepar.errors import DataError
 from hepar.ingest.sources.files import by_key, safe_id
-from hepar.ingest.sources.source import LabelMap, SourceCase, VolumeFile
+from hepar.ingest.sources.source import ABSENT_IF_EMPTY, LabelMap, SourceCase, VolumeFile
 
 DESCRIPTION = "dataset.json"
 FIRST_CHANNEL = "0000"
@@ -31,7 +31,7 @@ def read(folder: Path) -> list[SourceCase]:
     description = _describe(folder)
     channels = description.get("channel_names", {})
     if list(channels) != ["0"]:
-        raise DataError(f"{folder / DESCRIPTION}: channel_names has {len(channels)} channels, must have one")
+        raise DataError(f"{folder / DESCRIPTION}: channel_names has {len(channels)} channels but must have one")
     modality = Modality.CT if str(channels["0"]).upper() == "CT" else Modality.MR
     labels = description.get("labels", {})
     try:
@@ -69,7 +69,7 @@ def read(folder: Path) -> list[SourceCase]:
                     split=None,
                     source=str(description.get("name", folder.name)),
                     licence=str(description.get("licence", description.get("license", ""))),
-                    empty_is_absent=True,
+                    if_empty=ABSENT_IF_EMPTY,
                 )
             )
     return cases

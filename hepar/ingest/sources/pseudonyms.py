@@ -52,5 +52,5 @@ def _keyed_hash(key: bytes, identifier: str) -> str:
 
 def _checked(key: str, where: str) -> bytes:
     if len(key) < MIN_LENGTH:
-        raise DataError(f"the patient key in {where} has {len(key)} characters, must have at least {MIN_LENGTH}")
+        raise DataError(f"the patient key in {where} has {len(key)} characters but must have at least {MIN_LENGTH}")
     return key.encode()

@@ -13,7 +13,6 @@ import hashlib
 import os
 import shutil
 import sqlite3
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from uuid import uuid4
 
 from hepar.errors import DataError
 from hepar.runtime.artifacts import sha256_file
+from hepar.runtime.scratch import scratch_folder
 
 FOLDER_VARIABLE, LIMIT_VARIABLE = "HEPAR_CACHE", "HEPAR_CACHE_GIB"
 DEFAULT_LIMIT_GIB = 20.0
@@ -67,7 +67,7 @@ class Cache:
         except ValueError:
             limit = 0.0
         if not limit > 0:
-            raise DataError(f"{LIMIT_VARIABLE} is {given!r}, must be a number of GiB above 0")
+            raise DataError(f"{LIMIT_VARIABLE} is {given!r} but must be a number of GiB above 0")
         return cls(Path(os.environ.get(FOLDER_VARIABLE) or home / "hepar"), int(limit * 2**30))
 
     def digests(self, files: Sequence[RemoteFile]) -> list[str]:
@@ -158,9 +158,9 @@ def local(item: Located, remote: Mapping[Path, RemoteFile]) -> Iterator[Located]
         yield item
         return
     cache = Cache.of_user()
-    with tempfile.TemporaryDirectory(prefix="hepar-case-") as name:
+    with scratch_folder("case") as name:
         root = Path(os.path.commonpath([path.parent for path in remote]))
-        copies = {path: Path(name) / path.relative_to(root) for path in remote}
+        copies = {path: name / path.relative_to(root) for path in remote}
         in_parallel(lambda path: cache.place(remote[path], copies[path]), list(remote))
         cache.trim()
         yield relocated(item, copies)

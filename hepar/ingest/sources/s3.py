@@ -26,6 +26,7 @@ from hepar.ingest.sources.dicom import CLASSIC, ENHANCED
 from hepar.ingest.sources.files import VOLUME_ENDINGS
 from hepar.ingest.sources.remote_cache import CONNECTIONS, in_parallel
 from hepar.runtime.progress import current_stage
+from hepar.runtime.redaction import CREDENTIALS_RULE, has_credentials, redact
 
 SCHEME = "s3://"
 ATTEMPTS = 5
@@ -89,7 +90,7 @@ def _checksums(path: Path, head: Mapping[str, Any], etag: str, part_size: Callab
     if whole and (wanted := head.get("ChecksumCRC32")):
         return wanted, base64.b64encode(_crc32(path).to_bytes(4, "big")).decode()
     if head.get("ServerSideEncryption", "AES256") != "AES256" or head.get("SSECustomerAlgorithm"):
-        return etag, etag  # the ETag of an object encrypted with a key is no checksum; only its size was compared
+        return etag, etag  # the ETag of an object encrypted with a key is not a checksum; only its size was compared
     if "-" not in etag:
         return etag, _digest(path, "md5").hexdigest()
     return etag, _multipart(path, part_size())
@@ -125,11 +126,13 @@ class Buckets:
         self._known: dict[Path, S3Object] = {}
 
     def placeholder(self, url: str) -> Path:
-        """The local path of an object or prefix, existing or not. Raises DataError if `url` is no address in S3."""
+        """The local path of an object or prefix, existing or not. Raises DataError if `url` is not an S3 address."""
+        if has_credentials(url):
+            raise DataError(f"{redact(url)}: {CREDENTIALS_RULE}")
         bucket, _, key = url.removeprefix(SCHEME).partition("/")
         path = Path(os.path.normpath(self.root / bucket / key))
         if not bucket or not path.is_relative_to(self.root / bucket):
-            raise DataError(f"{url} is no address in S3, must be {SCHEME}bucket/key")
+            raise DataError(f"{url} is not an S3 address; expected {SCHEME}BUCKET/KEY")
         return path
 
     def path(self, url: str) -> Path:
@@ -260,6 +263,6 @@ def _storage_errors(url: str) -> Iterator[None]:
         yield
     except ClientError as error:
         kind = DataError if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404 else StorageError
-        raise kind(f"{url}: {' '.join(str(error).split())}") from None
+        raise kind(f"{url}: {redact(' '.join(str(error).split()))}") from None
     except (BotoCoreError, Boto3Error, OSError) as error:
-        raise StorageError(f"{url}: {' '.join(str(error).split())}") from None
+        raise StorageError(f"{url}: {redact(' '.join(str(error).split()))}") from None

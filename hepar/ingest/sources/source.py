@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +10,13 @@ from typing import Protocol
 import numpy as np
 import SimpleITK as sitk
 
-from hepar.cases import LabelState, Modality, Split
-from hepar.errors import Refusal
-from hepar.imaging.volumes import read_image
+from hepar.cases import STRUCTURES, LabelState, Modality, Split
+from hepar.errors import DataError, Refusal
+from hepar.imaging import headers
+from hepar.imaging.volumes import check_inside, read_image
 from hepar.ingest.sources.remote_cache import RemoteFile
 
-DETACHED = {  # MetaImage and NRRD headers that may name another file for their voxels
-    ".mhd": re.compile(rb"^ElementDataFile\s*=\s*(.+)$", re.MULTILINE),
-    ".nhdr": re.compile(rb"^data file:\s*(.+)$", re.MULTILINE | re.IGNORECASE),
-}
-HEADER_BYTES = 2**16
+ABSENT_IF_EMPTY = dict.fromkeys(STRUCTURES, LabelState.ABSENT)  # where experts looked at every case
 
 
 class Volume(Protocol):
@@ -36,22 +32,24 @@ class Volume(Protocol):
 
 @dataclass(frozen=True)
 class VolumeFile:
-    """One file that SimpleITK reads: NIfTI, NRRD, MetaImage."""
+    """A volume of NIfTI, NRRD or MetaImage. If not `spacing_known`, its header may lack the voxel size."""
 
     path: Path
+    spacing_known: bool = True
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The file, and the file of its voxels if a header names another."""
-        pattern = DETACHED.get(self.path.suffix.lower())
-        if pattern is None or not self.path.is_file():
+        """The file, and those of its voxels if the header names others."""
+        if self.path.name.lower().endswith(headers.NIFTI):
             return (self.path,)
-        found = pattern.search(self.path.read_bytes()[:HEADER_BYTES])
-        name = Path(found[1].decode(errors="replace").strip()).name if found else "LOCAL"
-        return (self.path,) if name in ("LOCAL", "LIST") else (self.path, self.path.with_name(name))
+        try:
+            return (self.path, *headers.read_header(self.path).data_files)
+        except DataError:  # reading says why
+            return (self.path,)
 
     def read(self) -> sitk.Image:
-        return read_image(self.path)
+        everywhere = Path(self.path.anchor)  # where files may lie is a matter of the case: `check_files`
+        return read_image(self.path, spacing_known=self.spacing_known, inside=everywhere)
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class Union:
 class SourceCase:
     """Volumes and declarations of one case. `split` is None if the source names none.
 
-    If `empty_is_absent`, an empty MANUAL mask means that the expert found none of the structure.
+    `if_empty` gives the state of a structure whose MANUAL mask is empty; without one an empty mask refuses the case.
     """
 
     case_id: str
@@ -117,12 +115,40 @@ class SourceCase:
     source: str
     licence: str
     distances_known: bool = True
-    empty_is_absent: bool = False
+    if_empty: Mapping[str, LabelState] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)  # of the header, without identifiers
     remote: Mapping[Path, RemoteFile] = field(default_factory=dict)  # placeholders to the files that they stand for
+    fault: Refusal | None = None  # why the source itself refuses the case
+    roots: tuple[Path, ...] = ()  # folders in which all its files lie; anywhere if there are none
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file of the case, once."""
         volumes = [volume for volume in (self.image, self.liver, self.tumour) if volume is not None]
         return tuple(sorted({path for volume in volumes for path in volume.files}))
+
+    def check_files(self) -> None:
+        """Raise DataError unless every file is regular, and lies in `roots` when links are followed."""
+        check_inside([path for path in self.files if path not in self.remote], self.roots or (Path("/"),))
+        for path in self.remote:
+            if self.roots and not any(path.is_relative_to(root) for root in self.roots):
+                raise DataError(f"{path} leads out of the source")
+
+
+def refused_case(case_id: str, where: Path, fault: Refusal) -> SourceCase:
+    """A case of which the source tells no more than why it is refused; `where` is the file that should describe it."""
+    return SourceCase(
+        case_id=case_id,
+        patient_id="",
+        modality=Modality.CT,
+        sequence="",
+        image=VolumeFile(where),
+        liver=None,
+        tumour=None,
+        liver_state=LabelState.UNKNOWN,
+        tumour_state=LabelState.UNKNOWN,
+        split=None,
+        source="",
+        licence="",
+        fault=fault,
+    )

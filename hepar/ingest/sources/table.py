@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from pandas.errors import ParserWarning
 
-from hepar.cases import LabelState, Modality, Split, parse_enum
-from hepar.errors import DataError
+from hepar.cases import STRUCTURES, LabelState, Modality, Split, parse_enum
+from hepar.errors import DataError, Refusal
 from hepar.ingest.sources.s3 import SCHEME
-from hepar.ingest.sources.source import SourceCase, VolumeFile
+from hepar.ingest.sources.source import SourceCase, VolumeFile, refused_case
 
 REQUIRED = ("case_id", "modality", "image", "liver_state", "tumour_state")
 OPTIONAL = {
-    "patient_id": "",  # the case's own id
+    "patient_id": "",  # without the column each case is a patient, see `_patient`
     "sequence": "",
     "liver": "",
     "tumour": "",
@@ -29,29 +29,60 @@ OPTIONAL = {
     "licence": "",
     "spacing_known": "yes",
 }
-SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # ids name folders
+SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # ids name folders
+MAX_NAME_BYTES = 255  # of a file or folder, on most file systems
+VALID_ROW = "every row of a table is valid"
 
 
 def read_table(path: Path, locate_s3: Callable[[str], Path] | None = None) -> list[SourceCase]:
     """The cases of a table. Paths are relative to the table, or `s3://` addresses, which `locate_s3` makes local.
 
-    An empty cell of an optional column means the same as a missing column. Raises DataError naming table, case, column
-    and value if a column is missing or a value is invalid.
+    An empty cell of an optional column means the same as a missing column, but that of `patient_id` is invalid. A row
+    with an invalid cell becomes a case that is refused. Raises DataError if the table cannot be read, is empty or lacks
+    a column.
     """
     frame = read_frame(path)
     if len(frame.columns) == 1 and ";" in str(frame.columns[0]):
-        raise DataError(f"{path}: cells are separated by semicolons, must be separated by commas")
+        raise DataError(f"{path}: columns are separated by semicolons but must be separated by commas")
     if missing := [name for name in REQUIRED if name not in frame.columns]:
         raise DataError(f"{path}: column {missing[0]} is missing; columns are {', '.join(map(str, frame.columns))}")
     if frame.empty:
-        raise DataError(f"{path} lists no case")
-    rows = frame.to_dict(orient="records")
+        raise DataError(f"{path} lists no cases")
+    rows = [{str(key): value for key, value in row.items()} for row in frame.to_dict(orient="records")]
+    find = partial(locate, path, locate_s3=locate_s3)
+    return [_case_or_refusal(path, number, row, find) for number, row in enumerate(rows, start=1)]
 
-    for number, row in enumerate(rows, start=1):
+
+def _case_or_refusal(table: Path, number: int, row: Mapping[str, str], find: Callable[[str], Path]) -> SourceCase:
+    """The case of a row, or a case that is refused since a cell is invalid."""
+    case_id = row["case_id"] if SAFE_ID.fullmatch(row["case_id"]) else f"row-{number}"
+    try:
         if empty := [name for name in REQUIRED if not row[name]]:
-            raise DataError(f"{path}, row {number}: {empty[0]} is empty")
-    cells = [{**OPTIONAL, **{str(key): value for key, value in row.items() if value}} for row in rows]
-    return [_case(path, row, partial(locate, path, locate_s3=locate_s3)) for row in cells]
+            raise DataError(f"row {number}: {empty[0]} is empty")
+        case = _case({**OPTIONAL, **{key: value for key, value in row.items() if value}}, _patient(row), find)
+        return replace(case, roots=_roots(table.parent, case))
+    except DataError as error:
+        return refused_case(case_id, table, Refusal(VALID_ROW, str(error).removeprefix(f"case {case_id}: ")))
+
+
+def _roots(folder: Path, case: SourceCase) -> tuple[Path, ...]:
+    """The folders in which the files of a row lie: that of the table, and those of volumes that it names elsewhere."""
+    named = [volume.path for volume in (case.image, case.liver, case.tumour) if isinstance(volume, VolumeFile)]
+    outside = {path.parent for path in named if not path.is_relative_to(folder)}
+    return (folder, *sorted(outside | {folder.resolve() for folder in outside}))
+
+
+def _patient(row: Mapping[str, str]) -> str:
+    """The patient of a row: that of `patient_id`, or the case itself in a table without this column.
+
+    Raises DataError if the column exists and the cell is empty: such scans of one patient would get different splits.
+    """
+    patient = row.get("patient_id", row["case_id"])
+    if not patient:
+        raise DataError(
+            f"case {row['case_id']}: patient_id is empty; without the column patient_id each case is a patient"
+        )
+    return patient
 
 
 def locate(table: Path, cell: str, locate_s3: Callable[[str], Path] | None) -> Path:
@@ -62,18 +93,25 @@ def locate(table: Path, cell: str, locate_s3: Callable[[str], Path] | None) -> P
 
 
 def read_frame(path: Path) -> pd.DataFrame:
-    """A table with every cell as text, an empty one as "". Raises DataError if it cannot be read."""
+    """A table with every cell as text without surrounding spaces, an empty one as "".
+
+    `NA`, `null` and the like are texts, as a patient may be called. Rows of nothing but empty cells, as spreadsheets
+    leave them, are dropped. Raises DataError if it cannot be read.
+    """
     try:
         frame = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
-    except (ValueError, OSError, ParserWarning) as error:
-        raise DataError(f"{path} cannot be read as a table: {str(error).strip()}") from None
-    return frame.dropna(how="all").fillna("").astype(str)  # spreadsheets leave rows of nothing but commas
+        frame = frame.fillna("").astype(str)
+    except Exception as error:  # whatever a damaged file does to the parser
+        raise DataError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from None
+    frame = frame.set_axis([str(name).strip() for name in frame.columns], axis="columns")
+    frame = frame.apply(lambda column: column.str.strip())
+    return frame[(frame != "").any(axis="columns")]
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ParserWarning)  # raised for rows longer than the header
-        return pd.read_csv(path, dtype=str, index_col=False)
+        return pd.read_csv(path, dtype=str, index_col=False, keep_default_na=False)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -81,10 +119,15 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return pd.read_parquet(path, dtype_backend="numpy_nullable").convert_dtypes().astype("string")
 
 
-def _case(table: Path, row: dict[str, Any], find: Callable[[str], Path]) -> SourceCase:
+def _case(row: Mapping[str, str], patient_id: str, find: Callable[[str], Path]) -> SourceCase:
+    """The case of a row with a value in every column. Raises DataError naming case, column and value."""
     case_id = row["case_id"]
     if not SAFE_ID.fullmatch(case_id):
-        raise DataError(f"{table}: case id {case_id!r} must consist of letters, digits, dots, dashes and underscores")
+        raise DataError(
+            f"case id {case_id!r} must consist of at most 128 letters, digits, dots, dashes and underscores"
+        )
+    for name in ("image", *STRUCTURES):
+        _check_path(row[name], case_id, name)
     states = {
         name: parse_enum(LabelState, row[name], case_id=case_id, column=name)
         for name in ("liver_state", "tumour_state")
@@ -96,18 +139,28 @@ def _case(table: Path, row: dict[str, Any], find: Callable[[str], Path]) -> Sour
         if (state == LabelState.MANUAL) != bool(row[structure]):
             given = repr(row[structure]) if row[structure] else "empty"
             raise DataError(f"case {case_id}: {name} is {state} but column {structure} is {given}")
+    distances_known = row["spacing_known"].lower() in ("yes", "true", "1")
     return SourceCase(
         case_id=case_id,
-        patient_id=row["patient_id"] or case_id,
+        patient_id=patient_id,
         modality=parse_enum(Modality, row["modality"], case_id=case_id, column="modality"),
         sequence=row["sequence"],
-        image=VolumeFile(find(row["image"])),
-        liver=VolumeFile(find(row["liver"])) if row["liver"] else None,
-        tumour=VolumeFile(find(row["tumour"])) if row["tumour"] else None,
+        image=VolumeFile(find(row["image"]), distances_known),
+        liver=VolumeFile(find(row["liver"]), distances_known) if row["liver"] else None,
+        tumour=VolumeFile(find(row["tumour"]), distances_known) if row["tumour"] else None,
         liver_state=states["liver_state"],
         tumour_state=states["tumour_state"],
         split=parse_enum(Split, row["split"], case_id=case_id, column="split") if row["split"] else None,
         source=row["source"],
         licence=row["licence"],
-        distances_known=row["spacing_known"].lower() in ("yes", "true", "1"),
+        distances_known=distances_known,
     )
+
+
+def _check_path(cell: str, case_id: str, column: str) -> None:
+    """Raise DataError naming case and column if no file can have the name in a cell."""
+    if not cell.isprintable():
+        raise DataError(f"case {case_id}: {column} holds a control character")
+    longest = max(len(os.fsencode(part)) for part in cell.split("/"))
+    if longest > MAX_NAME_BYTES:
+        raise DataError(f"case {case_id}: {column} holds a name of {longest} bytes, more than {MAX_NAME_BYTES}")

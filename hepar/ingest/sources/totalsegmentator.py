@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hepar.cases import LabelState, Modality
 from hepar.ingest.sources.files import safe_id
-from hepar.ingest.sources.source import SourceCase, VolumeFile
+from hepar.ingest.sources.source import ABSENT_IF_EMPTY, SourceCase, VolumeFile
 
 IMAGES = {"ct.nii.gz": Modality.CT, "mri.nii.gz": Modality.MR}
 
@@ -45,5 +45,5 @@ def _case(image: Path, modality: Modality) -> SourceCase:
         split=None,
         source=f"TotalSegmentator-{modality}",
         licence="CC-BY-4.0" if modality == Modality.CT else "",
-        empty_is_absent=True,
+        if_empty=ABSENT_IF_EMPTY,
     )

@@ -43,17 +43,17 @@ class MedFormerConfig:
     def __post_init__(self) -> None:
         for name in ("conv_blocks", "attention_blocks", "channels", "heads"):
             if len(getattr(self, name)) != STAGES:
-                raise ValueError(f"medformer {name}: {len(getattr(self, name))} entries, must be {STAGES}")
+                raise ValueError(f"medformer {name} has {len(getattr(self, name))} entries but must have {STAGES}")
         if len(self.kernel) != LEVELS + 1 or len(self.stride) != LEVELS:
             raise ValueError(
-                f"medformer kernel and stride: {len(self.kernel)} and {len(self.stride)} entries, must be 5 and 4"
+                f"medformer kernel and stride have {len(self.kernel)} and {len(self.stride)} entries but must have 5 and 4"
             )
         if self.attention_blocks[0] > 0:
-            raise ValueError("medformer attention_blocks[0]: must be 0, the first level has no semantic map")
+            raise ValueError("medformer attention_blocks[0] must be 0, because the first level has no semantic map")
         if any(k % 2 == 0 for kernel in self.kernel for k in kernel):
-            raise ValueError(f"medformer kernel: {self.kernel}, every size must be odd")
+            raise ValueError(f"medformer kernel is {self.kernel} but every size must be odd")
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"medformer activation: {self.activation!r}, must be one of {sorted(ACTIVATIONS)}")
+            raise ValueError(f"medformer activation is {self.activation!r} but must be one of {sorted(ACTIVATIONS)}")
         for stage, (blocks, width, heads) in enumerate(
             zip(self.attention_blocks, self.channels, self.heads, strict=True)
         ):
@@ -68,7 +68,7 @@ class MedFormerConfig:
         known = {field.name for field in fields(cls)}
         required = known - {"aux"}
         if unknown := sorted(set(config) - known):
-            raise ValueError(f"medformer: unknown settings {unknown}, known are {sorted(known)}")
+            raise ValueError(f"medformer: unknown settings {unknown}; known settings: {sorted(known)}")
         if missing := sorted(required - set(config)):
             raise ValueError(f"medformer: settings {missing} are missing")
         return cls(**{name: _freeze(value) for name, value in config.items()})

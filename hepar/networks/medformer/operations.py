@@ -1,4 +1,4 @@
-"""MedFormer's operations that torch is slow at on a CPU in channels_last_3d memory, above all in the backward pass.
+"""Operations of MedFormer that torch runs slowly on a CPU in channels_last_3d memory, above all backwards.
 
 On a CPU they are composed of faster kernels, with the same results; on a GPU, compiled or exported they are torch's
 own. Shape suffixes as in `network.py`.

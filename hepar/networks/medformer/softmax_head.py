@@ -1,4 +1,4 @@
-"""MedFormers with a softmax over three classes, as published ones have, read as two nested structures."""
+"""MedFormer with the published softmax over three classes, converted to two nested structures."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from hepar.errors import DataError
-from hepar.imaging.volumes import Geometry, canonical, read_header, read_image, to_array, write_image
+from hepar.imaging import headers
+from hepar.imaging.volumes import Geometry, canonical, read_image, to_array, write_image
 from hepar.pseudo_labels.review_page.queue import QueueItem
 
 
@@ -21,7 +22,7 @@ def store_mask(item: QueueItem, uploaded: Path, folder: Path) -> str:
     mask cannot be read, is not on the image's grid, holds values other than 0 and 1, or is empty.
     """
     case_id, grid = item.case.case_id, Geometry.of(read_image(item.files["image"]))
-    size_xyz = read_header(uploaded).GetSize()
+    size_xyz = headers.read_header(uploaded).size_xyz
     if sorted(size_xyz) != sorted(grid.size_zyx):  # before the voxels take memory
         raise DataError(
             f"case {case_id}: the mask is {_times(size_xyz)} but the image is {_times(grid.size_zyx[::-1])}"
@@ -37,7 +38,7 @@ def store_mask(item: QueueItem, uploaded: Path, folder: Path) -> str:
         )
     mask_zyx = to_array(mask)
     if other := sorted(set(np.unique(mask_zyx).tolist()) - {0, 1}):
-        raise DataError(f"case {case_id}: the mask has value {other[0]:g}, must have 0 and 1 only")
+        raise DataError(f"case {case_id}: the mask has the value {other[0]:g} but must have only 0 and 1")
     if not mask_zyx.any():
         raise DataError(f"case {case_id}: the mask is empty; reject the pseudo-liver instead")
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from hepar.cases import Case, Cohort, Modality
-from hepar.errors import ArtifactError
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.pseudo_labels.gates import ACCEPT, REJECT, REVIEW
 from hepar.pseudo_labels.reviews import NO_REVIEWS, Review, Reviews
-from hepar.runtime.artifacts import read_manifest
+from hepar.runtime.artifacts import check_made_from, read_manifest
 
 GATE_ORDER = {REVIEW: 0, REJECT: 1, ACCEPT: 2}
 SHOWN_SIGNALS = (
@@ -47,9 +46,7 @@ class QueueItem:
 
 def read_queue(cohort: Path, labels: PseudoLabels) -> dict[str, QueueItem]:
     """The pseudo-livers by case id, the most uncertain first. Raises ArtifactError if they are of another cohort."""
-    labelled, own = labels.manifest.parents[Cohort.KIND], read_manifest(cohort, Cohort.KIND).hash
-    if labelled != own:
-        raise ArtifactError(f"{labels.folder} labels cohort {labelled}, but {cohort} is {own}")
+    check_made_from(labels.folder, labels.manifest, cohort, read_manifest(cohort, Cohort.KIND), "pseudo-label")
     cases = {case.case_id: case for case in Cohort.load(cohort)}
     items = [_queue_item(cases[row["case_id"]], row, cohort, labels) for row in labels.rows()]
     return {item.case.case_id: item for item in sorted(items, key=lambda item: item.sort_key)}

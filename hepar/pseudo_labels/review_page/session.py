@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.pseudo_labels.review_page.corrections import store_mask
 from hepar.pseudo_labels.review_page.queue import QueueItem, describe, read_queue, read_reviews
 from hepar.pseudo_labels.reviews import Review, ReviewDecision, Reviews, append_review, utc_now
+from hepar.runtime.scratch import scratch_folder
 
 FILE_NAME = re.compile(r"^([a-z]+)\.nii\.gz$")
 
@@ -60,14 +60,14 @@ class ReviewSession:
     def decide(self, case_id: str, decision: str) -> dict[str, Any]:
         """Save `accept` or `reject`, and describe the case. Raises NotFound for any other decision."""
         if decision not in (ReviewDecision.ACCEPT, ReviewDecision.REJECT):
-            raise NotFound(f"decision is {decision!r}, must be accept or reject")
+            raise NotFound(f"decision is {decision!r} but must be accept or reject")
         return self._save(self.item(case_id), ReviewDecision(decision))
 
     def correct(self, case_id: str, upload: FileStorage) -> dict[str, Any]:
         """Save a corrected mask, and describe the case. Raises DataError if the mask does not fit the image."""
         item, name = self.item(case_id), upload.filename or "the upload"
-        with tempfile.TemporaryDirectory(prefix="hepar-") as scratch:
-            path = Path(scratch) / ("mask.nii" if name.lower().endswith(".nii") else "mask.nii.gz")
+        with scratch_folder("upload") as scratch:
+            path = scratch / ("mask.nii" if name.lower().endswith(".nii") else "mask.nii.gz")
             upload.save(path)
             try:
                 digest = store_mask(item, path, self.reviews / Reviews.MASKS)

@@ -18,8 +18,10 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
 from hepar.cases import LabelState, Modality
 from hepar.errors import Refusal
 from hepar.imaging.volumes import Geometry, canonical
+from hepar.ingest.building import hash_source
 from hepar.ingest.sources import dicom_tree
 from hepar.ingest.sources.dicom import ENHANCED_CT
+from hepar.ingest.sources.dicom_tree import Reading
 from hepar.ingest.sources.source import SourceCase
 
 KEY = b"a key of the tests"
@@ -27,7 +29,7 @@ OBLIQUE = (0.9800, 0.1990, 0.0, -0.1849, 0.9107, 0.3694)
 
 
 def one(folder: Path, **settings: Any) -> SourceCase:
-    (case,) = dicom_tree.read(folder, KEY, **settings)
+    (case,) = dicom_tree.read(folder, Reading(KEY, **settings))
     return case
 
 
@@ -95,7 +97,7 @@ def test_phases_of_one_series_are_separated(tmp_path: Path) -> None:
     phases = [phantom_voxels(seed=seed) for seed in range(3)]
     for number, voxels in enumerate(phases):
         write_series(tmp_path, voxels, names=f"p{number}-{{:03d}}", AcquisitionNumber=number + 1, **uids)
-    cases = dicom_tree.read(tmp_path, KEY)
+    cases = dicom_tree.read(tmp_path, Reading(KEY))
     assert len({case.case_id for case in cases}) == 3
     assert len({case.patient_id for case in cases}) == 1
     read = [array(case.image.read()) for case in cases]
@@ -105,7 +107,7 @@ def test_phases_of_one_series_are_separated(tmp_path: Path) -> None:
 def test_two_series_in_one_folder_are_two_cases(tmp_path: Path) -> None:
     write_series(tmp_path, phantom_voxels(), names="a{:03d}", SeriesDescription="ABD ART 3.0")
     write_series(tmp_path, phantom_voxels() + 1000, names="b{:03d}", modality="MR", SeriesDescription="T2 SPIR tra")
-    cases = dicom_tree.read(tmp_path, KEY)
+    cases = dicom_tree.read(tmp_path, Reading(KEY))
     assert [(case.modality, case.sequence) for case in cases] == [
         (Modality.CT, "arterial"),
         (Modality.MR, "T2-SPIR"),
@@ -125,9 +127,9 @@ def test_a_missing_slice_is_refused_by_its_place(tmp_path: Path) -> None:
 
 
 def test_doubled_slices_that_no_tag_separates_are_refused(tmp_path: Path) -> None:
-    series = generate_uid()
-    write_series(tmp_path, phantom_voxels(), SeriesInstanceUID=series)
-    write_series(tmp_path, phantom_voxels(seed=1)[:2], SeriesInstanceUID=series, names="again{}")
+    uids = {"SeriesInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()}
+    write_series(tmp_path, phantom_voxels(), **uids)
+    write_series(tmp_path, phantom_voxels(seed=1)[:2], names="again{}", **uids)
     with pytest.raises(Refusal, match=r"no two slices share a position: 2 of 14"):
         one(tmp_path).image.read()
 
@@ -155,9 +157,9 @@ def test_a_tilted_gantry_is_refused_or_straightened(tmp_path: Path) -> None:
 
 def test_ids_are_keyed_hashes_that_stay_the_same(tmp_path: Path) -> None:
     write_series(tmp_path, phantom_voxels())
-    (first,) = dicom_tree.read(tmp_path, KEY)
-    (again,) = dicom_tree.read(tmp_path, KEY)
-    (other,) = dicom_tree.read(tmp_path, b"another key of the tests")
+    (first,) = dicom_tree.read(tmp_path, Reading(KEY))
+    (again,) = dicom_tree.read(tmp_path, Reading(KEY))
+    (other,) = dicom_tree.read(tmp_path, Reading(b"another key of the tests"))
     assert (first.case_id, first.patient_id) == (again.case_id, again.patient_id)
     assert first.patient_id != other.patient_id
     assert first.case_id != other.case_id
@@ -292,3 +294,42 @@ def test_a_multi_frame_file_is_read_as_its_slices_are(
     read, wanted = canonical(case.image.read()), canonical(expected)
     assert np.array_equal(array(read), array(wanted))
     assert Geometry.of(read).agrees_with(Geometry.of(wanted))
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [("PatientID", "another"), ("PatientID", ""), ("StudyInstanceUID", "1.2.3"), ("FrameOfReferenceUID", "1.2.3")],
+)
+def test_a_slice_of_another_patient_study_or_frame_of_reference_refuses_its_series(
+    tag: str, value: str, tmp_path: Path
+) -> None:
+    path = write_series(tmp_path, phantom_voxels())[5]
+    header = pydicom.dcmread(path)
+    setattr(header, tag, value)
+    header.save_as(path)
+    with pytest.raises(Refusal, match=rf"^all slices of a volume have one {tag}: 2 in 12 slices$"):
+        one(tmp_path).image.read()
+
+
+def test_two_patients_in_one_series_are_refused_even_if_a_tag_separates_them(tmp_path: Path) -> None:
+    uids = {"SeriesInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()}
+    for number, patient in enumerate(("A", "B")):
+        write_series(
+            tmp_path, phantom_voxels(), names=f"{number}-{{:03d}}", PatientID=patient, AcquisitionNumber=number, **uids
+        )
+    with pytest.raises(Refusal, match=r"one PatientID: 2 in 24 slices"):
+        one(tmp_path).image.read()
+
+
+def test_burned_in_annotation_refuses_its_series(tmp_path: Path) -> None:
+    write_series(tmp_path / "no", phantom_voxels(), BurnedInAnnotation="NO")
+    one(tmp_path / "no").image.read()
+    write_series(tmp_path / "yes", phantom_voxels(), BurnedInAnnotation="YES")
+    with pytest.raises(Refusal, match=r"^no slice has burned-in annotation: BurnedInAnnotation is YES in 12 of 12$"):
+        one(tmp_path / "yes").image.read()
+
+
+def test_a_case_read_with_another_setting_is_not_linked_from_an_earlier_cohort(tmp_path: Path) -> None:
+    write_series(tmp_path, phantom_voxels())
+    assert hash_source(one(tmp_path)) == hash_source(one(tmp_path))
+    assert hash_source(one(tmp_path, uneven="resample")) != hash_source(one(tmp_path))

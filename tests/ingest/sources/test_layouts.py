@@ -7,13 +7,16 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from hepar.cases import LabelState, Modality
-from hepar.errors import DataError, Refusal
+from hepar.errors import DataError, Refusal, StorageError
+from hepar.ingest.building import build_case
+from hepar.ingest.quarantine import Refused
 from hepar.ingest.sources import LAYOUTS, open_source
 from hepar.ingest.sources.source import SourceCase
 from hepar.params import Params
@@ -150,9 +153,7 @@ def test_a_layout_is_recognised_and_read(
             assert np.array_equal(voxels(case, structure), mask_zyx)
 
 
-@pytest.mark.parametrize(
-    ("layout", "make"), {(example.layout, example.make) for example in EXAMPLES if example.layout != "atlas"}
-)
+@pytest.mark.parametrize(("layout", "make"), dict.fromkeys((e.layout, e.make) for e in EXAMPLES if e.layout != "atlas"))
 def test_no_other_layout_recognises_it(layout: str, make: Callable[[Path], None], tmp_path: Path, tiny: Params) -> None:
     make(tmp_path)
     others = [name for name, other in LAYOUTS.items() if name != layout and other.recognise(tmp_path)]
@@ -176,19 +177,19 @@ def test_an_nnunet_set_of_several_channels_is_refused(tmp_path: Path, tiny: Para
     description = json.loads((tmp_path / "dataset.json").read_text())
     description["channel_names"] = {"0": "T1", "1": "T2"}
     (tmp_path / "dataset.json").write_text(json.dumps(description))
-    with pytest.raises(DataError, match=r"channel_names has 2 channels, must have one"):
+    with pytest.raises(DataError, match=r"channel_names has 2 channels but must have one"):
         found(tmp_path, tiny)
 
 
 def test_a_folder_of_no_layout_is_refused_with_the_list_of_layouts(tmp_path: Path, tiny: Params) -> None:
     write(tmp_path / "something.nii.gz")
-    with pytest.raises(DataError, match=r"no known layout, must be one of table, msd-liver, .*, dicom"):
+    with pytest.raises(DataError, match=r"layout not recognised; known layouts: table, msd-liver, .*, dicom"):
         found(tmp_path, tiny)
 
 
 def test_a_layout_that_does_not_fit_finds_no_case(tmp_path: Path, tiny: Params) -> None:
     lits(tmp_path)
-    with pytest.raises(DataError, match=r"no case of layout amos"):
+    with pytest.raises(DataError, match=r"no cases found for layout amos"):
         found(tmp_path, tiny, layout="amos")
 
 
@@ -217,5 +218,61 @@ def test_a_zip_bomb_is_refused(tmp_path: Path, tiny: Params, monkeypatch: pytest
     with (
         pytest.raises(DataError, match=r"unpacks to 10000000 bytes"),
         open_source(str(tmp_path / "bomb.zip"), tiny.ingest),
+    ):
+        pass
+
+
+def zipped(path: Path, content: bytes, compression: int = zipfile.ZIP_DEFLATED) -> None:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr(f"{path.stem}/file", content)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_zip_is_refused_and_the_others_are_read(compression: int, tmp_path: Path, tiny: Params) -> None:
+    lits(tmp_path / "LiTS")
+    zipped(tmp_path / "LiTS" / "GRIMALDI.zip", np.random.default_rng(0).bytes(5000), compression)
+    content = bytearray((tmp_path / "LiTS" / "GRIMALDI.zip").read_bytes())
+    content[200:400] = bytes(200)
+    (tmp_path / "LiTS" / "GRIMALDI.zip").write_bytes(content)
+    zipped(tmp_path / "LiTS" / "good.zip", b"x")
+    with open_source(str(tmp_path / "LiTS"), tiny.ingest) as cases:
+        *good, bad = cases
+        assert len(good) == 2
+        assert all(case.fault is None for case in good)
+        refused = build_case(bad, tmp_path)
+    assert isinstance(refused, Refused)
+    assert (refused.case_id, refused.rule) == ("zip-1", "every zip can be unpacked")
+    assert refused.value.startswith("zip 1 of 2, ordered by path: it is damaged (")
+    with (
+        pytest.raises(DataError, match=r"GRIMALDI\.zip cannot be unpacked: it is damaged \("),
+        open_source(str(tmp_path / "LiTS" / "GRIMALDI.zip"), tiny.ingest),
+    ):
+        pass
+
+
+def test_all_zips_of_a_folder_have_one_limit_together(
+    tmp_path: Path, tiny: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hepar.ingest.sources.archive.MIN_LIMIT_BYTES", 25_000)
+    monkeypatch.setattr("hepar.ingest.sources.archive.MAX_EXPANSION", 1)
+    lits(tmp_path / "LiTS")
+    for name in "abcd":
+        zipped(tmp_path / "LiTS" / f"{name}.zip", bytes(10_000))
+    with open_source(str(tmp_path / "LiTS"), tiny.ingest) as cases:
+        faults = [str(case.fault) for case in cases if case.fault]
+    assert faults == [
+        f"every zip can be unpacked: zip {number} of 4, ordered by path: it unpacks to 10000 bytes, more than 5000"
+        for number in (3, 4)
+    ]
+
+
+def test_a_disk_too_small_for_a_zip_is_no_fault_of_the_zip(
+    tmp_path: Path, tiny: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zipped(tmp_path / "a.zip", bytes(10_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=9_999))
+    with (
+        pytest.raises(StorageError, match=r"a\.zip unpacks to 10000 bytes, but .* has 9999"),
+        open_source(str(tmp_path / "a.zip"), tiny.ingest),
     ):
         pass

@@ -6,6 +6,7 @@ import gzip
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,15 +19,18 @@ from hepar.imaging.volumes import write_image
 from hepar.ingest.cohort_building import build_cases
 from hepar.ingest.quarantine import write_quarantine
 from hepar.ingest.sources import dicom_tree
+from hepar.ingest.sources.dicom_tree import Reading
 from hepar.ingest.sources.pseudonyms import EPHEMERAL_VARIABLE, FILE_VARIABLE, VARIABLE, patient_key
 from hepar.ingest.splits import assign_splits
 from hepar.params import Params
+
+KEY = b"a key of the tests"
 
 
 def test_no_identifier_of_a_dicom_header_is_written_anywhere(tmp_path: Path, tiny: Params) -> None:
     paths = write_series(tmp_path / "source" / "GRIMALDI", phantom_voxels(), SeriesInstanceUID="1.2.826.7730021.99")
     write_series(tmp_path / "source" / "broken", phantom_voxels())[4].unlink()
-    listed = assign_splits(dicom_tree.read(tmp_path / "source", b"a key of the tests"), tiny.ingest.split)
+    listed = assign_splits(dicom_tree.read(tmp_path / "source", Reading(KEY)), tiny.ingest.split)
     folder = tmp_path / "cohort"
     accepted, refused = build_cases(listed, folder, earlier=None)
     assert (len(accepted), len(refused)) == (1, 1)
@@ -45,9 +49,32 @@ def test_no_identifier_of_a_dicom_header_is_written_anywhere(tmp_path: Path, tin
 
 
 def test_the_facts_that_are_kept_are_those_of_the_list(tmp_path: Path) -> None:
-    write_series(tmp_path, phantom_voxels(), KVP="120", Manufacturer="ACME", StationName="ROOM-7")
-    (case,) = dicom_tree.read(tmp_path, b"a key of the tests")
+    write_series(tmp_path, phantom_voxels(), KVP="120", Manufacturer="SIEMENS", StationName="ROOM-7")
+    (case,) = dicom_tree.read(tmp_path, Reading(KEY))
     assert set(case.facts) == {"KVP", "Manufacturer", "SliceThickness", "ImageType"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "kept"),
+    [
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "GRIMALDI", "AXIAL"]}, "['ORIGINAL', 'PRIMARY', 'AXIAL']"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 SPI"]}, None),
+        ({"ImageType": ["GRIMALDI", "PERPETUA"]}, ""),
+        ({"Manufacturer": "SIEMENS for GRIMALDI"}, "SIEMENS"),
+        ({"Manufacturer": "GRIMALDI"}, ""),
+        ({"ScanningSequence": ["GR", "GRIMALDI"], "modality": "MR"}, "['GR']"),
+        ({"SequenceVariant": "GRIMALDI", "modality": "MR"}, ""),
+        ({"KVP": "19470311"}, ""),
+        ({"KVP": "120.5"}, "120.5"),
+    ],
+)
+def test_texts_of_a_dicom_header_are_kept_only_if_they_are_known(
+    tags: dict[str, Any], kept: str | None, tmp_path: Path
+) -> None:
+    write_series(tmp_path, phantom_voxels(), **tags)
+    (case,) = dicom_tree.read(tmp_path, Reading(KEY))
+    name, value = next(iter(tags.items()))
+    assert case.facts.get(name, "") == (str(value) if kept is None else kept)
 
 
 def test_texts_of_a_nifti_header_are_not_written(tmp_path: Path) -> None:
@@ -66,7 +93,7 @@ def test_the_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path, monkey
     assert patient_key() == key
     assert stat.S_IMODE(os.stat(tmp_path / "keys" / "patient.key").st_mode) == 0o600  # noqa: PTH116
     monkeypatch.setenv(VARIABLE, "short")
-    with pytest.raises(DataError, match=f"the patient key in {VARIABLE} has 5 characters, must have at least 16"):
+    with pytest.raises(DataError, match=f"the patient key in {VARIABLE} has 5 characters but must have at least 16"):
         patient_key()
 
 

@@ -1,0 +1,155 @@
+"""Every command of the README runs, stage by stage with each preset up to a promoted model."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+from commands import Shell
+from conftest import ROOT, made_once
+from shrunk_params import write_shrunk_params
+from watched_secrets import Watch
+
+from hepar.params import load_params
+from hepar.registry.registration import Registration
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+CHAMPION = "models:/hepar-universal@champion"
+
+
+@dataclass(frozen=True)
+class Instead:
+    """What runs in place of a command, and why; nothing if `command` is empty."""
+
+    command: str
+    reason: str
+
+
+INSTEAD = {
+    "make demo": Instead("", "takes ten minutes; the fixture `by_kfp` is the same run at a smaller size"),
+    "make test": Instead("", "runs this test"),
+    "make images": Instead("", "needs Docker"),
+    "hepar run --runner docker --source scans --workdir runs/mine": Instead("", "needs Docker"),
+    "hepar review pseudo": Instead("", "waits for a browser; tests/pseudo_labels/test_review_server.py has one"),
+    "export HEPAR_POOL_REMOTE=s3://bucket/pools": Instead("export HEPAR_POOL_REMOTE=remote", "needs S3"),
+    "hepar pool diff OLD NEW": Instead(f"hepar pool diff {CHAMPION} pool", "OLD and NEW stand for versions"),
+    "HEPAR_PARAMS=params/full.yaml HEPAR_IMAGE=registry.example.org/hepar@sha256:… make compile": Instead(
+        "", "test_the_pipeline_compiles does the same"
+    ),
+    "kfp --endpoint URL run create -e EXPERIMENT -r RUN -f build/two_stage.yaml source=phantoms": Instead(
+        "", "needs a cluster"
+    ),
+}
+
+
+def blocks() -> Mapping[str, list[str]]:
+    """The commands of the README's bash blocks by the heading above them."""
+    found: dict[str, list[str]] = {}
+    heading = inside = ""
+    for line in (ROOT / "README.md").read_text().splitlines():
+        if line.startswith("```"):
+            inside = "" if inside else line.removeprefix("```") or "text"
+        elif inside == "bash" and line.strip():
+            found.setdefault(heading, []).append(re.sub(r"\s+# .*", "", line))
+        elif not inside and line.startswith("#"):
+            heading = line.lstrip("# ")
+    return found
+
+
+BLOCKS = blocks()
+STAGES = BLOCKS["Stage by stage"]
+RUN = BLOCKS["Your own scans"]
+
+
+def run_block(shell: Shell, commands: list[str]) -> str:
+    """Run a block, or what `INSTEAD` names; returns what it prints."""
+    chosen = [INSTEAD[line].command if line in INSTEAD else line for line in commands]
+    return "".join(shell.succeed(line) for line in chosen if line)
+
+
+def workspace(folder: Path, phantom_source: Path) -> Shell:
+    """A folder with small phantoms as `scans`, and the presets."""
+    shutil.copytree(phantom_source, folder / "scans")
+    shutil.copy(folder / "scans" / "phantom-ct-0000" / "image.nii.gz", folder / "scan.nii.gz")
+    write_shrunk_params(folder)
+    return Shell(folder)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, phantom_source: Path) -> Path:
+    """A workspace after the commands of "Stage by stage"."""
+    return made_once(tmp_path_factory, "readme", lambda folder: run_block(workspace(folder, phantom_source), STAGES))
+
+
+@pytest.fixture
+def shell(finished: Path, tmp_path: Path) -> Shell:
+    shutil.copytree(finished, tmp_path / "work")
+    return Shell(tmp_path / "work")
+
+
+def test_only_commands_of_the_readme_are_replaced() -> None:
+    assert set(INSTEAD) <= {line for commands in BLOCKS.values() for line in commands}
+
+
+def test_every_block_is_run_by_a_test() -> None:
+    run_here = {"Your own scans", "Stage by stage", "Settings for your cohort", "Pseudo-livers you can trust", "The pool"}
+    left = {line for heading in BLOCKS.keys() - run_here - {"A trained model"} for line in BLOCKS[heading]}
+    assert {line for line in left if line not in INSTEAD or INSTEAD[line].command} == set()
+
+
+def test_stage_by_stage_ends_with_a_champion(shell: Shell) -> None:
+    assert Registration.load(shell.folder / "registration") == Registration("hepar-universal", "1", "champion", ())
+
+
+@pytest.mark.parametrize("preset", ["params/tiny.yaml", "params/demo.yaml", "params/real-small.yaml"])
+def test_each_preset_trains_and_registers_up_to_a_promoted_model(preset: str, shell: Shell) -> None:
+    """The stages before are the same for all presets of this size."""
+    for place in ("models/universal", "report", "registration", "mlartifacts"):
+        shutil.rmtree(shell.folder / place)
+    (shell.folder / "mlflow.db").unlink()
+    for line in STAGES[STAGES.index("hepar train-universal") :]:
+        shell.succeed(f"{line} --params {preset}")
+    params = load_params(ROOT / preset)
+    name = params.register_model.model_name
+    assert Registration.load(shell.folder / "registration") == Registration(name, "1", "champion", ())
+    client = mlflow.MlflowClient(f"sqlite:///{shell.folder / 'mlflow.db'}")
+    run = client.get_run(client.get_model_version(name, "1").run_id)
+    assert client.get_experiment(run.info.experiment_id).name == params.experiment
+    assert {"train/loss", "test/CT/liver_dice"} <= set(run.data.metrics)
+    assert "champion" in shell.succeed(f"hepar promote 1 --params {preset}")
+
+
+@pytest.mark.parametrize("heading", ["Settings for your cohort", "Pseudo-livers you can trust", "The pool"])
+def test_a_block_runs_after_the_stages(heading: str, shell: Shell) -> None:
+    (shell.folder / "reviews").mkdir()
+    (shell.folder / "reviews" / "decisions.jsonl").touch()  # a review without a decision
+    run_block(shell, BLOCKS[heading])
+
+
+def test_the_whole_pipeline_runs_on_own_scans_and_reveals_no_secret(
+    tmp_path: Path, phantom_source: Path
+) -> None:
+    shell = workspace(tmp_path, phantom_source)
+    with Watch() as watch:
+        shell.exported.update(watch.environment)
+        shown = run_block(shell, RUN)
+    assert "hepar-real-small version 1, champion" in shown
+    assert (tmp_path / "runs" / "mine" / "run.log").is_file()
+    assert watch.found_in(tmp_path, shown) == []
+
+
+def test_a_model_of_the_demo_predicts_and_is_promoted(by_kfp: Path, shell: Shell) -> None:
+    demo = shell.folder / "runs" / "demo"
+    shutil.copytree(by_kfp, demo)
+    shutil.rmtree(demo / "registration")
+    # the run was recorded in the experiment of the tiny preset; the demo registers it under its own name
+    (demo / "demo.yaml").symlink_to(shell.folder / "params" / "demo.yaml")
+    Shell(demo).succeed("hepar register --params demo.yaml")
+    printed = run_block(shell, BLOCKS["A trained model"])
+    assert "liver_ml" in printed
+    assert "version 1: champion" in printed
