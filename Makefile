@@ -22,7 +22,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-emit-
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-setup: $(READY) ## create .venv from the lock file
+setup: $(READY) ## create .venv from the lock files
 
 $(READY): $(LOCKS) pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-import hepar.planning.gates
+import hepar.planning.gate_calibration
 import hepar.stages.ingest
 from hepar.evaluation.reliability import calibration_png
 from hepar.params import Params, load_params
@@ -56,7 +56,7 @@ def observe(params: Params) -> list[Observation]:
         work = Path(name)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{work / 'mlflow.db'}"
         hepar.stages.ingest.run("phantoms", work / "cohort", params.ingest)
-        return hepar.planning.gates.observe(work / "cohort", work / "calibration", params)
+        return hepar.planning.gate_calibration.observe(work / "cohort", work / "calibration", params)
 
 
 def split_patients(observations: Sequence[Observation]) -> tuple[list[Observation], list[Observation]]:

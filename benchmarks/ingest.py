@@ -3,7 +3,7 @@
 `python benchmarks/ingest.py [--cases 1 10 100 1000] [--dicom ZIP_OR_FOLDER] [--no-patches]`:
 
 1. phantoms of a table are ingested, then ingested again unchanged;
-2. one DICOM series (by default CHAOS CT, 78 slices) is written as NIfTI by hepar, by SimpleITK's series reader alone,
+2. one DICOM series (for README: CHAOS CT, 78 slices) is written as NIfTI by hepar, by SimpleITK's series reader alone,
    and by dicom2nifti;
 3. random patches of 128³ with their labels are read from a preprocessed case of 200×512×512, from `.nii.gz` files, and
    from files in the format of nnU-Net v2: Blosc2 with zstd at level 8, float32, chunks of 1 MiB and blocks of 16 KiB.
@@ -123,7 +123,7 @@ def series(source: Path, work: Path) -> None:
     params = load_params(ROOT / "params.yaml").ingest
 
     def by_hepar() -> None:
-        with open_source(str(folder), params) as cases:
+        with open_source(str(opened.folder), params) as cases:
             volume = canonical(cases[0].image.read())
             write_image(sitk.Cast(volume, sitk.sitkInt16), work / "hepar.nii.gz")
 

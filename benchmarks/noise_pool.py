@@ -1,4 +1,4 @@
-"""Pools of noise with boxes as livers and tumours, 56×80×80 voxels a case, for the benchmarks beside this file."""
+"""Pools of noise with boxes as livers and tumours, 56×80×80 voxels per case, for the benchmarks beside this file."""
 
 from __future__ import annotations
 

@@ -2,4 +2,6 @@
 
 import os
 
-IMAGE = os.environ.get("HEPAR_IMAGE", "hepar:latest")  # on a cluster a digest, because it is part of the cache key
+from hepar.runtime.environment import DEFAULT_IMAGE, IMAGE_VARIABLE
+
+IMAGE = os.environ.get(IMAGE_VARIABLE, DEFAULT_IMAGE)  # on a cluster a digest, because it is part of the cache key

@@ -23,15 +23,15 @@ from typing import Any
 import yaml
 
 from components.remote_pool import RemotePool
-from hepar.errors import DataError, StorageError
+from hepar.errors import DataError, StorageError, one_line
 from hepar.params import REGISTERED
 from hepar.pool.table import Pool
 from hepar.registry.model_registry import pool_version
 from hepar.runtime.artifacts import MANIFEST, dvc_version, link_or_copy, read_manifest
+from hepar.runtime.environment import POOL_REMOTE_VARIABLE
 from hepar.runtime.redaction import redact
 from hepar.runtime.scratch import scratch_folder
 
-POOL_REMOTE_VARIABLE = "HEPAR_POOL_REMOTE"
 VERSION = re.compile(r"[0-9a-f]{32}\.dir")
 OUT, POINTER = "pool", "pool.dvc"
 
@@ -54,7 +54,7 @@ class Workspace:
             env={**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(self.folder / ".dvc" / "site")},
         )
         if done.returncode:
-            message = " ".join((done.stderr.strip() or done.stdout.strip()).split())
+            message = one_line(done.stderr.strip() or done.stdout.strip())
             raise StorageError(redact(f"dvc {arguments[0]}, remote {self.remote}: {message}"))
         return done.stdout
 
@@ -98,7 +98,7 @@ def find_remote(given: str) -> dict[str, Any]:
         settings = {}
     if not settings:
         raise DataError(
-            f"no DVC remote is configured for pools: pass --remote, set {POOL_REMOTE_VARIABLE}, or run `dvc remote add -d`"
+            f"no DVC remote is configured for pools: pass --remote, set {POOL_REMOTE_VARIABLE}, or `dvc remote add -d`"
         )
     return settings
 

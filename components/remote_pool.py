@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hepar.errors import HeparError, StorageError
+from hepar.errors import HeparError, StorageError, one_line
 from hepar.pool.table import Pool
 from hepar.runtime.artifacts import MANIFEST, md5_file, read_manifest
 from hepar.runtime.redaction import redact
@@ -71,11 +71,11 @@ class RemotePool:
         with ThreadPoolExecutor(CONNECTIONS) as executor:
             sizes = dict(zip(wanted, _all(executor, self._size, [self.listing[name] for name in wanted]), strict=True))
             for name, size in sizes.items():
-                self._check_size(name, size, Pool.max_bytes(name) or 0)
+                self._check_size(_shown(name), size, Pool.max_bytes(name) or 0)
             folder.mkdir(parents=True, exist_ok=True)
             if (needed := sum(sizes.values())) > (free := shutil.disk_usage(folder).free):
                 raise StorageError(f"{needed:,} bytes of pool version {self.version} do not fit in {free:,} free bytes")
-            _all(executor, lambda name: self._download(self.listing[name], name, folder / name), wanted)
+            _all(executor, lambda name: self._download(self.listing[name], _shown(name), folder / name), wanted)
 
     def fetch_all(self, folder: Path) -> None:
         """Downloads the whole pool; raises StorageError as `fetch` does, or if the pool is incomplete."""
@@ -131,18 +131,18 @@ class RemotePool:
             raise self._refusal(f"the object {md5} is not a regular file")
         return int(found.get("size") or 0)
 
-    def _check_size(self, name: str, size: int, most: int) -> None:
+    def _check_size(self, what: str, size: int, most: int) -> None:
         if size > most:
-            raise self._refusal(f"{_shown(name)} has {size:,} bytes, but at most {most:,} are allowed")
+            raise self._refusal(f"{what} has {size:,} bytes, but at most {most:,} are allowed")
 
-    def _download(self, md5: str, name: str, target: Path) -> None:
+    def _download(self, md5: str, what: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with self._reading():
             self.store.fs.get_file(self.store.oid_to_path(md5), str(target))
             found = md5_file(target)
         if found != md5.removesuffix(".dir"):
             target.unlink()
-            raise self._refusal(f"{_shown(name)} has the MD5 {found[:12]} but must have {md5[:12]}")
+            raise self._refusal(f"{what} has the MD5 {found[:12]} but must have {md5[:12]}")
 
     def _refusal(self, reason: str) -> StorageError:
         return StorageError(f"pool version {self.version} on the remote {self.url} is refused: {reason}")
@@ -167,7 +167,7 @@ class RemotePool:
                 f"the remote {self.url} does not have version {self.version}, or has only part of it"
             ) from None
         except Exception as error:  # each kind of remote has errors of its own
-            message = " ".join(str(error).split()) or type(error).__name__
+            message = one_line(error) or type(error).__name__
             raise StorageError(redact(f"the remote {self.url} cannot be read: {message}")) from None
 
 

@@ -98,10 +98,11 @@ def assemble_pool(
     from pathlib import Path
 
     import hepar.stages.assemble_pool
-    from components.pool_versions import POOL_REMOTE_VARIABLE, push
+    from components.pool_versions import push
     from hepar.params import AssemblePoolParams, PreprocessingParams, read_section
     from hepar.pool.table import Pool
     from hepar.runtime.artifacts import read_manifest
+    from hepar.runtime.environment import POOL_REMOTE_VARIABLE
 
     def publish(folder: Path) -> None:
         pool.metadata["version"] = push(folder)

@@ -114,6 +114,11 @@ class Cohort:
             if (modality is None or case.modality == modality) and (wanted is None or case.split in wanted)
         )
 
+    @classmethod
+    def volume(cls, case_id: str, name: str) -> str:
+        """Path in a cohort of a volume of a case: `image`, `liver` or `tumour`."""
+        return f"{cls.VOLUMES}/{case_id}/{name}.nii.gz"
+
     def file(self, relative: str) -> Path:
         """Path of a file of the cohort."""
         return self.folder / relative
@@ -175,14 +180,20 @@ def parse_enum(kind: type[StrEnum], value: object, case_id: str, column: str) ->
         raise DataError(f"case {case_id}: {column} is {str(value)!r} but must be one of {allowed}") from None
 
 
+def check_case_ids(case_ids: Iterable[str]) -> None:
+    """Raise DataError if a case id occurs twice."""
+    seen: set[str] = set()
+    for case_id in case_ids:
+        if case_id in seen:
+            raise DataError(f"case {case_id}: the id is used twice")
+        seen.add(case_id)
+
+
 def check_patients(cases: Sequence[Case]) -> None:
     """Raise DataError if a case id occurs twice or a patient's scans are in two splits."""
-    seen: set[str] = set()
+    check_case_ids(case.case_id for case in cases)
     split_of: dict[str, Case] = {}
     for case in cases:
-        if case.case_id in seen:
-            raise DataError(f"case {case.case_id}: the id is used twice")
-        seen.add(case.case_id)
         first = split_of.setdefault(case.patient_id, case)
         if first.split != case.split:
             raise DataError(

@@ -46,3 +46,8 @@ class Preempted(HeparError):
 
 class ArtifactError(HeparError):
     """A folder that a stage reads is missing, incomplete or of the wrong kind."""
+
+
+def one_line(error: object) -> str:
+    """The message of an error, or any other text, on one line."""
+    return " ".join(str(error).split())

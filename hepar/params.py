@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from hepar.errors import ParamsError
+from hepar.errors import ParamsError, one_line
 from hepar.runtime.redaction import CREDENTIALS_RULE, has_credentials, redact, redact_address
 from hepar.runtime.whole_files import write_text
 
@@ -176,7 +176,8 @@ class SamplingParams(Section):
     @model_validator(mode="after")
     def _at_most_one(self) -> Self:
         if self.tumour_share + self.liver_share > 1:
-            raise ValueError(f"tumour_share + liver_share is {self.tumour_share + self.liver_share} but must be at most 1")
+            total = self.tumour_share + self.liver_share
+            raise ValueError(f"tumour_share + liver_share is {total} but must be at most 1")
         return self
 
 
@@ -438,7 +439,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ParamsError(f"params file {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise ParamsError(f"{path} is not YAML: {redact(' '.join(str(error).split()))}") from None
+        raise ParamsError(f"{path} is not YAML: {redact(one_line(error))}") from None
     if not isinstance(values, dict):
         raise ParamsError(f"{path} must be a mapping of sections")
     base = values.pop("extends", None)

@@ -17,7 +17,7 @@ COMPARED = {
     PLACES[Cohort.KIND]: Cohort.KIND,
     PLACES[PseudoLabels.KIND]: PseudoLabels.KIND,
     PLACES[Pool.KIND]: Pool.KIND,
-    PLACES["universal"]: ModelFolder.KIND,
+    PLACES[ModelFolder.UNIVERSAL]: ModelFolder.KIND,
 }
 
 

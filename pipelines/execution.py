@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.pool_versions import POOL_REMOTE_VARIABLE
 from hepar.ingest.sources import PHANTOMS, is_remote, pseudonyms
 from hepar.runtime.device import available_cores
+from hepar.runtime.environment import POOL_REMOTE_VARIABLE
 from hepar.runtime.redaction import redact
 from pipelines.run_lock import end_with_parent
 

@@ -21,7 +21,6 @@ from typing import NoReturn
 
 import yaml
 
-from components.pool_versions import POOL_REMOTE_VARIABLE
 from hepar.cli.tables import print_table
 from hepar.errors import HeparError, Preempted
 from hepar.ingest.sources.dicomweb import without_identifiers
@@ -30,6 +29,7 @@ from hepar.registry import tracking
 from hepar.runtime import progress
 from hepar.runtime.commit import COMMIT_VARIABLE, git_commit
 from hepar.runtime.device import SHUTDOWN_SECONDS, catch_sigterm
+from hepar.runtime.environment import IMAGE_VARIABLE, POOL_REMOTE_VARIABLE
 from hepar.runtime.redaction import QUERY_VARIABLE, redact
 from hepar.runtime.unfinished import CHECKPOINTS_VARIABLE
 from pipelines.execution import PARAMS_VARIABLE, is_local
@@ -117,13 +117,13 @@ def _absolute(place: str) -> str:
 
 def _environment(workdir: Path, status_folder: Path, runner: str, image: str) -> dict[str, str]:
     """Environment variables of the stages, in any process or container."""
-    database = f"{tracking.SQLITE}{workdir / 'mlflow.db'}"
+    database = f"{tracking.SQLITE}{workdir / tracking.DATABASE}"
     environment = {
         tracking.URI_VARIABLE: os.environ.get(tracking.URI_VARIABLE) or database,
         progress.FOLDER_VARIABLE: str(status_folder),
         CHECKPOINTS_VARIABLE: os.environ.get(CHECKPOINTS_VARIABLE) or str(workdir / "checkpoints"),
         COMMIT_VARIABLE: git_commit(),
-        "HEPAR_IMAGE": image,
+        IMAGE_VARIABLE: image,
         "GOMP_SPINCOUNT": "100000",  # stages run one after another, so idle threads may spin without holding up others
     }
     if remote := os.environ.get(POOL_REMOTE_VARIABLE):

@@ -8,8 +8,10 @@ from typing import Any
 
 from rich.table import Table
 
-from hepar.cases import Cohort
+from hepar.cases import Cohort, Modality
+from hepar.evaluation.lesions import threshold_name
 from hepar.evaluation.report_folder import Report
+from hepar.evaluation.tables import number
 from hepar.inference.model_folder import ModelFolder
 from hepar.pool.table import Pool
 from hepar.pseudo_labels.folder import PseudoLabels
@@ -25,10 +27,11 @@ PLACES = {  # by kind, and for models by role
     Pool.KIND: "pool",
     Report.KIND: "report",
     Registration.KIND: "registration",
-    "liver teacher CT": "models/liver-ct",
-    "liver teacher MR": "models/liver-mr",
-    "universal": "models/universal",
+    ModelFolder.teacher_role(Modality.CT): "models/liver-ct",
+    ModelFolder.teacher_role(Modality.MR): "models/liver-mr",
+    ModelFolder.UNIVERSAL: "models/universal",
 }
+LESION_IOU = 0.1  # from which a lesion counts as detected
 
 
 PARAMS_FILE = "params.yaml"
@@ -43,7 +46,7 @@ def find_artifacts(kfp_root: Path) -> dict[str, Path]:
     for manifest in sorted(kfp_root.glob(f"*/*/*/{MANIFEST}")):
         kind = read_any_manifest(manifest.parent).kind
         parents = verify_artifact(manifest.parent, kind).parents
-        found[PLACES[parents["role"] if kind == ModelFolder.KIND else kind]] = manifest.parent
+        found[PLACES[parents[ModelFolder.ROLE] if kind == ModelFolder.KIND else kind]] = manifest.parent
     return found
 
 
@@ -77,7 +80,9 @@ def score_table(workdir: Path) -> Table:
     rows: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         "liver Dice": lambda m: _with_interval(m["liver"]["dice"]),
         "tumour Dice": lambda m: _with_interval(m["tumour"]["dice"]),
-        "lesion F1 (IoU > 0.1)": lambda m: _number(m["tumour"]["lesion_f1"]["iou>0.1"]["value"]),
+        f"lesion F1 (IoU > {LESION_IOU})": lambda m: number(
+            m["tumour"]["lesion_f1"][threshold_name(LESION_IOU)]["value"], digits=3
+        ),
     }
     for name, read in rows.items():
         table.add_row(name, *(read(values) for values in metrics.values()))
@@ -96,11 +101,7 @@ def summary(workdir: Path, statuses: Sequence[StageStatus]) -> str:
     return "\n".join(f"{name:26} {value}" for name, value in lines.items())
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
 def _with_interval(estimate: Mapping[str, Any]) -> str:
     low_high = estimate["ci95"]
     interval = "" if low_high is None else f" [{low_high[0]:.3f}, {low_high[1]:.3f}]"
-    return f"{_number(estimate['mean'])}{interval} n={estimate['n']}"
+    return f"{number(estimate['mean'], digits=3)}{interval} n={estimate['n']}"

@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from conftest import ROOT
+
+from hepar.cases import Cohort
+from hepar.evaluation.report_folder import Report
+from hepar.inference.model_folder import ModelFolder
+from hepar.params import SignalName
+from hepar.planning.gate_calibration import CalibrationFolder
+from hepar.pool.arrays import PreprocessedArrays
+from hepar.pool.table import Pool
+from hepar.pseudo_labels.folder import PseudoLabels
+from hepar.pseudo_labels.reviews import Reviews
+from hepar.pseudo_labels.signals import Signals
+from hepar.registry.registration import Registration
 
 PACKAGE = ROOT / "hepar"
 SOURCES = sorted(path for name in ("hepar", "components", "pipelines") for path in (ROOT / name).rglob("*.py"))
 STAGES = ["ingest", "train_liver", "pseudo_label", "assemble_pool", "train_universal", "evaluate", "register"]
 MAX_PARAMETERS = 7
+ARTIFACTS = (Cohort, PseudoLabels, Pool, ModelFolder, Report, Registration, CalibrationFolder)
+KINDS = {owner.KIND for owner in ARTIFACTS} | {ModelFolder.ROLE, ModelFolder.POOL_VERSION, Report.COMMIT}
+OWNER_OF = {  # the module of each file name that a folder class owns
+    value: owner.__module__
+    for owner in (*ARTIFACTS, PreprocessedArrays, Reviews)
+    for name, value in vars(owner).items()
+    if name.isupper() and isinstance(value, str) and re.search(r"\.[a-z0-9]+$", value)
+}
+BY_KIND = {"read_manifest", "verify_artifact", "write_artifact", "Manifest", "get"}  # calls that take a kind
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -69,3 +93,53 @@ def test_no_function_takes_more_than_seven_parameters(path: Path) -> None:
     too_many = {f.name: len(parameters(f)) for f in functions(path) if len(parameters(f)) > MAX_PARAMETERS}
     exempt = {f.name for f in functions(path) if is_decorated(f, outward)}
     assert {name: count for name, count in too_many.items() if name not in exempt} == {}
+
+
+def test_no_class_name_is_defined_twice() -> None:
+    nodes = (node for path in SOURCES for node in ast.walk(ast.parse(path.read_text())))
+    found = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
+    assert {name: count for name, count in found.items() if count > 1} == {}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_file_names_of_artifacts_are_spelled_by_their_owner_alone(path: Path) -> None:
+    """Readers of sources are exempt: they name the files of others."""
+    if path.is_relative_to(PACKAGE / "ingest" / "sources"):
+        return
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    texts = (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
+    assert [text for text in texts if isinstance(text, str) and OWNER_OF.get(text, module) != module] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_kinds_and_parents_of_artifacts_are_spelled_by_their_owner_alone(path: Path) -> None:
+    """Neither the calls that take a kind nor the mappings of parents, origin and facts have one as a literal."""
+    places: list[ast.expr | None] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in BY_KIND:
+            places += [*node.args, *(keyword.value for keyword in node.keywords)]
+        if isinstance(node, ast.Subscript) and re.search(r"(parents|origin|facts)(\(\))?$", ast.unparse(node.value)):
+            places.append(node.slice)
+        if isinstance(node, ast.Dict) and path.is_relative_to(PACKAGE):
+            places += node.keys
+    assert [place.value for place in places if isinstance(place, ast.Constant) and place.value in KINDS] == []
+
+
+def test_parents_of_a_model_are_named_by_kind() -> None:
+    assert ModelFolder.POOL == Pool.KIND  # a model folder lies below the pool, so that it cannot import its class
+
+
+def test_signals_of_the_params_are_those_that_are_measured() -> None:
+    assert get_args(SignalName) == Signals.names()
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/**/*.md"])
+def test_paths_in_the_documents_exist(name: str) -> None:
+    """Paths in backticks and the targets of links into the code."""
+    missing = []
+    for document in sorted(ROOT.glob(name)):
+        text = document.read_text()
+        places = [ROOT / place for place in re.findall(r"`((?:hepar|components|pipelines|tests)/[^`\s:]*)`", text)]
+        places += [document.parent / place for place in re.findall(r"\]\(([\w./-]*(?:hepar|tests)/[\w./-]*)\)", text)]
+        missing += [f"{document.relative_to(ROOT)}: {place}" for place in places if not place.exists()]
+    assert missing == []

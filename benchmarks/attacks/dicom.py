@@ -71,7 +71,7 @@ class Series:
 
 
 def write_series(case: Series, voxels_zyx: np.ndarray[Any, Any], folder: Path, **tags: Any) -> list[Path]:
-    """One file a slice with the grid of the case's image; integers are stored with slope 1 and intercept −1024."""
+    """One file per slice with the grid of the case's image; integers are stored with slope 1 and intercept −1024."""
     folder.mkdir(parents=True)
     study, frame = UID(f"{case.series_uid}.1"), UID(f"{case.series_uid}.2")
     spacing_mm, origin_mm = case.original.GetSpacing(), case.original.GetOrigin()

@@ -21,7 +21,7 @@ from attacks.verdicts import Outcome, Verdict
 from attacks.volumes import Expected
 
 GIVEN_MM = (0.05, 50.0)  # outside it no accepted spacing makes sense
-SECONDS_A_CASE, SECONDS_A_RUN = 3.0, 120.0
+SECONDS_A_CASE, SECONDS_A_RUN = 1.0, 180.0
 MAX_CULPRITS = 12  # of one batch; what is left of it is then not tried one by one
 
 
@@ -53,7 +53,9 @@ class Ingested:
 
     @property
     def hash(self) -> str:
-        return str(json.loads((self.cohort / "manifest.json").read_text())["hash"])
+        """The cohort's; empty if there is none."""
+        path = self.cohort / "manifest.json"
+        return str(json.loads(path.read_text())["hash"]) if path.exists() else ""
 
 
 def ingest(place: Workplace, options: Sequence[str], cases: int) -> Ingested:

@@ -77,11 +77,16 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
         writer.writerows(rows)
 
 
+def row_of_volume(case: Input) -> str:
+    return f"volumes: {case.kind}"
+
+
 class VolumeAttack:
     """Tables of mutated volumes beside eight good phantoms."""
 
     def __init__(self, folder: Path, params: Path, seed: int) -> None:
         self.place = Workplace(folder / "volumes")
+        self.hashes: dict[int, str] = {}  # of the first cohort with so many inputs
         self.source = self.place.folder / "source"
         self.params = self.place.folder / "params.yaml"
         self.params.write_text(EVERYTHING_MAY_BE_REFUSED.format(params=params))
@@ -91,7 +96,7 @@ class VolumeAttack:
         assert first.ended.code == 0, first.ended.output
         good = {name: row["voxels_sha256"] for name, row in first.accepted.items()}
         assert len(good) == len(self.rows), first.refused
-        self.batches = Batches(self.ingest, good, self.expected_reading, lambda case: f"volumes: {case.kind}")
+        self.batches = Batches(self.ingest, good, self.expected_reading, row_of_volume, self.wrong_mask)
 
     def run(self, inputs: int, seed: int) -> Iterator[Outcome]:
         """The outcomes of that many inputs, each batch in one ingest; the first batch twice."""
@@ -122,7 +127,9 @@ class VolumeAttack:
     def ingest(self, cases: Sequence[Input]) -> Ingested:
         write_table(self.source / "cohort.csv", [*self.rows, *(case.row for case in cases)])
         options = ["--source", str(self.source / "cohort.csv"), "--params", str(self.params)]
-        return ingest(self.place, options, len(cases))
+        result = ingest(self.place, options, len(cases))
+        self.hashes.setdefault(len(cases), result.hash)
+        return result
 
     def expected_reading(self, cases: Sequence[Input]) -> dict[str, dict[str, Any]]:
         """The original's description, or for changes of unknown meaning what SimpleITK reads."""
@@ -134,13 +141,24 @@ class VolumeAttack:
         ]
         return same | read_plainly(either, self.place.folder)
 
+    def wrong_mask(self, case: Input, row: Mapping[str, Any]) -> str:
+        """Whether the cohort holds another liver than SimpleITK reads from a changed mask; empty if the same."""
+        if case.mask.name not in case.mutation and "mask" not in case.mutation:
+            return ""
+        paths = {"source": case.mask, "cohort": self.place.folder / "cohort" / row["liver"]}
+        requests = [{"case_id": name, "modality": "CT", "path": str(path)} for name, path in paths.items()]
+        read = read_plainly(requests, self.place.folder)
+        if "error" in read["source"]:
+            return f"accepted with a mask that cannot be read: {read['source']['error']}"
+        return "" if read["source"]["sha256"] == read["cohort"].get("sha256") else "accepted with another mask"
+
     def again(self, cases: Sequence[Input]) -> Outcome:
         """Whether the same source gives the same cohort, refusals included."""
-        first, second = self.ingest(cases), self.ingest(cases)
+        first, second = self.hashes[len(cases)], self.ingest(cases)
         row, attack = "the same source twice", f"{len(cases)} volumes"
-        if first.ended.code or second.ended.code:
+        if not first or second.ended.code:
             return Outcome(row, attack, Verdict.REFUSED, "the batch ends the ingest")
-        same = first.hash == second.hash
+        same = first == second.hash
         return Outcome(row, attack, Verdict.ACCEPTED if same else Verdict.WRONG, "" if same else "hashes differ")
 
 
@@ -155,12 +173,13 @@ class DicomAttack:
         self.params = self.place.folder / "params.yaml"
         self.params.write_text(EVERYTHING_MAY_BE_REFUSED.format(params=params))
         rows = []
-        for number, scan in enumerate(scans(self.place.folder / "good", 8, seed)[:4]):
+        found = scans(self.place.folder / "scans", 8, seed)
+        self.scans = found[:2]
+        for number, scan in enumerate(found[2:6]):
             case = self.series(self.source / f"good-{number}", "series", scan, random.Random(f"{seed}/{number}"))
             dicom.write_masks(case, {"liver": scan.liver, "tumour": scan.tumour})
             rows.append({"case_id": case.case_id, "split": "test" if number < 2 else "train"})
         write_table(self.split, rows)
-        self.scans = scans(self.place.folder / "scans", 8, seed + 1)[:2]
         first = self.ingest([])
         assert first.ended.code == 0, first.ended.output
         good = {name: row["voxels_sha256"] for name, row in first.accepted.items()}
@@ -218,7 +237,10 @@ class DicomAttack:
             }
             for case in changed
         ]
-        return same | read_plainly(requests, self.place.folder)
+        read = read_plainly(requests, self.place.folder)
+        # pydicom refuses some headers that others read; then the voxels must be what they were
+        unread = [case for case in changed if "error" in read[case.case_id]]
+        return same | read | {case.case_id: describe(case.original, case.modality) for case in unread}
 
 
 def taught_tumour_free(case: dicom.Series, row: Mapping[str, Any]) -> str:

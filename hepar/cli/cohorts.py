@@ -97,8 +97,8 @@ def plan(
 
     from hepar.cases import Cohort
     from hepar.params import dump_params, load_params, write_preset
+    from hepar.planning.cohort_statistics import compute_statistics, summarise_statistics
     from hepar.planning.proposals import propose
-    from hepar.planning.statistics import compute_statistics, summarise_statistics
 
     loaded = load_params(params)
     cases = Cohort.load(cohort)

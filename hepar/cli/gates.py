@@ -22,13 +22,13 @@ def calibrate_gates(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Calibrate the gates by cross-validation: teachers predict manual livers that they have not seen."""
-    import hepar.planning.gates
+    import hepar.planning.gate_calibration
     from hepar.params import check_new_preset, load_params, write_preset
 
     if out is not None:
         check_new_preset(out, params)
-    gates = hepar.planning.gates.run(cohort, calibration, load_params(params))
-    print(hepar.planning.gates.summary(calibration))
+    gates = hepar.planning.gate_calibration.run(cohort, calibration, load_params(params))
+    print(hepar.planning.gate_calibration.summary(calibration))
     if out is not None:
         values = {f"pseudo_label.gates.{name}": value for name, value in gates.items()}
         write_preset(out, params, values, "calibrated by `hepar calibrate-gates`")

@@ -14,6 +14,7 @@ from hepar.errors import DataError
 from hepar.inference.defaults import MIN_LESION_ML, OVERLAP
 
 PANEL = "Models"
+OF_PARAMS = "that of the params file"
 
 models_app = typer.Typer()
 
@@ -30,7 +31,9 @@ def predict(
     overlap: Annotated[
         float, typer.Option(min=0, max=0.9, help="Overlap of neighbouring windows, as a fraction.")
     ] = OVERLAP,
-    min_lesion_ml: Annotated[float, typer.Option(min=0, help="Predicted tumours smaller than this are dropped.")] = MIN_LESION_ML,
+    min_lesion_ml: Annotated[
+        float, typer.Option(min=0, help="Predicted tumours smaller than this are dropped.")
+    ] = MIN_LESION_ML,
 ) -> None:
     """Segment liver and tumours of one scan on its own grid, and print their volumes."""
     from hepar.imaging.preprocessing import guess_modality
@@ -56,24 +59,35 @@ def import_weights(
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
     params: ParamsFile = PARAMS,
     spacing: Annotated[
-        tuple[float, float, float], typer.Option(help="Training spacing along z, y, x in millimetres.")
-    ] = (1.0, 0.77, 0.77),
-    patch: Annotated[tuple[int, int, int], typer.Option(help="Training patch along z, y, x in voxels.")] = (
-        128,
-        128,
-        128,
-    ),
-    window: Annotated[tuple[float, float], typer.Option(help="Training window in HU.")] = (-17.0, 201.0),
+        tuple[float, float, float] | None,
+        typer.Option(help="Training spacing along z, y, x in millimetres.", show_default=OF_PARAMS),
+    ] = None,
+    patch: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="Training patch along z, y, x in voxels.", show_default=OF_PARAMS),
+    ] = None,
+    window: Annotated[
+        tuple[float, float] | None, typer.Option(help="Training window in HU.", show_default=OF_PARAMS)
+    ] = None,
 ) -> None:
-    """Import a published MedFormer checkpoint as a model folder; the params file defines the network."""
+    """Import a published MedFormer checkpoint as a model folder; the params file defines network and preprocessing.
+
+    params/full.yaml has the published setting.
+    """
     import hepar.inference.import_weights
+    from hepar.errors import ParamsError
     from hepar.imaging.preprocessing import make_preprocessing_plan
     from hepar.params import PreprocessingParams, load_params, read_section
 
     p = load_params(params)
-    given = {"spacing_zyx_mm": spacing, "window_hu": window, "mr_percentiles": p.preprocessing.mr_percentiles}
-    plan = make_preprocessing_plan((), read_section(PreprocessingParams, given))
-    hepar.inference.import_weights.run(checkpoint, out, p.network, plan, patch)
+    given = {"spacing_zyx_mm": spacing, "window_hu": window}
+    given = {key: value for key, value in given.items() if value is not None}
+    preprocessing = read_section(PreprocessingParams, p.preprocessing.model_dump() | given)
+    if preprocessing.spacing_zyx_mm is None:
+        raise ParamsError(f"{params}: preprocessing.spacing_zyx_mm is null: set it, or pass --spacing")
+    plan = make_preprocessing_plan((), preprocessing)
+    patch_zyx = patch or p.train_universal.training.patch_zyx
+    hepar.inference.import_weights.run(checkpoint, out, p.network, plan, patch_zyx)
     print(out)
 
 

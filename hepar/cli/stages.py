@@ -36,6 +36,7 @@ from hepar.cli.options import (
     load_with_options,
 )
 from hepar.errors import HeparError
+from hepar.runtime.environment import DEFAULT_IMAGE
 
 RUNNERS = "hepar.runners"  # the entry point group of runners of the whole pipeline
 PANEL = "Stages, in pipeline order"
@@ -167,7 +168,7 @@ def run(
     runner: Annotated[
         str, typer.Option(help="Where stages run: 'subprocess' in this environment, 'docker' in containers.")
     ] = "subprocess",
-    image: Annotated[str, typer.Option(help="Image for the docker runner.")] = "hepar:latest",
+    image: Annotated[str, typer.Option(help="Image for the docker runner.")] = DEFAULT_IMAGE,
     layout: Layout = None,
     split_from: SplitFrom = None,
     params: ParamsFile = PARAMS,

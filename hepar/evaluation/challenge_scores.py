@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hepar.evaluation.lesions import LesionCounts, LesionMatching
-from hepar.evaluation.overlap import OverlapCounts
+from hepar.evaluation.overlap import OverlapCounts, tumour_burden
 
 LITS_PENALTY = 9001.0
 LITS_IOU_THRESHOLDS = (0.0, 0.5)
@@ -90,9 +90,10 @@ def lits_tumour_dice(tumour: OverlapCounts) -> float:
 
 def lits_tumour_burden_difference(liver: OverlapCounts, tumour: OverlapCounts) -> float | None:
     """Reference minus predicted tumour burden, where `liver` counts labels ≥ 1; None if the reference has no liver."""
-    if liver.reference_voxels == 0:
+    reference = tumour_burden(tumour.reference_voxels, liver.reference_voxels)
+    prediction = tumour_burden(tumour.prediction_voxels, liver.prediction_voxels)
+    if reference is None:
         return None
-    reference = tumour.reference_voxels / liver.reference_voxels
-    if liver.prediction_voxels == tumour.prediction_voxels:
+    if prediction is None or liver.prediction_voxels == tumour.prediction_voxels:  # no liver tissue
         return reference - LITS_PENALTY
-    return reference - tumour.prediction_voxels / liver.prediction_voxels
+    return reference - prediction

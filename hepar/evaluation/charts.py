@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hepar.cases import STRUCTURES
 from hepar.evaluation.scores import CaseScores
+from hepar.imaging.display import MODALITY_MARKERS
 
 _CSS_VARIABLES = {
     "#010203": "ink",
@@ -31,7 +32,6 @@ _CSS_VARIABLES = {
 }
 _INK, _MUTED, _GRID, _CT, _MR, _PAGE = _CSS_VARIABLES
 _MODALITY_COLOURS = {"CT": _CT, "MR": _MR}
-_MODALITY_MARKERS = {"CT": "o", "MR": "^"}
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "svg.fonttype": "none",
@@ -135,7 +135,7 @@ def _draw_dots(axes: Axes, row: int, modality: str, values: list[float], mean: d
         color=colour,
         alpha=0.55,
         linewidths=0,
-        marker=_MODALITY_MARKERS.get(modality, "s"),
+        marker=MODALITY_MARKERS.get(modality, "s"),
         clip_on=False,
     )
     if mean["ci95"] is not None:
@@ -169,7 +169,7 @@ def _draw_volumes(axes: Axes, structure: str, points: list[tuple[str, float, flo
             [prediction for _, prediction in own],
             s=26,
             color=_MODALITY_COLOURS.get(modality, _INK),
-            marker=_MODALITY_MARKERS.get(modality, "s"),
+            marker=MODALITY_MARKERS.get(modality, "s"),
             alpha=0.7,
             linewidths=0,
             label=f"{modality} ({len(own)})",

@@ -6,13 +6,12 @@ A mask is a boolean array zyx, True inside the structure.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
-from hepar.imaging.masks import Mask
-
-SpacingMm: TypeAlias = tuple[float, float, float]
+from hepar.imaging.grid_rules import size_text
+from hepar.imaging.masks import Mask, bounding_box
+from hepar.params import SpacingZYX
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class SegmentedCase:
     identity: CaseIdentity
     liver: LabelPair
     tumour: LabelPair
-    spacing_zyx_mm: SpacingMm
+    spacing_zyx_mm: SpacingZYX
     distances_known: bool
 
 
@@ -62,12 +61,12 @@ def check_masks(reference_zyx: Mask, prediction_zyx: Mask) -> None:
             raise ValueError(f"{name} mask must have the axes z, y, x but has the shape {mask_zyx.shape}")
     if reference_zyx.shape != prediction_zyx.shape:
         raise ValueError(
-            f"reference mask is {shape_text(reference_zyx.shape)} "
-            f"but the prediction is {shape_text(prediction_zyx.shape)}"
+            f"reference mask is {size_text(reference_zyx.shape)} "
+            f"but the prediction is {size_text(prediction_zyx.shape)}"
         )
 
 
-def check_spacing(spacing_zyx_mm: SpacingMm) -> None:
+def check_spacing(spacing_zyx_mm: SpacingZYX) -> None:
     """Raises ValueError unless the spacing is three finite positive lengths in mm."""
     lengths_mm = np.asarray(spacing_zyx_mm, dtype=np.float64)
     if lengths_mm.shape != (3,) or not np.isfinite(lengths_mm).all() or (lengths_mm <= 0).any():
@@ -76,16 +75,5 @@ def check_spacing(spacing_zyx_mm: SpacingMm) -> None:
 
 def joint_bounding_box(reference_zyx: Mask, prediction_zyx: Mask) -> tuple[slice, slice, slice] | None:
     """The smallest box that contains both masks, as slices for z, y and x; None if both are empty."""
-    slices = []
-    for axis in range(3):
-        other_axes = tuple(other for other in range(3) if other != axis)
-        occupied = np.flatnonzero(reference_zyx.any(axis=other_axes) | prediction_zyx.any(axis=other_axes))
-        if occupied.size == 0:
-            return None
-        slices.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
-    return slices[0], slices[1], slices[2]
-
-
-def shape_text(shape: tuple[int, ...]) -> str:
-    """A shape for messages: `40x128x128`."""
-    return "x".join(str(length) for length in shape)
+    box = bounding_box(reference_zyx | prediction_zyx)
+    return None if box is None else (box[0], box[1], box[2])

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hepar.evaluation.label_pairs import check_masks, joint_bounding_box
+from hepar.evaluation.overlap import ratio
 from hepar.imaging.masks import LESION_SIZES, Mask, equivalent_diameter_mm, label_components, lesion_size
 
 IOU_THRESHOLDS = (0.0, 0.1, 0.5)
@@ -61,20 +62,32 @@ class LesionCounts:
 
     @property
     def f1(self) -> float | None:
-        total = 2 * self.true_positives + self.mistakes
-        return None if total == 0 else 2 * self.true_positives / total
+        return ratio(*self.f1_terms)
 
     @property
     def sensitivity(self) -> float | None:
         """Detected share of the reference lesions; None without reference lesions."""
-        total = self.true_positives + self.false_negatives
-        return None if total == 0 else self.true_positives / total
+        return ratio(*self.sensitivity_terms)
 
     @property
     def precision(self) -> float | None:
         """True share of the detections; None without detections."""
-        total = self.true_positives + self.false_positives
-        return None if total == 0 else self.true_positives / total
+        return ratio(*self.precision_terms)
+
+    @property
+    def f1_terms(self) -> tuple[int, int]:
+        """Numerator and denominator of F1, which are summed to pool cases."""
+        return 2 * self.true_positives, 2 * self.true_positives + self.mistakes
+
+    @property
+    def sensitivity_terms(self) -> tuple[int, int]:
+        """Numerator and denominator of the sensitivity."""
+        return self.true_positives, self.true_positives + self.false_negatives
+
+    @property
+    def precision_terms(self) -> tuple[int, int]:
+        """Numerator and denominator of the precision."""
+        return self.true_positives, self.true_positives + self.false_positives
 
 
 @dataclass(frozen=True)

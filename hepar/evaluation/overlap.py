@@ -35,8 +35,12 @@ class OverlapCounts:
     @property
     def dice(self) -> float | None:
         """Dice coefficient, 0…1; 0 if exactly one mask is empty, None (undefined) if both are."""
-        total_voxels = self.reference_voxels + self.prediction_voxels
-        return None if total_voxels == 0 else 2 * self.intersection_voxels / total_voxels
+        return ratio(*self.dice_terms)
+
+    @property
+    def dice_terms(self) -> tuple[int, int]:
+        """Numerator and denominator of Dice, which are summed to pool cases."""
+        return 2 * self.intersection_voxels, self.reference_voxels + self.prediction_voxels
 
     @property
     def relative_volume_difference(self) -> float | None:
@@ -50,6 +54,16 @@ class OverlapCounts:
         """1 - intersection / union, 0…1; 1 if exactly one mask is empty, None if both are."""
         union_voxels = self.reference_voxels + self.prediction_voxels - self.intersection_voxels
         return None if union_voxels == 0 else 1 - self.intersection_voxels / union_voxels
+
+
+def ratio(numerator: int, denominator: int) -> float | None:
+    """A ratio of counts; None if the denominator is 0."""
+    return None if denominator == 0 else numerator / denominator
+
+
+def tumour_burden(tumour_voxels: int, liver_voxels: int) -> float | None:
+    """Tumour voxels per liver voxel; None without a liver."""
+    return ratio(tumour_voxels, liver_voxels)
 
 
 def count_overlap(reference_zyx: Mask, prediction_zyx: Mask) -> OverlapCounts:

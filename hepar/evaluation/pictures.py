@@ -16,7 +16,7 @@ from PIL import Image
 
 from hepar.cases import STRUCTURES
 from hepar.evaluation.slices import CaseSlice
-from hepar.imaging.masks import Mask
+from hepar.imaging.masks import Mask, bounding_box
 
 MAX_PNG_BYTES = 60_000
 _MARGIN_MM = 20.0
@@ -82,15 +82,14 @@ def encode_png(image_yx: NDArray[np.float32]) -> bytes:
 def _crop(case_slice: CaseSlice) -> tuple[slice, slice]:
     """Rows and columns around all masks, with a margin; the whole slice if all masks are empty."""
     occupied_yx = np.logical_or.reduce([*case_slice.liver.masks_yx, *case_slice.tumour.masks_yx])
-    if not occupied_yx.any():
+    if (box := bounding_box(occupied_yx)) is None:
         return slice(0, occupied_yx.shape[0]), slice(0, occupied_yx.shape[1])
-    parts = []
-    for axis, spacing_mm in enumerate(case_slice.spacing_yx_mm):
-        indices = np.flatnonzero(occupied_yx.any(axis=1 - axis))
-        margin = round(_MARGIN_MM / spacing_mm)
-        start, stop = max(0, int(indices[0]) - margin), int(indices[-1]) + 1 + margin
-        parts.append(slice(start, min(stop, occupied_yx.shape[axis])))
-    return parts[0], parts[1]
+    margins = (round(_MARGIN_MM / spacing_mm) for spacing_mm in case_slice.spacing_yx_mm)
+    rows, columns = (
+        slice(max(0, part.start - margin), min(part.stop + margin, size))
+        for part, margin, size in zip(box, margins, occupied_yx.shape, strict=True)
+    )
+    return rows, columns
 
 
 def _runs(edges_yx: Mask) -> Iterator[tuple[int, int, int]]:

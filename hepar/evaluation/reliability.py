@@ -11,7 +11,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS, MARKERS = {"CT": "#1f6fb2", "MR": "#c2571a"}, {"CT": "o", "MR": "^"}
+from hepar.imaging.display import MODALITY_MARKERS
+
+COLOURS = {"CT": "#1f6fb2", "MR": "#c2571a"}  # the report's follow its page, light or dark
 DPI = 110
 Values = npt.NDArray[np.float64]
 
@@ -43,7 +45,7 @@ def _draw_predictions(
     axes.plot([low, 1], [low, 1], color="0.7", linewidth=1, zorder=0)
     for modality in sorted(set(modalities)):
         own_n = np.array([name == modality for name in modalities])
-        colour, marker = COLOURS[modality], MARKERS[modality]
+        colour, marker = COLOURS[modality], MODALITY_MARKERS[modality]
         x_n, y_n = predicted_n[own_n], true_n[own_n]
         axes.scatter(x_n, y_n, s=22, c=colour, marker=marker, alpha=0.75, label=modality, linewidths=0)
     if accept <= 1:

@@ -64,7 +64,7 @@ class Report:
         return {name: float(facts[name]) for name in (self.OVERLAP, self.MIN_LESION_ML) if name in facts}
 
     def cases(self) -> pd.DataFrame:
-        """Scores of each case, one row a case."""
+        """Scores of each case, one row per case."""
         return frame_from_csv((self.folder / self.CASES).read_text(), self.TEXTS)
 
     def save(self, metrics: Mapping[str, Any], facts: Mapping[str, str], cases: pd.DataFrame) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from hepar.errors import DataError
 from hepar.evaluation.challenge_scores import ChaosScores, LitsScores, chaos_scores, lits_scores
-from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase, SpacingMm, check_masks, check_spacing
+from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase, check_masks, check_spacing
 from hepar.evaluation.lesions import (
     IOU_THRESHOLDS,
     LesionDetection,
@@ -18,20 +18,13 @@ from hepar.evaluation.lesions import (
     match_lesions,
     threshold_name,
 )
-from hepar.evaluation.overlap import OverlapCounts, count_overlap
+from hepar.evaluation.overlap import OverlapCounts, count_overlap, tumour_burden
 from hepar.evaluation.surface import surface_scores
+from hepar.imaging.masks import voxel_mm3
+from hepar.params import SpacingZYX
 
-_TABLE_METRICS = (
-    "reference_volume_ml",
-    "prediction_volume_ml",
-    "dice",
-    "nsd_2mm",
-    "hd95_mm",
-    "assd_mm",
-    "mssd_mm",
-    "rvd",
-    "voe",
-)
+STRUCTURE_METRICS = ("dice", "nsd_2mm", "hd95_mm", "assd_mm", "mssd_mm", "rvd", "voe")
+_TABLE_METRICS = ("reference_volume_ml", "prediction_volume_ml", *STRUCTURE_METRICS)
 
 
 @dataclass(frozen=True)
@@ -120,8 +113,8 @@ def score_case(case: SegmentedCase) -> CaseScores:
     lesions, lits = None, None
     if tumour_pair.reference_zyx is not None and tumour.overlap is not None:
         matching = match_lesions(tumour_pair.reference_zyx, tumour_pair.prediction_zyx)
-        voxel_mm3 = None if spacing_zyx_mm is None else float(np.prod(spacing_zyx_mm))
-        lesions = tuple(detect_lesions(matching, iou_above, voxel_mm3) for iou_above in IOU_THRESHOLDS)
+        lesion_voxel_mm3 = None if spacing_zyx_mm is None else voxel_mm3(spacing_zyx_mm)
+        lesions = tuple(detect_lesions(matching, iou_above, lesion_voxel_mm3) for iou_above in IOU_THRESHOLDS)
         lits = lits_scores(matching, tumour.overlap, _overlap_with_tumour(liver_pair, tumour_pair))
     tumour_free = tumour.known and not tumour.present
     return CaseScores(
@@ -157,9 +150,9 @@ def _check(case: SegmentedCase) -> None:
         raise DataError(f"case {case.identity.case_id}: {error}") from error
 
 
-def _score_structure(pair: LabelPair, spacing_zyx_mm: SpacingMm | None, scored_if_absent: bool) -> StructureScores:
+def _score_structure(pair: LabelPair, spacing_zyx_mm: SpacingZYX | None, scored_if_absent: bool) -> StructureScores:
     reference_zyx, prediction_zyx = pair.reference_zyx, pair.prediction_zyx
-    voxel_ml = None if spacing_zyx_mm is None else float(np.prod(spacing_zyx_mm)) / 1000
+    voxel_ml = None if spacing_zyx_mm is None else voxel_mm3(spacing_zyx_mm) / 1000
     if reference_zyx is None:
         voxels = int(np.count_nonzero(prediction_zyx))
         return StructureScores(known=False, prediction_volume_ml=None if voxel_ml is None else voxels * voxel_ml)
@@ -196,7 +189,7 @@ def _burden(liver: StructureScores, tumour: StructureScores, of_reference: bool)
         liver_voxels, tumour_voxels = liver.overlap.reference_voxels, tumour.overlap.reference_voxels
     else:
         liver_voxels, tumour_voxels = liver.overlap.prediction_voxels, tumour.overlap.prediction_voxels
-    return None if liver_voxels == 0 else tumour_voxels / liver_voxels
+    return tumour_burden(tumour_voxels, liver_voxels)
 
 
 def _table_row(case: CaseScores) -> dict[str, object]:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hepar.cases import Modality
 from hepar.errors import DataError
-from hepar.evaluation.label_pairs import LabelPair, SegmentedCase, shape_text
+from hepar.evaluation.label_pairs import LabelPair, SegmentedCase
+from hepar.imaging.display import largest_slice, scale_to_window
+from hepar.imaging.grid_rules import size_text
 from hepar.imaging.masks import Mask
-
-_MR_PERCENTILES = (1.0, 99.5)
 
 
 @dataclass(frozen=True)
@@ -60,32 +59,21 @@ def pick_slice(
     if not low < high:
         raise DataError(f"case {case_id}: window must be low < high but is {low} to {high}")
     if image_zyx.ndim != 3 or image_zyx.size == 0:
-        shape = shape_text(image_zyx.shape)
+        shape = size_text(image_zyx.shape)
         raise DataError(f"case {case_id}: image must have voxels in z, y, x but is {shape}")
     for mask_zyx in masks_zyx:
         if mask_zyx.shape != image_zyx.shape:
-            mask, image = shape_text(mask_zyx.shape), shape_text(image_zyx.shape)
+            mask, image = size_text(mask_zyx.shape), size_text(image_zyx.shape)
             raise DataError(f"case {case_id}: mask is {mask} but the image is {image}")
-    index_z = _largest_slice(image_zyx.shape[0], masks_zyx)
-    image_yx = (image_zyx[index_z].astype(np.float32) - low) / (high - low)
+    index_z = largest_slice(masks_zyx, image_zyx.shape[0])
     return CaseSlice(
         case_id=case_id,
-        image_yx=np.clip(image_yx, 0, 1).astype(np.float32),
+        image_yx=scale_to_window(image_zyx[index_z], window),
         liver=_cut(case.liver, index_z),
         tumour=_cut(case.tumour, index_z),
         spacing_yx_mm=case.spacing_zyx_mm[1:],
         index_z=index_z,
     )
-
-
-def display_window(
-    image_zyx: NDArray[np.floating] | NDArray[np.integer], modality: Modality, window_hu: tuple[float, float]
-) -> tuple[float, float]:
-    """The intensities shown as black and white: `window_hu` for CT, percentiles of the volume for MR."""
-    if modality == Modality.CT:
-        return window_hu
-    low, high = np.percentile(image_zyx, _MR_PERCENTILES)
-    return float(low), float(max(high, low + 1e-6))  # a constant volume has a window too
 
 
 def _by_precedence(case: SegmentedCase) -> tuple[Mask, ...]:
@@ -97,14 +85,6 @@ def _by_precedence(case: SegmentedCase) -> tuple[Mask, ...]:
         case.liver.prediction_zyx,
     )
     return tuple(mask_zyx for mask_zyx in masks_zyx if mask_zyx is not None)
-
-
-def _largest_slice(slices: int, masks_zyx: tuple[Mask, ...]) -> int:
-    """The slice with the largest area of the first mask that is not empty; the middle one if all are."""
-    for mask_zyx in masks_zyx:
-        if mask_zyx.any():
-            return int(mask_zyx.sum(axis=(1, 2)).argmax())
-    return slices // 2
 
 
 def _cut(pair: LabelPair, index_z: int) -> SlicePair:

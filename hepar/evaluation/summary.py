@@ -8,12 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hepar.evaluation.bootstrap import Estimate, bootstrap_mean, bootstrap_ratio
 from hepar.evaluation.lesions import IOU_THRESHOLDS, LesionCounts, threshold_name
-from hepar.evaluation.scores import CaseScores, StructureScores
-from hepar.evaluation.statistics import Estimate, bootstrap_mean, bootstrap_ratio
+from hepar.evaluation.scores import STRUCTURE_METRICS, CaseScores, StructureScores
 from hepar.imaging.masks import LESION_SIZES
-
-_STRUCTURE_METRICS = ("dice", "nsd_2mm", "hd95_mm", "assd_mm", "mssd_mm", "rvd", "voe")
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def _summarise_structure(
     def metric_of(metric: str) -> Callable[[CaseScores], float | None]:
         return lambda case: getattr(of(case), metric)
 
-    summary: dict[str, Any] = {metric: bootstrap.mean(cases, metric_of(metric)) for metric in _STRUCTURE_METRICS}
+    summary: dict[str, Any] = {metric: bootstrap.mean(cases, metric_of(metric)) for metric in STRUCTURE_METRICS}
     summary["absolute_rvd"] = bootstrap.mean(cases, lambda case: _absolute(of(case).rvd))
     both_present = [case for case in cases if of(case).known and not of(case).one_empty]
     summary["where_both_present"] = {
@@ -110,8 +108,8 @@ def _summarise_tumour(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> dict
     overlaps = [case.tumour.overlap for case in known if case.tumour.overlap is not None]
     global_dice = bootstrap.ratio(
         known,
-        [2 * overlap.intersection_voxels for overlap in overlaps],
-        [overlap.reference_voxels + overlap.prediction_voxels for overlap in overlaps],
+        [overlap.dice_terms[0] for overlap in overlaps],
+        [overlap.dice_terms[1] for overlap in overlaps],
     )
     return {
         "global_dice": {"value": global_dice.value, "ci95": _interval(global_dice), "n": global_dice.n},
@@ -130,15 +128,15 @@ def _summarise_lesions(cases: Sequence[CaseScores], index: int, bootstrap: Boots
     """Pooled detection at one IoU threshold; `cases` have a known tumour state, tumour-free ones included."""
     counts = [case.lesions[index].counts for case in cases if case.lesions is not None]
     assert len(counts) == len(cases), "every case with a known tumour state has lesions"
-    ratios: dict[str, tuple[Callable[[LesionCounts], int], Callable[[LesionCounts], int]]] = {
-        "value": (lambda c: 2 * c.true_positives, lambda c: 2 * c.true_positives + c.mistakes),
-        "sensitivity": (lambda c: c.true_positives, lambda c: c.true_positives + c.false_negatives),
-        "precision": (lambda c: c.true_positives, lambda c: c.true_positives + c.false_positives),
-        "false_positives_per_case": (lambda c: c.false_positives, lambda c: 1),
+    ratios: dict[str, Callable[[LesionCounts], tuple[int, int]]] = {  # numerator and denominator
+        "value": lambda c: c.f1_terms,
+        "sensitivity": lambda c: c.sensitivity_terms,
+        "precision": lambda c: c.precision_terms,
+        "false_positives_per_case": lambda c: (c.false_positives, 1),
     }
     summary: dict[str, Any] = {"n": len(cases)}
-    for name, (numerator, denominator) in ratios.items():
-        estimate = bootstrap.ratio(cases, [numerator(c) for c in counts], [denominator(c) for c in counts])
+    for name, terms in ratios.items():
+        estimate = bootstrap.ratio(cases, [terms(c)[0] for c in counts], [terms(c)[1] for c in counts])
         summary[name] = estimate.value
         summary["ci95" if name == "value" else f"{name}_ci95"] = _interval(estimate)
     pooled = _pool(counts)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from hepar.evaluation.label_pairs import SpacingMm, check_masks, check_spacing, joint_bounding_box
+from hepar.evaluation.label_pairs import check_masks, check_spacing, joint_bounding_box
 from hepar.imaging.masks import Mask
+from hepar.params import SpacingZYX
 
 NSD_TOLERANCE_MM = 2.0
 # Headers store spacings in single precision: a surface exactly at the tolerance must still count as within.
@@ -33,7 +34,7 @@ class SurfaceScores:
     one_empty: bool
 
 
-def surface_points_mm(mask_zyx: Mask, spacing_zyx_mm: SpacingMm) -> NDArray[np.float64]:
+def surface_points_mm(mask_zyx: Mask, spacing_zyx_mm: SpacingZYX) -> NDArray[np.float64]:
     """Centres of the surface voxels, float64 n3 (z, y, x) in mm from the first voxel; 0 x 3 for an empty mask."""
     padded_zyx = np.pad(mask_zyx, 1)
     surrounded_zyx = mask_zyx.copy()
@@ -45,7 +46,7 @@ def surface_points_mm(mask_zyx: Mask, spacing_zyx_mm: SpacingMm) -> NDArray[np.f
     return points_n3_mm
 
 
-def image_diagonal_mm(shape_zyx: tuple[int, ...], spacing_zyx_mm: SpacingMm) -> float:
+def image_diagonal_mm(shape_zyx: tuple[int, ...], spacing_zyx_mm: SpacingZYX) -> float:
     """Diagonal of the whole image, edge to edge: no distance inside it can be larger."""
     return float(np.linalg.norm(np.asarray(shape_zyx) * np.asarray(spacing_zyx_mm)))
 
@@ -53,7 +54,7 @@ def image_diagonal_mm(shape_zyx: tuple[int, ...], spacing_zyx_mm: SpacingMm) -> 
 def surface_scores(
     reference_zyx: Mask,
     prediction_zyx: Mask,
-    spacing_zyx_mm: SpacingMm,
+    spacing_zyx_mm: SpacingZYX,
     tolerance_mm: float = NSD_TOLERANCE_MM,
 ) -> SurfaceScores | None:
     """Compare the surfaces of two boolean masks zyx of the same shape.

@@ -46,6 +46,11 @@ def check_axes(axes: Sequence[Sequence[float]]) -> None:
         raise Refusal(DIRECTION_RULE, ", ".join(numbers(axis) for axis in vectors.tolist()))
 
 
+def size_text(size_zyx: Sequence[int]) -> str:
+    """The size of a volume as messages and tables give it, x×y×z as scanners and viewers do: `512×512×78`."""
+    return "×".join(str(n) for n in reversed(size_zyx))
+
+
 def numbers(values: Sequence[float]) -> str:
     """Values as a message gives them."""
     return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"

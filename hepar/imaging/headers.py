@@ -24,6 +24,7 @@ from hepar.imaging.grid_rules import (
     check_origin,
     check_spacing,
     numbers,
+    size_text,
 )
 from hepar.runtime.scratch import scratch_folder
 
@@ -43,6 +44,7 @@ META_MATRICES = ("TransformMatrix", "Rotation", "Orientation")
 META_FLAGS = ("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData")
 META_SIZES = ("HeaderSize", "CompressedDataSize")
 META_SCALARS = (*META_SIZES, "ElementToIntensityFunctionSlope", "ElementToIntensityFunctionOffset")
+META_KNOWN = ("NDims", "DimSize", "ElementType", *META_VECTORS, *META_MATRICES, *META_SCALARS, *META_FLAGS)
 NRRD_KEPT = (
     *("type", "dimension", "space", "space dimension", "sizes", "spacings", "thicknesses", "axis mins", "axis maxs"),
     *("centers", "endian", "encoding", "line skip", "byte skip", "kinds", "space directions", "space origin"),
@@ -88,7 +90,7 @@ def read_header(path: Path) -> Header:
         detail = str(error) if isinstance(error, _Wrong | OSError | EOFError) else "its header is damaged"
         raise DataError(f"{path} cannot be read: {detail}") from None
     if len(header.size_xyz) < 3 or any(n != 1 for n in header.size_xyz[3:]):
-        size = "×".join(map(str, header.size_xyz))
+        size = size_text(header.size_xyz[::-1])
         raise DataError(f"{path} has size {size} but must be a single 3-D volume")
     return replace(header, size_xyz=header.size_xyz[:3])
 
@@ -169,7 +171,7 @@ def _parse_nifti(raw: bytes) -> Header:
         raise _Wrong(f"it has {dimensions[0]} dimensions")
     size_xyz = dimensions[1 : 1 + dimensions[0]]
     if min(size_xyz) < 1:
-        raise _Wrong(f"its size is {_times(size_xyz)}")
+        raise _Wrong(f"its size is {size_text(size_xyz[::-1])}")
     if datatype not in NIFTI_BYTES or intent in VECTOR_INTENTS:
         raise Refusal("a voxel is one real number", f"NIfTI datatype {datatype}, intent {intent}")
     spacing_mm = pixdim[1:4]
@@ -216,10 +218,12 @@ def _read_metaimage(path: Path) -> Header:
         raise _Wrong("its header names no ElementDataFile")
     fields: dict[str, str] = {}
     for line in _lines(raw[: end.end()]):
-        found = re.fullmatch(r"\s*([A-Za-z][\w ./-]*?)\s*[=:](.*)", line)
-        if found is None or found[1] in fields:
+        found = re.fullmatch(r"\s*([^=:]+?)\s*[=:](.*)", line)
+        name = found[1] if found else ""
+        hidden = name != "ElementDataFile" and "elementdatafile" in name.lower()
+        if found is None or hidden or (name in fields and name in META_KNOWN):
             raise _Wrong(f"its header is damaged at the line {_shown(line)}")
-        fields[found[1]] = found[2].strip()
+        fields[name] = found[2].strip()
     return _parse_metaimage(path, fields, raw[end.end() :])
 
 
@@ -229,7 +233,7 @@ def _parse_metaimage(path: Path, fields: Mapping[str, str], rest: bytes) -> Head
         raise _Wrong(f"NDims is {count}")
     size_xyz = tuple(int(n) for n in _values(fields, "DimSize", count))
     if min(size_xyz) < 1:
-        raise _Wrong(f"its size is {_times(size_xyz)}")
+        raise _Wrong(f"its size is {size_text(size_xyz[::-1])}")
     kind = fields.get("ElementType", "").removeprefix("MET_")
     if kind not in META_TYPES or fields.get("ElementNumberOfChannels", "1") != "1":
         raise Refusal("a voxel is one real number", f"ElementType {_shown(fields.get('ElementType', 'is missing'))}")
@@ -250,14 +254,13 @@ def _parse_metaimage(path: Path, fields: Mapping[str, str], rest: bytes) -> Head
     for name in META_SIZES:
         if not -1 <= _whole(fields, name, 0) <= (2**40 if data else stored_bytes):
             raise _Wrong(f"{name} is {_shown(fields[name])}, but the file has {stored_bytes} bytes")
-    known = ("NDims", "DimSize", "ElementType", *META_VECTORS, *META_MATRICES, *META_SCALARS, *META_FLAGS)
     return Header(
         size_xyz=size_xyz,
         has_spacing=any(name in fields for name in META_SPACINGS),
         reader="MetaImageIO",
         voxel_bytes=META_TYPES[kind],
         data_files=data,
-        detached=("ObjectType = Image", *(f"{name} = {fields[name]}" for name in known if name in fields)),
+        detached=("ObjectType = Image", *(f"{name} = {fields[name]}" for name in META_KNOWN if name in fields)),
         splits=splits,
     )
 
@@ -287,7 +290,7 @@ def _parse_nrrd(path: Path, fields: Mapping[str, str], rest: bytes) -> Header:
         raise _Wrong(f"its dimension is {count}")
     size_xyz = tuple(int(n) for n in _values(fields, "sizes", count))
     if min(size_xyz) < 1:
-        raise _Wrong(f"its size is {_times(size_xyz)}")
+        raise _Wrong(f"its size is {size_text(size_xyz[::-1])}")
     if fields.get("type", "block").lower() == "block":
         raise Refusal("a voxel is one real number", f"NRRD type {_shown(fields.get('type', 'is missing'))}")
     for name in ("line skip", "byte skip"):
@@ -375,7 +378,3 @@ def _values(fields: Mapping[str, str], name: str, count: int, optional: bool = F
 
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:60]}…")
-
-
-def _times(size: Sequence[int]) -> str:
-    return "×".join(map(str, size))

@@ -36,6 +36,12 @@ def dilate(mask_zyx: Mask, spacing_zyx_mm: Sequence[float], radius_mm: float) ->
     return np.asarray(distance_zyx_mm <= radius_mm)
 
 
+def bounding_box(mask_zyx: Mask) -> tuple[slice, ...] | None:
+    """The smallest box that contains a mask of any dimension, a slice for each axis; None for an empty mask."""
+    (box,) = ndimage.find_objects(mask_zyx.astype(np.uint8), max_label=1)
+    return None if box is None else tuple(box)
+
+
 def fill_holes(mask_zyx: Mask) -> Mask:
     """Fill the holes of a mask in 3-D; an empty mask stays empty."""
     return np.asarray(ndimage.binary_fill_holes(mask_zyx), dtype=bool)
@@ -61,6 +67,16 @@ def remove_small_components(mask_zyx: Mask, min_voxels: float) -> Mask:
     """Drop components of fewer than `min_voxels` voxels; an empty mask stays empty."""
     labels_zyx, voxels = label_components(mask_zyx)
     return np.asarray(np.concatenate([[False], voxels >= min_voxels])[labels_zyx])
+
+
+def values_beside_0_and_1(mask_zyx: npt.NDArray[Any]) -> list[float]:
+    """The values of an array other than those of a mask, ascending; none for an empty mask."""
+    return sorted(set(np.unique(mask_zyx).tolist()) - {0, 1})
+
+
+def voxel_mm3(spacing_zyx_mm: Sequence[float] | npt.NDArray[np.float64]) -> float:
+    """Volume of a voxel."""
+    return float(np.prod(spacing_zyx_mm))
 
 
 def equivalent_diameter_mm(volume_mm3: float) -> float:

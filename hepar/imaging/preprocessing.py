@@ -20,6 +20,9 @@ CT_GUESS_HU = -20.0  # below it lie fat and air in CT; MR magnitudes are not neg
 CT_GUESS_SHARE = 0.02  # of the voxels
 
 
+CT_RANGE = (-1.0, 1.0)  # of a preprocessed CT
+
+
 class PreprocessingPlan(BaseModel):
     """How volumes are preprocessed. Every model stores its plan, so that prediction preprocesses as training did."""
 

@@ -22,9 +22,9 @@ import SimpleITK as sitk
 
 from hepar.errors import DataError, Refusal
 from hepar.imaging import headers
-from hepar.imaging.grid_rules import MISSING_SPACING_RULE, check_grid
+from hepar.imaging.grid_rules import MISSING_SPACING_RULE, check_grid, size_text
 from hepar.imaging.headers import check_regular
-from hepar.imaging.masks import Mask
+from hepar.imaging.masks import Mask, voxel_mm3
 from hepar.runtime.whole_files import whole_file
 
 CANONICAL = "LPS"
@@ -53,7 +53,7 @@ class Geometry:
     @property
     def voxel_ml(self) -> float:
         """Volume of a voxel."""
-        return float(np.prod(self.spacing_zyx_mm)) / 1000
+        return voxel_mm3(self.spacing_zyx_mm) / 1000
 
     def with_spacing(self, spacing_zyx_mm: tuple[float, float, float]) -> Geometry:
         """The grid over the same extent at another spacing; outer borders agree to half a voxel."""
@@ -76,6 +76,18 @@ class Geometry:
         )
 
 
+def grid_difference(mask: Geometry, image: Geometry) -> str:
+    """The grids of a mask and its image, for messages, if they differ; empty if they are the same."""
+    if mask.agrees_with(image):
+        return ""
+    return f"the mask has {_describe_grid(mask)}, but the image has {_describe_grid(image)}"
+
+
+def _describe_grid(grid: Geometry) -> str:
+    spacing, origin = (" ".join(f"{mm:g}" for mm in values) for values in (grid.spacing_zyx_mm, grid.origin_xyz_mm))
+    return f"{size_text(grid.size_zyx)} voxels, spacing {spacing} mm zyx and origin {origin} mm xyz"
+
+
 def read_image(path: Path, *, spacing_known: bool = True, inside: Path | None = None) -> sitk.Image:
     """Read a volume in its stored orientation.
 
@@ -96,9 +108,14 @@ def read_image(path: Path, *, spacing_known: bool = True, inside: Path | None = 
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[:, :, :, 0]
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise DataError(f"{path} has size {'×'.join(map(str, image.GetSize()))} but must be a single 3-D volume")
+        raise DataError(f"{path} has size {size_text(image.GetSize()[::-1])} but must be a single 3-D volume")
     check_grid(image)
     return image
+
+
+def read_mask(path: Path) -> Mask:
+    """Read a mask, bool zyx: the voxels above 0, in their stored orientation. Raises DataError as `read_image` does."""
+    return np.asarray(to_array(read_image(path)) > 0)
 
 
 def check_inside(paths: Iterable[Path], folders: Iterable[Path]) -> None:
@@ -122,7 +139,7 @@ def _check_size(path: Path, header: headers.Header) -> None:
     """Raise DataError, before memory is allocated, if a file is too small for the size in its header."""
     stored_bytes = sum(file.stat().st_size for file in header.data_files or (path,))
     if header.voxels > max(MAX_VOXELS_PER_BYTE * stored_bytes, ALLOWED_VOXELS):
-        size = "×".join(map(str, header.size_xyz))
+        size = size_text(header.size_xyz[::-1])
         raise DataError(f"{path} claims {size} voxels, but the file has {stored_bytes} bytes")
     if header.reader == "NiftiImageIO":
         # ITK silently reads the missing end of a NIfTI file as zeros
@@ -230,7 +247,8 @@ def to_source_grid(volume: sitk.Image, header: str) -> sitk.Image:
     back = sitk.DICOMOrient(volume, orientation)
     if list(back.GetSize()) != source["size_xyz"]:
         raise DataError(
-            f"the volume is {back.GetSize()} voxels along x, y, z but must be {tuple(source['size_xyz'])} as its source is"
+            f"the volume has {back.GetSize()} voxels along x, y, z but must have those of its source,"
+            f" {tuple(source['size_xyz'])}"
         )
     back.SetOrigin(source["origin_lps_mm"])
     back.SetSpacing(source["spacing_xyz_mm"])

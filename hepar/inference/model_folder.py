@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from hepar.cases import Modality
-from hepar.errors import ArtifactError, DataError
+from hepar.errors import ArtifactError, DataError, one_line
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.params import NetworkParams, SizeZYX
 from hepar.runtime.artifacts import read_manifest, write_json
@@ -89,7 +89,7 @@ class ModelFolder:
         try:
             return ModelSpec.model_validate(json.loads((self.folder / self.SPEC).read_text()))
         except ValueError as error:
-            raise ArtifactError(f"{self.folder / self.SPEC} is damaged: {' '.join(str(error).split())}") from None
+            raise ArtifactError(f"{self.folder / self.SPEC} is damaged: {one_line(error)}") from None
 
     def weight_files(self) -> tuple[str, ...]:
         """Files that hold weights, relative to the folder: the model's own first, then its members by number."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from hepar.cases import LIVER, TUMOUR, Modality
-from hepar.errors import ArtifactError, DataError, ParamsError
+from hepar.errors import ArtifactError, DataError, ParamsError, one_line
 from hepar.imaging.masks import Mask, fill_holes, keep_largest_component, remove_small_components
 from hepar.imaging.preprocessing import preprocess_image
 from hepar.imaging.volumes import Geometry, canonical, resample, to_array, to_image
@@ -74,7 +75,7 @@ def _load(stored: ModelFolder, name: str, device: torch.device) -> Model:
         network = build_network(spec.network.name, spec.network.config, spec.patch_zyx)
         network.load_state_dict(weights)
     except (RuntimeError, ParamsError) as error:
-        raise ArtifactError(f"{stored.folder / name} is damaged: {' '.join(str(error).split())}") from None
+        raise ArtifactError(f"{stored.folder / name} is damaged: {one_line(error)}") from None
     network.to(device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
     return Model(network, spec, device)
 
@@ -91,7 +92,7 @@ def predict_probabilities(
     z, y, x = (mm * (1 + strength) for mm in model.spec.plan.spacing_zyx_mm)
     plan = model.spec.plan.model_copy(update={"spacing_zyx_mm": (z, y, x)}) if variant else model.spec.plan
     image_zyx, geometry = preprocess_image(image, modality, plan)
-    input_zyx = change_contrast(image_zyx, strength) if variant else image_zyx
+    input_zyx = change_contrast(image_zyx, 1 + strength, strength) if variant else image_zyx
     probability_rzyx = sliding_window(model.network, input_zyx, model.spec.patch_zyx, overlap, model.device)
     return probability_rzyx, geometry
 
@@ -101,10 +102,10 @@ def variant_strength(variant: int) -> float:
     return 0.1 * ((variant + 1) // 2) * (1 if variant % 2 else -1)
 
 
-def change_contrast(image_zyx: npt.NDArray[np.float32], strength: float) -> npt.NDArray[np.float32]:
-    """The image, float32 zyx, with contrast about its mean scaled by 1 + strength, and brightened by strength."""
-    mean = image_zyx.mean()
-    return np.asarray((image_zyx - mean) * (1 + strength) + mean + strength, np.float32)
+def change_contrast(image: Any, factor: float, shift: float) -> Any:
+    """The image, an array or a tensor of any shape, with contrast about its mean scaled by `factor`, plus `shift`."""
+    mean = image.mean()
+    return (image - mean) * factor + mean + shift
 
 
 def resample_probability(probability_zyx: Probabilities, geometry: Geometry, target: Geometry) -> Probabilities:

@@ -166,7 +166,7 @@ def _write(source: SourceCase, checked: _Checked, source_sha256: str, folder: Pa
     assert source.split is not None
     image, states = checked.image, checked.states
     volumes = {"image": image, **checked.masks}
-    paths = {name: f"{Cohort.VOLUMES}/{source.case_id}/{name}.nii.gz" for name in volumes}
+    paths = {name: Cohort.volume(source.case_id, name) for name in volumes}
     for name, volume in volumes.items():
         write_image(volume, folder / paths[name])
     sha256 = {f"{name}_sha256": sha256_file(folder / path) for name, path in paths.items()}

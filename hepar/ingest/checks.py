@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import SimpleITK as sitk
-from scipy import ndimage
 
 from hepar.cases import Modality
 from hepar.errors import Refusal
-from hepar.imaging.masks import Mask, body_mask
+from hepar.imaging.grid_rules import size_text
+from hepar.imaging.masks import Mask, body_mask, dilate, values_beside_0_and_1
 from hepar.imaging.preprocessing import guess_modality
 from hepar.imaging.volumes import Array, Geometry, to_array
 
@@ -28,12 +28,12 @@ def check_image(image: sitk.Image, modality: Modality) -> None:
     """Raise Refusal if an image is too small, not finite, constant, or its values do not fit its modality."""
     size_zyx, image_zyx = Geometry.of(image).size_zyx, to_array(image)
     if min(size_zyx) < MIN_VOXELS:
-        raise Refusal(f"an image has at least {MIN_VOXELS} voxels along each axis", _times(size_zyx))
+        raise Refusal(f"the image has at least {MIN_VOXELS} voxels along each axis", size_text(size_zyx))
     if bad := int(np.size(image_zyx) - np.isfinite(image_zyx).sum()):
         raise Refusal("all voxels of the image are finite", f"{bad} voxels are NaN or infinite")
     low, high = image_zyx.min(), image_zyx.max()
     if low == high:
-        raise Refusal("an image has contrast", f"every voxel is {low}")
+        raise Refusal("the image has contrast", f"every voxel is {low}")
     if modality == Modality.CT and (low < CT_RANGE_HU[0] or high > CT_RANGE_HU[1]):
         raise Refusal("CT values in HU fit 16 bits", f"values from {low:g} to {high:g}")
     if (guess := guess_modality(image)) != modality:
@@ -51,7 +51,7 @@ def check_mask(name: str, mask: sitk.Image, image: sitk.Image, modality: Modalit
     if own.size_zyx != wanted.size_zyx:
         raise Refusal(
             f"the {name} mask has the image's size",
-            f"{_times(own.size_zyx)} but the image is {_times(wanted.size_zyx)}",
+            f"{size_text(own.size_zyx)} but the image is {size_text(wanted.size_zyx)}",
         )
     if not own.agrees_with(wanted):
         raise Refusal(
@@ -60,7 +60,7 @@ def check_mask(name: str, mask: sitk.Image, image: sitk.Image, modality: Modalit
             f" but the image has {_mm(wanted.origin_xyz_mm)}, {_mm(wanted.spacing_zyx_mm)}",
         )
     values_zyx = to_array(mask)
-    if strange := sorted(set(np.unique(values_zyx).tolist()) - {0, 1}):
+    if strange := values_beside_0_and_1(values_zyx):
         raise Refusal(f"the {name} mask contains only 0 and 1", f"value {strange[0]:g}")
     mask_zyx = values_zyx > 0
     if not mask_zyx.any():
@@ -79,8 +79,7 @@ def check_volume(liver_zyx: Mask, geometry: Geometry) -> None:
 
 def check_tumour_in_liver(tumour_zyx: Mask, liver_zyx: Mask, spacing_zyx_mm: tuple[float, float, float]) -> None:
     """Raise Refusal if a tumour lies away from the liver. Neither mask is empty."""
-    distance_zyx_mm = ndimage.distance_transform_edt(~liver_zyx, sampling=spacing_zyx_mm)
-    share = float((distance_zyx_mm[tumour_zyx] <= TUMOUR_MARGIN_MM).mean())
+    share = float(dilate(liver_zyx, spacing_zyx_mm, TUMOUR_MARGIN_MM)[tumour_zyx].mean())
     if share < MIN_TUMOUR_NEAR_LIVER:
         rule = f"at least {MIN_TUMOUR_NEAR_LIVER:.0%} of the tumour lies within {TUMOUR_MARGIN_MM:g} mm of the liver"
         raise Refusal(rule, f"{share:.0%}")
@@ -107,7 +106,9 @@ def check_placement(liver_zyx: Mask, image_zyx: Array, spacing_zyx_mm: tuple[flo
             shift_mm = by * step[axis] * spacing_zyx_mm[axis]
             best, how = min((best, how), (spread, f"shifted by {shift_mm:+.0f} mm along {name}"))
     if best < MISPLACED * own:
-        raise Refusal("the liver mask is in the right place", f"a copy {how} fits better: spread ratio {best / own:.2f}")
+        raise Refusal(
+            "the liver mask lies in the right place", f"a copy {how} fits better: spread ratio {best / own:.2f}"
+        )
 
 
 def _spread(image_zyx: Array, mask_zyx: Mask) -> float:
@@ -126,10 +127,6 @@ def _shifted(mask_zyx: Mask, axis: int, by: int) -> Mask:
     edge[axis] = slice(0, by) if by > 0 else slice(by, None)
     shifted_zyx[tuple(edge)] = False
     return shifted_zyx if shifted_zyx.sum() > 0.8 * mask_zyx.sum() else np.zeros_like(mask_zyx)
-
-
-def _times(size_zyx: tuple[int, int, int]) -> str:
-    return "×".join(str(n) for n in size_zyx[::-1])
 
 
 def _mm(values: tuple[float, ...]) -> str:

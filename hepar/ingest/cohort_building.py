@@ -22,15 +22,6 @@ from hepar.runtime.progress import current_stage
 from hepar.runtime.verification import find_damage, verify_artifact
 
 
-def check_case_ids(sources: Sequence[SourceCase]) -> None:
-    """Raise DataError if a case id repeats."""
-    seen: set[str] = set()
-    for source in sources:
-        if source.case_id in seen:
-            raise DataError(f"case {source.case_id}: the id is used twice")
-        seen.add(source.case_id)
-
-
 def load_earlier(folder: Path) -> Cohort | None:
     """The cohort that already lies at a place; None if there is none or it is damaged."""
     if not folder.is_dir():

@@ -1,8 +1,8 @@
 """A cheap listing of a source, by which DVC detects changed and added scans without reading their voxels.
 
-CSV, one line per file, sorted: path, bytes, version. The version is the modification time in nanoseconds of a local file,
-the ETag of an object in S3, the SHA-256 of a table, or `missing`. Paths are relative to the source, so a listing names
-folders and files as the source does.
+CSV, one line per file, sorted: path, bytes, version. The version is the modification time in nanoseconds of a local
+file, the ETag of an object in S3, the SHA-256 of a table, or `missing`. Paths are relative to the source, so a listing
+names folders and files as the source does.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from functools import partial
 from io import StringIO
 from pathlib import Path
 
+from hepar.cases import STRUCTURES
 from hepar.errors import DataError
-from hepar.ingest.sources import PHANTOMS, TABLE, dicomweb, s3
+from hepar.ingest.sources import PHANTOMS, dicomweb, s3
 from hepar.ingest.sources.files import folders
 from hepar.ingest.sources.pseudonyms import keyed_hash, patient_key
 from hepar.ingest.sources.remote_cache import in_parallel
 from hepar.ingest.sources.source import VolumeFile
 from hepar.ingest.sources.table import locate, read_frame
+from hepar.phantoms.cohort import TABLE
 from hepar.runtime.artifacts import sha256_file
 from hepar.runtime.csv_cells import inert_cell
 from hepar.runtime.redaction import redact_address
 from hepar.runtime.scratch import scratch_folder
 
 MISSING = "missing"
-VOLUME_COLUMNS = ("image", "liver", "tumour")
+VOLUME_COLUMNS = ("image", *STRUCTURES)
 Line = tuple[str, str, str]  # path, bytes, version
 
 

@@ -1,4 +1,4 @@
-"""Split patients into training, validation and test, and check that the cohort suffices to train and test the models."""
+"""Split patients into training, validation and test, and check that all models can be trained and tested."""
 
 from __future__ import annotations
 
@@ -73,9 +73,11 @@ def check_trainable(cases: Sequence[Case]) -> None:
     for modality in Modality:
         members = [case for case in cases if case.modality == modality]
         if not members:
-            raise DataError(f"the cohort has no {modality} case, but each modality needs cases to train a liver teacher")
+            raise DataError(f"the cohort has no {modality} case, but each modality needs cases for its liver teacher")
         if not any(case.split == Split.TRAIN and case.liver_state == LabelState.MANUAL for case in members):
-            raise DataError(f"the cohort has no {modality} training case with a manual liver: its teacher cannot be trained")
+            raise DataError(
+                f"the cohort has no {modality} training case with a manual liver: its teacher cannot be trained"
+            )
         if not any(case.split == Split.TEST and case.liver_state == LabelState.MANUAL for case in members):
             raise DataError(f"the cohort has no {modality} test case with a manual liver: nothing to evaluate on")
     if not any(case.split == Split.TRAIN and case.tumour_state == LabelState.MANUAL for case in cases):

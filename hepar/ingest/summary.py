@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pandas as pd
 
 from hepar.cases import Cohort
 from hepar.errors import DataError
+from hepar.imaging.grid_rules import size_text
 from hepar.ingest.quarantine import read_quarantine
 
-COLUMNS = ["case_id", "patient_id", "modality", "sequence", "liver_state", "tumour_state", "split", "size", "refused"]
+
+@dataclass(frozen=True)
+class ListedCase:
+    """One case of a cohort; of a refused one only its id and the reason are known."""
+
+    case_id: str
+    patient_id: str = ""
+    modality: str = ""
+    sequence: str = ""
+    liver_state: str = ""
+    tumour_state: str = ""
+    split: str = ""
+    size: str = ""
+    refused: str = ""
 
 
 def summary_line(table: pd.DataFrame) -> str:
@@ -23,28 +38,27 @@ def summary_line(table: pd.DataFrame) -> str:
 
 
 def cohort_table(folder: Path) -> pd.DataFrame:
-    """One row a case; `refused` is empty for accepted ones, rule and value for those in quarantine.
+    """One row per case; `refused` is empty for accepted ones, rule and value for those in quarantine.
 
     Raises DataError if the folder is not a cohort or its quarantine list is missing.
     """
     accepted = [
-        {
-            "case_id": case.case_id,
-            "patient_id": case.patient_id,
-            "modality": str(case.modality),
-            "sequence": case.sequence,
-            "liver_state": str(case.liver_state),
-            "tumour_state": str(case.tumour_state),
-            "split": str(case.split),
-            "size": "×".join(map(str, case.size[::-1])),
-            "refused": "",
-        }
+        ListedCase(
+            case_id=case.case_id,
+            patient_id=case.patient_id,
+            modality=str(case.modality),
+            sequence=case.sequence,
+            liver_state=str(case.liver_state),
+            tumour_state=str(case.tumour_state),
+            split=str(case.split),
+            size=size_text(case.size),
+        )
         for case in Cohort.load(folder)
     ]
     quarantine = folder / Cohort.QUARANTINE
     if not quarantine.is_file():
         raise DataError(f"{folder} is not a complete cohort: {Cohort.QUARANTINE} is missing")
     refused = [
-        {"case_id": line.case_id, "refused": f"{line.rule}: {line.value}"} for line in read_quarantine(quarantine)
+        ListedCase(entry.case_id, refused=f"{entry.rule}: {entry.value}") for entry in read_quarantine(quarantine)
     ]
-    return pd.DataFrame([*accepted, *refused], columns=COLUMNS).fillna("")
+    return pd.DataFrame([*accepted, *refused], columns=[item.name for item in fields(ListedCase)])

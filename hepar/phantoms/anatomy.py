@@ -11,13 +11,14 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from hepar.imaging.masks import Mask, keep_largest_component
+from hepar.imaging.painting import draw_log_uniform, partial_volume, voxel_side_mm
+from hepar.params import SizeZYX, SpacingZYX
 from hepar.phantoms.shapes import (
     Field,
     Point,
     Space,
     cylinder,
     ellipsoid,
-    partial_volume,
     smooth_noise,
     smooth_union,
     tubes,
@@ -27,8 +28,6 @@ NOMINAL_WIDTH_MM = 350.0  # field of view that the coordinates of the organs ref
 NOMINAL_HEIGHT_MM = 260.0
 TUMOUR_MM = (5.0, 50.0)
 MAIN_TUMOUR_MM = (20.0, 50.0)
-SizeZYX = tuple[int, int, int]
-SpacingZYX = tuple[float, float, float]
 
 
 class Tissue(IntEnum):
@@ -88,8 +87,7 @@ def make_space(rng: np.random.Generator, size_zyx: SizeZYX, spacing_zyx_mm: Spac
     ]
     z, y, x = np.meshgrid(*axes_mm, indexing="ij")
     bent_zyx_mm = [axis + 9 * smooth_noise(rng, size_zyx, 5) for axis in (x, y, z)]
-    voxel_mm = float(np.cbrt(np.prod(spacing_zyx_mm)))
-    return Space(bent_zyx_mm[0], bent_zyx_mm[1], bent_zyx_mm[2], voxel_mm)
+    return Space(bent_zyx_mm[0], bent_zyx_mm[1], bent_zyx_mm[2], voxel_side_mm(spacing_zyx_mm))
 
 
 def draw_organs(anatomy: Anatomy, rng: np.random.Generator) -> None:
@@ -243,7 +241,7 @@ def draw_tumours(
     border_noise_zyx = smooth_noise(rng, anatomy.liver_zyx.shape, 14)
     for number in range(count):
         # the first is visible on a coarse grid; among the others, small ones are more frequent
-        diameter_mm = rng.uniform(*MAIN_TUMOUR_MM) if number == 0 else np.exp(rng.uniform(*np.log(TUMOUR_MM)))
+        diameter_mm = rng.uniform(*MAIN_TUMOUR_MM) if number == 0 else draw_log_uniform(rng, TUMOUR_MM)
         radius_mm = float(diameter_mm) / 2
         at_capsule = rng.random() < 0.3
         depth_range_mm = (0.4 * radius_mm, 0.9 * radius_mm) if at_capsule else (radius_mm, np.inf)

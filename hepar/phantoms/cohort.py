@@ -22,24 +22,10 @@ from hepar.phantoms.phantom import Phantom, make_phantom
 from hepar.runtime.device import available_cores
 from hepar.runtime.whole_files import write_text
 
+TABLE = "cohort.csv"
 MIN_CASES = 8
 MIN_PARALLEL_CASES = 16
 ORIENTATIONS = ("LPS", "RAS", "LAS", "RPI", "SLP")
-COLUMNS = [
-    "case_id",
-    "patient_id",
-    "modality",
-    "sequence",
-    "image",
-    "liver",
-    "tumour",
-    "liver_state",
-    "tumour_state",
-    "split",
-    "source",
-    "licence",
-    "spacing_known",
-]
 
 
 @dataclass(frozen=True)
@@ -111,9 +97,9 @@ def write_phantoms(
             rows.append(row)
             if progress is not None:
                 progress(len(rows), cases)
-    table = out / "cohort.csv"
+    table = out / TABLE
     lines = StringIO(newline="")
-    writer = csv.DictWriter(lines, COLUMNS)
+    writer = csv.DictWriter(lines, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
     write_text(table, lines.getvalue())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hepar.params import SizeZYX, SpacingZYX
 from hepar.phantoms.acquisition import (
     CT_PHASES,
     MR_SEQUENCES,
@@ -16,7 +17,7 @@ from hepar.phantoms.acquisition import (
     draw_intensities,
     draw_tumour_intensities,
 )
-from hepar.phantoms.anatomy import Anatomy, SizeZYX, SpacingZYX, Tissue, draw_organs, draw_tumours, make_space
+from hepar.phantoms.anatomy import Anatomy, Tissue, draw_organs, draw_tumours, make_space
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from hepar.imaging.painting import interpolate_nodes
+
 Field = npt.NDArray[np.float32]  # zyx
 Point = tuple[float, float, float]
 
@@ -77,14 +79,8 @@ def smooth_union(a_zyx_mm: Field, b_zyx_mm: Field, blend_mm: float) -> Field:
     return np.asarray(b_zyx_mm * (1 - h) + a_zyx_mm * h + blend_mm * h * (1 - h), np.float32)
 
 
-def partial_volume(distance_zyx_mm: Field, voxel_mm: float) -> Field:
-    """The share of each voxel, zyx, inside a shape, as for a plane at this signed distance."""
-    return np.asarray(np.clip(distance_zyx_mm / voxel_mm + 0.5, 0, 1), np.float32)
-
-
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int, int], nodes: int) -> Field:
     """A smooth random field, zyx, interpolated between `nodes` nodes of unit variance along each axis."""
     coarse_zyx = rng.standard_normal((nodes, nodes, nodes)).astype(np.float32)
-    factors = [n / nodes for n in shape]
-    noise_zyx = ndimage.zoom(coarse_zyx, factors, order=1, mode="nearest", grid_mode=True)
+    noise_zyx = interpolate_nodes(coarse_zyx, shape)
     return np.asarray(ndimage.uniform_filter(noise_zyx, [max(1, n // nodes) for n in shape]), np.float32)

@@ -22,8 +22,8 @@ from hepar.networks import build_on_meta_device, from_monai
 from hepar.networks.medformer import LEVELS
 from hepar.networks.strides import ANISOTROPY, MIN_SIDE, choose_kernels, choose_strides
 from hepar.params import NetworkParams, SizeZYX, SpacingZYX, TrainingParams
+from hepar.planning.cohort_statistics import CohortStatistics
 from hepar.planning.memory import training_bytes
-from hepar.planning.statistics import CohortStatistics
 
 COARSE_AXIS = 3.0  # times the finest: such an axis gets the 10th percentile of its spacing instead of the median
 MIN_PATCH_SIDE = 16  # voxels of a patch
@@ -47,7 +47,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PatchChoice:
     """A patch, and the config of a network that fits it. `chosen` are the values and reasons of what was chosen."""
 
     patch_zyx: SizeZYX
@@ -65,12 +65,12 @@ def propose(
     spacing, why_spacing = _choose_spacing(statistics)
     box_mm = _liver_box_mm(statistics)
     budget = _MemoryBudget(network, training, memory_gib)
-    layout = budget.largest(_layouts(network, spacing, box_mm))
+    choice = budget.largest(_patch_choices(network, spacing, box_mm))
     coarsened = 0
-    while _covered_share(layout.patch_zyx, spacing, box_mm) < MIN_SHARE:
+    while _covered_share(choice.patch_zyx, spacing, box_mm) < MIN_SHARE:
         z, y, x = (mm * COARSENING for mm in spacing)
         spacing, coarsened = (z, y, x), coarsened + 1
-        layout = budget.largest(_layouts(network, spacing, box_mm))
+        choice = budget.largest(_patch_choices(network, spacing, box_mm))
     if coarsened:
         why_spacing += (
             f"; coarsened {COARSENING**coarsened:.2f} times, so that a patch that fits {memory_gib:g} GiB covers"
@@ -80,8 +80,8 @@ def propose(
         Proposal("preprocessing.spacing_zyx_mm", [round(mm, 2) for mm in spacing], why_spacing),
         *_propose_window(statistics),
         *_propose_mr_percentiles(statistics),
-        *_propose_patch_and_batch(layout, spacing, box_mm, budget),
-        *(Proposal(f"network.config.{key}", value, reason) for key, (value, reason) in layout.chosen.items()),
+        *_propose_patch_and_batch(choice, spacing, box_mm, budget),
+        *(Proposal(f"network.config.{key}", value, reason) for key, (value, reason) in choice.chosen.items()),
     )
 
 
@@ -95,29 +95,29 @@ class _MemoryBudget:
         self.network, self.training, self.limit_gib = network, training, limit_gib
         self._cached_gib: dict[str, float] = {}
 
-    def step_gib(self, layout: Layout, batch_size: int) -> float:
+    def step_gib(self, choice: PatchChoice, batch_size: int) -> float:
         """The memory that a training step takes."""
-        key = f"{layout} {batch_size}"
+        key = f"{choice} {batch_size}"
         if key not in self._cached_gib:
-            needed = training_bytes(self.network.name, layout.config, layout.patch_zyx, batch_size, self.training)
+            needed = training_bytes(self.network.name, choice.config, choice.patch_zyx, batch_size, self.training)
             self._cached_gib[key] = needed / 2**30
         return self._cached_gib[key]
 
-    def largest(self, layouts: Sequence[Layout]) -> Layout:
-        """The first of `layouts`, largest first, that fits with the smallest batch. Raises DataError if none does."""
-        first = bisect_left(layouts, True, key=lambda layout: self._fits(layout, BATCH_SIZES[0]))
-        if first == len(layouts):
+    def largest(self, choices: Sequence[PatchChoice]) -> PatchChoice:
+        """The first of `choices`, largest first, that fits with the smallest batch. Raises DataError if none does."""
+        first = bisect_left(choices, True, key=lambda choice: self._fits(choice, BATCH_SIZES[0]))
+        if first == len(choices):
             raise DataError(
-                f"no patch of {self.network.name} fits {self.limit_gib:g} GiB: the smallest is {layouts[-1].patch_zyx}"
+                f"no patch of {self.network.name} fits {self.limit_gib:g} GiB: the smallest is {choices[-1].patch_zyx}"
             )
-        return layouts[first]
+        return choices[first]
 
-    def largest_batch(self, layout: Layout) -> int:
+    def largest_batch(self, choice: PatchChoice) -> int:
         """The largest of `BATCH_SIZES` that fits, or the smallest."""
-        return BATCH_SIZES[bisect_left(BATCH_SIZES, True, lo=1, key=lambda n: not self._fits(layout, n)) - 1]
+        return BATCH_SIZES[bisect_left(BATCH_SIZES, True, lo=1, key=lambda n: not self._fits(choice, n)) - 1]
 
-    def _fits(self, layout: Layout, batch_size: int) -> bool:
-        return self.step_gib(layout, batch_size) <= self.limit_gib
+    def _fits(self, choice: PatchChoice, batch_size: int) -> bool:
+        return self.step_gib(choice, batch_size) <= self.limit_gib
 
 
 def _choose_spacing(statistics: CohortStatistics) -> tuple[SpacingZYX, str]:
@@ -139,7 +139,7 @@ def _liver_box_mm(statistics: CohortStatistics) -> npt.NDArray[np.float64]:
     """Sides z, y, x of the liver's bounding box, at their 90th percentiles over all manual livers."""
     known = [found.liver_box_n3_mm for found in statistics.values() if len(found.liver_box_n3_mm)]
     if not known:
-        raise DataError("no training or validation scan has a manual liver, but the patch size is chosen from manual livers")
+        raise DataError("the patch size is chosen from manual livers, but no training or validation scan has one")
     return np.asarray(np.percentile(np.concatenate(known), 90, axis=0))
 
 
@@ -174,9 +174,9 @@ def _propose_mr_percentiles(statistics: CohortStatistics) -> Iterator[Proposal]:
 
 
 def _propose_patch_and_batch(
-    layout: Layout, spacing: SpacingZYX, box_mm: npt.NDArray[np.float64], budget: _MemoryBudget
+    choice: PatchChoice, spacing: SpacingZYX, box_mm: npt.NDArray[np.float64], budget: _MemoryBudget
 ) -> Iterator[Proposal]:
-    patch, batch_size = list(layout.patch_zyx), budget.largest_batch(layout)
+    patch, batch_size = list(choice.patch_zyx), budget.largest_batch(choice)
     extent = " × ".join(f"{side * mm:.0f}" for side, mm in zip(patch, spacing, strict=True))
     box = " × ".join(f"{mm:.0f}" for mm in box_mm)
     mode: str = budget.training.precision
@@ -191,15 +191,15 @@ def _propose_patch_and_batch(
     yield Proposal(
         "train_universal.training.batch_size",
         batch_size,
-        f"a step in {mode} takes about {budget.step_gib(layout, batch_size):.1f} GiB; with several GPUs, the batch size"
+        f"a step in {mode} takes about {budget.step_gib(choice, batch_size):.1f} GiB; with several GPUs, the batch size"
         " of each",
     )
     yield Proposal("train_liver.training.patch_zyx", patch, "as in train_universal")
     yield Proposal("train_liver.training.batch_size", batch_size, "as in train_universal")
 
 
-def _layouts(network: NetworkParams, spacing: SpacingZYX, box_mm: npt.NDArray[np.float64]) -> list[Layout]:
-    """Layouts from the liver's bounding box downwards; each step shrinks the side that covers most of the box."""
+def _patch_choices(network: NetworkParams, spacing: SpacingZYX, box_mm: npt.NDArray[np.float64]) -> list[PatchChoice]:
+    """Choices from the liver's bounding box downwards; each step shrinks the side that covers most of the box."""
     if network.name in LEVELS_OF:
         step, min_sides = [STEP] * 3, [MIN_PATCH_SIDE] * 3
     else:
@@ -207,24 +207,24 @@ def _layouts(network: NetworkParams, spacing: SpacingZYX, box_mm: npt.NDArray[np
         step, min_sides = [max(by, STEP) for by in divisor], [max(2 * by, MIN_PATCH_SIDE) for by in divisor]
     sides = [math.ceil(mm / size / by) * by for mm, size, by in zip(box_mm, spacing, step, strict=True)]
     sides = [max(pair) for pair in zip(sides, min_sides, strict=True)]
-    layouts: list[Layout] = []
+    choices: list[PatchChoice] = []
     while True:
-        layout = make_layout(network, sides, spacing)
-        if layout not in layouts:
-            layouts.append(layout)
+        choice = choose_patch(network, sides, spacing)
+        if choice not in choices:
+            choices.append(choice)
         covered = [side * mm / box for side, mm, box in zip(sides, spacing, box_mm, strict=True)]
         shrinkable = [axis for axis in range(3) if sides[axis] - step[axis] >= min_sides[axis]]
         if not shrinkable:
-            return layouts
+            return choices
         axis = max(shrinkable, key=lambda axis: covered[axis])
         sides[axis] -= step[axis]
 
 
-def make_layout(network: NetworkParams, sides: Sequence[int], spacing: SpacingZYX) -> Layout:
+def choose_patch(network: NetworkParams, sides: Sequence[int], spacing: SpacingZYX) -> PatchChoice:
     """The smallest patch of at least `sides` z, y, x, with depth, strides and kernels if the network takes any."""
     z, y, x = sides
     if network.name not in LEVELS_OF:
-        return Layout((z, y, x), network.config, {})
+        return PatchChoice((z, y, x), network.config, {})
     levels = LEVELS_OF[network.name]
     # chosen for the power of two below each side; the rest enlarges the lowest map
     chosen_strides = choose_strides([2 ** int(math.log2(side)) for side in sides], levels, spacing)
@@ -244,7 +244,7 @@ def make_layout(network: NetworkParams, sides: Sequence[int], spacing: SpacingZY
     else:
         chosen = {"strides": ([[1, 1, 1], *chosen_strides], why_strides), "kernel_size": (chosen_kernels, why_kernels)}
     config = {**network.config, **{key: value for key, (value, _) in chosen.items()}}
-    return Layout((z, y, x), config, chosen)
+    return PatchChoice((z, y, x), config, chosen)
 
 
 def _covered_share(patch_zyx: SizeZYX, spacing: SpacingZYX, box_mm: npt.NDArray[np.float64]) -> float:

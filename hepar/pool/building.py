@@ -11,7 +11,7 @@ from hepar.cases import Case, LabelState
 from hepar.errors import ArtifactError, DataError
 from hepar.imaging.masks import Mask, lesion_diameters_mm
 from hepar.imaging.preprocessing import PreprocessingPlan, preprocess_image
-from hepar.imaging.volumes import Geometry, canonical, read_image, resample_mask
+from hepar.imaging.volumes import Geometry, canonical, grid_difference, read_image, resample_mask
 from hepar.params import UnknownTumour
 from hepar.pool.arrays import PreprocessedArrays, hash_arrays, hash_files
 from hepar.pool.table import ArraysRecord, LiverRecord, Pool, PoolEntry, Provenance, TumourRecord
@@ -49,11 +49,8 @@ class LiverLabel:
     def check_grid(self, case: Case, image: Path) -> None:
         """Raises DataError if the mask is not on the grid of the case's image."""
         own, wanted = Geometry.of(read_image(self.mask)), Geometry.of(read_image(image))
-        if not own.agrees_with(wanted):
-            raise DataError(
-                f"case {case.case_id}: the corrected mask is not on the grid of the image: it has {_describe(own)}, the"
-                f" image {_describe(wanted)}"
-            )
+        if difference := grid_difference(own, wanted):
+            raise DataError(f"case {case.case_id}: the corrected mask is not on the grid of the image: {difference}")
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,8 @@ class PreviousPool:
 class PoolBuilder:
     """Adds cases to the pool in `folder`: preprocesses them, or links their arrays from a `previous` pool.
 
-    `hashes` collects the content hashes of the files by path, so that the manifest needs no second pass over them.
+    `hashes` collects the content hashes of the files by path, `stored` those of the bytes of linked ones, so that the
+    manifest needs no second pass over them.
     """
 
     folder: Path
@@ -111,6 +109,7 @@ class PoolBuilder:
     settings: PoolSettings
     previous: PreviousPool = field(default_factory=PreviousPool)
     hashes: MutableMapping[str, str] = field(default_factory=dict)
+    stored: MutableMapping[str, str] = field(default_factory=dict)
 
     def add(
         self, case: Case, liver: LiverLabel | None = None, use_liver: bool = True, use_tumour: bool = True
@@ -184,6 +183,8 @@ class PoolBuilder:
             place, before = f"{entry.arrays.folder}/{name}", f"{found.arrays.folder}/{name}"
             link_or_copy(self.previous.pool.folder / before, self.folder / place)
             self.hashes[place] = self.previous.manifest.files[before]
+            if stored := self.previous.manifest.stored.get(before):
+                self.stored[place] = stored
         tumour = replace(
             entry.tumour,
             volume_ml=found.tumour.volume_ml,
@@ -201,10 +202,12 @@ class PoolBuilder:
         known = KnownLabels(
             liver_state=entry.liver.state,
             tumour_state=entry.tumour.state,
-            liver_zyx=None if liver is None else read_mask(liver.mask, grid),
-            tumour_zyx=read_mask(self.cohort / case.tumour, grid) if has_tumour else None,
+            liver_zyx=None if liver is None else read_mask_on_grid(liver.mask, grid),
+            tumour_zyx=read_mask_on_grid(self.cohort / case.tumour, grid) if has_tumour else None,
             liver_weight=1.0 if liver is None else liver.weight,
-            uncertain_zyx=None if liver is None or liver.uncertain is None else read_mask(liver.uncertain, grid),
+            uncertain_zyx=(
+                None if liver is None or liver.uncertain is None else read_mask_on_grid(liver.uncertain, grid)
+            ),
         )
         targets = make_targets(known, grid.size_zyx, grid.spacing_zyx_mm, settings.unknown_tumour, settings.margin_mm)
         folder = entry.arrays.folder
@@ -221,12 +224,6 @@ class PoolBuilder:
         return replace(entry, liver=replace(entry.liver, volume_ml=liver_ml), tumour=tumour, arrays=arrays)
 
 
-def read_mask(path: Path, geometry: Geometry) -> Mask:
+def read_mask_on_grid(path: Path, geometry: Geometry) -> Mask:
     """A binary mask file resampled to a grid, bool zyx; an empty mask stays empty."""
     return resample_mask(canonical(read_image(path)), geometry)
-
-
-def _describe(grid: Geometry) -> str:
-    size = "×".join(map(str, grid.size_zyx))
-    spacing, origin = (" ".join(f"{mm:g}" for mm in values) for values in (grid.spacing_zyx_mm, grid.origin_xyz_mm))
-    return f"{size} voxels zyx, spacing {spacing} mm zyx, origin {origin} mm xyz"

@@ -14,7 +14,10 @@ from PIL import Image
 from scipy import ndimage
 
 from hepar.cases import LabelState, Split
+from hepar.errors import one_line
+from hepar.imaging.display import display_window, largest_slice, scale_to_window
 from hepar.imaging.masks import LESION_SIZES, Mask, lesion_size
+from hepar.imaging.preprocessing import CT_RANGE
 from hepar.params import AssemblePoolParams
 from hepar.pool.arrays import PreprocessedArrays
 from hepar.pool.table import Pool, PoolEntry
@@ -51,9 +54,7 @@ def write_datasheet(pool: Pool, parents: Mapping[str, str], params: AssemblePool
     write_text(pool.folder / Pool.DATASHEET, "\n\n".join(parts) + "\n")
 
 
-_LEGEND = (
-    "Green outline: liver (dashed for a pseudo-label). Red outline: tumour. Blue shading: tumour unknown."
-)
+_LEGEND = "Green outline: liver (dashed for a pseudo-label). Red outline: tumour. Blue shading: tumour unknown."
 
 
 def _settings(params: AssemblePoolParams) -> Iterable[tuple[str, str]]:
@@ -126,7 +127,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _plain(text: str) -> str:
     """A text from elsewhere as Markdown that shows it on one line: no HTML, link, picture, code or table cell."""
-    marked = re.sub(r"([\\`\[|])", r"\\\1", " ".join(text.split()))
+    marked = re.sub(r"([\\`\[|])", r"\\\1", one_line(text))
     return marked.replace("&", "&amp;").replace("<", "&lt;")
 
 
@@ -151,13 +152,13 @@ def _write_examples(pool: Pool) -> list[str]:
 def draw_slice(arrays: PreprocessedArrays, entry: PoolEntry, spacing_yx_mm: tuple[float, float]) -> Rgb:
     """An example slice as RGB, uint8 yx3: targets outlined, shaded blue where the tumour is unknown.
 
-    Shows the slice with most tumour, without a tumour that with most liver, and without either the first.
+    Shows the slice with most tumour, without a tumour that with most liver, and without either the middle one.
     """
     tumour_zyx, liver_zyx = arrays.tumour_zyx > 0, arrays.liver_zyx > 0
-    z = int((tumour_zyx if tumour_zyx.any() else liver_zyx).sum(axis=(1, 2)).argmax())
-    image_yx = np.asarray(arrays.image_zyx[z], np.float32)
-    low, high = np.percentile(image_yx, (1, 99))
-    grey_yx = np.clip((image_yx - low) / max(float(high - low), 1e-6), 0, 1)  # a constant slice is black
+    image_zyx = np.asarray(arrays.image_zyx[:], np.float32)
+    z = largest_slice((tumour_zyx, liver_zyx), len(image_zyx))
+    image_yx = image_zyx[z]
+    grey_yx = scale_to_window(image_yx, display_window(image_zyx, entry.modality, CT_RANGE))
     scale = max(1, round(MIN_SIDE_PIXELS / min(image_yx.shape)))
     ratio = spacing_yx_mm[0] / spacing_yx_mm[1]
     rows, columns = round(image_yx.shape[0] * scale * ratio), image_yx.shape[1] * scale

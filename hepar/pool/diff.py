@@ -9,7 +9,8 @@ import pandas as pd
 
 from hepar.cases import LabelState
 from hepar.evaluation.overlap import dice
-from hepar.pool.table import Pool, PoolEntry, entry_row
+from hepar.imaging.grid_rules import size_text
+from hepar.pool.table import COLUMNS, Pool, PoolEntry, entry_row
 
 ADDED, REMOVED, RELABELLED, CHANGED = "added", "removed", "relabelled", "changed"
 LABEL_COLUMNS = (  # a case is relabelled if one of these differs
@@ -22,7 +23,11 @@ LABEL_COLUMNS = (  # a case is relabelled if one of these differs
     "gate",
     "review",
 )
-METADATA_COLUMNS = ("split", "patient_id", "source", "sequence", "licence", "teacher", "reasons")
+DERIVED_COLUMNS = (  # these follow from the arrays, whose hash is compared, or say where they are
+    *("case_id", "modality", "liver_ml", "tumour_ml", "known_share", "lesion_diameters_mm", "image_sha256"),
+    *("folder", "sha256", "key"),
+)
+METADATA_COLUMNS = tuple(name for name in COLUMNS if name not in (*LABEL_COLUMNS, *DERIVED_COLUMNS))
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def _diff_entry(old: Pool, new: Pool, before: PoolEntry, after: PoolEntry) -> En
     old_arrays, new_arrays = old.arrays(before), new.arrays(after)
     old_shape, new_shape = old_arrays.image_zyx.shape, new_arrays.image_zyx.shape
     if old_shape != new_shape:
-        details.append(f"grid {_format_shape(old_shape)} → {_format_shape(new_shape)}")
+        details.append(f"grid {size_text(old_shape)} → {size_text(new_shape)}")
         return EntryDiff(before.case_id, change, ", ".join(details))
     diff = EntryDiff(before.case_id, change, ", ".join(details) or "arrays")
     if LabelState.UNKNOWN not in (before.liver.state, after.liver.state):
@@ -93,7 +98,3 @@ def _format(value: object) -> str:
     """A value of the table for people: weights with two decimals, hashes by their first eight digits."""
     text = f"{value:.2f}" if isinstance(value, float) else str(value)
     return text[:8] if len(text) == 64 else text or "none"
-
-
-def _format_shape(shape_zyx: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape_zyx))

@@ -50,14 +50,14 @@ class KnownLabels:
 
     @property
     def mask_weight(self) -> float:
-        """How far the liver mask is trusted: fully if it is manual, not at all if it is missing."""
+        """How much the liver mask is trusted: fully if it is manual, not at all if it is missing."""
         if self.liver_zyx is None:
             return 0.0
         return 1.0 if self.liver_state == LabelState.MANUAL else self.liver_weight
 
 
 def is_known_everywhere(tumour_state: LabelState, unknown_tumour: UnknownTumour) -> bool:
-    """Whether every voxel has a tumour label: it is manual or absent, or the rule treats an unknown tumour as absent."""
+    """Whether every voxel has a tumour label: a manual or absent one, or an unknown one that the rule calls absent."""
     return tumour_state in (LabelState.MANUAL, LabelState.ABSENT) or unknown_tumour == "background"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,22 @@ from typing import Any
 import pandas as pd
 
 from hepar.errors import ArtifactError
+from hepar.pseudo_labels.gates import Verdict
 from hepar.pseudo_labels.signals import Signals
 from hepar.runtime.artifacts import Manifest, link_or_copy, read_manifest
 from hepar.runtime.verification import verify_artifact
 from hepar.runtime.whole_files import write_bytes
+
+
+@dataclass(frozen=True)
+class LabelledCase:
+    """A case with a pseudo-liver, and the teacher that predicted it, by its hash."""
+
+    case_id: str
+    modality: str
+    teacher: str
+    teacher_saw_patient: bool
+    mask_sha256: str
 
 
 @dataclass(frozen=True)
@@ -24,14 +36,14 @@ class PseudoLabels:
     folder: Path
 
     KIND = "pseudo-labels"
-    TABLE = "quality.parquet"  # one row a case, by `COLUMNS`
+    TABLE = "quality.parquet"  # one row per case, by `COLUMNS`
     MASKS = "masks"
     LIVER = "liver.nii.gz"
     UNCERTAIN = "uncertain.nii.gz"
     COLUMNS = (
-        *("case_id", "modality", "teacher", "teacher_saw_patient", "mask_sha256"),
+        *(item.name for item in fields(LabelledCase)),
         *Signals.names(),
-        *("gate", "weight", "reasons", "predicted_dice"),
+        *(item.name for item in fields(Verdict)),
     )
 
     def liver(self, case_id: str) -> Path:
@@ -65,7 +77,7 @@ class PseudoLabels:
             raise ArtifactError(f"{self.folder} is incomplete: {name} is missing") from None
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table, one row a case, with the columns `COLUMNS`. Raises ArtifactError if it is missing or damaged."""
+        """The table, one row per case, with the columns `COLUMNS`. Raises ArtifactError if it is missing or damaged."""
         try:
             rows = pd.read_parquet(self.folder / self.TABLE).to_dict(orient="records")
         except (OSError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,7 @@ class Verdict:
     def row(self) -> dict[str, Any]:
         """The verdict as columns of a table."""
         predicted = float("nan") if self.predicted_dice is None else self.predicted_dice
-        reasons = "; ".join(self.reasons)
-        return {"gate": self.gate, "weight": self.weight, "reasons": reasons, "predicted_dice": predicted}
+        return asdict(self) | {"reasons": "; ".join(self.reasons), "predicted_dice": predicted}
 
 
 def judge(signals: Signals, modality: Modality, gates: GateParams) -> Verdict:

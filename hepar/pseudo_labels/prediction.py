@@ -14,7 +14,7 @@ import numpy as np
 from hepar.cases import LIVER, Case
 from hepar.imaging.masks import Mask, body_mask, fill_holes, keep_largest_component
 from hepar.imaging.preprocessing import preprocess_image
-from hepar.imaging.volumes import Geometry, read_image, resample_mask, to_array, to_image, write_image
+from hepar.imaging.volumes import Geometry, read_image, read_mask, resample_mask, to_array, to_image, write_image
 from hepar.inference.prediction import Model, predict_probabilities, resample_probability
 from hepar.params import PseudoLabelParams
 from hepar.pseudo_labels.folder import PseudoLabels
@@ -52,7 +52,7 @@ def predict_pseudo_liver(case: Case, folder: Path, teachers: Sequence[Model], pa
     """Predict the liver of a case of the cohort in `folder` with every teacher and every test-time variant.
 
     The mask is the mean probability thresholded at 0.5, reduced to its largest component, with holes filled; it may be
-    empty. Takes one probability map of memory, and one byte a voxel for each prediction.
+    empty. Memory: one probability map, and one byte per voxel and prediction.
     """
     image = read_image(folder / case.image)
     own = Geometry.of(image)
@@ -72,7 +72,7 @@ def predict_pseudo_liver(case: Case, folder: Path, teachers: Sequence[Model], pa
         votes_zyx=votes_zyx,
         raw_zyx=raw_zyx,
         liver_zyx=liver_zyx,
-        tumour_zyx=np.asarray(to_array(read_image(folder / case.tumour)) > 0) if case.tumour else None,
+        tumour_zyx=read_mask(folder / case.tumour) if case.tumour else None,
         body_zyx=body_mask(to_array(image), case.modality),
         intensity_n=preprocessed_zyx[resample_mask(to_image(liver_zyx, own), grid)],
         spacing_zyx_mm=own.spacing_zyx_mm,

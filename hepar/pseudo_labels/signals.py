@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from hepar.evaluation.overlap import dice
-from hepar.imaging.masks import Mask, label_components
+from hepar.imaging.masks import Mask, bounding_box, label_components, voxel_mm3
 
 SMOOTHING_MM = 5.0  # sigma of the Gaussian that a liver's surface is compared with
 Float32Array = npt.NDArray[np.float32]
@@ -66,7 +66,7 @@ def measure(evidence: Evidence, manual_intensity: tuple[float, float] | None) ->
     """
     plain_zyx = evidence.votes_zyx[0]
     return Signals(
-        volume_ml=float(evidence.liver_zyx.sum() * np.prod(evidence.spacing_zyx_mm) / 1000),
+        volume_ml=float(evidence.liver_zyx.sum() * voxel_mm3(evidence.spacing_zyx_mm) / 1000),
         component_share=component_share(evidence.raw_zyx),
         hole_share=hole_share(evidence.raw_zyx, evidence.liver_zyx),
         roughness=roughness(evidence.liver_zyx, evidence.spacing_zyx_mm),
@@ -96,9 +96,8 @@ def roughness(liver_zyx: Mask, spacing_zyx_mm: tuple[float, float, float]) -> fl
 
     1 for an empty mask, infinity for a mask that smoothing removes.
     """
-    if not liver_zyx.any():
+    if (box := bounding_box(liver_zyx)) is None:
         return 1.0
-    box = ndimage.find_objects(liver_zyx.astype(np.uint8))[0]
     margin = [int(np.ceil(3 * SMOOTHING_MM / mm)) for mm in spacing_zyx_mm]
     mask_zyx = np.pad(liver_zyx[box], [(m, m) for m in margin])
     sigma = [SMOOTHING_MM / mm for mm in spacing_zyx_mm]

@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 
 from hepar.cases import STRUCTURES
-from hepar.errors import HeparError, Preempted, StorageError
+from hepar.errors import HeparError, Preempted, StorageError, one_line
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder, ModelSpec
 from hepar.params import TrainingParams
@@ -32,9 +32,9 @@ from hepar.runtime.redaction import redact
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 USER_VARIABLE, PASSWORD_VARIABLE = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 RUN_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"  # set by a scheduler
-DEFAULT_URI = "sqlite:///mlflow.db"
+SQLITE, DATABASE = "sqlite:///", "mlflow.db"
+DEFAULT_URI = f"{SQLITE}{DATABASE}"
 MODEL_TAG = "hepar.model"
-SQLITE = "sqlite:///"
 RUN_FILE = "mlflow_run"
 MAX_REASON = 300  # characters of a message of MLflow
 
@@ -105,7 +105,7 @@ def storage_errors() -> Iterator[None]:
     except HeparError:
         raise
     except (mlflow.MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        reason = redact(" ".join(str(error).partition("[SQL:")[0].split()))[:MAX_REASON]
+        reason = redact(one_line(str(error).partition("[SQL:")[0]))[:MAX_REASON]
         raise StorageError(f"MLflow at {server()} ({URI_VARIABLE}) fails: {reason}") from None
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,18 +24,24 @@ from hepar.runtime.seals import seal, touch
 from hepar.runtime.whole_files import FULL, unwritable, whole_file, write_text
 
 MANIFEST = "manifest.json"
+CODED = (SUFFIX, ".npz", ".png")  # of files whose content is what a codec makes of their bytes
 
 
 @dataclass(frozen=True)
 class Manifest:
     """An artifact's identity. `parents` maps an input's name (`cohort`, `pool`) to its hash, `files` each file's
-    path in the folder to the hash of its content, `sizes` to its bytes on disk; older manifests have no sizes."""
+    path in the folder to the hash of its content.
+
+    `sizes` and `stored` describe the file itself: its bytes, and their hash if a codec made them of the content. Older
+    manifests have neither.
+    """
 
     kind: str
     hash: str
     parents: Mapping[str, str]
     files: Mapping[str, str]
     sizes: Mapping[str, int] = field(default_factory=dict)
+    stored: Mapping[str, str] = field(default_factory=dict)
 
 
 def sha256_file(path: Path) -> str:
@@ -49,6 +55,8 @@ def sha256_content(path: Path) -> str:
 
     Two builds of a codec may compress the same values to different bytes.
     """
+    if path.suffix not in CODED:
+        return sha256_file(path)
     if path.suffix == SUFFIX:
         return sha256_chunked(path)
     if path.suffix == ".png":
@@ -100,15 +108,21 @@ def md5_file(path: Path) -> str:
 
 @contextmanager
 def write_artifact(
-    folder: Path, kind: str, parents: Mapping[str, str], known_hashes: MutableMapping[str, str] | None = None
+    folder: Path,
+    kind: str,
+    parents: Mapping[str, str],
+    known_hashes: Mapping[str, str] | None = None,
+    known_stored: Mapping[str, str] | None = None,
 ) -> Iterator[Path]:
     """Write an artifact: yields a temporary folder beside `folder`, which gets its manifest and is renamed at the end.
 
     On an error, or if the process dies, `folder` stays as it was; the next attempt removes what is left behind. A
     process that dies while it renames leaves a journal: whoever reads or writes `folder` next finishes it.
-    `known_hashes` maps a file's path in the folder to the hash of its content, which is then not computed; the caller
-    may fill it while linking files of an earlier artifact. Raises ArtifactError if another process is writing `folder`
-    or a file with a known hash is missing, StorageError if the disk is full.
+    `known_hashes` maps a file's path in the folder to the hash of its content, which is then not computed, and
+    `known_stored` to that of its bytes; the caller may fill both while linking files of an earlier artifact.
+
+    Raises ArtifactError if another process is writing `folder` or a file with a known hash is missing, StorageError if
+    the disk is full.
     """
     partial = folder.parent / f".{folder.name}.partial"
     try:
@@ -117,7 +131,7 @@ def write_artifact(
         with _locked(partial, folder):
             try:
                 yield partial
-                _write_manifest(partial, kind, parents, known_hashes or {})
+                _write_manifest(partial, kind, parents, known_hashes or {}, known_stored or {})
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
@@ -150,14 +164,22 @@ def _locked(partial: Path, folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _write_manifest(folder: Path, kind: str, parents: Mapping[str, str], known_hashes: Mapping[str, str]) -> None:
+def _write_manifest(
+    folder: Path,
+    kind: str,
+    parents: Mapping[str, str],
+    known_hashes: Mapping[str, str],
+    known_stored: Mapping[str, str],
+) -> None:
     paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     paths.pop(MANIFEST, None)
     if missing := sorted(set(known_hashes) - set(paths)):
         raise ArtifactError(f"{missing[0]} was not written, so the {kind} is incomplete")
     files = {name: known_hashes.get(name) or sha256_content(path) for name, path in paths.items()}
     sizes = {name: path.stat().st_size for name, path in paths.items()}
-    manifest = Manifest(kind, hash_contents(kind, files), dict(parents), files, sizes)
+    coded = {name: path for name, path in paths.items() if path.suffix in CODED}
+    stored = {name: known_stored.get(name) or sha256_file(path) for name, path in coded.items()}
+    manifest = Manifest(kind, hash_contents(kind, files), dict(parents), files, sizes, stored)
     write_json(folder / MANIFEST, asdict(manifest))
 
 
@@ -185,7 +207,7 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
     if not folder.exists():
         raise ArtifactError(f"{folder} does not exist")
     if not (folder / MANIFEST).is_file():
-        raise ArtifactError(f"{folder} is not a complete {kind}: {MANIFEST} is missing")
+        raise ArtifactError(f"{folder} is not a complete artifact of kind {kind}: {MANIFEST} is missing")
     found = read_any_manifest(folder)
     if found.kind != kind:
         raise ArtifactError(f"{folder} is of kind {found.kind} but must be {kind}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hepar.errors import ArtifactError
+from hepar.errors import ArtifactError, one_line
 from hepar.runtime.whole_files import write_bytes
 
 if TYPE_CHECKING:
@@ -48,13 +48,13 @@ def write_chunked(path: Path, array_zyx: npt.NDArray[Any], **metadata: Any) -> N
 
 
 def open_chunked(path: Path) -> Any:
-    """A `Sliceable` that maps the file, not to be shared by threads. Raises ArtifactError if it is not a chunked array."""
+    """A `Sliceable` that maps the file; threads cannot share it. Raises ArtifactError if it is not a chunked array."""
     import blosc2
 
     try:
         return blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
     except (OSError, RuntimeError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a chunked array: {' '.join(str(error).split())}") from None
+        raise ArtifactError(f"{path} is not a chunked array: {one_line(error)}") from None
 
 
 def read_metadata(array: Any) -> dict[str, Any]:

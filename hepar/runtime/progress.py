@@ -106,7 +106,7 @@ class Stage:
         self._console.print(f"{self.status.stage}: {text}", markup=False, highlight=False)
 
     def publish(self) -> None:
-        """Write the status file if HEPAR_PROGRESS is set. A full disk only leaves the older one in place: the file is not a result."""
+        """Write the status file if HEPAR_PROGRESS is set. On a full disk the older one stays: it is not a result."""
         folder = os.environ.get(FOLDER_VARIABLE)
         if not folder or self._quiet:
             return

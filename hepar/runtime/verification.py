@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hepar.errors import ArtifactError
-from hepar.runtime.artifacts import MANIFEST, Manifest, read_manifest, sha256_content
+from hepar.runtime.artifacts import CODED, MANIFEST, Manifest, read_manifest, sha256_content, sha256_file
 from hepar.runtime.device import available_cores
 from hepar.runtime.seals import seal, sealed_ns, touch
 
@@ -67,10 +67,12 @@ def _glance(folder: Path, manifest: Manifest, name: str) -> str:
 
 def _compare_content(folder: Path, manifest: Manifest, name: str) -> str:
     """How the content of a file differs; empty if it does not."""
+    is_coded = name.endswith(CODED)
     try:
-        found = sha256_content(folder / name)
+        if is_coded and name not in manifest.stored:  # sealed by an older version
+            found, was = sha256_content(folder / name), manifest.files[name]
+        else:  # damaged bytes never reach a decoder
+            found, was = sha256_file(folder / name), manifest.stored[name] if is_coded else manifest.files[name]
     except Exception as error:  # whatever a decoder raises for damaged bytes
         return f"{name} cannot be read ({type(error).__name__})"
-    if found != manifest.files[name]:
-        return f"{name} has changed since it was sealed (SHA-256 {found[:12]}…, was {manifest.files[name][:12]}…)"
-    return ""
+    return "" if found == was else f"{name} has changed since it was sealed (SHA-256 {found[:12]}…, was {was[:12]}…)"

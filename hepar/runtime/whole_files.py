@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hepar.errors import StorageError
+from hepar.errors import StorageError, one_line
 
 PROBE_BYTES = 2**20  # a disk that has no room for these is full
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota or size limit of the process
@@ -71,7 +71,7 @@ def check_archive(path: Path, partial: Path) -> None:
 def unwritable(path: Path, error: Exception) -> StorageError:
     """The error that says why `path` cannot be written."""
     code = error.errno if isinstance(error, OSError) else None
-    return StorageError(f"{path} cannot be written: {os.strerror(code) if code else ' '.join(str(error).split())}")
+    return StorageError(f"{path} cannot be written: {os.strerror(code) if code else one_line(error)}")
 
 
 def cause_on_disk(error: Exception, written: Iterable[Path]) -> OSError | None:

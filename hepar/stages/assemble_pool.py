@@ -50,9 +50,9 @@ def run(
         livers = _liver_labels(chosen, cases, pseudo_labels, reviews) if params.labels != "tumour" else {}
         if params.labels == "manual":  # a corrected liver counts as manual
             livers = {case_id: label for case_id, label in livers.items() if label.state == LabelState.MANUAL}
-        previous, hashes = PreviousPool.load(pool), dict[str, str]()
-        with write_artifact(pool, Pool.KIND, parents, hashes) as folder:
-            builder = PoolBuilder(folder, cases.folder, settings, previous, hashes)
+        previous, hashes, stored = PreviousPool.load(pool), dict[str, str](), dict[str, str]()
+        with write_artifact(pool, Pool.KIND, parents, hashes, stored) as folder:
+            builder = PoolBuilder(folder, cases.folder, settings, previous, hashes, stored)
             assembled = Pool(folder, plan, _build(builder, chosen, livers, params))
             assembled.save()
             write_datasheet(assembled, parents, params)

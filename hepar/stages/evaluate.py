@@ -18,10 +18,11 @@ from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase
 from hepar.evaluation.report import write_report
 from hepar.evaluation.report_folder import Report
 from hepar.evaluation.scores import CaseScores, score_case, scores_table
-from hepar.evaluation.slices import CaseSlice, display_window, pick_slice
+from hepar.evaluation.slices import CaseSlice, pick_slice
 from hepar.evaluation.summary import summarise
+from hepar.imaging.display import display_window
 from hepar.imaging.masks import Mask
-from hepar.imaging.volumes import Geometry, read_image, to_array, to_image, write_image
+from hepar.imaging.volumes import Geometry, read_image, read_mask, to_array, to_image, write_image
 from hepar.inference.model_folder import ModelFolder, hash_patient
 from hepar.inference.prediction import Model, load_model, segment
 from hepar.params import EvaluateParams
@@ -105,7 +106,7 @@ def _score(case: Case, cohort: Cohort, model: Model, report: Report, params: Eva
 def _read_reference(cohort: Cohort, file: str, state: LabelState, shape_zyx: tuple[int, ...]) -> Mask | None:
     """The reference mask, bool zyx: None if unknown, empty if an expert labelled the structure absent."""
     if state == LabelState.MANUAL:
-        return np.asarray(to_array(read_image(cohort.file(file))) > 0)
+        return read_mask(cohort.file(file))
     return np.zeros(shape_zyx, bool) if state == LabelState.ABSENT else None
 
 

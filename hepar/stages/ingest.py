@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hepar.cases import Cohort, check_patients
-from hepar.ingest.cohort_building import build_cases, check_case_ids, load_earlier
+from hepar.cases import Cohort, check_case_ids, check_patients
+from hepar.ingest.cohort_building import build_cases, load_earlier
 from hepar.ingest.quarantine import check_refused_share, write_quarantine
 from hepar.ingest.sources import open_source
 from hepar.ingest.splits import assign_official_splits, assign_splits, check_trainable, read_splits
@@ -32,7 +32,7 @@ def run(source: str, cohort: Path, params: IngestParams) -> None:
         open_source(source, params) as sources,
         write_artifact(cohort, Cohort.KIND, {}, hashes) as folder,
     ):
-        check_case_ids(sources)
+        check_case_ids(source.case_id for source in sources)
         if params.split_from:
             sources = assign_official_splits(sources, read_splits(params.split_from))
         accepted, refused = build_cases(assign_splits(sources, params.split), folder, load_earlier(cohort))

@@ -17,7 +17,7 @@ from hepar.errors import ArtifactError
 from hepar.inference.model_folder import ModelFolder, hash_patient
 from hepar.inference.prediction import load_ensemble
 from hepar.params import PseudoLabelParams
-from hepar.pseudo_labels.folder import PseudoLabels
+from hepar.pseudo_labels.folder import LabelledCase, PseudoLabels
 from hepar.pseudo_labels.gates import ACCEPT, REJECT, REVIEW, judge
 from hepar.pseudo_labels.prediction import load_signals, predict_pseudo_liver
 from hepar.runtime.artifacts import check_made_from, read_manifest, sha256_file, sha256_json, write_artifact
@@ -66,14 +66,14 @@ def run(cohort: Path, teachers: Mapping[Modality, Path], pseudo: Path, params: P
                 labels.link_masks(case.case_id, checkpoint)
                 signals = load_signals(checkpoint)
                 verdict = judge(signals, case.modality, params.gates)
-                identity = {
-                    "case_id": case.case_id,
-                    "modality": str(case.modality),
-                    "teacher": manifests[case.modality].hash,
-                    "teacher_saw_patient": hash_patient(case.patient_id) in seen[case.modality],
-                    "mask_sha256": sha256_file(labels.liver(case.case_id)),
-                }
-                rows.append(identity | asdict(signals) | verdict.row())
+                labelled = LabelledCase(
+                    case_id=case.case_id,
+                    modality=str(case.modality),
+                    teacher=manifests[case.modality].hash,
+                    teacher_saw_patient=hash_patient(case.patient_id) in seen[case.modality],
+                    mask_sha256=sha256_file(labels.liver(case.case_id)),
+                )
+                rows.append(asdict(labelled) | asdict(signals) | verdict.row())
                 count.advance(case=case.case_id, gate=verdict.gate)
             if rows:
                 counts = Counter(row["gate"] for row in rows)

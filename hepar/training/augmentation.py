@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hepar.inference.prediction import change_contrast
 from hepar.params import AugmentationParams
 
 _AXES = {"z": 2, "y": 3, "x": 4}
@@ -120,10 +121,9 @@ def _vary_intensities(image_cdhw: Tensor, params: AugmentationParams, rng: np.ra
         blurred = F.avg_pool3d(image_cdhw[None], 3, stride=1, padding=1, count_include_pad=False)[0]
         image_cdhw = torch.lerp(image_cdhw, blurred, float(rng.uniform(0.3, 1)))
     if rng.random() < params.intensity_probability:
-        mean = image_cdhw.mean()
         factor = float(rng.uniform(1 - params.contrast, 1 + params.contrast))
         shift = float(rng.uniform(-params.brightness, params.brightness))
-        image_cdhw = (image_cdhw - mean) * factor + mean + shift
+        image_cdhw = change_contrast(image_cdhw, factor, shift)
     if params.noise and rng.random() < params.intensity_probability:
         generator = torch.Generator(image_cdhw.device).manual_seed(int(rng.integers(2**63)))
         noise = torch.randn(image_cdhw.shape, generator=generator, device=image_cdhw.device)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hepar.errors import DataError, HeparError
+from hepar.errors import DataError, HeparError, one_line
 from hepar.runtime.progress import current_stage
 from hepar.runtime.tensor_files import read_tensors
 from hepar.runtime.whole_files import cause_on_disk
@@ -34,7 +34,7 @@ def save_checkpoint(folder: Path, checkpoint: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:
         cause = cause_on_disk(error, [temporary])
         temporary.unlink(missing_ok=True)
-        reason = " ".join(str(cause or error).split())
+        reason = one_line(cause or error)
         raise HeparError(
             f"the checkpoint of step {checkpoint['step']} cannot be written to {folder}: {reason}"
         ) from None

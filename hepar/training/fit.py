@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hepar.cases import Modality
-from hepar.errors import HeparError
+from hepar.errors import HeparError, one_line
 from hepar.inference.model_folder import ModelFolder, ModelSpec, hash_patient
 from hepar.networks import build_network
 from hepar.params import NetworkParams, TrainingParams
@@ -109,7 +109,7 @@ def _initial_network(recipe: Recipe) -> nn.Module:
         try:
             network.load_state_dict(ModelFolder(recipe.warm_start).load_weights())
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise HeparError(f"train_universal.warm_start is a model with another network: {reason}") from None
     return network
 

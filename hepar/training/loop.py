@@ -6,7 +6,7 @@ therefore gives the same weights as one that never stopped, and processes that s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -90,7 +90,7 @@ class Trainer:
         self._resume()
         state, params = self.state, self.params
         log_every = max(1, params.steps // LOG_POINTS)
-        snapshot_steps = {max(1, round(share * params.steps)) for share in params.snapshots}
+        kept_steps = snapshot_steps(params.snapshots, params.steps)
         with (
             stage.counting(params.steps, "training") as progress,
             catch_sigterm() as sigterm_arrived,
@@ -108,7 +108,7 @@ class Trainer:
                 if state.step % log_every == 0:
                     self._log_training(wait.share)
                     wait = LoaderWait()
-                if state.step in snapshot_steps:
+                if state.step in kept_steps:
                     state.snapshots.append(state.ema_weights())
                 self._validate_if_due(sigterm_arrived)
                 self._stop_if(sigterm_arrived)
@@ -182,7 +182,7 @@ class Trainer:
         return parts.total + weight * consistency(probability_brdhw, teacher_brdhw, batch.weight_brdhw)
 
     def _gradient_sync(self, last_part: bool) -> AbstractContextManager[None]:
-        """Let the processes average their gradients once a step, with its last part."""
+        """Let the processes average their gradients once per step, with its last part."""
         wrapped = isinstance(self.ddp, DistributedDataParallel)
         return self.ddp.no_sync() if wrapped and not last_part else nullcontext()  # type: ignore[operator]
 
@@ -241,6 +241,11 @@ class Trainer:
         checkpoint = distributed.broadcast(load_checkpoint(self.checkpoints) if distributed.rank() == 0 else None)
         if checkpoint is not None:
             self.state.restore(checkpoint)
+
+
+def snapshot_steps(shares: Iterable[float], steps: int) -> set[int]:
+    """The steps of a training of `steps` at which snapshots are kept, from their shares of it."""
+    return {max(1, round(share * steps)) for share in shares}
 
 
 def _check_support(network: nn.Module, params: TrainingParams, device: torch.device) -> None:

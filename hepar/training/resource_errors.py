@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from hepar.errors import HeparError
+from hepar.errors import HeparError, one_line
 from hepar.params import TrainingParams
 
 
@@ -42,4 +42,4 @@ def _compiler_message(error: Exception) -> str:
     """First paragraph of an error of torch's compiler; empty for any other error."""
     from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 
-    return " ".join(str(error).split("\n\n")[0].split()) if isinstance(error, TorchDynamoException) else ""
+    return one_line(str(error).split("\n\n")[0]) if isinstance(error, TorchDynamoException) else ""

@@ -16,7 +16,14 @@ from scipy import ndimage
 
 from hepar.cases import LabelState, Modality
 from hepar.errors import DataError
-from hepar.imaging.masks import LESION_SIZES, Mask, equivalent_diameter_mm, lesion_size
+from hepar.imaging.masks import (
+    LESION_SIZES,
+    Mask,
+    bounding_box,
+    equivalent_diameter_mm,
+    label_components,
+    lesion_size,
+)
 from hepar.params import SamplingParams, SizeZYX
 from hepar.pool.arrays import PreprocessedArrays
 from hepar.pool.table import Pool, PoolEntry
@@ -115,17 +122,17 @@ class PatchSampler:
             self._liver_voxels_n3[index] = liver_n3
         if entry.tumour.state != LabelState.MANUAL:
             return []
-        tumour_zyx = arrays.tumour_zyx
-        if not (boxes := ndimage.find_objects(tumour_zyx)):
+        tumour_zyx = arrays.tumour_zyx > 0
+        if (box := bounding_box(tumour_zyx)) is None:
             return []
-        labels_zyx, _ = ndimage.label(tumour_zyx[boxes[0]])
-        corner_zyx = np.array([part.start for part in boxes[0]], np.int32)
-        voxel_mm3 = entry.tumour.volume_ml * 1000 / np.count_nonzero(labels_zyx)
+        labels_zyx, sizes = label_components(tumour_zyx[box])
+        corner_zyx = np.array([part.start for part in box], np.int32)
+        voxel_mm3 = entry.tumour.volume_ml * 1000 / sizes.sum()
         lesions = []
-        for number, region in enumerate(ndimage.find_objects(labels_zyx), start=1):
-            lesion_zyx = labels_zyx[region] == number
-            if (size := np.count_nonzero(lesion_zyx)) < MIN_LESION_VOXELS:
+        for number, (region, size) in enumerate(zip(ndimage.find_objects(labels_zyx), sizes, strict=True), start=1):
+            if size < MIN_LESION_VOXELS:
                 continue
+            lesion_zyx = labels_zyx[region] == number
             start_zyx = corner_zyx + np.array([part.start for part in region], np.int32)
             voxels_n3 = _some_voxels(lesion_zyx, rng) + start_zyx
             lesions.append(Lesion(index, lesion_size(equivalent_diameter_mm(size * voxel_mm3)), voxels_n3))

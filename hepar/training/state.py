@@ -19,7 +19,7 @@ HistoryRow = tuple[int, str, str, str, float]  # step, split, modality, metric, 
 
 @dataclass
 class TrainingState:
-    """Weights, their exponential moving average (EMA), optimiser, and how far the training is.
+    """Weights, their exponential moving average (EMA), optimiser, and the progress of the training.
 
     Validation scores the EMA, and the EMA is what a training returns.
     """

@@ -15,6 +15,8 @@ from scipy import ndimage
 
 from hepar.cases import LIVER, TUMOUR, Modality
 from hepar.imaging.masks import Mask
+from hepar.imaging.painting import draw_log_uniform, interpolate_nodes, partial_volume, voxel_side_mm
+from hepar.imaging.preprocessing import CT_RANGE
 from hepar.params import SpacingZYX
 from hepar.training.sampling import Patch
 
@@ -26,7 +28,6 @@ CONTRAST = (0.15, 0.7)  # to the liver, in units of the preprocessed image: 15 t
 MR_CONTRAST = 1.5  # factor on it in MR, where a unit is one standard deviation of the body's intensities
 HYPODENSE_SHARE = 0.85  # of lesions in portal-venous CT; in MR darker and brighter ones are equally frequent
 RIM_SHARE = 0.2  # of lesions
-CT_RANGE = (-1.0, 1.0)  # of a preprocessed CT
 MIN_LIVER_VOXELS = 200
 
 
@@ -63,11 +64,10 @@ def _paint_lesion(
 ) -> None:
     """Paint one lesion into the patch: a core, sometimes a rim, and the noise of the liver below."""
     centre_zyx = liver.voxels_n3[rng.integers(len(liver.voxels_n3))]
-    radius_mm = float(np.exp(rng.uniform(*np.log(DIAMETER_MM)))) / 2
+    radius_mm = draw_log_uniform(rng, DIAMETER_MM) / 2
     box = _bounding_box(centre_zyx, radius_mm, spacing_zyx_mm, liver.mask_zyx.shape)
     depth_zyx_mm = _lesion_depth_mm(box, centre_zyx, radius_mm, spacing_zyx_mm, rng)
-    voxel_mm = float(np.cbrt(np.prod(spacing_zyx_mm)))
-    fraction_zyx = np.clip(depth_zyx_mm / voxel_mm + 0.5, 0, 1) * liver.mask_zyx[box]  # partial volume of the lesion
+    fraction_zyx = partial_volume(depth_zyx_mm, voxel_side_mm(spacing_zyx_mm)) * liver.mask_zyx[box]
 
     contrast = rng.uniform(*CONTRAST)
     darker = rng.random() < (HYPODENSE_SHARE if patch.modality == Modality.CT else 0.5)
@@ -79,7 +79,7 @@ def _paint_lesion(
     lesion_zyx = lesion_zyx + (image_zyx - ndimage.uniform_filter(image_zyx, 3))
     if patch.modality == Modality.CT:
         lesion_zyx = np.clip(lesion_zyx, *CT_RANGE)
-    image_zyx += fraction_zyx.astype(np.float32) * (lesion_zyx - image_zyx)
+    image_zyx += fraction_zyx * (lesion_zyx - image_zyx)
 
     inside_zyx = fraction_zyx > 0.5
     patch.target_rzyx[TUMOUR][box][inside_zyx] = 1
@@ -115,6 +115,5 @@ def _lesion_depth_mm(
     )
     z, y, x = np.meshgrid(*offsets, indexing="ij", sparse=True)
     knots_zyx = rng.standard_normal((4, 4, 4)).astype(np.float32)
-    shape_zyx = tuple(part.stop - part.start for part in box)
-    roughness_zyx = ndimage.zoom(knots_zyx, [n / 4 for n in shape_zyx], order=1, mode="nearest", grid_mode=True)
+    roughness_zyx = interpolate_nodes(knots_zyx, [part.stop - part.start for part in box])
     return np.asarray(radius_mm * (1 + ROUGHNESS * roughness_zyx) - np.sqrt(z**2 + y**2 + x**2), np.float32)

@@ -39,7 +39,7 @@ def test_every_damaged_file_is_listed(tmp_path: Path, tiny: Params) -> None:
 
 def test_a_folder_that_is_no_artifact_is_refused(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["verify", str(tmp_path)])
-    assert str(shown.exception) == f"{tmp_path} is no complete artifact: {MANIFEST} is missing"
+    assert str(shown.exception) == f"{tmp_path} is not a complete artifact: {MANIFEST} is missing"
 
 
 @pytest.mark.slow

@@ -204,7 +204,7 @@ def test_slice_is_windowed_to_0_and_1() -> None:
 
 
 def test_a_wrong_shape_or_window_is_refused_by_case() -> None:
-    with pytest.raises(DataError, match="case x: mask is 3x24x30 but the image is 4x24x30"):
+    with pytest.raises(DataError, match="case x: mask is 30×24×3 but the image is 30×24×4"):
         slice_of(EMPTY_ZYX[1:], EMPTY_ZYX)
     with pytest.raises(DataError, match="case x: window"):
         pick_slice(segmented(LabelPair(None, EMPTY_ZYX), LabelPair(None, EMPTY_ZYX)), np.zeros(SHAPE), (1.0, 1.0))

@@ -40,3 +40,11 @@ def test_missing_or_damaged_metrics_are_refused(tmp_path: Path, content: str | N
         (tmp_path / Report.METRICS).write_text(content)
     with pytest.raises(ArtifactError, match=r"metrics\.json"):
         Report(tmp_path).metrics()
+
+
+def test_a_report_names_the_settings_of_its_prediction(tmp_path: Path) -> None:
+    settings = {Report.OVERLAP: "0.5", Report.MIN_LESION_ML: "0.1"}
+    Report(tmp_path).save(METRICS, {**FACTS, **settings}, CASES)
+    assert Report(tmp_path).prediction_settings() == {Report.OVERLAP: 0.5, Report.MIN_LESION_ML: 0.1}
+    Report(tmp_path).save(METRICS, FACTS, CASES)  # an older report
+    assert Report(tmp_path).prediction_settings() == {}

@@ -12,6 +12,7 @@ from hepar.imaging.masks import (
     LESION_SIZES,
     Mask,
     body_mask,
+    bounding_box,
     dilate,
     equivalent_diameter_mm,
     fill_holes,
@@ -20,6 +21,8 @@ from hepar.imaging.masks import (
     lesion_diameters_mm,
     lesion_size,
     remove_small_components,
+    values_beside_0_and_1,
+    voxel_mm3,
 )
 from hepar.phantoms import make_phantom
 from hepar.phantoms.anatomy import Tissue
@@ -141,3 +144,20 @@ def test_lesions_are_measured_by_component_in_ascending_order() -> None:
 )
 def test_both_bounds_belong_to_the_middle_lesion_size(diameter_mm: float, size: int) -> None:
     assert lesion_size(diameter_mm) == LESION_SIZES[size]
+
+
+def test_a_bounding_box_holds_every_voxel_and_no_empty_plane() -> None:
+    mask_zyx = EMPTY.copy()
+    mask_zyx[1, 2, 3] = mask_zyx[3, 2, 5] = True  # two components in one box
+    assert bounding_box(mask_zyx) == (slice(1, 4), slice(2, 3), slice(3, 6))
+    assert bounding_box(mask_zyx[1]) == (slice(2, 3), slice(3, 4))
+    assert bounding_box(EMPTY) is None
+
+
+def test_values_beside_0_and_1_are_named() -> None:
+    assert values_beside_0_and_1(np.array([0, 1, 3, 2, 3])) == [2, 3]
+    assert values_beside_0_and_1(EMPTY) == []
+
+
+def test_the_volume_of_a_voxel_is_the_product_of_its_sides() -> None:
+    assert voxel_mm3((5.0, 2.0, 0.5)) == 5.0

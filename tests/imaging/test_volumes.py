@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import SimpleITK as sitk
+from full_disk import SmallDisk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from hepar.errors import DataError
 from hepar.imaging.volumes import (
+    WRITABLE_SUFFIXES,
     Geometry,
     canonical,
     read_image,
@@ -203,3 +206,42 @@ def test_a_gzip_file_of_several_members_is_read(tmp_path: Path) -> None:
     plain = (tmp_path / "a.nii").read_bytes()
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(plain[:400]) + gzip.compress(plain[400:]))
     assert to_array(read_image(tmp_path / "a.nii.gz")).all()
+
+
+@pytest.mark.parametrize("suffix", WRITABLE_SUFFIXES)
+@pytest.mark.parametrize("voxels", [np.uint8, np.int16, np.float32])
+def test_a_volume_on_a_full_disk_is_refused_with_path_and_reason(
+    suffix: str, voxels: type[np.generic], disk: SmallDisk
+) -> None:
+    noise_zyx = np.random.default_rng(1).integers(0, 250, (40, 50, 60)).astype(voxels)
+    volume, path, failed = to_image(noise_zyx, grid((40, 50, 60))), disk.folder / f"scan{suffix}", 0
+    for kib in (0, 4, 30, 60, 90):
+        if error := disk.outcome(kib, lambda: write_image(volume, path)):
+            failed += 1
+            assert error.startswith(f"{path} cannot be written: ")
+            assert disk.left_behind() == []
+    assert failed > 2
+
+
+def test_a_volume_that_the_writer_cut_short_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_half(image: sitk.Image, path: str, **options: object) -> None:
+        write(image, path, **options)
+        os.truncate(path, Path(path).stat().st_size // 2)
+
+    write = sitk.WriteImage
+    monkeypatch.setattr(sitk, "WriteImage", write_half)
+    noise_zyx = np.random.default_rng(1).integers(0, 250, (12, 20, 30))
+    for voxels in (np.uint8, np.int16):
+        with pytest.raises(DataError, match=r"scan\.nii\.gz cannot be written: "):
+            write_image(to_image(noise_zyx.astype(voxels), grid((12, 20, 30))), tmp_path / "scan.nii.gz")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mask_whose_voxels_were_written_wrong_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = sitk.WriteImage
+    monkeypatch.setattr(sitk, "WriteImage", lambda image, path, **options: write(image * 0, path, **options))
+    mask_zyx = np.zeros((4, 5, 6), np.uint8)
+    mask_zyx[1, 2, 3] = 1
+    with pytest.raises(DataError, match=r"mask\.nii\.gz cannot be written: what was written has other voxels$"):
+        write_image(to_image(mask_zyx, grid((4, 5, 6))), tmp_path / "mask.nii.gz")
+    assert list(tmp_path.iterdir()) == []

@@ -124,7 +124,7 @@ def test_the_centre_of_a_window_has_more_weight_than_its_border() -> None:
 def test_test_time_variants_come_in_symmetric_pairs() -> None:
     image_zyx = random_image(4, 4, 4)
     mean = image_zyx.mean()
-    assert change_contrast(image_zyx, 0.1) == pytest.approx((image_zyx - mean) * 1.1 + mean + 0.1, abs=1e-5)
+    assert change_contrast(image_zyx, 1.1, 0.1) == pytest.approx((image_zyx - mean) * 1.1 + mean + 0.1, abs=1e-5)
     assert [variant_strength(variant) for variant in range(5)] == pytest.approx([0, 0.1, -0.1, 0.2, -0.2])
 
 

@@ -94,7 +94,8 @@ def test_a_folder_without_spec_or_weights_is_refused(tmp_path: Path, tiny: Param
 def test_a_model_without_a_manifest_is_refused(tmp_path: Path, tiny: Params) -> None:
     model = write_model(tmp_path / "model", tiny)
     (model.folder / MANIFEST).unlink()
-    with pytest.raises(ArtifactError, match=r"model is not a complete model: manifest\.json is missing$"):
+    message = r"model is not a complete artifact of kind model: manifest\.json is missing$"
+    with pytest.raises(ArtifactError, match=message):
         load_model(model.folder, CPU)
 
 

@@ -15,11 +15,16 @@ CANNOT_CHANGE_A_RESULT = {  # modules that no stage depends on, and why
     "hepar.errors": "messages",
     "hepar.params": "types; the values are listed under `params`",
     "hepar.runtime.progress": "what is shown while a stage runs",
+    "hepar.runtime.journal": "when a finished folder gets its name",
+    "hepar.runtime.locks": "who may write",
     "hepar.runtime.commit": "notes the commit",
+    "hepar.runtime.redaction": "what messages leave out",
+    "hepar.runtime.scratch": "where temporary files lie",
+    "hepar.runtime.tensor_files": "how torch's errors are worded",
     "hepar.runtime.seals": "when an artifact was sealed",
     "hepar.runtime.verification": "refuses what is damaged",
     "hepar.runtime.whole_files": "how a file gets to its place",
-    "hepar.registry": "keeps records of a training, and fetches the model of a warm start; `register` itself depends on it",
+    "hepar.registry": "keeps records, and fetches the model of a warm start; `register` itself depends on it",
 }
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 RUN = [name for name in STAGES if name != "list-source"]

@@ -128,12 +128,24 @@ def test_a_worse_second_version_becomes_challenger(by_kfp: Path, tmp_path: Path)
     assert any("CT liver" in reason for reason in result.reasons)
 
 
+def test_a_full_disk_ends_register_with_one_sentence(by_kfp: Path, tmp_path: Path) -> None:
+    shutil.copytree(by_kfp, tmp_path / "run", ignore=shutil.ignore_patterns("registration", ".*"))
+    before = (tmp_path / "run" / "mlflow.db").read_bytes()
+    script = f"ulimit -f 100; exec hepar register --params {TINY}"  # KiB; the database is larger
+    done = call("bash", "-c", script, cwd=tmp_path / "run")
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("register:")]
+    assert line.startswith("hepar: MLflow at sqlite:///mlflow.db (MLFLOW_TRACKING_URI) fails: ")
+    assert not (tmp_path / "run" / "registration").exists()
+    assert (tmp_path / "run" / "mlflow.db").read_bytes() == before
+
+
 def test_an_unreachable_registry_is_not_taken_for_an_empty_one(
     by_kfp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(by_kfp / "mlflow.db", tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    server = connect("hepar")
+    server = connect()
     registered = RegisteredModel(server, "hepar-tiny")
     assert RegisteredModel(server, "nobody").version_by_alias("champion") is None
     assert registered.version_by_alias("nobody") is None
@@ -157,12 +169,12 @@ def test_a_training_starts_from_a_registered_model(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{by_kfp / 'mlflow.db'}")
     training = tiny.train_universal.training.model_copy(update={"steps": 1})
     params = TrainUniversalParams(warm_start="models:/hepar-tiny@champion", training=training)
-    train_universal.run(by_kfp / "pool", {}, tmp_path / "model", tiny.network, params)
+    train_universal.run(by_kfp / "pool", {}, tmp_path / "model", tiny.network, params, "tests")
     origin = ModelFolder(tmp_path / "model").load_spec().origin
     assert origin["warm start"] == read_manifest(by_kfp / "models" / "universal", ModelFolder.KIND).hash
     nobody = params.model_copy(update={"warm_start": "models:/nobody@champion"})
     with pytest.raises(ArtifactError, match=r"^models:/nobody@champion cannot be fetched from "):
-        train_universal.run(by_kfp / "pool", {}, tmp_path / "other", tiny.network, nobody)
+        train_universal.run(by_kfp / "pool", {}, tmp_path / "other", tiny.network, nobody, "tests")
 
 
 def test_dvc_and_kfp_give_the_same_artifacts(by_kfp: Path, by_dvc: Path) -> None:

@@ -12,7 +12,7 @@ from conftest import TINY, call, succeed
 from hepar.cases import Cohort, Split
 from hepar.errors import ParamsError
 from hepar.params import Params, load_params, write_preset
-from hepar.planning.gates import CalibrationFolder, observe, summary
+from hepar.planning.gate_calibration import CalibrationFolder, observe, summary
 
 
 @pytest.mark.slow

@@ -14,13 +14,13 @@ from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
 from hepar.networks import build_network
 from hepar.params import NetworkParams, Params, SizeZYX, SpacingZYX, load_params, write_preset
-from hepar.planning.proposals import make_layout, propose
-from hepar.planning.statistics import (
+from hepar.planning.cohort_statistics import (
     CohortStatistics,
     ModalityStatistics,
     compute_statistics,
     summarise_statistics,
 )
+from hepar.planning.proposals import choose_patch, propose
 from hepar.stages import ingest
 
 BOX_MM = (150.0, 160.0, 200.0)
@@ -94,7 +94,7 @@ def test_test_patients_are_not_read(cohort: Cohort) -> None:
 
 def test_the_summary_gives_sizes_and_the_intensities_of_each_sequence() -> None:
     sentences = summarise_statistics({Modality.CT: statistics((2.0, 1.0, 1.0))})
-    assert "CT: size in voxels z×y×x: 60×200×200 to 60×200×200, median 60×200×200." in sentences
+    assert "CT: size in voxels x×y×z: 200×200×60 to 200×200×60, median 200×200×60." in sentences
     percentiles = "(0.5th and 99.5th percentile)"
     assert (
         f"CT arterial: intensity in manual livers 0.5 to 99.5 {percentiles}, median 50, mean 50, SD 29.15." in sentences
@@ -150,7 +150,7 @@ def test_depth_and_strides_follow_the_patch_and_the_spacing(
 ) -> None:
     own = NetworkParams(name=name, config={"filters": [4] * (len(strides) + 1)})
     network = tiny.network if name == "medformer" else own
-    found = make_layout(network, sides, spacing)
+    found = choose_patch(network, sides, spacing)
     assert found.patch_zyx == patch
     if name == "dynunet":
         assert found.config["strides"] == [[1, 1, 1], *strides]

@@ -122,7 +122,7 @@ def test_a_corrected_mask_on_another_grid_is_refused(case: Case, tmp_path: Path)
     image = tmp_path / "cohort" / case.image
     corrected.check_grid(case, image)
     write_image(volume(box(5, 11)[1:]), corrected.mask)
-    sizes = "it has 15×16×16 voxels zyx, .* the image 16×16×16 voxels zyx, "
+    sizes = "the mask has 16×16×15 voxels, .* but the image has 16×16×16 voxels, "
     with pytest.raises(DataError, match=f"^case a: the corrected mask is not on the grid of the image: {sizes}"):
         corrected.check_grid(case, image)
 

@@ -76,7 +76,7 @@ def test_another_pool_in_the_folder_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_a_version_missing_from_the_remote_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "remote").mkdir()
-    with pytest.raises(StorageError, match=r"^the remote .*/remote does not have version 0+\.dir, or has only part of it$"):
+    with pytest.raises(StorageError, match=r"^the remote .*/remote does not have version 0+\.dir, or has only part"):
         pool_versions.pull("0" * 32 + ".dir", tmp_path / "pool", str(tmp_path / "remote"))
     assert [path.name for path in tmp_path.iterdir()] == ["remote"]
 

@@ -7,7 +7,7 @@ import pytest
 from toy_targets import LINE_ZYX, SPACING_ZYX_MM, line_targets
 
 from hepar.cases import LIVER, TUMOUR, LabelState
-from hepar.pool.targets import FULL, KnownLabels, Targets, UnknownTumour, make_targets
+from hepar.pool.targets import FULL, KnownLabels, Targets, UnknownTumour, make_targets, tumour_weight
 
 
 def weights(targets: Targets, structure: int) -> list[int]:
@@ -74,3 +74,14 @@ def test_a_pseudo_liver_takes_in_its_manual_tumour_and_the_holes_between() -> No
     expected_zyx[2, 2, 4] = True
     assert np.array_equal(targets.liver_zyx.astype(bool), expected_zyx)
     assert np.array_equal(targets.tumour_zyx.astype(bool), tumour_zyx)
+
+
+@pytest.mark.parametrize("rule", ["masked", "ignored", "background"])
+@pytest.mark.parametrize("liver", [LabelState.MANUAL, LabelState.PSEUDO, LabelState.UNKNOWN])
+@pytest.mark.parametrize("tumour", [LabelState.MANUAL, LabelState.ABSENT, LabelState.UNKNOWN])
+def test_the_weight_of_a_tumour_label_is_the_largest_of_its_voxels(
+    liver: LabelState, tumour: LabelState, rule: UnknownTumour
+) -> None:
+    targets = line_targets(liver, tumour, weight=0.4, rule=rule)
+    liver_weight = {LabelState.MANUAL: 1.0, LabelState.PSEUDO: 0.4, LabelState.UNKNOWN: 0.0}[liver]
+    assert max(weights(targets, TUMOUR)) == round(FULL * tumour_weight(tumour, rule, liver_weight))

@@ -210,7 +210,7 @@ def rotated(mask: sitk.Image) -> sitk.Image:
     ("change", "message"),
     [
         (lambda mask: mask[:-1], "the mask is .* but the image is "),
-        (shifted, "the mask has spacing .* and origin "),
+        (shifted, "the mask has .* voxels, spacing .* and origin "),
         (rotated, "the mask is rotated: its axes do not follow those of the image"),
         (lambda mask: sitk.Cast(mask, sitk.sitkUInt8) * 3, "the mask has the value 3 but must have only 0 and 1"),
         (lambda mask: mask * 0, "the mask is empty; reject the pseudo-liver instead"),

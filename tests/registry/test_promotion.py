@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from hepar.params import PromotionGates
-from hepar.registry.model_registry import ModelVersion
-from hepar.registry.promotion import Decision, decide, decide_against, mean_dice
+from hepar.registry.model_registry import ModelVersion, RegisteredModel
+from hepar.registry.promotion import Decision, decide, decide_against, decide_on, mean_dice
 
 GATES = PromotionGates(min_liver_dice=0.8, min_tumour_dice=0.5, max_drop=0.02)
 Dice = float | None
@@ -83,7 +83,7 @@ def test_a_structure_that_no_test_case_has_is_not_compared() -> None:
 
 def test_a_mean_that_only_the_champion_has_keeps_it() -> None:
     decision = decide(metrics(mr=(0.88, None)), metrics(), GATES)
-    assert decision == Decision(False, ("MR tumour Dice is missing, the champion has 0.580",))
+    assert decision == Decision(False, ("MR tumour Dice is missing, but the champion has 0.580",))
     only_ct = {"CT": metrics()["CT"]}
     assert len(decide(only_ct, metrics(), GATES).reasons) == 2
 
@@ -107,3 +107,22 @@ def test_scores_on_another_test_set_keep_the_champion() -> None:
     assert decide_against(champion, metrics(), "b", GATES) == Decision(False, (reason,))
     assert decide_against(champion, metrics(), "a", GATES) == Decision(True, ())
     assert decide_against(None, metrics(), "b", GATES) == Decision(True, ())
+
+
+class Registry(RegisteredModel):
+    """A registry whose champion is version 3."""
+
+    def version_by_alias(self, alias: str) -> ModelVersion | None:
+        return ModelVersion("hepar", "3", metrics(), test_set="a") if alias == "champion" else None
+
+
+def test_a_version_is_compared_with_the_champion_of_the_registry() -> None:
+    registry = Registry(None, "hepar")
+    equal, worse = (ModelVersion("hepar", "", scores, "a") for scores in (metrics(), metrics(ct=(0.8, 0.6))))
+    assert (decide_on(equal, registry, GATES).alias, decide_on(worse, registry, GATES).alias) == (
+        "champion",
+        "challenger",
+    )
+    assert decide_on(worse, registry, GATES).summary == "CT liver Dice 0.800 < champion's 0.900 - 0.020"
+    champion = ModelVersion("hepar", "3", metrics(), "a")
+    assert decide_on(champion, registry, GATES) == Decision(True, ("it is already the champion",))

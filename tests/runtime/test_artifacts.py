@@ -15,6 +15,8 @@ import pytest
 from hepar.errors import ArtifactError
 from hepar.runtime.artifacts import (
     MANIFEST,
+    Manifest,
+    check_made_from,
     read_any_manifest,
     read_manifest,
     sha256_content,
@@ -132,7 +134,8 @@ def test_the_hash_covers_files_in_subfolders(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=f"^{tmp_path} is not a complete pool: manifest.json is missing$"):
+    message = f"^{tmp_path} is not a complete artifact of kind pool: manifest.json is missing$"
+    with pytest.raises(ArtifactError, match=message):
         read_manifest(tmp_path, "pool")
 
 
@@ -180,3 +183,17 @@ def test_the_hash_of_an_npz_covers_its_arrays_but_not_their_compression(tmp_path
     assert sha256_file(tmp_path / "plain.npz") != sha256_file(tmp_path / "small.npz")
     assert sha256_content(tmp_path / "small.npz") == plain
     assert plain not in {sha256_content(tmp_path / "other.npz"), sha256_content(tmp_path / "renamed.npz")}
+
+
+def test_an_artifact_made_from_another_one_is_refused() -> None:
+    pseudo, cohort = Path("pseudo"), Path("cohort")
+    found = Manifest("cohort", "a" * 64, {}, {})
+    same = Manifest("pseudo-labels", "c" * 64, {"cohort": "a" * 64}, {})
+    check_made_from(pseudo, same, cohort, found, "pseudo-label")
+    other = Manifest("pseudo-labels", "c" * 64, {"cohort": "b" * 64}, {})
+    message = rf"^pseudo was made from cohort {'b' * 12}, but cohort is cohort {'a' * 12}: run pseudo-label again$"
+    with pytest.raises(ArtifactError, match=message):
+        check_made_from(pseudo, other, cohort, found, "pseudo-label")
+    imported = Manifest("model", "d" * 64, {}, {})
+    with pytest.raises(ArtifactError, match=r"^model was made from no known cohort, but cohort is cohort "):
+        check_made_from(Path("model"), imported, cohort, found, "train-liver")

@@ -63,9 +63,7 @@ def test_a_file_of_anything_else_is_refused_in_our_own_words(write: Callable[[Pa
 
 def test_a_file_with_code_is_told_from_a_damaged_one(tmp_path: Path) -> None:
     with_code(tmp_path / "w.pt")
-    with pytest.raises(
-        DataError, match=r"w\.pt holds objects other than tensors, .* is not loaded"
-    ):
+    with pytest.raises(DataError, match=r"w\.pt holds objects other than tensors, .* is not loaded"):
         read_tensors(tmp_path / "w.pt")
     truncated(tmp_path / "w.pt")
     with pytest.raises(DataError, match=r"w\.pt is damaged or not a torch file"):

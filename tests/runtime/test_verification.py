@@ -6,14 +6,24 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import blosc2
 import numpy as np
 import pytest
 
 import hepar.runtime.verification
 from hepar.errors import ArtifactError
-from hepar.runtime.artifacts import MANIFEST, link_or_copy, read_manifest, sha256_content, write_artifact
+from hepar.runtime.artifacts import (
+    MANIFEST,
+    link_or_copy,
+    read_manifest,
+    sha256_content,
+    sha256_file,
+    write_artifact,
+)
 from hepar.runtime.chunked import write_chunked
 from hepar.runtime.seals import sealed_ns
 from hepar.runtime.verification import find_damage, verify_artifact
@@ -37,11 +47,13 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are hashed from here on."""
     names: list[str] = []
 
-    def record(path: Path) -> str:
-        names.append(path.name)
-        return sha256_content(path)
+    for hash_file in (sha256_file, sha256_content):
 
-    monkeypatch.setattr(hepar.runtime.verification, "sha256_content", record)
+        def record(path: Path, hash_file: Callable[[Path], str] = hash_file) -> str:
+            names.append(path.name)
+            return hash_file(path)
+
+        monkeypatch.setattr(hepar.runtime.verification, hash_file.__name__, record)
     return names
 
 
@@ -52,10 +64,11 @@ def overwrite(path: Path, content: bytes) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_the_manifest_lists_the_size_of_each_file(pool: Path) -> None:
+def test_the_manifest_lists_the_size_of_each_file_and_the_bytes_that_a_codec_made(pool: Path) -> None:
     manifest = read_manifest(pool, "pool")
     assert set(manifest.files) == set(FILES)
     assert manifest.sizes == {name: (pool / name).stat().st_size for name in FILES}
+    assert manifest.stored == {"cases/c.b2nd": sha256_file(pool / "cases" / "c.b2nd")}
 
 
 def test_a_sealed_artifact_is_verified_by_sizes_and_times_alone(pool: Path, hashed: list[str]) -> None:
@@ -99,12 +112,15 @@ def test_every_damaged_file_is_listed_and_leaves_the_seal_broken(pool: Path, has
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9])
-def test_a_chunked_array_with_flipped_bits_is_damaged(pool: Path, share: float) -> None:
+def test_a_chunked_array_with_flipped_bits_never_reaches_its_decoder(
+    pool: Path, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blosc2, "open", lambda *_, **__: pytest.fail("damaged bytes reached the decoder"))
     content = bytearray((pool / "cases" / "c.b2nd").read_bytes())
     start = int(share * len(content))
     content[start : start + 64] = bytes(byte ^ 0xFF for byte in content[start : start + 64])
     overwrite(pool / "cases" / "c.b2nd", bytes(content))
-    with pytest.raises(ArtifactError, match=r"pool is damaged: cases/c\.b2nd (has changed|cannot be read)"):
+    with pytest.raises(ArtifactError, match=r"pool is damaged: cases/c\.b2nd has changed"):
         verify_artifact(pool, "pool")
 
 
@@ -139,9 +155,11 @@ def test_linked_files_are_trusted_in_the_artifact_that_links_them(
     pool: Path, tmp_path: Path, hashed: list[str]
 ) -> None:
     for _ in range(2):  # the second one also removes a link, with the version that it replaces
-        with write_artifact(tmp_path / "next", "pool", {}, dict(read_manifest(pool, "pool").files)) as folder:
+        earlier = read_manifest(pool, "pool")
+        with write_artifact(tmp_path / "next", "pool", {}, earlier.files, earlier.stored) as folder:
             for name in FILES:
                 link_or_copy(pool / name, folder / name)
+        assert read_manifest(tmp_path / "next", "pool") == replace(earlier, parents={})
         hashed.clear()
         verify_artifact(tmp_path / "next", "pool")
         assert set(hashed) <= {"a.txt"}  # in case the clock has not moved since
@@ -156,12 +174,15 @@ def test_part_of_an_artifact_does_not_seal_the_rest(pool: Path, hashed: list[str
     assert sealed_ns(pool / MANIFEST) == 0
 
 
-def test_a_manifest_without_sizes_is_read(pool: Path, hashed: list[str]) -> None:
+def test_a_manifest_of_an_older_version_is_verified_by_content(pool: Path, hashed: list[str]) -> None:
     written = json.loads((pool / MANIFEST).read_text())
-    del written["sizes"]
+    del written["sizes"], written["stored"]
     (pool / MANIFEST).write_text(json.dumps(written))
     verify_artifact(pool, "pool")
     assert len(hashed) == 3
+    overwrite(pool / "cases" / "c.b2nd", (pool / "cases" / "c.b2nd").read_bytes()[:-100])
+    with pytest.raises(ArtifactError, match=r"pool is damaged: cases/c\.b2nd (has changed|cannot be read)"):
+        verify_artifact(pool, "pool")
 
 
 @pytest.mark.parametrize("key", ["hash", "files", "kind"])

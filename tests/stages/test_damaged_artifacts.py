@@ -26,6 +26,7 @@ from hepar.pool.table import Pool
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.runtime.artifacts import MANIFEST, read_manifest
 from hepar.runtime.verification import verify_artifact
+from hepar.training.teacher_pool import teacher_cases
 
 
 def flip_a_bit(path: Path) -> None:
@@ -69,7 +70,7 @@ def test_a_damaged_case_of_an_earlier_cohort_is_built_again(
 
 def test_a_teacher_is_not_trained_on_a_damaged_mask(source: PhantomFolder, tiny: Params, tmp_path: Path) -> None:
     cohort = ingest(source, tiny.ingest)
-    labelled = next(case for case in Cohort.load(cohort).select(Modality.CT) if case.liver)
+    labelled = teacher_cases(Cohort.load(cohort), Modality.CT)[0]
     empty_mask(cohort / labelled.liver)
     model = tmp_path / "model"
     with pytest.raises(ArtifactError, match=f"^{cohort} is damaged: {labelled.liver} has "):

@@ -19,7 +19,7 @@ from hepar.errors import HeparError, Preempted
 from hepar.inference.model_folder import ModelFolder, hash_patient
 from hepar.params import Params
 from hepar.pool.table import Pool
-from hepar.registry.tracking import TrainingRun
+from hepar.registry.tracking import TrainingRun, connect
 from hepar.runtime.artifacts import read_manifest
 from hepar.training.fit import Recipe, fit_model
 
@@ -56,6 +56,22 @@ def test_a_resumed_training_continues_its_mlflow_run(
     assert [metric.step for metric in losses] == [1, 2, 3, 4]
     fit_model(pool, tmp_path / "again", recipe, {})
     assert len(mlflow.search_runs(search_all_experiments=True, output_format="list")) == 2
+
+
+def test_a_training_continues_the_run_that_a_scheduler_has_begun(
+    pool: Pool, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect().MlflowClient()
+    begun = client.create_run(client.create_experiment("scheduler")).info
+    monkeypatch.setenv("MLFLOW_RUN_ID", begun.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", begun.experiment_id)
+    recipe = Recipe(tiny.network, toy_settings(tiny, steps=1), (Modality.CT,), "tests")
+    for name in ("first", "second"):
+        fit_model(pool, tmp_path / name, recipe, {})
+    first, second = mlflow.search_runs([begun.experiment_id], order_by=["attribute.start_time"], output_format="list")
+    assert (first.info.run_id, first.info.status, second.info.status) == (begun.run_id, "FINISHED", "FINISHED")
+    assert {"train/loss"} <= set(first.data.metrics) & set(second.data.metrics)
+    assert client.get_experiment_by_name("tests") is None
 
 
 def test_a_warm_start_from_another_network_is_refused(pool: Pool, tiny: Params, tmp_path: Path) -> None:

@@ -31,12 +31,12 @@ from hepar.ingest.sources.source import SourceCase
 from hepar.ingest.sources.table import read_table
 from hepar.params import IngestParams, PhantomParams
 from hepar.phantoms import FULLY_LABELLED, CohortDesign, write_phantoms
+from hepar.phantoms.cohort import TABLE
 from hepar.runtime.progress import current_stage
 from hepar.runtime.redaction import redact_address
 from hepar.runtime.scratch import scratch_folder
 
 PHANTOMS = "phantoms"
-TABLE = "cohort.csv"
 AUTO = "auto"
 Locate = Callable[[str], Path]  # from an `s3://` address to its local path
 Read = Callable[[Path, IngestParams, Locate], list[SourceCase]]
@@ -136,10 +136,18 @@ def is_remote(source: str) -> bool:
 
 def _with_remote(case: SourceCase, store: Store) -> SourceCase:
     """The case with the remote file of each of its placeholders, which lie below the store's folder."""
-    resolved = {path: path.resolve() for path in case.files}
+    resolved = {path: _resolved(path) for path in case.files}
     return replace(
         case, remote={path: store.remote(real) for path, real in resolved.items() if real.is_relative_to(store.root)}
     )
+
+
+def _resolved(path: Path) -> Path:
+    """Where a path leads; itself if no file can have this name, which reading refuses."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: links in a circle
+        return path
 
 
 @contextmanager

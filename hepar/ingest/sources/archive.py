@@ -48,9 +48,7 @@ class _Archives:
             shutil.rmtree(folder, ignore_errors=True)
             number = self.paths.index(archive) + 1  # its name may be a patient's
             where = f"zip {number} of {len(self.paths)}, ordered by path"
-            self.refused.append(
-                refused_case(f"zip-{number}", archive, Refusal(fault.rule, f"{where}: {fault.value}"))
-            )
+            self.refused.append(refused_case(f"zip-{number}", archive, Refusal(fault.rule, f"{where}: {fault.value}")))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from dicomweb_client.api import DICOMwebClient
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import ExplicitVRLittleEndian
 
-from hepar.errors import DataError, StorageError
+from hepar.errors import DataError, StorageError, one_line
 from hepar.ingest.sources.dicom import RTSTRUCT, SEGMENTATION, TAGS
 from hepar.ingest.sources.remote_cache import in_parallel
 from hepar.runtime.progress import current_stage
@@ -182,4 +182,4 @@ def _storage_errors(url: str, searched: Iterable[str] = ()) -> Iterator[None]:
     try:
         yield
     except (requests.RequestException, OSError, ValueError) as error:
-        raise StorageError(f"{url}: {redact(' '.join(str(error).split()), searched)}") from None
+        raise StorageError(f"{url}: {redact(one_line(error), searched)}") from None

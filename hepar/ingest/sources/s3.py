@@ -21,7 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from pydicom.errors import InvalidDicomError
 
-from hepar.errors import DataError, Refusal, StorageError
+from hepar.errors import DataError, Refusal, StorageError, one_line
 from hepar.ingest.sources.dicom import CLASSIC, ENHANCED
 from hepar.ingest.sources.files import VOLUME_ENDINGS
 from hepar.ingest.sources.remote_cache import CONNECTIONS, in_parallel
@@ -263,6 +263,6 @@ def _storage_errors(url: str) -> Iterator[None]:
         yield
     except ClientError as error:
         kind = DataError if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404 else StorageError
-        raise kind(f"{url}: {redact(' '.join(str(error).split()))}") from None
+        raise kind(f"{url}: {redact(one_line(error))}") from None
     except (BotoCoreError, Boto3Error, OSError) as error:
-        raise StorageError(f"{url}: {redact(' '.join(str(error).split()))}") from None
+        raise StorageError(f"{url}: {redact(one_line(error))}") from None

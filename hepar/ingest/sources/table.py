@@ -14,7 +14,7 @@ import pandas as pd
 from pandas.errors import ParserWarning
 
 from hepar.cases import STRUCTURES, LabelState, Modality, Split, parse_enum
-from hepar.errors import DataError, Refusal
+from hepar.errors import DataError, Refusal, one_line
 from hepar.ingest.sources.s3 import SCHEME
 from hepar.ingest.sources.source import SourceCase, VolumeFile, refused_case
 
@@ -102,10 +102,13 @@ def read_frame(path: Path) -> pd.DataFrame:
         frame = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
         frame = frame.fillna("").astype(str)
     except Exception as error:  # whatever a damaged file does to the parser
-        raise DataError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path} cannot be read as a table: {one_line(error)}") from None
     frame = frame.set_axis([str(name).strip() for name in frame.columns], axis="columns")
+    if len(twice := frame.columns[frame.columns.duplicated()]):
+        raise DataError(f"{path}: column {twice[0]} occurs twice")
     frame = frame.apply(lambda column: column.str.strip())
-    return frame[(frame != "").any(axis="columns")]
+    filled: pd.DataFrame = frame[(frame != "").any(axis="columns")]
+    return filled
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

@@ -46,7 +46,8 @@ class MedFormerConfig:
                 raise ValueError(f"medformer {name} has {len(getattr(self, name))} entries but must have {STAGES}")
         if len(self.kernel) != LEVELS + 1 or len(self.stride) != LEVELS:
             raise ValueError(
-                f"medformer kernel and stride have {len(self.kernel)} and {len(self.stride)} entries but must have 5 and 4"
+                f"medformer kernel and stride have {len(self.kernel)} and {len(self.stride)} entries but must have 5"
+                " and 4"
             )
         if self.attention_blocks[0] > 0:
             raise ValueError("medformer attention_blocks[0] must be 0, because the first level has no semantic map")

@@ -11,7 +11,9 @@ import numpy as np
 
 from hepar.errors import DataError
 from hepar.imaging import headers
-from hepar.imaging.volumes import Geometry, canonical, read_image, to_array, write_image
+from hepar.imaging.grid_rules import size_text
+from hepar.imaging.masks import values_beside_0_and_1
+from hepar.imaging.volumes import Geometry, canonical, grid_difference, read_image, to_array, write_image
 from hepar.pseudo_labels.review_page.queue import QueueItem
 
 
@@ -25,19 +27,16 @@ def store_mask(item: QueueItem, uploaded: Path, folder: Path) -> str:
     size_xyz = headers.read_header(uploaded).size_xyz
     if sorted(size_xyz) != sorted(grid.size_zyx):  # before the voxels take memory
         raise DataError(
-            f"case {case_id}: the mask is {_times(size_xyz)} but the image is {_times(grid.size_zyx[::-1])}"
+            f"case {case_id}: the mask is {size_text(size_xyz[::-1])} but the image is {size_text(grid.size_zyx)}"
         )
     mask = canonical(read_image(uploaded))
     own = Geometry.of(mask)
     if not np.allclose(own.direction, grid.direction, atol=1e-3):
         raise DataError(f"case {case_id}: the mask is rotated: its axes do not follow those of the image")
-    if not own.agrees_with(grid):
-        raise DataError(
-            f"case {case_id}: the mask has spacing {own.spacing_zyx_mm} zyx and origin {own.origin_xyz_mm}, but the"
-            f" image has {grid.spacing_zyx_mm} and {grid.origin_xyz_mm}"
-        )
+    if difference := grid_difference(own, grid):
+        raise DataError(f"case {case_id}: {difference}")
     mask_zyx = to_array(mask)
-    if other := sorted(set(np.unique(mask_zyx).tolist()) - {0, 1}):
+    if other := values_beside_0_and_1(mask_zyx):
         raise DataError(f"case {case_id}: the mask has the value {other[0]:g} but must have only 0 and 1")
     if not mask_zyx.any():
         raise DataError(f"case {case_id}: the mask is empty; reject the pseudo-liver instead")
@@ -49,7 +48,3 @@ def store_mask(item: QueueItem, uploaded: Path, folder: Path) -> str:
         os.fsync(stream.fileno())
     partial.replace(folder / f"{digest}.nii.gz")
     return digest
-
-
-def _times(size_xyz: tuple[int, ...]) -> str:
-    return "×".join(map(str, size_xyz))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hepar.cases import Case, Cohort, Modality
+from hepar.imaging.display import CT_WINDOW_HU
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.pseudo_labels.gates import ACCEPT, REJECT, REVIEW
 from hepar.pseudo_labels.reviews import NO_REVIEWS, Review, Reviews
@@ -25,7 +26,6 @@ SHOWN_SIGNALS = (
     "volume_ml",
     "tumour_inside",
 )
-CT_WINDOW_HU = (-100, 240)
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def test_a_tilted_gantry_is_refused_or_straightened(tmp_path: Path) -> None:
     upright = np.full((12, 40, 24), -1000, np.int16)
     upright[:, 15:25, 8:16] = 100  # a column along the body's axis
     tilted = np.stack([np.roll(plane, -index, axis=0) for index, plane in enumerate(upright)])
-    write_series(tmp_path, tilted, Placement(sideways_mm=0.8))  # one row a slice
+    write_series(tmp_path, tilted, Placement(sideways_mm=0.8))  # one row per slice
     with pytest.raises(Refusal, match=r"the gantry is not tilted: a tilt of 14.9 degrees"):
         one(tmp_path).image.read()
     assert np.array_equal(array(one(tmp_path, uneven="resample").image.read()), upright)

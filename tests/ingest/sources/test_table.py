@@ -33,7 +33,10 @@ def test_rows_of_nothing_but_commas_are_skipped(tmp_path: Path) -> None:
     ("lines", "message"),
     [
         ((HEADER, ROW + ",more"), r"cohort\.csv cannot be read as a table: "),
-        ((HEADER.replace(",", ";"), ROW.replace(",", ";")), "columns are separated by semicolons but must be separated by commas$"),
+        (
+            (HEADER.replace(",", ";"), ROW.replace(",", ";")),
+            "columns are separated by semicolons but must be separated by commas$",
+        ),
     ],
     ids=["longer row", "semicolons"],
 )

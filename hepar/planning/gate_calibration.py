@@ -17,7 +17,7 @@ import pandas as pd
 from hepar.cases import Case, Cohort, Modality, Split
 from hepar.errors import ParamsError
 from hepar.evaluation.reliability import calibration_png
-from hepar.imaging.volumes import read_image, to_array
+from hepar.imaging.volumes import read_mask
 from hepar.inference.model_folder import ModelFolder
 from hepar.inference.prediction import load_ensemble
 from hepar.params import CalibrateGatesParams, Params, TrainingParams
@@ -41,6 +41,7 @@ from hepar.runtime.whole_files import write_bytes, write_text
 from hepar.training.distributed import refuse_torchrun
 from hepar.training.fit import EXECUTION_SETTINGS, Recipe
 from hepar.training.folds import assign_folds, fit_folds
+from hepar.training.loop import snapshot_steps
 from hepar.training.teacher_pool import teacher_pool
 
 TARGETS = tuple(round(0.5 + 0.025 * i, 3) for i in range(20))  # target Dice of the curve
@@ -175,7 +176,7 @@ def _observe(
         for fold in held_out:
             members = load_ensemble(fold.teacher, device)
             for case in fold.cases:
-                manual_zyx = to_array(read_image(cohort.file(case.liver))) > 0
+                manual_zyx = read_mask(cohort.file(case.liver))
                 for share, member in zip(shares, members, strict=True):
                     predicted = predict_pseudo_liver(case, cohort.folder, [member], params.pseudo_label)
                     dice = agreement(manual_zyx, predicted.liver_zyx)
@@ -197,7 +198,7 @@ def _train_teachers(
 def _with_snapshots(params: Params) -> TrainingParams:
     """Training params that keep earlier states at distinct steps before the last one, and disable early stopping."""
     training = params.train_liver.training
-    steps = {max(1, round(share * training.steps)) for share in params.calibrate_gates.shares} - {training.steps}
+    steps = snapshot_steps(params.calibrate_gates.shares, training.steps) - {training.steps}
     shares = tuple(step / training.steps for step in sorted(steps))
     return training.model_copy(update={"snapshots": shares, "patience": 0})
 

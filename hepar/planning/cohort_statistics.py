@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from hepar.cases import Case, Cohort, LabelState, Modality, Split
-from hepar.imaging.masks import body_mask, lesion_diameters_mm
-from hepar.imaging.volumes import Geometry, read_image, to_array
+from hepar.imaging.grid_rules import size_text
+from hepar.imaging.masks import body_mask, bounding_box, lesion_diameters_mm
+from hepar.imaging.volumes import Geometry, read_image, read_mask, to_array
 from hepar.runtime.progress import Stage, current_stage
 
 VOXELS_PER_CASE = 4096  # intensities kept of a liver, evenly spaced in scan order
@@ -96,9 +96,10 @@ def _modality_statistics(cohort: Cohort, cases: Sequence[Case], count: Stage) ->
 
 
 def _liver_statistics(cohort: Cohort, case: Case) -> _LiverStatistics:
-    liver_zyx = to_array(read_image(cohort.file(case.liver))) > 0
+    liver_zyx = read_mask(cohort.file(case.liver))
     image_zyx = to_array(read_image(cohort.file(case.image)))
-    (box,) = ndimage.find_objects(liver_zyx.astype(np.uint8))
+    box = bounding_box(liver_zyx)
+    assert box is not None, "ingest refuses an empty manual mask"
     box_mm = [(side.stop - side.start) * mm for side, mm in zip(box, case.spacing_mm, strict=True)]
     liver_n = image_zyx[liver_zyx]
     percentiles: list[float] = []
@@ -122,9 +123,9 @@ def _summarise(modality: Modality, found: ModalityStatistics) -> list[str]:
         )
         sentences.append(f"{modality}: spacing in mm: {', '.join(axes)}.")
     smallest, median_size, largest = (
-        "×".join(f"{n:.0f}" for n in np.percentile(found.size_n3, share, axis=0)) for share in (0, 50, 100)
+        size_text([round(n) for n in np.percentile(found.size_n3, share, axis=0)]) for share in (0, 50, 100)
     )
-    sentences.append(f"{modality}: size in voxels z×y×x: {smallest} to {largest}, median {median_size}.")
+    sentences.append(f"{modality}: size in voxels x×y×z: {smallest} to {largest}, median {median_size}.")
     for sequence, value_n in found.intensity_n_of.items():
         low, median, high = np.percentile(value_n, (0.5, 50, 99.5))
         sentences.append(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hepar.evaluation.statistics import bootstrap_mean, bootstrap_ratio, paired_difference
+from hepar.evaluation.bootstrap import bootstrap_mean, bootstrap_ratio, paired_difference
 
 
 def test_mean_over_defined_cases() -> None:

@@ -1,0 +1,6 @@
+"""Environment variables that the command line, the components and the pipeline share, and the default image."""
+
+from __future__ import annotations
+
+POOL_REMOTE_VARIABLE = "HEPAR_POOL_REMOTE"  # DVC remote that holds the versions of pools
+IMAGE_VARIABLE, DEFAULT_IMAGE = "HEPAR_IMAGE", "hepar:latest"  # of the components

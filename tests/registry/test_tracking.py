@@ -1,0 +1,145 @@
+"""MLflow: which run and experiment a stage records in, a missing database, passwords, and servers that fail."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import mlflow
+import pytest
+
+from hepar.errors import StorageError
+from hepar.registry.tracking import MODEL_TAG, connect, model_run, storage_errors
+
+
+def experiment_of(run: mlflow.ActiveRun) -> str:
+    return str(mlflow.get_experiment(run.info.experiment_id).name)
+
+
+def trained_run(experiment: str, model_hash: str) -> str:
+    """A finished run that trained a model."""
+    mlflow_module = connect()
+    with mlflow_module.start_run(experiment_id=mlflow_module.create_experiment(experiment)) as run:
+        mlflow_module.set_tag(MODEL_TAG, model_hash)
+    return str(run.info.run_id)
+
+
+def test_the_run_that_trained_a_model_is_reopened_in_whatever_experiment_it_lies() -> None:
+    run_id = trained_run("training", "model hash")
+    with model_run("another", "model hash") as opened:
+        assert opened.active_run().info.run_id == run_id
+        assert experiment_of(opened.active_run()) == "training"
+    assert mlflow.get_experiment_by_name("another") is None
+
+
+def test_a_model_that_the_server_does_not_know_gets_a_run_in_the_experiment_of_the_params(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of the shell")
+    for _ in range(2):  # it is created, then found
+        with model_run("of the params", "unknown") as opened:
+            assert experiment_of(opened.active_run()) == "of the params"
+    assert mlflow.get_experiment_by_name("of the shell") is None
+
+
+def test_run_and_experiment_of_a_scheduler_have_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = trained_run("training", "known")
+    client = mlflow.MlflowClient()
+    scheduled = client.create_run(client.create_experiment("scheduler"), run_name="task").info
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", scheduled.experiment_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", scheduled.run_id)
+    with model_run("of the params", "unknown") as opened:
+        assert opened.active_run().info.run_id == scheduled.run_id
+    with model_run("of the params", "another") as opened:  # the run of the scheduler is used up
+        assert experiment_of(opened.active_run()) == "scheduler"
+    monkeypatch.setenv("MLFLOW_RUN_ID", scheduled.run_id)
+    with model_run("of the params", "known") as opened:
+        assert opened.active_run().info.run_id == trained
+    assert client.get_run(scheduled.run_id).info.run_name == "task"
+    assert mlflow.get_experiment_by_name("of the params") is None
+
+
+def test_a_deleted_experiment_is_named() -> None:
+    connect().MlflowClient().delete_experiment(mlflow.create_experiment("gone"))
+    with pytest.raises(StorageError, match=r"^the experiment 'gone' at sqlite:.* was deleted"), model_run("gone", "x"):
+        pass
+
+
+OPEN_RUN = """
+import sys, time
+from pathlib import Path
+import mlflow.store.tracking.sqlalchemy_store
+from hepar.registry.tracking import model_run
+
+number, count = map(int, sys.argv[1:])
+Path(f"ready-{number}").touch()
+while len(list(Path().glob("ready-*"))) < count:
+    time.sleep(0.001)
+with model_run("first", f"model {number}"):
+    pass
+"""
+
+
+def test_processes_that_meet_a_missing_database_at_once_all_succeed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OPEN_RUN]
+    started = [
+        subprocess.Popen([*command, str(number), "3"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        for number in range(3)
+    ]
+    messages = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0] * 3, messages
+    connect()
+    assert len(mlflow.search_runs(experiment_names=["first"], output_format="list")) == 3
+
+
+@pytest.fixture
+def refusing_server() -> Iterator[tuple[str, list[str]]]:
+    """The address of a server that refuses every request and quotes it, and the credentials that it is sent."""
+    sent: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            sent.append(base64.b64decode(self.headers.get("Authorization", "Basic ").split()[1]).decode())
+            self.send_response(403)
+            self.end_headers()
+            self.wfile.write(f"no access for http://{sent[-1]}@{self.headers['Host']}".encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}", sent
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_password_in_the_address_is_used_but_never_shown(
+    refusing_server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, sent = refusing_server
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:se%2Fcret@{address}")
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")  # restored after the test
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+    with pytest.raises(
+        StorageError, match=rf"^MLflow at http://(…@)?{address} \(MLFLOW_TRACKING_URI\) fails: "
+    ) as failed:
+        connect()
+    assert set(sent) == {"user:se/cret"}
+    assert "cret" not in str(failed.value)
+    assert "cret" not in mlflow.get_tracking_uri()
+
+
+def test_errors_of_the_disk_and_the_database_are_one_sentence() -> None:
+    with pytest.raises(StorageError, match=r"fails: \[Errno 28\] No space left on device$"), storage_errors():
+        raise OSError(28, "No space left on device")
+    with pytest.raises(StorageError, match=r"fails: \(sqlite3\.OperationalError\) disk is full$"), storage_errors():
+        raise mlflow.MlflowException("(sqlite3.OperationalError) disk is full\n[SQL: INSERT …]\n[parameters: ('x',)]")
