@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
 from typing import Self
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 from uuid import uuid4
 
 POLL_SECONDS = 0.05
@@ -29,7 +29,8 @@ class Watch:
             "MLFLOW_TRACKING_PASSWORD": f"mlflow-{mark}-password",
         }
         secrets = [self.password, self.patient, *self.environment.values()]
-        self.forms = sorted({form for secret in secrets for form in (secret, quote(secret), quote(secret, safe=""))})
+        encoded = {form(secret) for secret in secrets for form in (quote, quote_plus)}
+        self.forms = sorted({*secrets, *encoded, *(quote(secret, safe="") for secret in secrets)})
         self._stop, self._leaks = Event(), set[str]()
         self._thread = Thread(target=self._read_command_lines, daemon=True)
 
@@ -45,9 +46,11 @@ class Watch:
 
     def _read_command_lines(self) -> None:
         while not self._stop.is_set():
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
+            for process in Path("/proc").iterdir():
+                if not process.name.isdigit():
+                    continue
                 try:
-                    line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 except OSError:  # it has ended
                     continue
                 self._leaks.update(f"command line: {line}" for form in self.forms if form in line)

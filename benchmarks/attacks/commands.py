@@ -78,6 +78,9 @@ class Workplace:
             "HEPAR_PATIENT_KEY": PATIENT_KEY,
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder / 'mlflow.db'}",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "TORCHINDUCTOR_CACHE_DIR": str(
+                self.folder / "home" / "torch"
+            ),  # else torch leaves it among temporary files
         }
         return {**os.environ, **own, **self.variables}
 

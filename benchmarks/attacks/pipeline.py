@@ -285,7 +285,7 @@ def poison_remote(reference: Reference, folder: Path, seed: int, tries: int = 24
         rng = random.Random(f"remote/{seed}/{number}")
         shutil.rmtree(remote, ignore_errors=True)
         shutil.copytree(clean, remote)
-        attack = _poison(remote, rng)
+        attack = _poison(remote, rng) if number else "nothing"
         before = {path.name for path in place.folder.iterdir()}
         ended = place.run("pool", "pull", version, "--pool", "pulled", "--remote", str(remote), timeout_s=120)
         verdict, seen = judged(ended, place.folder / "pulled", wanted)

@@ -7,7 +7,6 @@ It runs in a process of its own, since a file may end it.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import re
@@ -20,6 +19,8 @@ from typing import Any
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+
+GZIP = 16 + zlib.MAX_WBITS  # zlib's name of the format
 
 
 def describe(image: sitk.Image, modality: str) -> dict[str, Any]:
@@ -60,14 +61,21 @@ def read_series(files: list[str], series: str) -> sitk.Image:
 
 
 def check_compression(path: Path) -> None:
-    """Unpack compressed voxels by Python; raises where a checksum is wrong, which ITK overlooks in MetaImage."""
+    """Unpack compressed voxels by Python. Raises where a checksum is wrong, which ITK overlooks outside NIfTI."""
     data = path.read_bytes()
     if path.name.endswith(".gz"):
-        gzip.decompress(data)
+        unpack(data, GZIP)
     elif path.suffix == ".mha" and re.search(rb"^CompressedData *= *True", data, re.MULTILINE):
-        zlib.decompress(data.split(b"ElementDataFile = LOCAL\n", 1)[1])
+        unpack(data.split(b"ElementDataFile = LOCAL\n", 1)[1], zlib.MAX_WBITS)
     elif path.suffix == ".nrrd" and re.search(rb"^encoding: *gz", data, re.MULTILINE):
-        gzip.decompress(data.split(b"\n\n", 1)[1])
+        unpack(data.split(b"\n\n", 1)[1], GZIP)
+
+
+def unpack(data: bytes, window: int) -> None:
+    unpacker = zlib.decompressobj(window)
+    unpacker.decompress(data)
+    if not unpacker.eof:
+        raise ValueError("the compressed voxels end early")
 
 
 def read(request: Mapping[str, Any]) -> dict[str, Any]:

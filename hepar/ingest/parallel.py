@@ -14,7 +14,7 @@ from hepar.ingest.workers import Done, Failed, OutOfMemory, Worker, usable_bytes
 from hepar.runtime.device import available_cores
 
 AHEAD_PER_PROCESS = 32  # jobs that may be done before the one whose result is next; bounds the results in memory
-WORKER_BYTES = 8 * 2**30  # which a worker may fill even where its share is less: a CT of 512 x 512 x 1000 takes 6 GiB
+WORKER_BYTES = 16 * 2**30  # that a worker may fill even if its share is less: a CT of 512 × 512 × 1000 takes 15 GiB
 TOO_LARGE = "reading it takes more memory than there is"
 Job = TypeVar("Job")
 Result = TypeVar("Result")

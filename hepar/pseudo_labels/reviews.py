@@ -1,8 +1,8 @@
 """Review decisions on pseudo-livers: an append-only log, and the corrected masks.
 
 A reviews folder holds `decisions.jsonl`, one decision per line, and `masks/<sha256>.nii.gz`. The last decision on a
-case counts. Accepting and rejecting apply to one mask and become void once a teacher has predicted another. A corrected mask
-stays valid as long as the image is unchanged.
+case counts. Accepting and rejecting apply to one mask and become void once a teacher has predicted another. A corrected
+mask stays valid as long as the image is unchanged.
 """
 
 from __future__ import annotations

@@ -50,6 +50,7 @@ def connect() -> Any:
 
     for chatty in ("mlflow", "alembic"):  # they log the migrations of a new database
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
     uri = _without_credentials(tracking_uri())
     mlflow.set_tracking_uri(uri)
     with storage_errors(), _one_at_a_time(uri):

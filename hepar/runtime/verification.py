@@ -31,19 +31,18 @@ def find_damage(
 ) -> Iterator[str]:
     """What is wrong with files of an artifact, one text for each that is missing or not as sealed; None checks all.
 
-    If all are right, the artifact is sealed again, so that the next check compares sizes and times alone.
+    If every content is right, the artifact is sealed again, so that the next check compares sizes and times alone.
     """
-    since_ns, doubtful, whole = 0 if deep else sealed_ns(folder / MANIFEST), [], files is None
+    since_ns, doubtful = 0 if deep else sealed_ns(folder / MANIFEST), []
     for name in manifest.files if files is None else files:
         damage = _glance(folder, manifest, name)
         if damage:
-            whole = False
             yield damage
         elif (folder / name).stat().st_ctime_ns >= since_ns:
             doubtful.append(name)
     if not doubtful:
         return
-    now_ns = touch(folder / MANIFEST) if whole else None
+    now_ns = touch(folder / MANIFEST) if files is None else None
     with ThreadPoolExecutor(available_cores()) as executor:
         for damage in executor.map(lambda name: _compare_content(folder, manifest, name), doubtful):
             if damage:

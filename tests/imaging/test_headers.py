@@ -222,6 +222,22 @@ def test_a_grid_that_no_scanner_makes_is_refused(
         read_image(tmp_path / "a.mha")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda image: image.SetSpacing((0.01, 1.0, 1.0)), r"a voxel has 0\.05 to 50 mm"),
+        (lambda image: image.SetOrigin((1e30, 0.0, 0.0)), "lies within 100 m of its origin"),
+        (lambda image: image.SetDirection((1.0, 0.1, 0, 0, 1, 0, 0, 0, 1)), "unit vectors at right angles"),
+    ],
+)
+def test_a_grid_is_checked_as_itk_reads_it(change: Callable[[sitk.Image], None], words: str, tmp_path: Path) -> None:
+    image = to_image(VOXELS, GRID)
+    change(image)
+    sitk.WriteImage(image, str(tmp_path / "a.nrrd"))
+    with pytest.raises(DataError, match=words):
+        read_image(tmp_path / "a.nrrd")
+
+
 def test_axes_that_are_rounded_to_four_digits_pass(tmp_path: Path) -> None:
     image = to_image(VOXELS, GRID)
     turn = sitk.Euler3DTransform()

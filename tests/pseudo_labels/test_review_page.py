@@ -59,7 +59,7 @@ def address(run: Path) -> Iterator[str]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
     ) as server:
         assert server.stdout is not None
-        yield server.stdout.readline().removeprefix("open ").strip()
+        yield server.stdout.readline().removeprefix("Open ").split()[0]
         server.send_signal(signal.SIGINT)
         try:
             assert server.wait(timeout=30) == 0

@@ -102,7 +102,7 @@ def test_pseudo_livers_are_not_predicted_from_a_damaged_scan(run: Path, tiny: Pa
 def test_a_damaged_pseudo_liver_does_not_enter_a_pool(run: Path, tiny: Params) -> None:
     labels = PseudoLabels(run / "pseudo")
     mask = labels.liver(labels.rows()[0]["case_id"])
-    empty_mask(mask)
+    flip_a_bit(mask)
     with pytest.raises(ArtifactError, match=f"pseudo is damaged: {mask.relative_to(labels.folder)} has "):
         hepar.stages.assemble_pool.run(
             run / "cohort", run / "pseudo", run / "new", tiny.preprocessing, tiny.assemble_pool
