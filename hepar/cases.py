@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hepar.errors import DataError
+from hepar.errors import DataError, one_line
 from hepar.runtime.journal import finish_replacing
 from hepar.runtime.verification import verify_artifact
 from hepar.runtime.whole_files import write_bytes
@@ -145,7 +145,9 @@ class Cohort:
             rows = pd.read_parquet(table).to_dict(orient="records")
             return cls(folder, tuple(case_from_row({str(key): value for key, value in row.items()}) for row in rows))
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{table} is damaged or was written by another version of hepar: {error}") from None
+            raise DataError(
+                f"{table} is damaged or was written by another version of hepar: {one_line(error)}"
+            ) from None
 
 
 def cases_frame(cases: Sequence[Case]) -> pd.DataFrame:

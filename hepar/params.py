@@ -437,7 +437,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     except FileNotFoundError:
         raise ParamsError(f"params file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ParamsError(f"params file {path} cannot be read: {error}") from None
+        raise ParamsError(f"params file {path} cannot be read: {one_line(error)}") from None
     except yaml.YAMLError as error:
         raise ParamsError(f"{path} is not YAML: {redact(one_line(error))}") from None
     if not isinstance(values, dict):

@@ -72,6 +72,16 @@ def test_a_folder_without_a_table_is_refused(tmp_path: Path) -> None:
         Cohort.load(tmp_path)
 
 
+def test_a_damaged_table_is_refused_in_one_line(tmp_path: Path) -> None:
+    Cohort(tmp_path, CASES).save()
+    table = bytearray((tmp_path / Cohort.TABLE).read_bytes())
+    table[4:40] = b"\xff" * 36  # the header of the first page, of which Arrow complains in two lines
+    (tmp_path / Cohort.TABLE).write_bytes(table)
+    with pytest.raises(DataError, match=r"cases\.parquet is damaged or was written by another version") as refused:
+        Cohort.load(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
 def test_an_invalid_label_state_is_refused_with_case_and_column(tmp_path: Path) -> None:
     frame = cases_frame(CASES)
     frame.loc[frame.case_id == "mr-1", "liver_state"] = "maybe"

@@ -12,6 +12,7 @@ from typing import get_args
 import pytest
 from conftest import ROOT
 
+import hepar.errors
 from hepar.cases import Cohort
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
@@ -143,3 +144,21 @@ def test_paths_in_the_documents_exist(name: str) -> None:
         places += [document.parent / place for place in re.findall(r"\]\(([\w./-]*(?:hepar|tests)/[\w./-]*)\)", text)]
         missing += [f"{document.relative_to(ROOT)}: {place}" for place in places if not place.exists()]
     assert missing == []
+
+
+def _quotes(handler: ast.ExceptHandler) -> Iterator[str]:
+    """Where an error of another library is quoted as it is in the message of one of ours."""
+    caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type or ast.Name("BaseException")]
+    if all(isinstance(kind, ast.Name) and kind.id in vars(hepar.errors) for kind in caught):
+        return
+    bare = {handler.name, f"str({handler.name})"}
+    for raised in [node for node in ast.walk(handler) if isinstance(node, ast.Raise) and node.exc]:
+        for node in ast.walk(raised):
+            if isinstance(node, ast.FormattedValue) and ast.unparse(node.value) in bare:
+                yield f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_foreign_messages_are_quoted_on_one_line(path: Path) -> None:
+    handlers = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ExceptHandler)]
+    assert [line for handler in handlers if handler.name and handler.type for line in _quotes(handler)] == []

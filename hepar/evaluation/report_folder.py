@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from hepar.errors import ArtifactError
+from hepar.errors import ArtifactError, one_line
 from hepar.evaluation.label_pairs import CaseIdentity
 from hepar.runtime.artifacts import Manifest, read_manifest, write_json
 from hepar.runtime.csv_cells import frame_from_csv, frame_to_csv
@@ -84,7 +84,7 @@ class Report:
         try:
             found = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise ArtifactError(f"{path} cannot be read: {error}") from None
+            raise ArtifactError(f"{path} cannot be read: {one_line(error)}") from None
         if not isinstance(found, dict):
             raise ArtifactError(f"{path} must hold an object but holds a {type(found).__name__}")
         return found

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from hepar.errors import DataError
+from hepar.errors import DataError, one_line
 from hepar.evaluation.challenge_scores import ChaosScores, LitsScores, chaos_scores, lits_scores
 from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase, check_masks, check_spacing
 from hepar.evaluation.lesions import (
@@ -147,7 +147,7 @@ def _check(case: SegmentedCase) -> None:
             if mask_zyx is not None:
                 check_masks(mask_zyx, case.liver.prediction_zyx)
     except ValueError as error:
-        raise DataError(f"case {case.identity.case_id}: {error}") from error
+        raise DataError(f"case {case.identity.case_id}: {one_line(error)}") from error
 
 
 def _score_structure(pair: LabelPair, spacing_zyx_mm: SpacingZYX | None, scored_if_absent: bool) -> StructureScores:

@@ -26,6 +26,7 @@ from hepar.imaging.grid_rules import (
     numbers,
     size_text,
 )
+from hepar.imaging.packed_voxels import GZIP_OR_ZLIB, PackedVoxels
 from hepar.runtime.scratch import scratch_folder
 
 NIFTI, METAIMAGE, NRRD = (".nii", ".nii.gz"), (".mha", ".mhd"), (".nrrd", ".nhdr")
@@ -49,6 +50,13 @@ NRRD_KEPT = (
     *("type", "dimension", "space", "space dimension", "sizes", "spacings", "thicknesses", "axis mins", "axis maxs"),
     *("centers", "endian", "encoding", "line skip", "byte skip", "kinds", "space directions", "space origin"),
 )
+NRRD_TYPES = dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1)
+NRRD_TYPES |= {f"{sign}{name}": 2 for name in ("short", "short int") for sign in ("", "signed ", "unsigned ")}
+NRRD_TYPES |= {"ushort": 2, "int16": 2, "int16_t": 2, "uint16": 2, "uint16_t": 2}
+NRRD_TYPES |= {"int": 4, "signed int": 4, "unsigned int": 4, "uint": 4}
+NRRD_TYPES |= {"int32": 4, "int32_t": 4, "uint32": 4, "uint32_t": 4, "float": 4, "double": 8}
+NRRD_TYPES |= {f"{sign}{name}": 8 for name in ("long long", "long long int") for sign in ("", "signed ", "unsigned ")}
+NRRD_TYPES |= {"longlong": 8, "ulonglong": 8, "int64": 8, "int64_t": 8, "uint64": 8, "uint64_t": 8}
 NRRD_SAME = {"axismins": "axis mins", "axismaxs": "axis maxs", "lineskip": "line skip", "byteskip": "byte skip"}
 NRRD_SAME |= {"datafile": "data file", "centerings": "centers"}
 PATTERN = re.compile(r"[^%]*%0?\d{0,2}[di][^%]*")  # of printf, with one number
@@ -70,10 +78,16 @@ class Header:
     data_files: tuple[Path, ...] = ()
     detached: tuple[str, ...] = ()
     splits: str = ""  # what follows LIST: the dimensions of one data file
+    packed: PackedVoxels | None = None  # in each of the files that hold the voxels
 
     @property
     def voxels(self) -> int:
         return math.prod(self.size_xyz)
+
+    @property
+    def bytes_in_each(self) -> int:
+        """Size of the voxels, unpacked, in each of the files that hold them."""
+        return self.voxels * self.voxel_bytes // max(1, len(self.data_files))
 
 
 def read_header(path: Path) -> Header:
@@ -148,7 +162,11 @@ def _read_nifti(path: Path) -> Header:
     else:
         with path.open("rb") as file:
             raw = file.read(540)
-    return _parse_nifti(raw)
+    header = _parse_nifti(raw)
+    if packed and path.name.lower().endswith(".gz"):
+        needed_bytes = header.data_offset + header.voxels * header.voxel_bytes
+        return replace(header, packed=PackedVoxels(needed_bytes, spare_bytes=MAX_HEADER_BYTES))
+    return header
 
 
 def _parse_nifti(raw: bytes) -> Header:
@@ -224,7 +242,8 @@ def _read_metaimage(path: Path) -> Header:
         if found is None or hidden or (name in fields and name in META_KNOWN):
             raise _Wrong(f"its header is damaged at the line {_shown(line)}")
         fields[name] = found[2].strip()
-    return _parse_metaimage(path, fields, raw[end.end() :])
+    header = _parse_metaimage(path, fields, raw[end.end() :])
+    return replace(header, packed=_packed_metaimage(fields, header, end.end()))
 
 
 def _parse_metaimage(path: Path, fields: Mapping[str, str], rest: bytes) -> Header:
@@ -265,6 +284,19 @@ def _parse_metaimage(path: Path, fields: Mapping[str, str], rest: bytes) -> Head
     )
 
 
+def _packed_metaimage(fields: Mapping[str, str], header: Header, data_offset: int) -> PackedVoxels | None:
+    """Where ITK looks for compressed voxels; without a size it takes the whole file, even if that begins with text."""
+    if fields.get("CompressedData", "False").lower() not in ("true", "1"):
+        return None
+    offset, stored_bytes = _whole(fields, "HeaderSize", 0), _whole(fields, "CompressedDataSize", 0)
+    if offset == -1 or stored_bytes == -1:
+        raise _Wrong("its voxels are compressed, but HeaderSize or CompressedDataSize is -1")
+    if stored_bytes == 0:
+        return PackedVoxels(header.bytes_in_each, wbits=GZIP_OR_ZLIB)
+    offset = offset or (0 if header.data_files else data_offset)
+    return PackedVoxels(header.bytes_in_each, wbits=GZIP_OR_ZLIB, offset=offset, stored_bytes=stored_bytes)
+
+
 def _read_nrrd(path: Path) -> Header:
     raw = _head(path)
     if not re.match(rb"NRRD000[1-6]\r?\n", raw):
@@ -281,7 +313,8 @@ def _read_nrrd(path: Path) -> Header:
         if found is None or name in fields:
             raise _Wrong(f"its header is damaged at the line {_shown(line)}")
         fields[name] = found[3].strip()
-    return _parse_nrrd(path, fields, raw[end.end() :])
+    header = _parse_nrrd(path, fields, raw[end.end() :])
+    return replace(header, packed=_packed_nrrd(fields, header, end.end()))
 
 
 def _parse_nrrd(path: Path, fields: Mapping[str, str], rest: bytes) -> Header:
@@ -291,7 +324,8 @@ def _parse_nrrd(path: Path, fields: Mapping[str, str], rest: bytes) -> Header:
     size_xyz = tuple(int(n) for n in _values(fields, "sizes", count))
     if min(size_xyz) < 1:
         raise _Wrong(f"its size is {size_text(size_xyz[::-1])}")
-    if fields.get("type", "block").lower() == "block":
+    kind = " ".join(fields.get("type", "").lower().split())
+    if kind not in NRRD_TYPES:
         raise Refusal("a voxel is one real number", f"NRRD type {_shown(fields.get('type', 'is missing'))}")
     for name in ("line skip", "byte skip"):
         if not -1 <= _whole(fields, name, 0) <= 2**31:
@@ -308,9 +342,23 @@ def _parse_nrrd(path: Path, fields: Mapping[str, str], rest: bytes) -> Header:
         size_xyz=size_xyz,
         has_spacing=len(vectors) >= min(3, count),
         reader="NrrdImageIO",
+        voxel_bytes=NRRD_TYPES[kind],
         data_files=data,
         detached=("NRRD0005", *(f"{name}: {fields[name]}" for name in NRRD_KEPT if name in fields)),
         splits=splits,
+    )
+
+
+def _packed_nrrd(fields: Mapping[str, str], header: Header, data_offset: int) -> PackedVoxels | None:
+    """Where ITK looks for compressed voxels: after lines of the file, and after bytes of what is unpacked."""
+    if fields.get("encoding", "").lower() not in ("gzip", "gz"):
+        return None
+    skipped_bytes = _whole(fields, "byte skip", 0)  # -1: those that the voxels leave
+    return PackedVoxels(
+        unpacked_bytes=header.bytes_in_each + max(0, skipped_bytes),
+        spare_bytes=MAX_HEADER_BYTES if skipped_bytes < 0 else 0,
+        offset=0 if header.data_files else data_offset,
+        skipped_lines=max(0, _whole(fields, "line skip", 0)),
     )
 
 

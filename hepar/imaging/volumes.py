@@ -6,12 +6,10 @@ to the patient's left, y to the back, z to the head.
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,30 +134,19 @@ def _read_errors_of(path: Path) -> Iterator[None]:
 
 
 def _check_size(path: Path, header: headers.Header) -> None:
-    """Raise DataError, before memory is allocated, if a file is too small for the size in its header."""
+    """Raise DataError, before memory is allocated, if a file is too small for the size in its header or damaged."""
     stored_bytes = sum(file.stat().st_size for file in header.data_files or (path,))
     if header.voxels > max(MAX_VOXELS_PER_BYTE * stored_bytes, ALLOWED_VOXELS):
         size = size_text(header.size_xyz[::-1])
         raise DataError(f"{path} claims {size} voxels, but the file has {stored_bytes} bytes")
-    if header.reader == "NiftiImageIO":
+    if header.packed:
+        for file in header.data_files or (path,):
+            header.packed.check(file)
+    elif header.reader == "NiftiImageIO":
         # ITK silently reads the missing end of a NIfTI file as zeros
         needed_bytes = header.data_offset + header.voxels * header.voxel_bytes
-        found_bytes = _unpacked_bytes(path, needed_bytes) if path.name.lower().endswith(".gz") else stored_bytes
-        if found_bytes < needed_bytes:
-            raise DataError(f"{path} is truncated: it ends after {found_bytes} of {needed_bytes} bytes")
-
-
-def _unpacked_bytes(path: Path, needed_bytes: int) -> int:
-    """The unpacked size of a gzip file: from its last four bytes, or by unpacking as much as is needed."""
-    with path.open("rb") as file:
-        file.seek(-4, os.SEEK_END)
-        if int.from_bytes(file.read(), "little") == needed_bytes:
-            return needed_bytes
-    found_bytes = 0
-    with suppress(EOFError, OSError, zlib.error), gzip.open(path) as unpacked:
-        while found_bytes < needed_bytes and (part := unpacked.read(2**20)):
-            found_bytes += len(part)
-    return found_bytes
+        if stored_bytes < needed_bytes:
+            raise DataError(f"{path} is truncated: it ends after {stored_bytes} of {needed_bytes} bytes")
 
 
 def without_metadata(image: sitk.Image) -> sitk.Image:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from hepar.cases import Modality
-from hepar.errors import DataError, ParamsError
+from hepar.errors import DataError, ParamsError, one_line
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.inference.model_folder import ModelFolder, ModelSpec
 from hepar.networks import build_network
@@ -28,7 +28,7 @@ def run(checkpoint: Path, model: Path, network: NetworkParams, plan: Preprocessi
     try:
         load_published_weights(built, read_checkpoint(checkpoint))
     except ValueError as error:
-        raise DataError(f"{checkpoint}: {error}") from None
+        raise DataError(f"{checkpoint}: {one_line(error)}") from None
     origin = {ModelFolder.ROLE: "imported", "checkpoint": sha256_file(checkpoint)}
     spec = ModelSpec(network=network, plan=plan, patch_zyx=patch_zyx, modalities=tuple(Modality), origin=origin)
     with write_artifact(model, ModelFolder.KIND, origin) as folder:

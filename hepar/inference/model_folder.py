@@ -107,7 +107,7 @@ class ModelFolder:
         try:
             weights: dict[str, Tensor] = read_tensors(self.folder / name)
         except DataError as error:
-            raise ArtifactError(f"{self.folder} is damaged: {error}") from None
+            raise ArtifactError(f"{self.folder} is damaged: {one_line(error)}") from None
         if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
             raise ArtifactError(f"{self.folder / name} is damaged: it is not a state dict")
         for parameter, value in weights.items():

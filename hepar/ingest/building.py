@@ -13,7 +13,7 @@ from typing import Any
 import SimpleITK as sitk
 
 from hepar.cases import STRUCTURES, Case, Cohort, LabelState, Modality
-from hepar.errors import DataError, HeparError, Refusal
+from hepar.errors import DataError, HeparError, Refusal, one_line
 from hepar.imaging.grid_rules import check_grid
 from hepar.imaging.volumes import Geometry, canonical, to_array, write_image
 from hepar.ingest.checks import check_image, check_mask, check_placement, check_tumour_in_liver, check_volume
@@ -114,7 +114,7 @@ def _settings(item: Any) -> Any:
 
 def _refused(source: SourceCase, error: DataError) -> Refused:
     """The line of a refusal. DICOM files go by number, since their folders may be named after patients."""
-    rule, value = (error.rule, error.value) if isinstance(error, Refusal) else (READABLE, str(error))
+    rule, value = (error.rule, error.value) if isinstance(error, Refusal) else (READABLE, one_line(error))
     names: dict[str, str] = {}
     for number, path in enumerate(source.files, start=1):
         is_volume = path.name.endswith(VOLUME_ENDINGS)

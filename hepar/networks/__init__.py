@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hepar.cases import STRUCTURES
-from hepar.errors import ParamsError
+from hepar.errors import ParamsError, one_line
 from hepar.networks import from_monai
 from hepar.networks.medformer import MedFormer
 from hepar.networks.medformer.softmax_head import SOFTMAX_CLASSES, SoftmaxMedFormer
@@ -34,7 +34,7 @@ def build_network(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> n
     try:
         network = BUILDERS[name](config, patch_zyx)
     except (TypeError, ValueError, AssertionError) as error:
-        raise ParamsError(f"network.config of {name}: {error}") from None
+        raise ParamsError(f"network.config of {name}: {one_line(error)}") from None
     divisor: Any = network.divisor
     if any(side % by for side, by in zip(patch_zyx, divisor, strict=True)):
         raise ParamsError(f"training.patch_zyx is {patch_zyx}: {name} needs each side to be a multiple of {divisor}")
@@ -85,6 +85,8 @@ def cost(name: str, config: Mapping[str, Any], patch_zyx: SizeZYX) -> Cost:
         try:
             network(torch.zeros(1, channels, *patch_zyx, device="meta"))
         except ValueError as error:  # instance norm of a single voxel
-            raise ParamsError(f"network.name {name}: a patch of {patch_zyx} is too small for it: {error}") from None
+            raise ParamsError(
+                f"network.name {name}: a patch of {patch_zyx} is too small for it: {one_line(error)}"
+            ) from None
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return Cost(parameters, int(counter.get_total_flops()) // 2)

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from hepar.cases import LabelState, Modality, Split
-from hepar.errors import ArtifactError
+from hepar.errors import ArtifactError, one_line
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.pool.arrays import PreprocessedArrays
 from hepar.runtime.artifacts import MANIFEST, write_json
@@ -193,7 +193,7 @@ class Pool:
             plan = PreprocessingPlan.model_validate(json.loads((folder / cls.PLAN).read_text()))
             return cls(folder, plan, tuple(entry_from_row({str(k): v for k, v in row.items()}) for row in rows))
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ArtifactError(f"{folder} is damaged, or of another version of hepar: {error}") from None
+            raise ArtifactError(f"{folder} is damaged, or of another version of hepar: {one_line(error)}") from None
 
 
 def entry_row(entry: PoolEntry) -> dict[str, Any]:

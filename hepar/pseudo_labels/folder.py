@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from hepar.errors import ArtifactError
+from hepar.errors import ArtifactError, one_line
 from hepar.pseudo_labels.gates import Verdict
 from hepar.pseudo_labels.signals import Signals
 from hepar.runtime.artifacts import Manifest, link_or_copy, read_manifest
@@ -81,7 +81,7 @@ class PseudoLabels:
         try:
             rows = pd.read_parquet(self.folder / self.TABLE).to_dict(orient="records")
         except (OSError, ValueError) as error:
-            raise ArtifactError(f"{self.folder / self.TABLE} is missing or damaged: {error}") from None
+            raise ArtifactError(f"{self.folder / self.TABLE} is missing or damaged: {one_line(error)}") from None
         return [{str(column): value for column, value in row.items()} for row in rows]
 
     def save_table(self, rows: Sequence[dict[str, Any]]) -> None:

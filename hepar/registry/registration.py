@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hepar.errors import ArtifactError
+from hepar.errors import ArtifactError, one_line
 from hepar.runtime.artifacts import write_json
 from hepar.runtime.journal import finish_replacing
 
@@ -36,4 +36,4 @@ class Registration:
             found = json.loads(path.read_text())
             return cls(found["name"], found["version"], found["alias"], tuple(found["reasons"]))
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ArtifactError(f"{path} is not a registration: {error!r}") from None
+            raise ArtifactError(f"{path} is not a registration: {one_line(error)}") from None

@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ from hepar.inference.model_folder import ModelFolder, ModelSpec
 from hepar.params import TrainingParams
 from hepar.runtime.commit import git_commit
 from hepar.runtime.redaction import redact
+from hepar.runtime.scratch import scratch_folder
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 USER_VARIABLE, PASSWORD_VARIABLE = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
@@ -48,9 +50,8 @@ def connect() -> Any:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one bar for each of dozens of small files
     import mlflow
 
-    for chatty in ("mlflow", "alembic"):  # they log the migrations of a new database
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
+    for chatty in ("mlflow", "mlflow.store.db.utils", "sqlalchemy", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)  # they log the tracebacks of what they raise
     uri = _without_credentials(tracking_uri())
     mlflow.set_tracking_uri(uri)
     with storage_errors(), _one_at_a_time(uri):
@@ -83,16 +84,53 @@ def _without_credentials(uri: str) -> str:
     return parts._replace(netloc=host).geturl()
 
 
+def _database(uri: str) -> Path | None:
+    """The file of an SQLite database, as SQLAlchemy finds it; None for another server."""
+    from sqlalchemy.engine import make_url
+
+    path = make_url(uri).database if uri.startswith(SQLITE) else None
+    return Path(path) if path and not path.startswith((":", "file:")) else None
+
+
 @contextlib.contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Lock an SQLite database against other processes of hepar: two that both create its tables would fail."""
+    """Lock an SQLite database against other processes of hepar, and create it if it is missing."""
     with contextlib.ExitStack() as stack:
-        if uri.startswith(SQLITE):
-            database = Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
+        if database := _database(uri):
             with contextlib.suppress(OSError):  # a read-only folder: the database is there already
                 lock = stack.enter_context(database.with_name(f".{database.name}.lock").open("w"))
                 fcntl.flock(lock, fcntl.LOCK_EX)
+            if not database.exists() or database.stat().st_size == 0:
+                _create_database(uri, database)
         yield
+
+
+def _create_database(uri: str, database: Path) -> None:
+    """Create an SQLite database aside and put it in place with all its tables: MLflow cannot finish half of them."""
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy.engine import make_url
+
+    with scratch_folder("mlflow", beside=database.parent) as scratch:
+        partial = scratch / database.name
+        created = make_url(uri).set(database=str(partial)).render_as_string()
+        SqlAlchemyStore(created, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+        partial.replace(database)
+
+
+@contextlib.contextmanager
+def _temporary_files() -> Iterator[None]:
+    """Let MLflow copy models to a scratch folder, which the next run removes if this one dies."""
+    before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
+    with scratch_folder("mlflow") as scratch:
+        tempfile.tempdir = os.environ["TMPDIR"] = str(scratch)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+            os.environ.pop("TMPDIR")
+            if variable is not None:
+                os.environ["TMPDIR"] = variable
 
 
 @contextlib.contextmanager
@@ -151,7 +189,6 @@ class TrainingRun:
 
     def __enter__(self) -> Self:
         self._mlflow = connect()
-        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # it warns if there is no GPU
         with storage_errors():
             self._start()
         return self
@@ -201,7 +238,7 @@ def model_run(experiment: str, model_hash: str) -> Iterator[Any]:
     If the server does not know it, with a new run in `experiment`. Raises StorageError if MLflow fails.
     """
     mlflow = connect()
-    with storage_errors():
+    with storage_errors(), _temporary_files():
         run_id = _training_run(mlflow, model_hash)
         with _start_run(mlflow, experiment, run_id, "train-universal"):
             mlflow.set_tag(MODEL_TAG, model_hash)

@@ -1,7 +1,8 @@
 """Folders that stages exchange: complete or absent, and identified by a hash of their content.
 
-Every artifact holds `manifest.json`: its kind, its content hash, and the hashes of its inputs. The hash covers the
-names and contents of the listed files, so it is the same on every machine and under every runner.
+Every artifact holds `manifest.json`: its kind, its content hash, the hashes of its inputs, and a hash of all that. The
+content hash covers the names and contents of the listed files, so it is the same on every machine and under every
+runner.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hepar.errors import ArtifactError
@@ -24,6 +25,7 @@ from hepar.runtime.seals import seal, touch
 from hepar.runtime.whole_files import FULL, unwritable, whole_file, write_text
 
 MANIFEST = "manifest.json"
+SELF_HASH = "manifest_sha256"  # over all other keys
 CODED = (SUFFIX, ".npz", ".png")  # of files whose content is what a codec makes of their bytes
 
 
@@ -32,16 +34,15 @@ class Manifest:
     """An artifact's identity. `parents` maps an input's name (`cohort`, `pool`) to its hash, `files` each file's
     path in the folder to the hash of its content.
 
-    `sizes` and `stored` describe the file itself: its bytes, and their hash if a codec made them of the content. Older
-    manifests have neither.
+    `sizes` and `stored` describe the file itself: its bytes, and their hash if a codec made them of the content.
     """
 
     kind: str
     hash: str
     parents: Mapping[str, str]
     files: Mapping[str, str]
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    stored: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int]
+    stored: Mapping[str, str]
 
 
 def sha256_file(path: Path) -> str:
@@ -179,8 +180,8 @@ def _write_manifest(
     sizes = {name: path.stat().st_size for name, path in paths.items()}
     coded = {name: path for name, path in paths.items() if path.suffix in CODED}
     stored = {name: known_stored.get(name) or sha256_file(path) for name, path in coded.items()}
-    manifest = Manifest(kind, hash_contents(kind, files), dict(parents), files, sizes, stored)
-    write_json(folder / MANIFEST, asdict(manifest))
+    manifest = asdict(Manifest(kind, hash_contents(kind, files), dict(parents), files, sizes, stored))
+    write_json(folder / MANIFEST, manifest | {SELF_HASH: sha256_json(manifest)})
 
 
 def hash_contents(kind: str, files: Mapping[str, str]) -> str:
@@ -222,14 +223,16 @@ def read_any_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise ArtifactError(f"{folder} is not a complete artifact: {MANIFEST} is missing")
     try:
-        found = Manifest(**json.loads(path.read_text()))
-        if found.hash == hash_contents(found.kind, found.files):
-            return found
+        found = json.loads(path.read_text())
+        is_whole = found.pop(SELF_HASH, "") == sha256_json(found)
+        manifest = Manifest(**found)
+        if is_whole and manifest.hash == hash_contents(manifest.kind, manifest.files):
+            return manifest
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError):
-        raise ArtifactError(f"{path} is damaged: it is not a manifest") from None
-    raise ArtifactError(f"{path} is damaged: its hash is not that of the files that it lists")
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise ArtifactError(f"{path} is damaged, or of another version of hepar: it is not a manifest") from None
+    raise ArtifactError(f"{path} is damaged, or of another version of hepar: it does not have the hash that it gives")
 
 
 def check_made_from(child: Path, made: Manifest, parent: Path, found: Manifest, stage: str) -> None:

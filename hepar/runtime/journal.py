@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hepar.errors import ArtifactError
+from hepar.errors import ArtifactError, one_line
 from hepar.runtime.locks import is_at, try_lock
 
 WAIT_SECONDS = 0.02
@@ -82,7 +82,7 @@ class Journal:
         except FileNotFoundError:  # the other process is done
             return True
         except (OSError, ValueError) as error:
-            raise ArtifactError(f"{self.path} is not a journal of renames: {error}; remove it") from None
+            raise ArtifactError(f"{self.path} is not a journal of renames: {one_line(error)}; remove it") from None
         return not any(os.path.lexists(self.root / source) for source in planned)
 
     def _name(self, path: Path) -> str:

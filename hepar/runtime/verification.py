@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hepar.errors import ArtifactError
-from hepar.runtime.artifacts import CODED, MANIFEST, Manifest, read_manifest, sha256_content, sha256_file
+from hepar.runtime.artifacts import CODED, MANIFEST, Manifest, read_manifest, sha256_file
 from hepar.runtime.device import available_cores
 from hepar.runtime.seals import seal, sealed_ns, touch
 
@@ -58,20 +58,17 @@ def _glance(folder: Path, manifest: Manifest, name: str) -> str:
         return f"{name} is not listed in {MANIFEST}"
     if not path.is_file():
         return f"{name} is missing"
-    has_bytes, had_bytes = path.stat().st_size, manifest.sizes.get(name)
-    if had_bytes is not None and has_bytes != had_bytes:
+    has_bytes, had_bytes = path.stat().st_size, manifest.sizes[name]
+    if has_bytes != had_bytes:
         return f"{name} has {has_bytes} bytes but had {had_bytes} when it was sealed"
     return ""
 
 
 def _compare_content(folder: Path, manifest: Manifest, name: str) -> str:
     """How the content of a file differs; empty if it does not."""
-    is_coded = name.endswith(CODED)
+    was = (manifest.stored if name.endswith(CODED) else manifest.files)[name]
     try:
-        if is_coded and name not in manifest.stored:  # sealed by an older version
-            found, was = sha256_content(folder / name), manifest.files[name]
-        else:  # damaged bytes never reach a decoder
-            found, was = sha256_file(folder / name), manifest.stored[name] if is_coded else manifest.files[name]
-    except Exception as error:  # whatever a decoder raises for damaged bytes
-        return f"{name} cannot be read ({type(error).__name__})"
+        found = sha256_file(folder / name)  # damaged bytes never reach a decoder
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
     return "" if found == was else f"{name} has changed since it was sealed (SHA-256 {found[:12]}…, was {was[:12]}…)"

@@ -65,9 +65,10 @@ def test_jobs_see_the_folder_and_variables_of_their_parent(tmp_path: Path, monke
 def test_nothing_is_left_when_the_parent_ends(number: signal.Signals, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        f"import signal, sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
         "from deadly import double_or_die\n"
         "from hepar.ingest.parallel import parallel_map\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job\n"
         "with parallel_map(double_or_die, ['hang', 'hang'], lambda job: 600.0) as results:\n"
         "    print('started', flush=True)\n"
         "    list(results)\n"
@@ -81,7 +82,10 @@ def test_nothing_is_left_when_the_parent_ends(number: signal.Signals, tmp_path: 
         wait_until(lambda: len(psutil.Process(parent.pid).children(recursive=True)) >= 2)
         children = psutil.Process(parent.pid).children(recursive=True)
         parent.send_signal(number)
-        parent.wait(timeout=30)
+        try:
+            parent.wait(timeout=30)
+        finally:
+            parent.kill()
         _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
 

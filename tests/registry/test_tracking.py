@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +14,7 @@ from threading import Thread
 
 import mlflow
 import pytest
+from full_disk import SmallDisk
 
 from hepar.errors import StorageError
 from hepar.registry.tracking import MODEL_TAG, connect, model_run, storage_errors
@@ -143,3 +146,48 @@ def test_errors_of_the_disk_and_the_database_are_one_sentence() -> None:
         raise OSError(28, "No space left on device")
     with pytest.raises(StorageError, match=r"fails: \(sqlite3\.OperationalError\) disk is full$"), storage_errors():
         raise mlflow.MlflowException("(sqlite3.OperationalError) disk is full\n[SQL: INSERT …]\n[parameters: ('x',)]")
+
+
+def test_a_new_database_on_a_full_disk_is_made_once_there_is_room(
+    disk: SmallDisk, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk.folder / 'mlflow.db'}")
+    failed = 0
+    for kib in (0, 64, 200, 300, 500, 700):
+        failed += bool(disk.outcome(kib, connect))
+        assert disk.left_behind() in ([], [".mlflow.db.lock"], [".mlflow.db.lock", "mlflow.db"])
+    connect()
+    assert failed > 1
+    assert mlflow.get_experiment("0").name == "Default"
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+CREATE_SLOWLY = """
+import os
+import mlflow.store.tracking.sqlalchemy_store as stores
+from hepar.registry.tracking import connect
+
+stores.mlflow.store.db.utils._upgrade_db = lambda engine: os.kill(os.getpid(), 9)
+connect()
+"""
+
+
+def test_a_process_killed_as_it_creates_a_database_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = subprocess.run([sys.executable, "-c", CREATE_SLOWLY], cwd=tmp_path, check=False)
+    assert killed.returncode == -9
+    assert not (tmp_path / "mlflow.db").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    connect()
+    assert mlflow.get_experiment("0").name == "Default"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mlflow.db.lock", "mlflow.db"]
+
+
+def test_temporary_files_of_mlflow_lie_in_our_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with model_run("training", "unknown"):
+        (scratch,) = (temporary / f"hepar-{os.getuid()}").iterdir()
+        assert Path(tempfile.mkdtemp()).parent == scratch
+        assert os.environ["TMPDIR"] == str(scratch)
+    assert list(temporary.iterdir()) == []
+    assert tempfile.gettempdir() == str(temporary)

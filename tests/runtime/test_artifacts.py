@@ -187,13 +187,13 @@ def test_the_hash_of_an_npz_covers_its_arrays_but_not_their_compression(tmp_path
 
 def test_an_artifact_made_from_another_one_is_refused() -> None:
     pseudo, cohort = Path("pseudo"), Path("cohort")
-    found = Manifest("cohort", "a" * 64, {}, {})
-    same = Manifest("pseudo-labels", "c" * 64, {"cohort": "a" * 64}, {})
+    found = Manifest("cohort", "a" * 64, {}, {}, {}, {})
+    same = Manifest("pseudo-labels", "c" * 64, {"cohort": "a" * 64}, {}, {}, {})
     check_made_from(pseudo, same, cohort, found, "pseudo-label")
-    other = Manifest("pseudo-labels", "c" * 64, {"cohort": "b" * 64}, {})
+    other = Manifest("pseudo-labels", "c" * 64, {"cohort": "b" * 64}, {}, {}, {})
     message = rf"^pseudo was made from cohort {'b' * 12}, but cohort is cohort {'a' * 12}: run pseudo-label again$"
     with pytest.raises(ArtifactError, match=message):
         check_made_from(pseudo, other, cohort, found, "pseudo-label")
-    imported = Manifest("model", "d" * 64, {}, {})
+    imported = Manifest("model", "d" * 64, {}, {}, {}, {})
     with pytest.raises(ArtifactError, match=r"^model was made from no known cohort, but cohort is cohort "):
         check_made_from(Path("model"), imported, cohort, found, "train-liver")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from hepar.errors import Refusal
+from hepar.errors import Refusal, one_line
 from hepar.ingest.sources.dicom import ENHANCED, MIN_SLICES, Instance, Vector, mixed_identity, read_header
 
 Uneven = Literal["refuse", "resample"]
@@ -73,7 +73,7 @@ def _read_enhanced(path: Path) -> sitk.Image:
     try:
         volume = highdicom.imread(path).get_volume(dtype=np.float32, apply_voi_transform=False)
     except (ValueError, RuntimeError) as error:
-        raise Refusal("the frames of a multi-frame image form one volume", str(error)) from None
+        raise Refusal("the frames of a multi-frame image form one volume", one_line(error)) from None
     return volume.to_simpleitk()
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pydicom
 import SimpleITK as sitk
 
-from hepar.errors import DataError, Refusal
+from hepar.errors import DataError, Refusal, one_line
 from hepar.imaging.masks import Mask
 from hepar.imaging.volumes import Geometry
 from hepar.ingest.sources.dicom import RTSTRUCT, SEGMENTATION, Instance
@@ -198,7 +198,7 @@ def _read_segments(drawn: Drawn, image: sitk.Image) -> sitk.Image:
     try:
         volume = segmentation.get_volume(segment_numbers=list(drawn.numbers), dtype=np.uint8)
     except (ValueError, RuntimeError) as error:
-        raise Refusal("the frames of a DICOM-SEG form one volume", str(error)) from None
+        raise Refusal("the frames of a DICOM-SEG form one volume", one_line(error)) from None
     segments = np.asarray(volume.array)  # of several segments, the last axis
     merged = volume.with_array(segments.max(axis=-1) if segments.ndim == 4 else segments)
     mask = sitk.DICOMOrient(merged.to_simpleitk(), _orientation(image))

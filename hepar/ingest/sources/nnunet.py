@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hepar.cases import LabelState, Modality
-from hepar.errors import DataError
+from hepar.errors import DataError, one_line
 from hepar.ingest.sources.files import by_key, safe_id
 from hepar.ingest.sources.source import ABSENT_IF_EMPTY, LabelMap, SourceCase, VolumeFile
 
@@ -79,7 +79,7 @@ def _describe(folder: Path) -> dict[str, Any]:
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
     except ValueError as error:
-        raise DataError(f"{folder / DESCRIPTION} is not JSON: {error}") from None
+        raise DataError(f"{folder / DESCRIPTION} is not JSON: {one_line(error)}") from None
     if not isinstance(description, dict):
         raise DataError(f"{folder / DESCRIPTION} is not a JSON object")
     return description

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hepar.errors import DataError
+from hepar.errors import DataError, one_line
 from hepar.runtime.tensor_files import read_tensors
 
 STATE_DICT_KEYS = ("model_state_dict", "state_dict", "model", "net", "ema_model_state_dict")
@@ -32,7 +32,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
                 return {name.removeprefix(NPZ_PREFIX): torch.from_numpy(stored[name]) for name in names}
         return _state_dict(path, read_tensors(path))
     except DataError as error:
-        raise DataError(f"checkpoint {path}: {error}") from None
+        raise DataError(f"checkpoint {path}: {one_line(error)}") from None
     except Exception as error:  # whatever a damaged archive does to NumPy, whose messages advise to allow pickled code
         raise DataError(f"checkpoint {path} is damaged or contains no arrays ({type(error).__name__})") from None
 

@@ -245,8 +245,8 @@ def test_an_object_that_changes_during_ingest_ends_the_stage(store: Any, tmp_pat
     [
         ("s3://scans/nothing", "no such object, and no object below that prefix"),
         ("s3://no-such-bucket/x", "NoSuchBucket"),
-        ("s3:///x", "must be s3://bucket/key"),
-        ("s3://scans/../../etc", "must be s3://bucket/key"),
+        ("s3:///x", "expected s3://BUCKET/KEY"),
+        ("s3://scans/../../etc", "expected s3://BUCKET/KEY"),
     ],
 )
 def test_a_missing_source_is_named(source: str, words: str, store: Any, tiny: Params) -> None:
