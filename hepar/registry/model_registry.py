@@ -9,12 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hepar.errors import ArtifactError, DataError, StorageError, one_line
+from hepar.errors import ArtifactError, DataError, StorageError
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import REGISTERED
-from hepar.registry.tracking import connect, server, tag_name
-from hepar.runtime.redaction import redact
+from hepar.registry.tracking import connect, reason_of, server, tag_name
 from hepar.runtime.scratch import scratch_folder
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -62,17 +61,13 @@ class RegisteredModel:
         except mlflow.MlflowException as error:
             if error.error_code in _NOT_FOUND:
                 return None
-            raise StorageError(
-                f"the registry at {server()} does not answer: {redact(one_line(error.message))}"
-            ) from None
+            raise StorageError(f"the registry at {server()} does not answer: {reason_of(error)}") from None
         try:
             report = Report(Path(mlflow.artifacts.download_artifacts(run_id=found.run_id, artifact_path=Report.KIND)))
             metrics, test_set = report.metrics(), report.facts()[Report.TEST_SET]
         except (mlflow.MlflowException, ArtifactError, OSError) as error:
             what = f"version {found.version} of {found.name}"
-            raise StorageError(
-                f"{what}: its report cannot be read from {server()}: {redact(one_line(error))}"
-            ) from None
+            raise StorageError(f"{what}: its report cannot be read from {server()}: {reason_of(error)}") from None
         return ModelVersion(found.name, str(found.version), metrics, test_set)
 
     def add_version(self, model: Path, alias: str, tags: Mapping[str, str], settings: Mapping[str, float]) -> str:
@@ -133,7 +128,7 @@ def downloaded_model(uri: str) -> Iterator[Path]:
         try:
             place = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
         except mlflow.MlflowException as error:
-            raise ArtifactError(f"{uri} cannot be fetched from {server()}: {redact(one_line(error.message))}") from None
+            raise ArtifactError(f"{uri} cannot be fetched from {server()}: {reason_of(error)}") from None
         if not (specs := sorted(place.rglob(ModelFolder.SPEC))):
             raise ArtifactError(f"{uri} is not a hepar model: {ModelFolder.SPEC} is missing")
         yield specs[0].parent
@@ -151,7 +146,7 @@ def pool_version(uri: str) -> str:
         client = mlflow.MlflowClient()
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except mlflow.MlflowException as error:
-        raise DataError(f"{uri} is not in the registry at {server()}: {redact(one_line(error.message))}") from None
+        raise DataError(f"{uri} is not in the registry at {server()}: {reason_of(error)}") from None
     tag = str(found.tags.get(POOL_TAG, ""))
     if not tag:
         raise DataError(f"{uri} does not name its pool: the tag {POOL_TAG} is missing")

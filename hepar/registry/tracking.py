@@ -14,6 +14,7 @@ import logging
 import os
 import sqlite3
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,7 @@ SQLITE, DATABASE = "sqlite:///", "mlflow.db"
 DEFAULT_URI = f"{SQLITE}{DATABASE}"
 MODEL_TAG = "hepar.model"
 RUN_FILE = "mlflow_run"
+APPENDICES = ("[SQL:", "(Background on this error", "\nTraceback")  # to messages of MLflow
 MAX_REASON = 300  # characters of a message of MLflow
 
 
@@ -52,6 +54,7 @@ def connect() -> Any:
 
     for chatty in ("mlflow", "mlflow.store.db.utils", "sqlalchemy", "alembic"):
         logging.getLogger(chatty).setLevel(logging.CRITICAL)  # they log the tracebacks of what they raise
+    warnings.filterwarnings("ignore", message=".*An input example was not provided")  # the model reads paths
     uri = _without_credentials(tracking_uri())
     mlflow.set_tracking_uri(uri)
     with storage_errors(), _one_at_a_time(uri):
@@ -144,8 +147,15 @@ def storage_errors() -> Iterator[None]:
     except HeparError:
         raise
     except (mlflow.MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        reason = redact(one_line(str(error).partition("[SQL:")[0]))[:MAX_REASON]
-        raise StorageError(f"MLflow at {server()} ({URI_VARIABLE}) fails: {reason}") from None
+        raise StorageError(f"MLflow at {server()} ({URI_VARIABLE}) fails: {reason_of(error)}") from None
+
+
+def reason_of(error: Exception) -> str:
+    """The message of an error of MLflow on one line, without the SQL, the traceback and the secrets that it quotes."""
+    text = str(error)
+    for appendix in APPENDICES:
+        text = text.partition(appendix)[0]
+    return redact(one_line(text.replace("#####", " ")))[:MAX_REASON]
 
 
 def experiment_id(mlflow: Any, experiment: str) -> str:

@@ -30,7 +30,7 @@ from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.registry.model_registry import RegisteredModel
 from hepar.registry.registration import Registration
 from hepar.registry.tracking import connect
-from hepar.runtime.artifacts import dvc_version, read_manifest
+from hepar.runtime.artifacts import dvc_version, read_manifest, write_artifact
 from hepar.stages import train_universal
 from pipelines.compare import COMPARED
 from pipelines.local import run_in_subprocesses
@@ -125,7 +125,10 @@ def test_a_worse_second_version_becomes_challenger(by_kfp: Path, tmp_path: Path)
     uri = f"sqlite:///{run / 'mlflow.db'}"
     worse = Report(run / "report").metrics()
     worse["CT"]["liver"]["dice"]["mean"] = -1.0  # below the champion by more than any gate allows
-    (run / "report" / Report.METRICS).write_text(json.dumps(worse))
+    parents = read_manifest(run / "report", Report.KIND).parents
+    with write_artifact(run / "report", Report.KIND, parents) as report:
+        shutil.copytree(by_kfp / "report", report, dirs_exist_ok=True)
+        (report / Report.METRICS).write_text(json.dumps(worse))
     succeed("hepar", "register", "--params", str(TINY), cwd=run, MLFLOW_TRACKING_URI=uri)
     result = Registration.load(run / "registration")
     assert (result.version, result.alias) == ("2", "challenger")

@@ -164,7 +164,7 @@ def test_depth_and_strides_follow_the_patch_and_the_spacing(
     ("changes", "words"),
     [
         ({"spacing_n3_mm": np.empty((0, 3))}, "no scan of the cohort has a known spacing"),
-        ({"liver_box_n3_mm": np.empty((0, 3))}, "no training or validation scan has a manual liver"),
+        ({"liver_box_n3_mm": np.empty((0, 3))}, "no training or validation scan has one"),
     ],
 )
 def test_a_cohort_without_spacing_or_liver_is_refused(changes: dict[str, Any], words: str) -> None:

@@ -166,7 +166,7 @@ def test_metadata_is_compared_too(tmp_path: Path) -> None:
     first = with_columns(new.entries[0], teacher="f" * 64, licence="CC0")
     (diff,) = diff_pools(old, replace(new, entries=(first, *new.entries[1:])))
     assert (diff.case_id, diff.change) == ("a", "changed")
-    assert diff.details == "licence none → CC0, teacher none → ffffffff"
+    assert diff.details == "teacher none → ffffffff, licence none → CC0"
 
 
 def test_a_relabelled_case_lists_old_and_new_states(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import subprocess
 import sys
@@ -146,6 +147,13 @@ def test_errors_of_the_disk_and_the_database_are_one_sentence() -> None:
         raise OSError(28, "No space left on device")
     with pytest.raises(StorageError, match=r"fails: \(sqlite3\.OperationalError\) disk is full$"), storage_errors():
         raise mlflow.MlflowException("(sqlite3.OperationalError) disk is full\n[SQL: INSERT …]\n[parameters: ('x',)]")
+    with (
+        pytest.raises(StorageError, match=r"fails: Failures: File weights\.pt \[Errno 28\] No space$"),
+        storage_errors(),
+    ):
+        raise mlflow.MlflowException(
+            "Failures:\n##### File weights.pt #####\n[Errno 28] No space\nTraceback:\nTraceback (most recent):\n…"
+        )
 
 
 def test_a_new_database_on_a_full_disk_is_made_once_there_is_room(
@@ -191,3 +199,9 @@ def test_temporary_files_of_mlflow_lie_in_our_scratch_folder(tmp_path: Path, mon
         assert os.environ["TMPDIR"] == str(scratch)
     assert list(temporary.iterdir()) == []
     assert tempfile.gettempdir() == str(temporary)
+
+
+@pytest.mark.parametrize("name", ["mlflow.store.db.utils", "mlflow.tracking", "sqlalchemy.pool", "alembic"])
+def test_mlflow_logs_nothing_beside_what_it_raises(name: str) -> None:
+    connect()
+    assert not logging.getLogger(name).isEnabledFor(logging.ERROR)
