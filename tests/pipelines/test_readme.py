@@ -35,6 +35,9 @@ INSTEAD = {
     "make test": Instead("", "runs this test"),
     "make images": Instead("", "needs Docker"),
     "hepar run --runner docker --source scans --workdir runs/mine": Instead("", "needs Docker"),
+    "hepar calibrate-gates --out params/trusted.yaml": Instead(
+        "", "needs more patients; tests/planning/test_gate_calibration.py runs it"
+    ),
     "hepar review pseudo": Instead("", "waits for a browser; tests/pseudo_labels/test_review_server.py has one"),
     "export HEPAR_POOL_REMOTE=s3://bucket/pools": Instead("export HEPAR_POOL_REMOTE=remote", "needs S3"),
     "hepar pool diff OLD NEW": Instead(f"hepar pool diff {CHAMPION} pool", "OLD and NEW stand for versions"),
@@ -135,6 +138,9 @@ def test_each_preset_trains_and_registers_up_to_a_promoted_model(preset: str, sh
 def test_a_block_runs_after_the_stages(heading: str, shell: Shell) -> None:
     (shell.folder / "reviews").mkdir()
     (shell.folder / "reviews" / "decisions.jsonl").touch()  # a review without a decision
+    shutil.copy(
+        shell.folder / "params.yaml", shell.folder / "params" / "trusted.yaml"
+    )  # what calibrate-gates would write
     run_block(shell, BLOCKS[heading])
 
 

@@ -117,6 +117,7 @@ def test_report(disk: SmallDisk, by_kfp: Path, tiny: Params) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*inferred as AnyType")  # MLflow, of a type of its own
 def test_registration(disk: SmallDisk, by_kfp: Path, tiny: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     registration = disk.folder / "registration"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk.folder / 'mlflow.db'}")
