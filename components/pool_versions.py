@@ -146,7 +146,7 @@ def pull(version: str, pool: Path, remote: str = "") -> None:
 
 def resolve(revision: str) -> str:
     """The version of a revision: a version, a registered model (`models:/NAME@ALIAS`), or a git revision with a pool in
-    its `pool.dvc` or `dvc.lock`. Raises DataError if it is none of these."""
+    its `pool.dvc` or `dvc.lock`. Raises DataError for anything else."""
     if VERSION.fullmatch(revision):
         return revision
     if revision.startswith(REGISTERED):
