@@ -143,6 +143,13 @@ class NetworkParams(Section):
     config: Annotated[dict[str, Any], BeforeValidator(_whole)]
 
 
+class ByModality(Section):
+    """A probability for the patches of each modality."""
+
+    CT: Share
+    MR: Share
+
+
 class AugmentationParams(Section):
     """Augmentation of training patches. A probability of 0 switches a transform off."""
 
@@ -163,21 +170,28 @@ class AugmentationParams(Section):
     low_resolution: Annotated[float, Field(ge=1)]  # largest factor of downsampling before interpolating back
     bias_field_probability: Share  # MR only
     bias_field: Annotated[float, Field(ge=0)]  # largest log of the smooth gain
-    lesion_probability: Share  # of painting synthetic lesions into a known liver
     remap_probability: Share  # of a random intensity curve, which reorders the brightness of organs
+    monotone_probability: Share  # of a random intensity curve that keeps the order
+    inversion_probability: Share  # of inverted intensities, MR only
+    liver_shift_probability: Share  # of a liver that is brighter or darker than its surroundings
+    liver_shift: Annotated[float, Field(ge=0)]  # largest such shift, in units of the normalised image
+    lesions: ByModality  # probability of synthetic lesions in a patch with a known liver
+    look_alikes: ByModality  # probability of harmless findings that look like lesions, in such a patch
 
 
 class SamplingParams(Section):
-    """Fractions of patches centred on a tumour and on the liver; the rest are centred anywhere."""
+    """Fractions of patches centred on a tumour, on a liver known to be tumour-free, and on any liver; the rest are
+    centred anywhere. Where a modality has no tumour or no tumour-free liver, these patches are centred on any liver."""
 
     tumour_share: Share
+    tumour_free_share: Share
     liver_share: Share
 
     @model_validator(mode="after")
     def _at_most_one(self) -> Self:
-        if self.tumour_share + self.liver_share > 1:
-            total = self.tumour_share + self.liver_share
-            raise ValueError(f"tumour_share + liver_share is {total} but must be at most 1")
+        total = self.tumour_share + self.tumour_free_share + self.liver_share
+        if total > 1:
+            raise ValueError(f"tumour_share + tumour_free_share + liver_share is {total} but must be at most 1")
         return self
 
 
@@ -309,9 +323,12 @@ class EvaluateParams(Section):
 
     overlap: Annotated[float, Field(ge=0, lt=1)]
     threads: Count
+    variants: AtLeastOne  # test-time variants of size and contrast, the plain one included, whose mean is taken
+    mirror_axes: tuple[Literal["z", "y", "x"], ...]  # each variant is also predicted mirrored along these
+    tumour_threshold: Share | None  # least probability of a tumour voxel; null: the model's own
+    min_lesion_ml: Annotated[float, Field(ge=0)] | None  # smaller predicted lesions are dropped; null: the model's own
     bootstrap_resamples: AtLeastOne
     bootstrap_seed: Count
-    min_lesion_ml: Annotated[float, Field(ge=0)]  # smaller predicted lesions are dropped
 
 
 class PromotionGates(Section):
