@@ -67,6 +67,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
+MRScale = Literal["linear", "quartiles", "quantiles"]
 Bounds = tuple[float, float]  # for review, for rejection
 AtLeast = Annotated[Bounds, AfterValidator(_falling)]
 AtMost = Annotated[Bounds, AfterValidator(_rising)]
@@ -133,7 +134,8 @@ class PreprocessingParams(Section):
 
     spacing_zyx_mm: SpacingZYX | None  # null: median spacing of the training and validation cases
     window_hu: Interval  # CT is clipped to it and scaled to -1..1
-    mr_percentiles: Interval  # MR is clipped to these percentiles of the body, then z-scored
+    mr_percentiles: Interval  # MR is clipped to these percentiles of the body
+    mr_scale: MRScale  # then scaled by mean and SD (linear), by its quartiles, or to quantiles of a normal distribution
 
 
 class NetworkParams(Section):

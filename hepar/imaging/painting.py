@@ -30,3 +30,21 @@ def interpolate_nodes(nodes_zyx: npt.NDArray[np.float32], shape_zyx: Sequence[in
     """A smooth field of a shape, float32 zyx, interpolated linearly between nodes that cover it evenly."""
     factors = [n / nodes for n, nodes in zip(shape_zyx, nodes_zyx.shape, strict=True)]
     return np.asarray(ndimage.zoom(nodes_zyx, factors, order=1, mode="nearest", grid_mode=True), np.float32)
+
+
+def random_field(rng: np.random.Generator, nodes: int, shape_zyx: Sequence[int]) -> npt.NDArray[np.float32]:
+    """A smooth random field of a shape, float32 zyx, between `nodes` normal nodes along each axis.
+
+    Cubic steps from node to node, axis by axis: without the creases of linear interpolation, and far cheaper.
+    """
+    field_zyx = rng.standard_normal((nodes, nodes, nodes)).astype(np.float32)
+    for length in shape_zyx:
+        position = np.clip((np.arange(length) + 0.5) / length * nodes - 0.5, 0, nodes - 1)
+        left = np.minimum(position.astype(int), nodes - 2)
+        step = position - left
+        step = step * step * (3 - 2 * step)
+        steps_ln = np.zeros((length, nodes), np.float32)
+        steps_ln[np.arange(length), left] = 1 - step
+        steps_ln[np.arange(length), left + 1] = step
+        field_zyx = np.tensordot(field_zyx, steps_ln, (0, 1))  # moves the axis to the end, so three turns restore zyx
+    return field_zyx

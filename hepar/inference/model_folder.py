@@ -17,7 +17,7 @@ from torch import Tensor
 from hepar.cases import Modality
 from hepar.errors import ArtifactError, DataError, one_line
 from hepar.imaging.preprocessing import PreprocessingPlan
-from hepar.inference.defaults import MIN_LESION_ML
+from hepar.inference.defaults import MIN_LESION_ML, TUMOUR_THRESHOLD
 from hepar.params import NetworkParams, SizeZYX
 from hepar.runtime.artifacts import read_manifest, write_json
 from hepar.runtime.journal import finish_replacing
@@ -30,8 +30,8 @@ class ModelSpec(BaseModel):
     """Everything about a model except its weights. `origin` gives the hashes of what it was trained on.
 
     `taught` names the structures that its training data had labels for; prediction leaves out the others.
-    `tumour_threshold` is the least probability of a tumour voxel and `min_lesion_ml` the least volume of a lesion, both
-    chosen on the validation patients.
+    `tumour_threshold` is the probability that a tumour voxel must exceed and `min_lesion_ml` the least volume of a
+    lesion, both chosen on the validation patients.
     `liver_intensity` is set for liver teachers only: mean and standard deviation, over the manual livers of the
     training set, of the median preprocessed intensity inside the liver.
     """
@@ -43,7 +43,7 @@ class ModelSpec(BaseModel):
     patch_zyx: SizeZYX
     modalities: tuple[Modality, ...]
     taught: tuple[Literal["liver", "tumour"], ...] = ("liver", "tumour")
-    tumour_threshold: float = 0.5
+    tumour_threshold: float = TUMOUR_THRESHOLD
     min_lesion_ml: float = MIN_LESION_ML
     liver_intensity: tuple[float, float] | None = None
     origin: dict[str, str]

@@ -1,7 +1,11 @@
-"""A trained model, and how it segments a scan. Legend: r the two structures liver and tumour."""
+"""A trained model, and how it segments a scan: the mean of its members and of test-time variants, postprocessed.
+
+Legend: r the two structures liver and tumour.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +18,23 @@ import SimpleITK as sitk
 import torch
 from torch import nn
 
-from hepar.cases import LIVER, TUMOUR, Modality
+from hepar.cases import LIVER, STRUCTURES, TUMOUR, Modality
 from hepar.errors import ArtifactError, DataError, ParamsError, one_line
 from hepar.imaging.masks import Mask, fill_holes, keep_largest_component, remove_small_components
 from hepar.imaging.preprocessing import preprocess_image
 from hepar.imaging.volumes import Geometry, canonical, resample, to_array, to_image
+from hepar.inference.lesions import PredictedLesion, measure_lesions
 from hepar.inference.model_folder import ModelFolder, ModelSpec
+from hepar.inference.settings import AXES, Axis, PredictionSettings
 from hepar.inference.sliding_window import Probabilities, sliding_window
 from hepar.networks import build_network
+
+LIVER_THRESHOLD = 0.5  # the probability that a liver voxel exceeds
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network in evaluation mode, and its spec."""
+    """A network in evaluation mode, and its spec. An ensemble is a sequence of models that share one spec."""
 
     network: nn.Module
     spec: ModelSpec
@@ -35,35 +43,42 @@ class Model:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Masks on the scan's own grid, bool zyx. `liver_zyx` is the whole liver, tumour included."""
+    """Masks on the scan's own grid, bool zyx. `liver_zyx` is the whole liver, tumour included.
+
+    The mask of a structure that the model was not taught is empty, and its volume None. `lesions` are the components of
+    `tumour_zyx` in scan order.
+    """
 
     liver_zyx: Mask
     tumour_zyx: Mask
+    lesions: tuple[PredictedLesion, ...]
+    taught: tuple[str, ...]
     voxel_ml: float
 
     @property
     def labels_zyx(self) -> npt.NDArray[np.uint8]:
         """One label map, uint8 zyx: 0 background, 1 liver, 2 tumour."""
-        return np.asarray(self.liver_zyx.astype(np.uint8) + self.tumour_zyx)
+        return np.where(self.tumour_zyx, np.uint8(2), self.liver_zyx.astype(np.uint8))
 
     @property
-    def liver_ml(self) -> float:
-        """Volume of the whole liver; 0 if nothing was found."""
-        return float(self.liver_zyx.sum() * self.voxel_ml)
+    def liver_ml(self) -> float | None:
+        """Volume of the whole liver; 0 if nothing was found, None if the model was not taught livers."""
+        return self._volume_ml(LIVER, self.liver_zyx)
 
     @property
-    def tumour_ml(self) -> float:
-        """Volume of all tumours; 0 if nothing was found."""
-        return float(self.tumour_zyx.sum() * self.voxel_ml)
+    def tumour_ml(self) -> float | None:
+        """Volume of all tumours; 0 if nothing was found, None if the model was not taught tumours."""
+        return self._volume_ml(TUMOUR, self.tumour_zyx)
 
-
-def load_model(folder: Path, device: torch.device) -> Model:
-    """Read a model. Raises ArtifactError if the folder is not a model or is damaged."""
-    return _load(ModelFolder(folder), ModelFolder.WEIGHTS, device)
+    def _volume_ml(self, structure: int, mask_zyx: Mask) -> float | None:
+        return float(mask_zyx.sum() * self.voxel_ml) if STRUCTURES[structure] in self.taught else None
 
 
 def load_ensemble(folder: Path, device: torch.device) -> list[Model]:
-    """Read a model and the further members of its ensemble. Raises ArtifactError as `load_model` does."""
+    """Read a model and the further members of its ensemble, such as snapshots or folds.
+
+    Raises ArtifactError if the folder is not a model or is damaged.
+    """
     stored = ModelFolder(folder)
     return [_load(stored, name, device) for name in stored.weight_files()]
 
@@ -81,20 +96,54 @@ def _load(stored: ModelFolder, name: str, device: torch.device) -> Model:
 
 
 def predict_probabilities(
-    model: Model, image: sitk.Image, modality: Modality, overlap: float, variant: int = 0
+    models: Sequence[Model], image: sitk.Image, modality: Modality, settings: PredictionSettings
 ) -> tuple[Probabilities, Geometry]:
-    """Predict a canonical scan: probabilities, float32 rzyx, and the grid of their voxels.
+    """Predict a canonical scan: probabilities, float32 rzyx, on a grid of the plan's spacing.
 
-    `variant` 0 is the plain prediction on the plan's spacing. Higher variants are test-time augmentations of scale,
-    contrast and brightness, each on a grid of its own.
+    They are the mean over the models and over the variants and mirrored scans of the settings.
     """
-    strength = variant_strength(variant)
-    z, y, x = (mm * (1 + strength) for mm in model.spec.plan.spacing_zyx_mm)
-    plan = model.spec.plan.model_copy(update={"spacing_zyx_mm": (z, y, x)}) if variant else model.spec.plan
-    image_zyx, geometry = preprocess_image(image, modality, plan)
+    total_rzyx, plain = predict_variant(models, image, modality, settings.overlap, 0, settings.mirror_axes)
+    for variant in range(1, settings.variants):
+        probability_rzyx, grid = predict_variant(
+            models, image, modality, settings.overlap, variant, settings.mirror_axes
+        )
+        for structure, probability_zyx in enumerate(probability_rzyx):
+            total_rzyx[structure] += resample_probability(probability_zyx, grid, plain)
+    return total_rzyx / np.float32(settings.variants), plain
+
+
+def predict_variant(
+    models: Sequence[Model],
+    image: sitk.Image,
+    modality: Modality,
+    overlap: float,
+    variant: int,
+    mirror_axes: Sequence[Axis] = (),
+) -> tuple[Probabilities, Geometry]:
+    """Predict a test-time variant of a canonical scan: probabilities, float32 rzyx, and the grid of their voxels.
+
+    `variant` 0 is the scan on the plan's spacing. Higher ones change scale, contrast and brightness, each on a grid of
+    its own. The mean is taken over the models, and over the preprocessed scan mirrored along every combination of
+    `mirror_axes`, none included, with the prediction mirrored back.
+    """
+    spec, strength = models[0].spec, variant_strength(variant)
+    z, y, x = (mm * (1 + strength) for mm in spec.plan.spacing_zyx_mm)
+    plan = spec.plan.model_copy(update={"spacing_zyx_mm": (z, y, x)}) if variant else spec.plan
+    image_zyx, grid = preprocess_image(image, modality, plan)
     input_zyx = change_contrast(image_zyx, 1 + strength, strength) if variant else image_zyx
-    probability_rzyx = sliding_window(model.network, input_zyx, model.spec.patch_zyx, overlap, model.device)
-    return probability_rzyx, geometry
+    predictions = list(itertools.product(models, _mirrorings(mirror_axes)))
+    total_rzyx = np.zeros((len(STRUCTURES), *input_zyx.shape), np.float32)
+    for model, axes in predictions:
+        mirrored_zyx = np.ascontiguousarray(np.flip(input_zyx, axes))
+        mirrored_rzyx = sliding_window(model.network, mirrored_zyx, spec.patch_zyx, overlap, model.device)
+        total_rzyx += np.flip(mirrored_rzyx, [axis + 1 for axis in axes])
+    return total_rzyx / np.float32(len(predictions)), grid
+
+
+def _mirrorings(mirror_axes: Sequence[Axis]) -> list[tuple[int, ...]]:
+    """The axes of an array zyx to flip, for every combination of some axes: of z and x it is (), (0,), (2,), (0, 2)."""
+    axes = [number for number, axis in enumerate(AXES) if axis in mirror_axes]
+    return [flipped for count in range(len(axes) + 1) for flipped in itertools.combinations(axes, count)]
 
 
 def variant_strength(variant: int) -> float:
@@ -113,22 +162,38 @@ def resample_probability(probability_zyx: Probabilities, geometry: Geometry, tar
     return np.asarray(to_array(resample(to_image(probability_zyx, geometry), target)), np.float32)
 
 
-def segment(model: Model, image: sitk.Image, modality: Modality, overlap: float, min_lesion_ml: float) -> Segmentation:
-    """Segment liver and tumour of a scan in any orientation, on its own grid."""
-    probability_rzyx, geometry = predict_probabilities(model, canonical(image), modality, overlap)
+def segment(
+    models: Sequence[Model], image: sitk.Image, modality: Modality, settings: PredictionSettings
+) -> Segmentation:
+    """Segment liver and tumour of a scan in any orientation, on its own grid, with all models of an ensemble."""
+    spec = models[0].spec
+    point = settings.operating_point(spec)
+    probability_rzyx, grid = predict_probabilities(models, canonical(image), modality, settings)
     own = Geometry.of(image)
-    liver_zyx = resample_probability(probability_rzyx[LIVER], geometry, own) > 0.5
-    tumour_zyx = resample_probability(probability_rzyx[TUMOUR], geometry, own) > 0.5
-    return Segmentation(*postprocess(liver_zyx, tumour_zyx, own.voxel_ml, min_lesion_ml), own.voxel_ml)
+    liver_zyx = resample_probability(probability_rzyx[LIVER], grid, own) > LIVER_THRESHOLD
+    probability_zyx = resample_probability(probability_rzyx[TUMOUR], grid, own)
+    tumour_zyx = probability_zyx > point.tumour_threshold
+    liver_zyx, tumour_zyx = postprocess(liver_zyx, tumour_zyx, spec.taught, own.voxel_ml, point.min_lesion_ml)
+    lesions = measure_lesions(tumour_zyx, probability_zyx, own)
+    return Segmentation(liver_zyx, tumour_zyx, lesions, spec.taught, own.voxel_ml)
 
 
-def postprocess(liver_zyx: Mask, tumour_zyx: Mask, voxel_ml: float, min_lesion_ml: float) -> tuple[Mask, Mask]:
+def postprocess(
+    liver_zyx: Mask, tumour_zyx: Mask, taught: Sequence[str], voxel_ml: float, min_lesion_ml: float
+) -> tuple[Mask, Mask]:
     """Keep one liver without holes, which includes its tumours, and drop lesions below `min_lesion_ml`.
 
-    Returns liver and tumour, bool zyx; two empty masks stay empty.
+    A structure that was not taught is left out: without tumours the liver stands alone, and without a liver tumours
+    stay wherever they are. Returns liver and tumour, bool zyx; empty masks stay empty.
     """
-    liver_zyx = fill_holes(keep_largest_component(liver_zyx | tumour_zyx))
-    return liver_zyx, remove_small_components(tumour_zyx & liver_zyx, min_lesion_ml / voxel_ml)
+    if STRUCTURES[TUMOUR] not in taught:
+        tumour_zyx = np.zeros_like(tumour_zyx)
+    if STRUCTURES[LIVER] in taught:
+        liver_zyx = fill_holes(keep_largest_component(liver_zyx | tumour_zyx))
+        tumour_zyx = tumour_zyx & liver_zyx
+    else:
+        liver_zyx = np.zeros_like(liver_zyx)
+    return liver_zyx, remove_small_components(tumour_zyx, min_lesion_ml / voxel_ml)
 
 
 def label_file_names(scans: Sequence[Path]) -> list[str]:

@@ -12,7 +12,7 @@ from hepar.imaging.masks import Mask, body_mask, dilate, values_beside_0_and_1
 from hepar.imaging.preprocessing import guess_modality
 from hepar.imaging.volumes import Array, Geometry, to_array
 
-MIN_VOXELS = 8  # along each axis
+MIN_VOXELS, MAX_VOXELS = 8, 32767  # along each axis; NIfTI, in which volumes are stored, counts no further
 MIN_IN_BODY = 0.5  # share of a structure's voxels that lie in the body
 CT_RANGE_HU = (-32768, 32767)
 LIVER_ML = (300.0, 6000.0)
@@ -29,6 +29,8 @@ def check_image(image: sitk.Image, modality: Modality) -> None:
     size_zyx, image_zyx = Geometry.of(image).size_zyx, to_array(image)
     if min(size_zyx) < MIN_VOXELS:
         raise Refusal(f"the image has at least {MIN_VOXELS} voxels along each axis", size_text(size_zyx))
+    if max(size_zyx) > MAX_VOXELS:
+        raise Refusal(f"the image has at most {MAX_VOXELS} voxels along each axis", size_text(size_zyx))
     if bad := int(np.size(image_zyx) - np.isfinite(image_zyx).sum()):
         raise Refusal("all voxels of the image are finite", f"{bad} voxels are NaN or infinite")
     low, high = image_zyx.min(), image_zyx.max()

@@ -46,19 +46,52 @@ DARK_SHARE = {
     "hepatobiliary": 0.95,
 }
 RIM_SHARE = 0.35
+FATTY_SHARE = 0.2  # of CT patients
+FATTY_LIVER = (0.05, 0.6)  # attenuation relative to a lean liver: a few HU in severe steatosis
+SOLID_HU = (14, 26)  # tumours are denser than water
+MIN_CONTRAST_HU = 25
+ORAL_CONTRAST_SHARE = 0.25  # of MR patients, who drank contrast or juice
+ORAL_CONTRAST = (2.5, 5.0)  # relative to the liver
+# share of MR patients whose veins are brighter than the liver: contrast in T1, slow flow in T2
+BRIGHT_VEINS_SHARE = {"T1": 0.3, "T2": 0.4, "hepatobiliary": 0.0}
+BRIGHT_VEINS = (1.3, 2.0)  # relative to the liver
 
 
-def draw_intensities(row: tuple[int, ...], modality: str, rng: np.random.Generator) -> dict[Tissue, float]:
-    """Draw the intensity of each tissue for one patient, around the typical values in `row`."""
-    if modality == "CT":
-        values = {tissue: float(v) + rng.normal(0, 5) for tissue, v in zip(_VARIABLE, row, strict=True)}
-        values.update({tissue: float(v) for tissue, v in CT_FIXED.items()})
-        values[Tissue.LESION] = values[Tissue.SPLEEN] - rng.uniform(25, 55)
-    else:
-        values = {tissue: v * float(rng.normal(1, 0.06)) for tissue, v in zip(_MR_ORDER, row, strict=True)}
-        values[Tissue.AIR] = 0.0
-        values[Tissue.LESION] = values[Tissue.SPLEEN] * float(rng.uniform(0.5, 1.5))
-    values[Tissue.CONTENT] = values[Tissue.WALL]
+def draw_intensities(modality: str, sequence: str, rng: np.random.Generator) -> dict[Tissue, float]:
+    """Draw the intensity of each tissue for one patient, around the typical values of the phase or sequence.
+
+    That of `CONTENT` is the intensity of oral contrast; it equals that of `WALL` where the patient drank none.
+    """
+    values = _draw_ct(sequence, rng) if modality == "CT" else _draw_mr(sequence, rng)
+    values.setdefault(Tissue.CONTENT, values[Tissue.WALL])
+    return values
+
+
+def _draw_ct(phase: str, rng: np.random.Generator) -> dict[Tissue, float]:
+    values = {tissue: float(v) + rng.normal(0, 5) for tissue, v in zip(_VARIABLE, CT_PHASES[phase], strict=True)}
+    values.update({tissue: float(v) for tissue, v in CT_FIXED.items()})
+    values[Tissue.LESION] = values[Tissue.SPLEEN] - rng.uniform(25, 55)
+    values[Tissue.CYST] = float(rng.normal(5, 3))
+    fatty = rng.random() < FATTY_SHARE
+    if fatty:
+        values[Tissue.LIVER] *= rng.uniform(*FATTY_LIVER)
+    step_hu = rng.uniform(18, 32)
+    values[Tissue.FOCAL_FAT] = values[Tissue.LIVER] + (step_hu if fatty else -step_hu)
+    return values
+
+
+def _draw_mr(sequence: str, rng: np.random.Generator) -> dict[Tissue, float]:
+    row = MR_SEQUENCES[sequence]
+    values = {tissue: v * float(rng.normal(1, 0.06)) for tissue, v in zip(_MR_ORDER, row, strict=True)}
+    liver = values[Tissue.LIVER]
+    values[Tissue.AIR] = 0.0
+    values[Tissue.LESION] = values[Tissue.SPLEEN] * float(rng.uniform(0.5, 1.5))
+    values[Tissue.CYST] = values[Tissue.FLUID] * float(rng.normal(1, 0.06))
+    values[Tissue.FOCAL_FAT] = liver * float(rng.uniform(0.75, 0.88))
+    if rng.random() < BRIGHT_VEINS_SHARE[sequence]:
+        values[Tissue.VESSEL] = liver * float(rng.uniform(*BRIGHT_VEINS))
+    if rng.random() < ORAL_CONTRAST_SHARE:
+        values[Tissue.CONTENT] = liver * float(rng.uniform(*ORAL_CONTRAST))
     return values
 
 
@@ -67,12 +100,16 @@ def draw_tumour_intensities(
 ) -> tuple[float, float | None]:
     """Draw the intensities of a tumour's core and, for some tumours, its rim.
 
-    Dark cores look like bowel contents, bright ones like vessels or the spleen.
+    Dark cores look like bowel contents, bright ones like vessels or the spleen. In CT a core is denser than water and
+    holds no fat: in a fatty liver it is as dense as in a lean one, but never isodense with the liver around it.
     """
     liver = values[Tissue.LIVER]
     dark = rng.random() < DARK_SHARE[sequence]
     if modality == "CT":
-        core = liver - rng.uniform(30, 65) if dark else liver + rng.uniform(30, 55)
+        lean = max(liver, CT_PHASES[sequence][0] - 15.0)
+        core = max(lean - rng.uniform(30, 65), rng.uniform(*SOLID_HU)) if dark else lean + rng.uniform(30, 55)
+        if abs(core - liver) < MIN_CONTRAST_HU:
+            core = liver + rng.uniform(MIN_CONTRAST_HU, 50)
         rim = liver + rng.uniform(5, 30)
     else:
         core = liver * (rng.uniform(0.45, 0.7) if dark else rng.uniform(1.4, 2.0))

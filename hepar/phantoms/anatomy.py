@@ -1,4 +1,4 @@
-"""Anatomy of one patient: organs painted on a grid in order, and the liver with its tumours."""
+"""Anatomy of one patient: organs painted on a grid in order."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from hepar.imaging.masks import Mask, keep_largest_component
-from hepar.imaging.painting import draw_log_uniform, partial_volume, voxel_side_mm
+from hepar.imaging.painting import partial_volume, voxel_side_mm
 from hepar.params import SizeZYX, SpacingZYX
 from hepar.phantoms.shapes import (
     Field,
@@ -26,8 +25,6 @@ from hepar.phantoms.shapes import (
 
 NOMINAL_WIDTH_MM = 350.0  # field of view that the coordinates of the organs refer to
 NOMINAL_HEIGHT_MM = 260.0
-TUMOUR_MM = (5.0, 50.0)
-MAIN_TUMOUR_MM = (20.0, 50.0)
 
 
 class Tissue(IntEnum):
@@ -45,11 +42,13 @@ class Tissue(IntEnum):
     SPLEEN = 9
     KIDNEY = 10
     WALL = 11  # of stomach and bowel
-    CONTENT = 12  # of stomach and bowel, like tumours in CT
-    FLUID = 13  # cysts and gallbladder
+    CONTENT = 12  # of stomach and bowel: like tumours, or oral contrast
+    FLUID = 13  # gallbladder and cysts of the kidneys
     LESION = 14  # in the spleen
     TUMOUR = 15
     RIM = 16
+    CYST = 17  # of the liver
+    FOCAL_FAT = 18  # an area of the liver with more fat than the rest, or spared by it in a fatty liver
 
 
 @dataclass
@@ -64,11 +63,16 @@ class Anatomy:
     tumour_zyx: Mask = field(init=False)
 
     def paint(
-        self, tissue: Tissue, distance_zyx_mm: Field, box: tuple[slice, ...] = (), intensity: float | None = None
+        self,
+        tissue: Tissue,
+        distance_zyx_mm: Field,
+        box: tuple[slice, ...] = (),
+        intensity: float | Field | None = None,
     ) -> None:
         """Paint a tissue over what is there, with partial volume at its surface.
 
-        `distance_zyx_mm` is the signed distance to the surface, in `box` if one is given.
+        `distance_zyx_mm` is the signed distance to the surface, in `box` if one is given, as is an array of
+        intensities. Without `intensity` it is that of the tissue.
         """
         share_zyx = partial_volume(distance_zyx_mm, self.space.voxel_mm)
         target_zyx = self.intensity_zyx[box] if box else self.intensity_zyx
@@ -91,7 +95,7 @@ def make_space(rng: np.random.Generator, size_zyx: SizeZYX, spacing_zyx_mm: Spac
 
 
 def draw_organs(anatomy: Anatomy, rng: np.random.Generator) -> None:
-    """Paint everything but the tumours, from the skin inwards."""
+    """Paint everything but focal liver lesions, from the skin inwards."""
     space = anatomy.space
 
     def jittered(centre: Point, mm: float = 5.0) -> Point:
@@ -154,11 +158,14 @@ def _draw_trunk(anatomy: Anatomy, rng: np.random.Generator, fat_mm: float) -> Fi
 
 
 def _draw_bowel(anatomy: Anatomy, rng: np.random.Generator, cavity_zyx_mm: Field) -> None:
-    """Paint the stomach beside the left lobe and bowel loops below the liver, with contents like tumours."""
+    """Paint the stomach beside the left lobe and bowel loops below the liver.
+
+    Their contents look like tumours; after oral contrast those of the stomach and of half the loops are bright.
+    """
     space = anatomy.space
     stomach_zyx_mm = np.minimum(ellipsoid(space, (62, -38, 28), (46, 40, 58)), cavity_zyx_mm)
     anatomy.paint(Tissue.WALL, stomach_zyx_mm)
-    anatomy.paint(Tissue.CONTENT, stomach_zyx_mm - 6, intensity=_content_intensity(anatomy, rng))
+    anatomy.paint(Tissue.CONTENT, stomach_zyx_mm - 6, intensity=_content_intensity(anatomy, rng, 1.0))
     if rng.random() < 0.6:
         anatomy.paint(Tissue.AIR, np.minimum(stomach_zyx_mm - 6, -60 - space.y))
     for _ in range(rng.integers(8, 14)):
@@ -170,13 +177,20 @@ def _draw_bowel(anatomy: Anatomy, rng: np.random.Generator, cavity_zyx_mm: Field
         if rng.random() < 0.25:
             anatomy.paint(Tissue.AIR, loop_zyx_mm - 4, box)
         else:
-            anatomy.paint(Tissue.CONTENT, loop_zyx_mm - 4, box, intensity=_content_intensity(anatomy, rng))
+            anatomy.paint(Tissue.CONTENT, loop_zyx_mm - 4, box, intensity=_content_intensity(anatomy, rng, 0.5))
 
 
-def _content_intensity(anatomy: Anatomy, rng: np.random.Generator) -> float:
-    """An intensity between fluid and wall, the range of tumours."""
-    share = rng.uniform(0, 1)
-    return float((1 - share) * anatomy.intensity_of(Tissue.FLUID) + share * anatomy.intensity_of(Tissue.WALL))
+def _content_intensity(anatomy: Anatomy, rng: np.random.Generator, contrast_share: float) -> float:
+    """An intensity between fluid and wall, the range of tumours, or that of oral contrast where the patient drank it.
+
+    `contrast_share` is the probability that contrast has reached this part.
+    """
+    share, reached = rng.uniform(0, 1), rng.random() < contrast_share
+    contrast = anatomy.intensity_of(Tissue.CONTENT)
+    fluid, wall = anatomy.intensity_of(Tissue.FLUID), anatomy.intensity_of(Tissue.WALL)
+    if reached and contrast != wall:
+        return float(contrast * (0.85 + 0.3 * share))
+    return float((1 - share) * fluid + share * wall)
 
 
 def _draw_liver(
@@ -220,63 +234,3 @@ def _paint_ball(anatomy: Anatomy, tissue: Tissue, centre: Point, radius_mm: floa
     box = anatomy.space.box(centre, radius_mm + anatomy.space.voxel_mm)
     if anatomy.intensity_zyx[box].size:
         anatomy.paint(tissue, ellipsoid(anatomy.space.cropped(box), centre, (radius_mm,) * 3), box)
-
-
-def draw_tumours(
-    anatomy: Anatomy,
-    rng: np.random.Generator,
-    count: int,
-    spacing_zyx_mm: SpacingZYX,
-    contrast: Callable[[np.random.Generator], tuple[float, float | None]],
-) -> None:
-    """Paint `count` tumours of 5–50 mm inside the liver, deep or at the capsule, of at least one voxel each.
-
-    `contrast` draws the intensities of a tumour's core and rim.
-    """
-    depth_zyx_mm = ndimage.distance_transform_edt(anatomy.liver_zyx, sampling=spacing_zyx_mm)
-    axes_mm = [
-        np.arange(n, dtype=np.float32) * np.float32(s)
-        for n, s in zip(anatomy.liver_zyx.shape, spacing_zyx_mm, strict=True)
-    ]
-    border_noise_zyx = smooth_noise(rng, anatomy.liver_zyx.shape, 14)
-    for number in range(count):
-        # the first is visible on a coarse grid; among the others, small ones are more frequent
-        diameter_mm = rng.uniform(*MAIN_TUMOUR_MM) if number == 0 else draw_log_uniform(rng, TUMOUR_MM)
-        radius_mm = float(diameter_mm) / 2
-        at_capsule = rng.random() < 0.3
-        depth_range_mm = (0.4 * radius_mm, 0.9 * radius_mm) if at_capsule else (radius_mm, np.inf)
-        candidate_n = np.flatnonzero(
-            (depth_zyx_mm >= depth_range_mm[0]) & (depth_zyx_mm <= depth_range_mm[1]) & ~anatomy.tumour_zyx
-        )
-        if candidate_n.size == 0:
-            candidate_n = np.flatnonzero(depth_zyx_mm == depth_zyx_mm.max())
-            radius_mm = min(radius_mm, float(depth_zyx_mm.max()))
-        centre = np.unravel_index(int(rng.choice(candidate_n)), anatomy.liver_zyx.shape)
-        _paint_tumour(anatomy, tuple(int(c) for c in centre), radius_mm, axes_mm, border_noise_zyx, *contrast(rng))
-
-
-def _paint_tumour(
-    anatomy: Anatomy,
-    centre: tuple[int, ...],
-    radius_mm: float,
-    axes_mm: list[npt.NDArray[np.float32]],
-    border_noise_zyx: Field,
-    core: float,
-    rim: float | None,
-) -> None:
-    """Paint one tumour around the voxel `centre`, with an irregular border and perhaps a rim."""
-    reach_mm = radius_mm * 1.5 + anatomy.space.voxel_mm
-    near_n = [np.flatnonzero(np.abs(axis - axis[c]) <= reach_mm) for axis, c in zip(axes_mm, centre, strict=True)]
-    box = tuple(slice(int(hits[0]), int(hits[-1]) + 1) for hits in near_n)
-    dz, dy, dx = np.meshgrid(
-        *(axis[part] - axis[c] for axis, part, c in zip(axes_mm, box, centre, strict=True)), indexing="ij"
-    )
-    distance_zyx_mm = radius_mm * (1 + 0.3 * border_noise_zyx[box]) - np.sqrt(dx**2 + dy**2 + dz**2)
-    distance_zyx_mm = np.asarray(np.where(anatomy.liver_zyx[box], distance_zyx_mm, -1e3), np.float32)
-    if rim is not None and radius_mm > 6:
-        anatomy.paint(Tissue.RIM, distance_zyx_mm, box, intensity=rim)
-        anatomy.paint(Tissue.TUMOUR, distance_zyx_mm - np.float32(0.2 * radius_mm), box, intensity=core)
-    else:
-        anatomy.paint(Tissue.TUMOUR, distance_zyx_mm, box, intensity=core)
-    anatomy.tumour_zyx[box] |= partial_volume(distance_zyx_mm, anatomy.space.voxel_mm) > 0.5
-    anatomy.tumour_zyx[centre] = True

@@ -17,7 +17,8 @@ from hepar.phantoms.acquisition import (
     draw_intensities,
     draw_tumour_intensities,
 )
-from hepar.phantoms.anatomy import Anatomy, Tissue, draw_organs, draw_tumours, make_space
+from hepar.phantoms.anatomy import Anatomy, Tissue, draw_organs, make_space
+from hepar.phantoms.liver_lesions import Parenchyma, draw_look_alikes, draw_tumours
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def make_phantom(
     """Make a phantom; the same arguments give the same voxels.
 
     `tumours` is their number, by default one to five at random; 0 makes a healthy patient, with an empty tumour mask.
+    A patient with or without tumours may have harmless lesions, a fatty liver or bright bowel contents.
     Raises ValueError for an unknown modality or sequence.
     """
     sequences: Mapping[str, Mapping[str, tuple[int, ...]]] = {"CT": CT_PHASES, "MR": MR_SEQUENCES}
@@ -54,7 +56,7 @@ def make_phantom(
     if known is None or sequence not in known:
         raise ValueError(f"phantom {modality} {sequence}: must be CT {tuple(CT_PHASES)} or MR {tuple(MR_SEQUENCES)}")
     rng = np.random.default_rng([seed, 17])
-    intensities = draw_intensities(known[sequence], modality, rng)
+    intensities = draw_intensities(modality, sequence, rng)
     space = make_space(rng, size_zyx, spacing_zyx_mm)
     anatomy = Anatomy(
         space=space,
@@ -63,13 +65,15 @@ def make_phantom(
         tissue_zyx=np.zeros(size_zyx, np.uint8),
     )
     draw_organs(anatomy, rng)
+    parenchyma = Parenchyma.of(anatomy.liver_zyx, spacing_zyx_mm)
+    draw_look_alikes(anatomy, rng, parenchyma)
     count = int(rng.integers(1, 6)) if tumours is None else tumours
     if count:
         draw_tumours(
             anatomy,
             rng,
             count,
-            spacing_zyx_mm,
+            parenchyma,
             lambda r: draw_tumour_intensities(intensities, modality, sequence, r),
         )
     image_zyx = acquire_ct(anatomy.intensity_zyx, rng) if modality == "CT" else acquire_mr(anatomy.intensity_zyx, rng)

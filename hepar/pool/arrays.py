@@ -19,13 +19,12 @@ class PreprocessedArrays:
     """One case in memory or on disk: `image_zyx` float16, `code_zyx` uint8.
 
     A code is a row of `palette_n4`, uint8: liver, tumour, liver weight, tumour weight. Few combinations of the four
-    occur in a case. `darkest` is the lowest value of the image.
+    occur in a case.
     """
 
     image_zyx: Sliceable
     code_zyx: Sliceable
     palette_n4: npt.NDArray[np.uint8]
-    darkest: float
 
     IMAGE = "image.b2nd"
     LABELS = "labels.b2nd"
@@ -43,25 +42,24 @@ class PreprocessedArrays:
                 f"{len(values_n)} combinations of labels and weights in one case, at most 256 can be stored"
             )
         palette_n4 = np.stack([(values_n >> shift & 255).astype(np.uint8) for shift in shifts], axis=1)
-        stored_zyx = image_zyx.astype(np.float16)
-        return cls(stored_zyx, code.reshape(image_zyx.shape).astype(np.uint8), palette_n4, float(stored_zyx.min()))
+        return cls(image_zyx.astype(np.float16), code.reshape(image_zyx.shape).astype(np.uint8), palette_n4)
 
     @classmethod
     def open(cls, folder: Path) -> PreprocessedArrays:
         """The arrays on disk; a slice reads only its chunks. Raises ArtifactError if a file is missing or damaged."""
         image_zyx, code_zyx = open_chunked(folder / cls.IMAGE), open_chunked(folder / cls.LABELS)
         palette_n4 = np.array(read_metadata(code_zyx)["palette"], np.uint8)
-        return cls(image_zyx, code_zyx, palette_n4, read_metadata(image_zyx)["darkest"])
+        return cls(image_zyx, code_zyx, palette_n4)
 
     def save(self, folder: Path) -> None:
         """Writes the two files."""
-        write_chunked(folder / self.IMAGE, np.asarray(self.image_zyx[:]), darkest=self.darkest)
+        write_chunked(folder / self.IMAGE, np.asarray(self.image_zyx[:]))
         write_chunked(folder / self.LABELS, np.asarray(self.code_zyx[:]), palette=self.palette_n4.tolist())
 
     def loaded(self) -> PreprocessedArrays:
         """The same arrays in memory."""
         image_zyx, code_zyx = np.asarray(self.image_zyx[:]), np.asarray(self.code_zyx[:])
-        return PreprocessedArrays(image_zyx, code_zyx, self.palette_n4, self.darkest)
+        return PreprocessedArrays(image_zyx, code_zyx, self.palette_n4)
 
     @property
     def liver_zyx(self) -> npt.NDArray[np.uint8]:

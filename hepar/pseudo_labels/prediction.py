@@ -15,7 +15,7 @@ from hepar.cases import LIVER, Case
 from hepar.imaging.masks import Mask, body_mask, fill_holes, keep_largest_component
 from hepar.imaging.preprocessing import preprocess_image
 from hepar.imaging.volumes import Geometry, read_image, read_mask, resample_mask, to_array, to_image, write_image
-from hepar.inference.prediction import Model, predict_probabilities, resample_probability
+from hepar.inference.prediction import Model, predict_variant, resample_probability
 from hepar.params import PseudoLabelParams
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.pseudo_labels.signals import Evidence, Signals, measure
@@ -59,7 +59,7 @@ def predict_pseudo_liver(case: Case, folder: Path, teachers: Sequence[Model], pa
     total_zyx, votes_zyx = np.zeros(own.size_zyx, np.float32), []
     for teacher in teachers:
         for variant in range(params.variants):
-            probabilities_rzyx, grid = predict_probabilities(teacher, image, case.modality, params.overlap, variant)
+            probabilities_rzyx, grid = predict_variant([teacher], image, case.modality, params.overlap, variant)
             probability_zyx = resample_probability(probabilities_rzyx[LIVER], grid, own)
             total_zyx += probability_zyx
             votes_zyx.append(probability_zyx > 0.5)

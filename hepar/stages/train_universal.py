@@ -9,12 +9,12 @@ from pathlib import Path
 from hepar.cases import Modality
 from hepar.errors import ArtifactError
 from hepar.inference.model_folder import ModelFolder
-from hepar.params import REGISTERED, NetworkParams, TrainUniversalParams
+from hepar.params import REGISTERED, NetworkParams, TrainingParams, TrainUniversalParams
 from hepar.pool.table import Pool
 from hepar.registry.model_registry import downloaded_model
 from hepar.runtime.artifacts import dvc_version, read_manifest
-from hepar.runtime.progress import stage
-from hepar.training.fit import Recipe, fit_model
+from hepar.runtime.progress import current_stage, stage
+from hepar.training.fit import Recipe, fit_model, taught_structures
 
 
 def run(
@@ -27,18 +27,37 @@ def run(
 ) -> None:
     """Train on the pool, from the weights of `params.warm_start`, and write the model folder `model`.
 
-    The training is recorded in the MLflow experiment `experiment`.
+    The training is recorded in the MLflow experiment `experiment`. A pool of one modality gets half the steps, so that
+    each modality has as many patches as beside the other; one that teaches no liver starts from random weights, because
+    a liver teacher would bring livers into it.
     """
     with stage("train-universal"), _warm_start_folder(params.warm_start, teachers) as warm_start:
         origin = {ModelFolder.POOL: read_manifest(pool, Pool.KIND).hash, ModelFolder.ROLE: ModelFolder.UNIVERSAL}
-        if warm_start is not None:
-            origin[ModelFolder.WARM_START] = read_manifest(warm_start, ModelFolder.KIND).hash
         loaded = Pool.load(pool)
         loaded.verify()
+        training = _budgeted(params.training, len({entry.modality for entry in loaded.entries}))
+        if warm_start is not None and _is_liver_teacher(warm_start) and "liver" not in taught_structures(loaded, training):
+            current_stage().log(f"no warm start from {params.warm_start}: it knows livers, and this pool teaches none")
+            warm_start = None
+        if warm_start is not None:
+            origin[ModelFolder.WARM_START] = read_manifest(warm_start, ModelFolder.KIND).hash
         modalities = tuple(sorted({entry.modality for entry in loaded.entries}))
-        recipe = Recipe(network, params.training, modalities, experiment, warm_start=warm_start)
+        recipe = Recipe(network, training, modalities, experiment, warm_start=warm_start)
         # DVC hashes compressed bytes, which differ between builds of a codec, so its version is not part of the model
         fit_model(loaded, model, recipe, origin, notes={ModelFolder.POOL_VERSION: dvc_version(pool)})
+
+
+def _budgeted(training: TrainingParams, modalities: int) -> TrainingParams:
+    """The training with steps, warm-up and intervals for the modalities of the pool; given are those for both."""
+    share = modalities / len(Modality)
+    scaled = {
+        name: max(1, round(getattr(training, name) * share)) for name in ("steps", "validate_every", "warmup_steps")
+    }
+    return training if share == 1 else training.model_copy(update=scaled)
+
+
+def _is_liver_teacher(model: Path) -> bool:
+    return ModelFolder(model).load_spec().taught == ("liver",)
 
 
 @contextmanager

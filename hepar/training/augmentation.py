@@ -19,6 +19,7 @@ _AXES = {"z": 2, "y": 3, "x": 4}
 ELASTIC_KNOT_SPACING = 8  # voxels between the knots of a displacement field
 BIAS_KNOTS = 3  # of a bias field, along each axis
 CURVE_KNOTS = 5  # of a random intensity curve
+CURVE_RISE = (0.1, 1.0)  # between two knots of a monotone curve, before the curve is scaled to its range
 
 
 def augment_spatial(
@@ -51,14 +52,32 @@ def augment_spatial(
 
 def augment_intensity(
     image_bcdhw: Tensor,
+    liver_bdhw: Tensor,
     params: AugmentationParams,
     rngs: Sequence[np.random.Generator],
     is_mr: Sequence[bool],
 ) -> Tensor:
-    """Change intensities in place; returns the tensor. Only patches of MR scans, by `is_mr`, get a bias field."""
+    """Change intensities in place; returns the tensor.
+
+    `liver_bdhw` is the known liver, 0 or 1, which may become brighter or darker as a whole. Only patches of MR scans, by
+    `is_mr`, get a bias field or are inverted.
+    """
     for b, rng in enumerate(rngs):
-        image_bcdhw[b] = _vary_scanner(_vary_intensities(image_bcdhw[b], params, rng), params, rng, is_mr[b])
+        image_cdhw = image_bcdhw[b]
+        if _happens(params.liver_shift_probability, rng):
+            image_cdhw = shift_liver(image_cdhw, liver_bdhw[b], float(rng.uniform(-1, 1)) * params.liver_shift)
+        image_cdhw = _vary_scanner(_vary_intensities(image_cdhw, params, rng), params, rng, is_mr[b])
+        image_bcdhw[b] = _vary_curve(image_cdhw, params, rng, is_mr[b])
     return image_bcdhw
+
+
+def shift_liver(image_cdhw: Tensor, liver_dhw: Tensor, shift: float) -> Tensor:
+    """The image with `shift` added inside the liver, tumours included, over a border one voxel soft.
+
+    So fat, iron, contrast agent or another phase makes a liver dark or bright that looks the same otherwise.
+    """
+    soft_dhw = F.avg_pool3d(liver_dhw[None, None], 3, stride=1, padding=1, count_include_pad=False)[0, 0]
+    return image_cdhw + shift * soft_dhw
 
 
 def _happens(probability: float, rng: np.random.Generator) -> bool:
@@ -132,7 +151,7 @@ def _vary_intensities(image_cdhw: Tensor, params: AugmentationParams, rng: np.ra
 
 
 def _vary_scanner(image_cdhw: Tensor, params: AugmentationParams, rng: np.random.Generator, is_mr: bool) -> Tensor:
-    """Resolution, bias field, gamma and a random intensity curve, as other scanners and sequences would differ."""
+    """Resolution and bias field, as other scanners would differ."""
     if _happens(params.low_resolution_probability, rng):
         factor = float(rng.uniform(1, params.low_resolution))
         size = [max(1, round(n / factor)) for n in image_cdhw.shape[1:]]
@@ -148,12 +167,24 @@ def _vary_scanner(image_cdhw: Tensor, params: AugmentationParams, rng: np.random
         )
         low = image_cdhw.min()
         image_cdhw = (image_cdhw - low) * field[0].exp() + low
+    return image_cdhw
+
+
+def _vary_curve(image_cdhw: Tensor, params: AugmentationParams, rng: np.random.Generator, is_mr: bool) -> Tensor:
+    """Gamma, random intensity curves, and the inverse of an MR image."""
     if _happens(params.gamma_probability, rng):
         exponent = float(np.exp(rng.uniform(-params.gamma, params.gamma)))
         image_cdhw = _apply_normalised(image_cdhw, lambda unit: unit**exponent)
     if _happens(params.remap_probability, rng):
         levels = torch.from_numpy(rng.random(CURVE_KNOTS).astype(np.float32)).to(image_cdhw.device)
         image_cdhw = _apply_normalised(image_cdhw, lambda unit: _piecewise_linear(unit, levels))
+    if _happens(params.monotone_probability, rng):
+        rises = rng.uniform(*CURVE_RISE, CURVE_KNOTS - 1)
+        rising = np.concatenate([[0], np.cumsum(rises)]) / rises.sum()
+        curve = torch.from_numpy(rising.astype(np.float32)).to(image_cdhw.device)
+        image_cdhw = _apply_normalised(image_cdhw, lambda unit: _piecewise_linear(unit, curve))
+    if is_mr and _happens(params.inversion_probability, rng):
+        image_cdhw = _apply_normalised(image_cdhw, lambda unit: 1 - unit)
     return image_cdhw
 
 

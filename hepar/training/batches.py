@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hepar.cases import Modality
-from hepar.params import TrainingParams
+from hepar.cases import LIVER, Modality
+from hepar.params import AugmentationParams, SpacingZYX, TrainingParams
 from hepar.runtime.device import use_one_thread
 from hepar.training import distributed
 from hepar.training.augmentation import augment_intensity, augment_spatial
-from hepar.training.sampling import PatchSampler, patch_numbers
+from hepar.training.look_alikes import add_look_alikes
+from hepar.training.sampling import Patch, PatchSampler, patch_numbers
 from hepar.training.synthetic_lesions import add_synthetic_lesions
 
 
@@ -40,11 +41,10 @@ def make_batch(sampler: PatchSampler, number: int, params: TrainingParams, devic
     share_of_batch = (params.batch_size, distributed.rank(), distributed.world_size())
     patches = sampler.batch(number, *share_of_batch)
     rngs = [np.random.default_rng([params.seed, patch, 1]) for patch in patch_numbers(number, *share_of_batch)]
-    if (probability := params.augmentation.lesion_probability) > 0:
-        patches = [
-            add_synthetic_lesions(patch, sampler.spacing_zyx_mm, rng) if rng.random() < probability else patch
-            for patch, rng in zip(patches, rngs, strict=True)
-        ]
+    patches = [
+        _add_pathology(patch, sampler.spacing_zyx_mm, params.augmentation, rng)
+        for patch, rng in zip(patches, rngs, strict=True)
+    ]
     image_bcdhw, target_brdhw, weight_brdhw = augment_spatial(
         torch.from_numpy(np.stack([patch.image_zyx[None] for patch in patches])).to(device),
         torch.from_numpy(np.stack([patch.target_rzyx for patch in patches])).to(device),
@@ -54,8 +54,20 @@ def make_batch(sampler: PatchSampler, number: int, params: TrainingParams, devic
     )
     plain_bcdhw = image_bcdhw.clone(memory_format=torch.channels_last_3d) if params.consistency_weight > 0 else None
     is_mr = [patch.modality == Modality.MR for patch in patches]
-    image_bcdhw = augment_intensity(image_bcdhw, params.augmentation, rngs, is_mr)
+    liver_bdhw = target_brdhw[:, LIVER] * (weight_brdhw[:, LIVER] > 0)
+    image_bcdhw = augment_intensity(image_bcdhw, liver_bdhw, params.augmentation, rngs, is_mr)
     return Batch(image_bcdhw.contiguous(memory_format=torch.channels_last_3d), target_brdhw, weight_brdhw, plain_bcdhw)
+
+
+def _add_pathology(
+    patch: Patch, spacing_zyx_mm: SpacingZYX, params: AugmentationParams, rng: np.random.Generator
+) -> Patch:
+    """The patch with look-alikes and synthetic lesions, each with the probability of its modality."""
+    for probabilities, add in ((params.look_alikes, add_look_alikes), (params.lesions, add_synthetic_lesions)):
+        probability = probabilities.CT if patch.modality == Modality.CT else probabilities.MR
+        if probability > 0 and rng.random() < probability:
+            patch = add(patch, spacing_zyx_mm, rng)
+    return patch
 
 
 def batches(sampler: PatchSampler, first_step: int, params: TrainingParams, device: torch.device) -> Iterator[Batch]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hepar.cases import Modality
+from hepar.cases import STRUCTURES, LabelState, Modality, Split
 from hepar.errors import HeparError, one_line
 from hepar.inference.model_folder import ModelFolder, ModelSpec, hash_patient
 from hepar.networks import build_network
@@ -23,7 +23,9 @@ from hepar.runtime.device import use_threads
 from hepar.runtime.progress import current_stage, stage
 from hepar.runtime.unfinished import checkpoint_folder
 from hepar.training import distributed
-from hepar.training.loop import Trainer
+from hepar.training.loop import Trained, Trainer
+from hepar.training.operating_point import choose_operating_point
+from hepar.training.validation import validation_cases
 
 # a run may resume with other values of these
 EXECUTION_SETTINGS = {"processes", "threads", "workers", "cache_gib", "checkpoint_every"}
@@ -78,6 +80,7 @@ def _fit(
         plan=pool.plan,
         patch_zyx=training.patch_zyx,
         modalities=recipe.modalities,
+        taught=taught_structures(pool, training),
         liver_intensity=recipe.liver_intensity,
         origin=origin,
     )
@@ -93,7 +96,7 @@ def _fit(
             trained = Trainer(network, pool, training, checkpoints, device, run.log).run(current_stage())
             with write_artifact(model, ModelFolder.KIND, origin | notes) as folder:
                 model_folder = ModelFolder(folder)
-                model_folder.save(trained.weights, spec, trained.snapshots)
+                model_folder.save(trained.weights, _with_operating_point(spec, trained, pool, training, device), trained.snapshots)
                 model_folder.save_history(trained.history)
                 model_folder.save_patients(patients)
             run.tag_model(read_manifest(model, ModelFolder.KIND).hash)
@@ -105,13 +108,70 @@ def _initial_network(recipe: Recipe) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(recipe.training.seed)
         network = build_network(recipe.network.name, recipe.network.config, recipe.training.patch_zyx)
-    if recipe.warm_start is not None:
-        try:
-            network.load_state_dict(ModelFolder(recipe.warm_start).load_weights())
-        except RuntimeError as error:
-            reason = one_line(error)
-            raise HeparError(f"train_universal.warm_start is a model with another network: {reason}") from None
+    if recipe.warm_start is None:
+        return network
+    warm = ModelFolder(recipe.warm_start)
+    untaught = [number for number, name in enumerate(STRUCTURES) if name not in warm.load_spec().taught]
+    weights = keep_output_rows(warm.load_weights(), network.state_dict(), untaught)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = one_line(error)
+        raise HeparError(f"train_universal.warm_start is a model with another network: {reason}") from None
     return network
+
+
+def keep_output_rows(
+    weights: Mapping[str, Tensor], initial: Mapping[str, Tensor], structures: Sequence[int]
+) -> dict[str, Tensor]:
+    """The state dict `weights`, but with the output rows of some structures, counted from 0, from `initial`.
+
+    A model that was never taught a structure predicts it at random there, and confidently. The output layers are those
+    with one row per structure, or one more for the background of a softmax, which comes first.
+    """
+    kept = dict(weights)
+    for name, value in initial.items():
+        offset = len(value) - len(STRUCTURES) if value.ndim else -1
+        if name in kept and kept[name].shape == value.shape and offset in (0, 1):
+            rows = [offset + structure for structure in structures]
+            kept[name] = kept[name].clone()
+            kept[name][rows] = value[rows]
+    return kept
+
+
+def taught_structures(pool: Pool, training: TrainingParams) -> tuple[Literal["liver", "tumour"], ...]:
+    """The structures that the training cases of a pool show somewhere; a tumour may be synthetic.
+
+    A case of unknown tumour state teaches where there is none, and nothing about what a tumour looks like.
+    """
+    entries = pool.select(Split.TRAIN)
+    painted = training.augmentation.lesions
+    tumour = any(
+        entry.tumour.state == LabelState.MANUAL
+        or (entry.tumour.state == LabelState.ABSENT and getattr(painted, entry.modality) > 0)
+        for entry in entries
+    )
+    liver = any(entry.liver.weight > 0 for entry in entries)
+    return (*(("liver",) if liver else ()), *(("tumour",) if tumour else ()))
+
+
+def _with_operating_point(
+    spec: ModelSpec, trained: Trained, pool: Pool, training: TrainingParams, device: torch.device
+) -> ModelSpec:
+    """The spec with tumour threshold and smallest lesion chosen on the validation patients, all members averaged."""
+    cases = validation_cases(pool, training.validation_cases)
+    if "tumour" not in spec.taught or not cases:
+        return spec
+    members = []
+    for weights in (trained.weights, *trained.snapshots):
+        member = build_network(spec.network.name, spec.network.config, spec.patch_zyx)
+        member.load_state_dict(weights)
+        member.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        members.append(member.eval())
+    point = choose_operating_point(members, pool, cases, training.patch_zyx, device, training.precision)
+    current_stage().log(f"tumour threshold {point.tumour_threshold:g}, lesions from {point.min_lesion_ml:g} ml")
+    update = {"tumour_threshold": point.tumour_threshold, "min_lesion_ml": point.min_lesion_ml}
+    return spec.model_copy(update=update)
 
 
 def _patients(pool: Pool, warm_start: Path | None) -> frozenset[str]:

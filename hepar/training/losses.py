@@ -20,6 +20,7 @@ from torch import Tensor
 from hepar.cases import LIVER, TUMOUR
 from hepar.training.distributed import all_reduce_sum
 
+FALSE_POSITIVE_VOXELS = 100.0  # of probability 1, at which the loss of an absent structure is one half
 _BATCH_AND_SPACE = (0, 2, 3, 4)
 
 
@@ -75,14 +76,16 @@ def masked_dice(
 ) -> Tensor:
     """Soft Dice loss of the whole batch over known voxels, summed over structures.
 
-    A structure without a known positive voxel in the batch contributes 0.
+    A structure that is known but absent in the whole batch contributes n / (n + `FALSE_POSITIVE_VOXELS`), where n is
+    the sum of its probabilities over known voxels: the loss of a false lesion depends on its own size, not on the
+    number of voxels around it. A structure without a known voxel contributes 0.
     """
     known_target_brdhw = weight_brdhw * target_brdhw
     overlap_r, predicted_r, target_r = _sums_per_structure(
         probability_brdhw * known_target_brdhw, weight_brdhw * probability_brdhw, known_target_brdhw
     )
-    loss_r = 1 - (2 * overlap_r + smoothing) / (predicted_r + target_r + smoothing)
-    return (loss_r * (target_r > 0)).sum()
+    dice_loss_r = 1 - (2 * overlap_r + smoothing) / (predicted_r + target_r + smoothing)
+    return torch.where(target_r > 0, dice_loss_r, predicted_r / (predicted_r + FALSE_POSITIVE_VOXELS)).sum()
 
 
 def nesting_penalty(probability_brdhw: Tensor) -> Tensor:

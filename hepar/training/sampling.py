@@ -32,6 +32,8 @@ from hepar.runtime.progress import current_stage
 
 MIN_LESION_VOXELS = 8  # a smaller lesion is barely visible on the plan's grid: it is learned from, but not centred on
 MAX_CENTRES = 4096  # candidate voxels kept per structure
+MAX_REPEAT = 2.0  # how much more often than others a case of a small group may be drawn
+TUMOUR_PATCH, TUMOUR_FREE_PATCH, LIVER_PATCH, ANY_PATCH = range(4)
 Indices = npt.NDArray[np.int32]
 
 
@@ -61,6 +63,7 @@ class Centres:
     entries: tuple[int, ...]
     group_sizes: Mapping[str, int]
     with_liver: tuple[int, ...]
+    tumour_free: tuple[int, ...]  # with a known liver that is known to have no tumour
     lesions: tuple[Lesion, ...]
 
 
@@ -140,10 +143,12 @@ class PatchSampler:
 
     def _centres(self, modality: Modality, lesions: Sequence[Sequence[Lesion]]) -> Centres:
         members = tuple(index for index, entry in enumerate(self.entries) if entry.modality == modality)
+        with_liver = tuple(index for index in members if index in self._liver_voxels_n3)
         return Centres(
             entries=members,
             group_sizes=Counter(self.entries[index].group for index in members),
-            with_liver=tuple(index for index in members if index in self._liver_voxels_n3),
+            with_liver=with_liver,
+            tumour_free=tuple(i for i in with_liver if self.entries[i].tumour.state == LabelState.ABSENT),
             lesions=tuple(lesion for index in members for lesion in lesions[index]),
         )
 
@@ -156,11 +161,13 @@ class PatchSampler:
 
     def _patch(self, number: int) -> Patch:
         centres, rng = self.centres[number % len(self.centres)], np.random.default_rng([self.seed, number])
-        kind = rng.random()
-        if kind < self.params.tumour_share and centres.lesions:
+        shares = np.cumsum([self.params.tumour_share, self.params.tumour_free_share, self.params.liver_share])
+        kind = int(np.searchsorted(shares, rng.random(), side="right"))
+        if kind == TUMOUR_PATCH and centres.lesions:
             index, centre_zyx = self._tumour_centre(centres, rng)
-        elif kind < self.params.tumour_share + self.params.liver_share and centres.with_liver:
-            index = self._draw_entry(centres, centres.with_liver, rng)
+        elif kind < ANY_PATCH and centres.with_liver:
+            tumour_free = kind == TUMOUR_FREE_PATCH and centres.tumour_free
+            index = self._draw_entry(centres, centres.tumour_free if tumour_free else centres.with_liver, rng)
             voxels_n3 = self._liver_voxels_n3[index]
             centre_zyx = voxels_n3[rng.integers(len(voxels_n3))]
         else:
@@ -172,12 +179,13 @@ class PatchSampler:
     def _draw_entry(self, centres: Centres, candidates: Sequence[int], rng: np.random.Generator) -> int:
         """Draw an entry: a group weighs the square root of its number of cases, split evenly among its candidates.
 
-        So a large group does not dominate, and neither does one in which most cases qualify.
+        So a large group does not dominate, and neither does one in which most cases qualify. No case is drawn more than
+        `MAX_REPEAT` times as often as if all were drawn alike, however small its group.
         """
         groups = [self.entries[index].group for index in candidates]
         in_group = Counter(groups)
         weights = np.array([centres.group_sizes[group] ** 0.5 / in_group[group] for group in groups])
-        return int(rng.choice(np.array(candidates), p=weights / weights.sum()))
+        return int(rng.choice(np.array(candidates), p=_capped(weights / weights.sum(), MAX_REPEAT / len(weights))))
 
     def _tumour_centre(self, centres: Centres, rng: np.random.Generator) -> tuple[int, Indices]:
         """Draw an entry and a voxel of a lesion: the size bin first, so small lesions are as frequent as large ones."""
@@ -195,6 +203,18 @@ def patch_numbers(step: int, size: int, rank: int, processes: int) -> range:
     return range(step * size + rank, (step + 1) * size, processes)
 
 
+def _capped(shares_n: npt.NDArray[np.float64], most: float) -> npt.NDArray[np.float64]:
+    """Shares of a whole, none above `most`: what the largest lose goes to the others in proportion."""
+    capped_n = np.zeros(len(shares_n), bool)
+    while (over_n := (shares_n > most * (1 + 1e-9)) & ~capped_n).any():
+        capped_n |= over_n
+        rest = shares_n[~capped_n].sum()
+        if rest == 0:
+            return np.full(len(shares_n), 1 / len(shares_n))
+        shares_n = np.where(capped_n, most, shares_n * (1 - most * capped_n.sum()) / rest)
+    return shares_n
+
+
 def _some_voxels(mask_zyx: Mask, rng: np.random.Generator) -> Indices:
     """Indices of at most `MAX_CENTRES` voxels of a mask, int32 n3 in scan order; none of an empty mask."""
     voxels_n3 = np.argwhere(mask_zyx).astype(np.int32)
@@ -206,7 +226,8 @@ def _some_voxels(mask_zyx: Mask, rng: np.random.Generator) -> Indices:
 def cut(arrays: PreprocessedArrays, centre_zyx: Indices, patch_zyx: SizeZYX, modality: Modality) -> Patch:
     """Cut the patch around a voxel, shifted inwards where it would leave the volume.
 
-    If the volume is smaller than the patch, the image is padded with its lowest value, targets and weights with 0.
+    If the volume is smaller than the patch, the image is padded with its border as in prediction, targets and weights
+    with 0.
     """
     shape_zyx = arrays.image_zyx.shape
     starts = [
@@ -224,6 +245,6 @@ def cut(arrays: PreprocessedArrays, centre_zyx: Indices, patch_zyx: SizeZYX, mod
     for column_n, label_zyx in zip(palette_4n, labels_4zyx, strict=True):
         np.take(column_n, code_zyx, out=label_zyx, mode="clip")  # without clip numpy checks every index first
     if any(map(any, pad)):
-        image_zyx = np.pad(image_zyx, pad, constant_values=arrays.darkest)
+        image_zyx = np.pad(image_zyx, pad, mode="edge")
         labels_4zyx = np.pad(labels_4zyx, [(0, 0), *pad])
     return Patch(image_zyx, labels_4zyx[:2], labels_4zyx[2:], modality)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from hepar.cases import LIVER, TUMOUR, LabelState, Modality, Split
 from hepar.evaluation.overlap import OverlapCounts, count_overlap, global_dice
+from hepar.imaging.masks import voxel_mm3
 from hepar.inference.sliding_window import sliding_window
 from hepar.params import TrainingParams
 from hepar.pool.table import Pool, PoolEntry
@@ -18,6 +20,8 @@ from hepar.runtime.device import autocast
 from hepar.training import distributed
 
 WINDOW_OVERLAP = 0.25  # of sliding windows, relative to their side
+TUMOUR_FREE_EVERY = 3  # of the validation cases of a modality one in three is free of tumour, where there are such
+HALF_SCORE_ML = 5.0  # false tumour in a tumour-free case that halves its score
 
 
 @dataclass(frozen=True)
@@ -26,22 +30,30 @@ class Overlaps:
 
     livers: Sequence[OverlapCounts]
     tumours: Sequence[OverlapCounts]
+    voxel_ml: float
 
     def metrics(self) -> dict[str, float]:
-        """`liver_dice`, the mean over cases, and `tumour_dice`, the global Dice.
+        """`liver_dice`, the mean over cases; `tumour_dice`, the global Dice; `tumour_free`, over cases without a tumour
+        the mean of a score that is 1 without false tumour and a half at `HALF_SCORE_ML`.
 
-        A metric is left out if it is undefined: no case has a liver, or no case has a tumour.
+        A metric is left out if it is undefined: no case has a liver, a tumour, or is free of tumour.
         """
         liver_dice = [counts.dice for counts in self.livers if counts.dice is not None]
         tumour_dice = global_dice(self.tumours) if any(counts.reference_voxels for counts in self.tumours) else None
+        false_ml = [c.prediction_voxels * self.voxel_ml for c in self.tumours if not c.reference_voxels]
         metrics = {"liver_dice": float(np.mean(liver_dice))} if liver_dice else {}
-        return metrics if tumour_dice is None else metrics | {"tumour_dice": tumour_dice}
+        if tumour_dice is not None:
+            metrics["tumour_dice"] = tumour_dice
+        if false_ml:
+            metrics["tumour_free"] = float(np.mean([HALF_SCORE_ML / (HALF_SCORE_ML + ml) for ml in false_ml]))
+        return metrics
 
 
 def validation_cases(pool: Pool, max_cases: int) -> dict[Modality, list[PoolEntry]]:
-    """The first `max_cases` validation cases of each modality with a manual liver or tumour.
+    """Validation cases of each modality with a manual liver or tumour, at most `max_cases`, in the order of the pool.
 
-    Modalities without such a case are left out.
+    One in `TUMOUR_FREE_EVERY` is known to be free of tumour, where there are such, because only they show what a model
+    does with a healthy liver; more if there are too few others. Modalities without a case are left out.
     """
     chosen = {}
     for modality in sorted({entry.modality for entry in pool.entries}):
@@ -50,8 +62,12 @@ def validation_cases(pool: Pool, max_cases: int) -> dict[Modality, list[PoolEntr
             for entry in pool.select(Split.VAL)
             if entry.modality == modality and LabelState.MANUAL in (entry.liver.state, entry.tumour.state)
         ]
-        if entries[:max_cases]:
-            chosen[modality] = entries[:max_cases]
+        tumour_free = [entry for entry in entries if entry.tumour.state == LabelState.ABSENT]
+        others = [entry for entry in entries if entry.tumour.state != LabelState.ABSENT]
+        wanted = min(len(tumour_free), max(math.ceil(max_cases / TUMOUR_FREE_EVERY), max_cases - len(others)))
+        taken = {entry.case_id for entry in [*tumour_free[:wanted], *others[: max_cases - wanted]]}
+        if taken:
+            chosen[modality] = [entry for entry in entries if entry.case_id in taken]
     return chosen
 
 
@@ -77,16 +93,21 @@ def count_overlaps(
         if entry.tumour.state in (LabelState.MANUAL, LabelState.ABSENT):
             tumours.append(count_overlap(arrays.tumour_zyx > 0, probability_rzyx[TUMOUR] > 0.5))
     by_rank = distributed.all_gather((livers, tumours))
-    return Overlaps([c for livers, _ in by_rank for c in livers], [c for _, tumours in by_rank for c in tumours])
+    all_livers = [counts for livers, _ in by_rank for counts in livers]
+    all_tumours = [counts for _, tumours in by_rank for counts in tumours]
+    return Overlaps(all_livers, all_tumours, voxel_mm3(pool.plan.spacing_zyx_mm) / 1000)
 
 
 def validation_score(by_modality: Iterable[Overlaps]) -> float | None:
-    """Mean of the liver Dice of each modality and one global tumour Dice over all; None if all are undefined.
+    """Mean of the liver Dice and the score of tumour-free cases of each modality, and one global tumour Dice over all.
 
-    False positives lower the tumour Dice, also in a modality without tumours.
+    None if all are undefined. False positives lower the tumour Dice too, also in a modality without tumours.
     """
-    overlaps = list(by_modality)
-    liver_dice = [metrics["liver_dice"] for each in overlaps if "liver_dice" in (metrics := each.metrics())]
-    tumours = [counts for each in overlaps for counts in each.tumours]
-    scores = [*liver_dice, *Overlaps((), tumours).metrics().values()]
+    scores, tumours = [], []
+    for overlaps in by_modality:
+        metrics = overlaps.metrics()
+        scores += [metrics[name] for name in ("liver_dice", "tumour_free") if name in metrics]
+        tumours += overlaps.tumours
+    if any(counts.reference_voxels for counts in tumours):
+        scores.append(global_dice(tumours))
     return float(np.mean(scores)) if scores else None

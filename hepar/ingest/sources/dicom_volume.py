@@ -5,6 +5,7 @@ Positions are LPS millimetres (DICOM PS3.3, C.7.6.2).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import pydicom
 import SimpleITK as sitk
+from pydicom.dataelem import RawDataElement
 
 from hepar.errors import Refusal, one_line
 from hepar.ingest.sources.dicom import ENHANCED, MIN_SLICES, Instance, Vector, mixed_identity, read_header
@@ -77,8 +80,29 @@ def _read_enhanced(path: Path) -> sitk.Image:
     return volume.to_simpleitk()
 
 
+def _check_pixel_data(paths: Sequence[Path]) -> None:
+    """Raise Refusal if a slice has fewer pixels than its header says: the reader fills in what lay in memory."""
+    tags = ["Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PixelData"]
+    for path in paths:
+        header = pydicom.dcmread(path, specific_tags=tags)
+        if header.file_meta.TransferSyntaxUID.is_compressed:
+            continue
+        needed_bytes = math.prod(int(header[name].value) for name in tags[:2]) * int(header.BitsAllocated) // 8
+        pixels = header.get_item("PixelData") if "PixelData" in header else None
+        length_bytes = pixels.length if isinstance(pixels, RawDataElement) else 0  # an empty element is not raw
+        if length_bytes < needed_bytes * int(header.get("SamplesPerPixel") or 1):
+            value = f"{path.name} has {length_bytes} of {needed_bytes} bytes"
+            raise Refusal("the pixel data of every slice is complete", value)
+
+
 def _read_classic(instances: Sequence[Instance], uneven: Uneven, mask: bool) -> sitk.Image:
     spacing = slice_spacing(instances)
+    try:
+        _check_pixel_data([instance.path for instance in instances])
+    except Refusal:
+        raise
+    except Exception as error:  # whatever a damaged file does to the parser
+        raise Refusal("every slice can be decoded", f"reading its pixel data raises {type(error).__name__}") from None
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(instance.path) for instance in instances])
     reader.SetOutputPixelType(sitk.sitkFloat32)

@@ -101,6 +101,18 @@ def test_a_series_with_an_invalid_header_is_refused_alone(
                 case.image.read()
 
 
+@pytest.mark.parametrize("pixels", [b"", b"\0" * 100, None])
+@pytest.mark.parametrize("every", [True, False])
+def test_a_slice_without_all_of_its_pixels_is_refused(pixels: bytes | None, every: bool, tmp_path: Path) -> None:
+    paths = two_series(tmp_path)
+    for path in paths if every else paths[5:6]:
+        edit(path, (lambda d: delattr(d, "PixelData")) if pixels is None else setting("PixelData", pixels))
+    cases = {case.sequence: case for case in read(tmp_path, READING) if case.fault is None}
+    assert np.array_equal(to_array(cases["portal-venous"].image.read()), phantom_voxels(seed=1))
+    with pytest.raises(Refusal, match=f"has {len(pixels or b'')} of {phantom_voxels(seed=2)[0].size * 2} bytes"):
+        cases["arterial"].image.read()
+
+
 def test_a_file_that_cannot_be_parsed_is_refused_by_its_folder(tmp_path: Path) -> None:
     (path, *_) = two_series(tmp_path)
     whole = path.read_bytes()

@@ -1,0 +1,199 @@
+"""A fold on disk: its params, split and models, and the stages that make them, each a command of `hepar`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from hepar.cases import Cohort
+from hepar.cli.options import POOL, PSEUDO, REPORT, TEACHER_CT, TEACHER_MR, UNIVERSAL
+from hepar.errors import ArtifactError, HeparError, ParamsError, Preempted
+from hepar.evaluation.report_folder import Report
+from hepar.inference.model_folder import ModelFolder
+from hepar.params import Params, dump_params, load_params
+from hepar.pool.table import Pool
+from hepar.pseudo_labels.folder import PseudoLabels
+from hepar.runtime.artifacts import read_manifest, write_json
+from hepar.runtime.commit import COMMIT_VARIABLE, git_commit
+from hepar.runtime.device import catch_sigterm
+from hepar.runtime.whole_files import write_text
+from pipelines.run_lock import only_run
+
+HEPAR = str(Path(sys.executable).with_name("hepar"))
+PARAMS, SPLITS, SECONDS = "params.yaml", "splits.csv", "seconds.json"
+EVALUATE = "evaluate"
+
+
+@dataclass(frozen=True)
+class FoldFolder:
+    """A fold of one seed, on disk; `cohort` is shared with other names and seeds of the same split."""
+
+    folder: Path
+    cohort: Path
+    table: Path  # the source of the cohort
+    title: str
+    seed: int
+
+    @property
+    def model(self) -> Path:
+        return self.folder / UNIVERSAL
+
+    @property
+    def report(self) -> Path:
+        return self.folder / REPORT
+
+    @property
+    def params(self) -> Params:
+        return load_params(self.folder / PARAMS)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each stage, interrupted attempts included; empty before the first."""
+        path = self.folder / SECONDS
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+    def is_scored(self) -> bool:
+        return is_finished(self.report, Report.KIND)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage: the words of its command, and the artifact by which it is known to be finished."""
+
+    name: str
+    words: tuple[str, ...]
+    result: Path
+    kind: str
+
+
+def make_params(preset: Path, overrides: Sequence[str], seed: int) -> Params:
+    """The params of a preset with `KEY=VALUE` overrides (dotted keys, YAML values) and the seed of both trainings.
+
+    Raises ParamsError naming the override or key.
+    """
+    values = dump_params(load_params(preset))
+    seeds = [f"{section}.training.seed={seed}" for section in ("train_liver", "train_universal")]
+    for override in [*overrides, *seeds, "ingest.split_from=''"]:
+        key, equals, text = override.partition("=")
+        *sections, last = key.split(".")
+        place: Any = values
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if not equals or not isinstance(place, dict):
+            raise ParamsError(f"--set {override}: must be KEY=VALUE, with a key of the params such as evaluate.overlap")
+        place[last] = yaml.safe_load(text)
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ParamsError(f"--set: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def prepare(fold: FoldFolder, params: Params, splits: str) -> None:
+    """Write params and split of a fold. They are whole, so that a preset that changes later changes no fold.
+
+    Raises HeparError if the fold was begun with others.
+    """
+    path = fold.folder / PARAMS
+    if path.exists():
+        if difference := _first_difference(dump_params(load_params(path)), dump_params(params)):
+            raise HeparError(f"{fold.folder} was begun with {difference}: choose another --name")
+    else:
+        write_text(path, yaml.safe_dump(dump_params(params), sort_keys=False))
+    if splits and (fold.folder / SPLITS).exists() and (fold.folder / SPLITS).read_text() != splits:
+        raise HeparError(f"{fold.folder} was begun with another split: choose another --name")
+    if splits:
+        write_text(fold.folder / SPLITS, splits)
+
+
+def steps(fold: FoldFolder) -> list[Step]:
+    """The stages of a fold up to its report; all but the first and the last train."""
+    split_from = ("--split-from", SPLITS) if (fold.folder / SPLITS).exists() else ()
+    cohort = ("--cohort", str(fold.cohort))
+    source = ("--source", str(fold.table))
+
+    def step(name: str, result: Path, kind: str, *words: str) -> Step:
+        command = name.split()[0]
+        return Step(name, (command, *words, "--params", PARAMS), fold.folder / result, kind)
+
+    return [
+        step("ingest", fold.cohort, Cohort.KIND, *source, *split_from, *cohort),
+        step("train-liver CT", TEACHER_CT, ModelFolder.KIND, "--modality", "CT", *cohort),
+        step("train-liver MR", TEACHER_MR, ModelFolder.KIND, "--modality", "MR", *cohort),
+        step("pseudo-label", PSEUDO, PseudoLabels.KIND, *cohort),
+        step("assemble-pool", POOL, Pool.KIND),
+        step("train-universal", UNIVERSAL, ModelFolder.KIND),
+        step(EVALUATE, REPORT, Report.KIND, *cohort),
+    ]
+
+
+def run_steps(fold: FoldFolder, chosen: Sequence[Step]) -> None:
+    """Run those stages that are not finished, in order, and say so.
+
+    A stage that was interrupted resumes from its checkpoint. Raises Preempted if SIGTERM arrives, HeparError naming the
+    stage if one fails or another process works in the folder.
+    """
+    with only_run(fold.folder) as (_, stages_lock):
+        for number, step in enumerate(chosen, start=1):
+            if is_finished(step.result, step.kind):
+                continue
+            _say(f"{fold.title}: {step.name} ({number} of {len(chosen)})")
+            start = time.monotonic()
+            try:
+                _run(fold, step, stages_lock)
+            finally:
+                seconds = fold.seconds
+                seconds[step.name] = round(seconds.get(step.name, 0.0) + time.monotonic() - start, 1)
+                write_json(fold.folder / SECONDS, seconds)
+        _say(f"{fold.title}: done, {sum(fold.seconds.values()) / 60:.1f} min in all")
+
+
+def is_finished(folder: Path, kind: str) -> bool:
+    """Whether a folder holds a finished artifact of this kind."""
+    try:
+        read_manifest(folder, kind)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _run(fold: FoldFolder, step: Step, stages_lock: int) -> None:
+    # idle threads may spin without holding up others, since stages run one after another
+    environment = {**os.environ, COMMIT_VARIABLE: git_commit(), "GOMP_SPINCOUNT": "100000"}
+    child = subprocess.Popen([HEPAR, *step.words], cwd=fold.folder, env=environment, pass_fds=[stages_lock])
+    try:
+        with catch_sigterm(child.terminate) as stopped:
+            code = child.wait()
+            if stopped() or code == os.EX_TEMPFAIL:
+                raise Preempted(f"{fold.title}: {step.name} was stopped: run the same command again to resume")
+    finally:
+        if child.poll() is None:  # interrupted from the keyboard, as the stage was
+            child.wait()
+    if code != 0:
+        raise HeparError(f"{fold.title}: {step.name} ended with exit code {code}")
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _first_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> str:
+    """The first key whose values differ, with both; empty if there is none."""
+    for key in sorted({*stored, *wanted}):
+        old, new = stored.get(key), wanted.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if found := _first_difference(old, new, f"{prefix}{key}."):
+                return found
+        elif old != new:
+            return f"{prefix}{key} = {old}, not {new}"
+    return ""
