@@ -2,7 +2,8 @@
 
 `python benchmarks/calibration.py [--cases 128] [--steps 200] [--picture FILE]`. Teachers trained on phantoms predict
 livers that were hidden from them, at 5, 15, 40 and 100 % of their steps. Half of the patients calibrate; on the other
-half, each target Dice is compared with the true Dice of the labels that it accepts.
+half, each target Dice is compared with the true Dice of the labels that it accepts. The phantoms are drawn from the
+release's seed, that of `params/demo.yaml`.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ COVERAGE = 0.9
 
 
 def benchmark_params(cases: int, steps: int) -> Params:
-    """The default params with that many phantoms, teachers of that many steps, and weaker teachers at `SHARES`."""
-    params = load_params(ROOT / "params.yaml")
+    """The demo's params with that many phantoms, teachers of that many steps, and weaker teachers at `SHARES`."""
+    params = load_params(ROOT / "params" / "demo.yaml")
     phantoms = params.ingest.phantoms.model_copy(update={"cases": cases})
     training = params.train_liver.training.model_copy(update={"steps": steps})
     return params.model_copy(
@@ -55,7 +56,7 @@ def observe(params: Params) -> list[Observation]:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{work / 'mlflow.db'}"
-        hepar.stages.ingest.run("phantoms", work / "cohort", params.ingest)
+        hepar.stages.ingest.run("phantoms", work / "cohort", params.ingest, params.modalities)
         return hepar.planning.gate_calibration.observe(work / "cohort", work / "calibration", params)
 
 

@@ -1,8 +1,8 @@
 """MedFormer against a direct transcription of its formulas (`plain_medformer.py`): same output, time and peak memory.
 
-`python benchmarks/medformer.py [--repeats 5] [--sizes small lits-64 lits-96]`. Both networks have the same weights and
+`python benchmarks/medformer.py [--repeats 5] [--sizes small lits-64 lits-96] [--devices cpu cuda] [--compile]`. Both networks have the same weights and
 take turns, so that other load on the machine affects both. On the CPU, memory is measured in a separate process; on a
-GPU it is what torch allocates beyond both networks' weights, in bf16, with and without `torch.compile`.
+GPU it is what torch allocates beyond both networks' weights, in bf16, and `--compile` adds both networks compiled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import nn
 
 from hepar.networks import build_network
 from hepar.params import load_params
-from hepar.runtime.device import available_cores, use_threads
+from hepar.runtime.device import available_cores, memory_format, use_threads
 
 ROOT = Path(__file__).parents[1]
 SIZES = {  # params file, side of the cubic patch, batch size
@@ -40,7 +40,7 @@ def pair(size: str, device: torch.device) -> tuple[nn.Module, nn.Module, torch.T
     ours = build_network(network.name, network.config, (side, side, side))
     plain = PlainMedFormer(ours).to(device)
     image_bcdhw = torch.randn(batch, 1, side, side, side, device=device)
-    return ours.to(device, memory_format=torch.channels_last_3d), plain, image_bcdhw
+    return ours.to(device, memory_format=memory_format(device)), plain, image_bcdhw
 
 
 def step(network: nn.Module, image_bcdhw: torch.Tensor, backward: bool) -> None:
@@ -65,7 +65,7 @@ def seconds(work: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def compare(size: str, repeats: int, device: torch.device) -> None:
+def compare(size: str, repeats: int, device: torch.device, compiled: bool) -> None:
     """Print difference, time and memory of both networks."""
     ours, plain, image_bcdhw = pair(size, device)
     ours.eval(), plain.eval()
@@ -75,7 +75,7 @@ def compare(size: str, repeats: int, device: torch.device) -> None:
     shape = tuple(image_bcdhw.shape)
     print(f"\n{size}: {shape} on {device.type}, largest difference {difference:.1e} of the largest logit")
     kinds = {"ours": ours, "plain": plain}
-    if device.type == "cuda":
+    if compiled and device.type == "cuda":
         kinds["ours compiled"] = torch.compile(ours)  # type: ignore[assignment]
         kinds["plain compiled"] = torch.compile(plain)  # type: ignore[assignment]
     for name, backward in (("forward", False), ("forward and backward", True)):
@@ -85,7 +85,7 @@ def compare(size: str, repeats: int, device: torch.device) -> None:
             for kind, network in kinds.items():
                 network.train(backward)
                 input_bcdhw = (
-                    image_bcdhw.contiguous(memory_format=torch.channels_last_3d) if "ours" in kind else image_bcdhw
+                    image_bcdhw.contiguous(memory_format=memory_format(device)) if "ours" in kind else image_bcdhw
                 )
                 before_mib = held_mib(device)
                 restart_peak(device)
@@ -115,7 +115,7 @@ def measure_one(size: str, kind: str, backward: str) -> None:
     """Print the memory growth in MiB of one step, for `step_mib`."""
     ours, plain, image_bcdhw = pair(size, torch.device("cpu"))
     network = (ours if kind == "ours" else plain).train(backward == "1")
-    input_bcdhw = image_bcdhw.contiguous(memory_format=torch.channels_last_3d) if kind == "ours" else image_bcdhw
+    input_bcdhw = image_bcdhw.contiguous(memory_format=memory_format(torch.device("cpu"))) if kind == "ours" else image_bcdhw
     print(growth_mib(lambda: step(network, input_bcdhw, backward == "1")))
 
 
@@ -123,15 +123,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--devices", nargs="*", choices=["cpu", "cuda"], default=["cpu", "cuda"])
+    parser.add_argument("--compile", action="store_true", help="compiled networks too, on a GPU")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     use_threads(available_cores())
     if options.one:
         measure_one(*options.one)
         return
-    for device in [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available():
-        for size in options.sizes:
-            compare(size, options.repeats, device)
+    for name in options.devices:
+        if name == "cpu" or torch.cuda.is_available():
+            for size in options.sizes:
+                compare(size, options.repeats, torch.device(name), options.compile)
 
 
 if __name__ == "__main__":

@@ -33,16 +33,17 @@ params = load_params(root / "params.yaml")
 inputs = (folder / "cohort", folder / "pseudo", folder / "pool")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
-hepar.stages.assemble_pool.run(*inputs, params.preprocessing, params.assemble_pool)
+hepar.stages.assemble_pool.run(*inputs, params.modalities, params.preprocessing, params.assemble_pool)
 print(time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
 def ingest_phantoms(cohort: Path, cases: int) -> None:
     """Writes a cohort of phantoms."""
-    params = load_params(ROOT / "params.yaml").ingest
+    loaded = load_params(ROOT / "params.yaml")
+    params = loaded.ingest
     phantoms = params.phantoms.model_copy(update={"cases": cases, "size_zyx": SIZE_ZYX})
-    hepar.stages.ingest.run("phantoms", cohort, params.model_copy(update={"phantoms": phantoms}))
+    hepar.stages.ingest.run("phantoms", cohort, params.model_copy(update={"phantoms": phantoms}), loaded.modalities)
 
 
 def write_inputs(source: Path, folder: Path, cases: int) -> None:
@@ -108,7 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         most = max([*options.cases, options.push])
-        # a quarter of the phantoms are test cases; half as many again leaves enough for the largest pool
+        # a sixth of the phantoms are test cases; half as many again leaves enough for the largest pool
         ingest_phantoms(work / "cohort", 2 * (3 * most // 4 + 8))
         time_assembly(work / "cohort", sorted(options.cases), work)
         time_push(work / "cohort", options.push, work)

@@ -34,7 +34,7 @@ from hepar.networks import build_network
 from hepar.params import NetworkParams, SizeZYX, TrainingParams, load_params
 from hepar.planning.memory import WEIGHT_BYTES, training_bytes
 from hepar.pool.table import Pool
-from hepar.runtime.device import autocast, available_cores, pick_device, use_threads
+from hepar.runtime.device import autocast, available_cores, memory_format, pick_device, use_threads
 from hepar.training.augmentation import augment_intensity, augment_spatial
 from hepar.training.batches import Batch, LoaderWait, batches
 from hepar.training.losses import masked_loss
@@ -100,7 +100,7 @@ class Step:
     def __init__(self, settings: Settings, training: TrainingParams, pool: Pool) -> None:
         torch.manual_seed(1)
         network = build_network(settings.network.name, settings.network.config, training.patch_zyx)
-        self.network: nn.Module = network.to(settings.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.network: nn.Module = network.to(settings.device, memory_format=memory_format(settings.device))  # type: ignore[call-overload]
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=1e-3, fused=True)
         self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.98))
         self.sampler = PatchSampler(pool, pool.entries, training.patch_zyx, training.sampling, 1, 2**33)
@@ -119,7 +119,7 @@ class Step:
             rngs = [np.random.default_rng([self.number, b]) for b in range(len(patches))]
             augment_spatial(image_bcdhw, target_brdhw, weight_brdhw, training.augmentation, rngs)
             augment_intensity(image_bcdhw, training.augmentation, rngs, [True] * len(patches))
-            image_bcdhw = image_bcdhw.contiguous(memory_format=torch.channels_last_3d)
+            image_bcdhw = image_bcdhw.contiguous(memory_format=memory_format(image_bcdhw.device))
         self.learn(Batch(image_bcdhw, target_brdhw, weight_brdhw, None), meter)
 
     def learn(self, batch: Batch, meter: Clock | PeakMemory) -> None:

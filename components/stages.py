@@ -12,16 +12,22 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def ingest(source: str, params: dict, cohort: dsl.Output[dsl.Artifact]) -> str:  # type: ignore[type-arg]
+def ingest(
+    source: str,
+    params: dict,  # type: ignore[type-arg]
+    modalities: list,  # type: ignore[type-arg]
+    cohort: dsl.Output[dsl.Artifact],
+) -> str:
     """Read, check and split a source."""
     from pathlib import Path
 
     import hepar.stages.ingest
-    from hepar.cases import Cohort
+    from hepar.cases import Cohort, Modality
     from hepar.params import IngestParams, read_section
     from hepar.runtime.artifacts import read_manifest
 
-    hepar.stages.ingest.run(source, Path(cohort.path), read_section(IngestParams, params))
+    chosen = [Modality(name) for name in modalities]
+    hepar.stages.ingest.run(source, Path(cohort.path), read_section(IngestParams, params), chosen)
     return read_manifest(Path(cohort.path), Cohort.KIND).hash
 
 
@@ -87,6 +93,7 @@ def pseudo_label(
 def assemble_pool(
     cohort_hash: str,
     pseudo_hash: str,
+    modalities: list,  # type: ignore[type-arg]
     preprocessing: dict,  # type: ignore[type-arg]
     params: dict,  # type: ignore[type-arg]
     cohort: dsl.Input[dsl.Artifact],
@@ -99,6 +106,7 @@ def assemble_pool(
 
     import hepar.stages.assemble_pool
     from components.pool_versions import push
+    from hepar.cases import Modality
     from hepar.params import AssemblePoolParams, PreprocessingParams, read_section
     from hepar.pool.table import Pool
     from hepar.runtime.artifacts import read_manifest
@@ -111,6 +119,7 @@ def assemble_pool(
         Path(cohort.path),
         Path(pseudo.path),
         Path(pool.path),
+        [Modality(name) for name in modalities],
         read_section(PreprocessingParams, preprocessing),
         read_section(AssemblePoolParams, params),
         publish if os.environ.get(POOL_REMOTE_VARIABLE) else None,
@@ -131,7 +140,7 @@ def train_universal(
     teacher_mr: dsl.Input[dsl.Model],
     model: dsl.Output[dsl.Model],
 ) -> str:
-    """Train one model for both modalities on the pool."""
+    """Train one model for all modalities on the pool."""
     from pathlib import Path
 
     import hepar.stages.train_universal

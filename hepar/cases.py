@@ -105,6 +105,11 @@ class Cohort:
     def __len__(self) -> int:
         return len(self.cases)
 
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Those with a case, in the order of `Modality`."""
+        return tuple(modality for modality in Modality if self.select(modality))
+
     def select(self, modality: Modality | None = None, splits: Iterable[Split] | None = None) -> tuple[Case, ...]:
         """Cases of one modality and of these splits; None selects all."""
         wanted = None if splits is None else set(splits)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from hepar.cases import Modality
 from hepar.errors import ParamsError, one_line
 from hepar.runtime.redaction import CREDENTIALS_RULE, has_credentials, redact, redact_address
 from hepar.runtime.whole_files import write_text
@@ -306,7 +307,6 @@ UnknownTumour = Literal["masked", "ignored", "background"]
 class AssemblePoolParams(Section):
     """Labels that the universal model learns from."""
 
-    modalities: Annotated[tuple[Literal["CT", "MR"], ...], Field(min_length=1)]
     labels: Literal["tumour", "manual", "mixed"]  # tumour masks only; plus manual livers; plus pseudo-livers
     unknown_tumour: UnknownTumour  # masked: tumour-free outside the liver
     margin_mm: Annotated[float, Field(ge=0)]  # around the liver, within which an unknown tumour stays unknown
@@ -326,7 +326,7 @@ class EvaluateParams(Section):
     overlap: Annotated[float, Field(ge=0, lt=1)]
     threads: Count
     variants: AtLeastOne  # test-time variants of size and contrast, the plain one included, whose mean is taken
-    mirror_axes: tuple[Literal["z", "y", "x"], ...]  # each variant is also predicted mirrored along these
+    mirror_axes: tuple[Literal["z", "y", "x"], ...]  # each variant is also mirrored along every combination of these
     tumour_threshold: Share | None  # least probability of a tumour voxel; null: the model's own
     min_lesion_ml: Annotated[float, Field(ge=0)] | None  # smaller predicted lesions are dropped; null: the model's own
     bootstrap_resamples: AtLeastOne
@@ -353,6 +353,7 @@ class Params(Section):
 
     source: Annotated[Address, Field(min_length=1)]  # of the scans; docs/data.md lists what it can be
     experiment: Annotated[str, Field(min_length=1)]  # of MLflow, in which trainings and registrations are recorded
+    modalities: Annotated[tuple[Modality, ...], Field(min_length=1)]  # that are learned; other scans are left out
     ingest: IngestParams
     preprocessing: PreprocessingParams
     network: NetworkParams
@@ -372,9 +373,14 @@ def load_params(path: Path) -> Params:
     """Read a params file and what it extends. Raises ParamsError naming file, key and value."""
     values = _read(path)
     try:
-        return Params.model_validate(values)
+        params = Params.model_validate(values)
     except ValidationError as error:
         raise ParamsError(f"{path}: {_first(error)}") from None
+    teacher = params.train_universal.warm_start
+    if teacher in set(Modality) and teacher not in params.modalities:
+        names = ", ".join(params.modalities)
+        raise ParamsError(f"{path}: train_universal.warm_start is {teacher}, but modalities is {names}")
+    return params
 
 
 def read_section(kind: type[SectionT], values: Mapping[str, Any]) -> SectionT:

@@ -28,6 +28,7 @@ if without_identifiers(DEFAULTS["source"])[1]:
 def two_stage(
     source: str = DEFAULTS["source"],
     experiment: str = DEFAULTS["experiment"],
+    modalities: list = DEFAULTS["modalities"],  # type: ignore[type-arg]
     ingest: dict = DEFAULTS["ingest"],  # type: ignore[type-arg]
     preprocessing: dict = DEFAULTS["preprocessing"],  # type: ignore[type-arg]
     network: dict = DEFAULTS["network"],  # type: ignore[type-arg]
@@ -38,8 +39,8 @@ def two_stage(
     evaluate: dict = DEFAULTS["evaluate"],  # type: ignore[type-arg]
     register: dict = DEFAULTS["register"],  # type: ignore[type-arg]
 ) -> None:
-    """The source, the MLflow experiment, and one parameter per section of the params."""
-    ingested = stages.ingest(source=source, params=ingest)
+    """The source, the MLflow experiment, the modalities, and one parameter per section of the params."""
+    ingested = stages.ingest(source=source, params=ingest, modalities=modalities)
     ingested.set_caching_options(False)  # the files behind a path may have changed
     cohort, cohort_hash = ingested.outputs["cohort"], ingested.outputs["Output"]
 
@@ -67,6 +68,7 @@ def two_stage(
         cohort_hash=cohort_hash,
         pseudo=labelled.outputs["pseudo"],
         pseudo_hash=labelled.outputs["Output"],
+        modalities=modalities,
         preprocessing=preprocessing,
         params=assemble_pool,
     )

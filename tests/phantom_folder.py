@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 import hepar.stages.ingest
-from hepar.cases import Cohort
+from hepar.cases import Cohort, Modality
 from hepar.errors import DataError
 from hepar.imaging.volumes import read_image, to_array
 from hepar.params import IngestParams
@@ -57,10 +57,10 @@ class PhantomFolder:
         self.rewrite(rows)
 
 
-def ingest(source: PhantomFolder, params: IngestParams) -> Path:
+def ingest(source: PhantomFolder, params: IngestParams, modalities: Sequence[Modality] = tuple(Modality)) -> Path:
     """Ingest the folder into `cohort` beside it; returns that place."""
     cohort = source.folder.parent / "cohort"
-    hepar.stages.ingest.run(str(source.folder), cohort, params)
+    hepar.stages.ingest.run(str(source.folder), cohort, params, modalities)
     return cohort
 
 

@@ -104,6 +104,22 @@ def test_of_several_mistakes_the_first_is_told_and_the_others_are_counted(
     assert message.endswith("(and 2 more)")
 
 
+def test_the_teacher_of_a_warm_start_must_be_trained(tmp_path: Path, values: dict[str, Any]) -> None:
+    values["modalities"] = ["MR"]
+    values["train_universal"]["warm_start"] = "CT"
+    path = write(tmp_path, values)
+    assert refused(path) == f"{path}: train_universal.warm_start is CT, but modalities is MR"
+    for warm_start in ("MR", "none", "models:/name@champion"):
+        values["train_universal"]["warm_start"] = warm_start
+        assert load_params(write(tmp_path, values)).train_universal.warm_start == warm_start
+
+
+@pytest.mark.parametrize(("modalities", "said"), [([], "at least 1 item"), (["PET"], "'CT' or 'MR'")])
+def test_a_model_learns_ct_mr_or_both(tmp_path: Path, values: dict[str, Any], modalities: list[str], said: str) -> None:
+    values["modalities"] = modalities
+    assert said in refused(write(tmp_path, values))
+
+
 def test_shares_of_patch_centres_add_up_to_one_at_most() -> None:
     read_section(SamplingParams, {"tumour_share": 0.5, "liver_share": 0.5})
     with pytest.raises(ParamsError, match=r"1\.25 but must be at most 1"):

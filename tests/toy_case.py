@@ -28,6 +28,11 @@ def box(start: int, stop: int) -> npt.NDArray[np.uint8]:
     return mask_zyx
 
 
+def write_noise(path: Path) -> None:
+    """Writes a scan of 16³ voxels that shows contrast in every window, so that a network sees all of it."""
+    write_image(volume(np.random.default_rng(0).integers(0, 200, (16, 16, 16)).astype(np.int16)), path)
+
+
 def write_case(folder: Path) -> Case:
     """Writes a case with a manual liver of 8³ voxels and a manual tumour of 2³ in it into `folder/cohort`."""
     arrays = {"image": (box(3, 13) * 60).astype(np.int16), "liver": box(4, 12), "tumour": box(6, 8)}

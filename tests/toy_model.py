@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from hepar.cases import Modality
@@ -29,13 +31,27 @@ def toy_weights(tiny: Params) -> dict[str, Tensor]:
     return build_network(tiny.network.name, tiny.network.config, (8, 16, 16)).state_dict()
 
 
+def constant_weights(tiny: Params, liver: float, tumour: float) -> dict[str, Tensor]:
+    """The state dict of a network that predicts these probabilities everywhere."""
+    weights = toy_weights(tiny)
+    weights["head.weight"] = torch.zeros_like(weights["head.weight"])
+    weights["head.bias"] = torch.logit(torch.tensor([liver, tumour]))
+    return weights
+
+
 def write_model(
-    folder: Path, tiny: Params, weights: Mapping[str, Tensor] | None = None, patients: Iterable[str] = ("a", "b")
+    folder: Path,
+    tiny: Params,
+    weights: Mapping[str, Tensor] | None = None,
+    patients: Iterable[str] = ("a", "b"),
+    members: Sequence[Mapping[str, Tensor]] = (),
+    **spec: Any,
 ) -> ModelFolder:
-    """Write a model without members, which has seen these patients."""
+    """Write a model, which has seen these patients, with further members and other values in its spec."""
     with write_artifact(folder, ModelFolder.KIND, {"cohort": "c0"}) as partial:
         model = ModelFolder(partial)
-        model.save(toy_weights(tiny) if weights is None else weights, toy_spec(tiny.network))
+        changed = toy_spec(tiny.network).model_copy(update=spec)
+        model.save(toy_weights(tiny) if weights is None else weights, changed, members)
         model.save_history(pd.DataFrame([(1, "train", "", "loss", 0.5)], columns=list(ModelFolder.HISTORY_COLUMNS)))
         model.save_patients(map(hash_patient, patients))
     return ModelFolder(folder)

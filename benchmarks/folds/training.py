@@ -23,7 +23,7 @@ from hepar.inference.model_folder import ModelFolder
 from hepar.params import Params, dump_params, load_params
 from hepar.pool.table import Pool
 from hepar.pseudo_labels.folder import PseudoLabels
-from hepar.runtime.artifacts import read_manifest, write_json
+from hepar.runtime.artifacts import MANIFEST, link_or_copy, read_manifest, write_json
 from hepar.runtime.commit import COMMIT_VARIABLE, git_commit
 from hepar.runtime.device import catch_sigterm
 from hepar.runtime.whole_files import write_text
@@ -41,8 +41,16 @@ class FoldFolder:
     folder: Path
     cohort: Path
     table: Path  # the source of the cohort
-    title: str
-    seed: int
+    params: Params
+    splits: str  # the split table as CSV; empty for the source's own split
+
+    @property
+    def title(self) -> str:
+        return f"{self.folder.parents[1].name}, seed {self.seed}, {self.folder.name}"
+
+    @property
+    def seed(self) -> int:
+        return self.params.train_universal.training.seed
 
     @property
     def model(self) -> Path:
@@ -51,10 +59,6 @@ class FoldFolder:
     @property
     def report(self) -> Path:
         return self.folder / REPORT
-
-    @property
-    def params(self) -> Params:
-        return load_params(self.folder / PARAMS)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -99,26 +103,24 @@ def make_params(preset: Path, overrides: Sequence[str], seed: int) -> Params:
         raise ParamsError(f"--set: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def prepare(fold: FoldFolder, params: Params, splits: str) -> None:
-    """Write params and split of a fold. They are whole, so that a preset that changes later changes no fold.
+def prepare(fold: FoldFolder) -> None:
+    """Write params and split of a fold. The params are whole, so that a preset that changes later changes no fold.
 
-    Raises HeparError if the fold was begun with others.
+    Raises HeparError if the fold was begun with others, or by a version of hepar with other keys.
     """
-    path = fold.folder / PARAMS
-    if path.exists():
-        if difference := _first_difference(dump_params(load_params(path)), dump_params(params)):
-            raise HeparError(f"{fold.folder} was begun with {difference}: choose another --name")
-    else:
-        write_text(path, yaml.safe_dump(dump_params(params), sort_keys=False))
-    if splits and (fold.folder / SPLITS).exists() and (fold.folder / SPLITS).read_text() != splits:
+    params = fold.folder / PARAMS
+    if not params.exists():
+        write_text(fold.folder / SPLITS, fold.splits)
+        write_text(params, yaml.safe_dump(dump_params(fold.params), sort_keys=False))
+    elif difference := _first_difference(yaml.safe_load(params.read_text()), dump_params(fold.params)):
+        raise HeparError(f"{fold.folder} was begun with {difference}: choose another --name")
+    elif (fold.folder / SPLITS).read_text() != fold.splits:
         raise HeparError(f"{fold.folder} was begun with another split: choose another --name")
-    if splits:
-        write_text(fold.folder / SPLITS, splits)
 
 
 def steps(fold: FoldFolder) -> list[Step]:
     """The stages of a fold up to its report; all but the first and the last train."""
-    split_from = ("--split-from", SPLITS) if (fold.folder / SPLITS).exists() else ()
+    split_from = ("--split-from", SPLITS) if fold.splits else ()
     cohort = ("--cohort", str(fold.cohort))
     source = ("--source", str(fold.table))
 
@@ -131,7 +133,7 @@ def steps(fold: FoldFolder) -> list[Step]:
         step("train-liver CT", TEACHER_CT, ModelFolder.KIND, "--modality", "CT", *cohort),
         step("train-liver MR", TEACHER_MR, ModelFolder.KIND, "--modality", "MR", *cohort),
         step("pseudo-label", PSEUDO, PseudoLabels.KIND, *cohort),
-        step("assemble-pool", POOL, Pool.KIND),
+        step("assemble-pool", POOL, Pool.KIND, *cohort),
         step("train-universal", UNIVERSAL, ModelFolder.KIND),
         step(EVALUATE, REPORT, Report.KIND, *cohort),
     ]
@@ -156,6 +158,19 @@ def run_steps(fold: FoldFolder, chosen: Sequence[Step]) -> None:
                 seconds[step.name] = round(seconds.get(step.name, 0.0) + time.monotonic() - start, 1)
                 write_json(fold.folder / SECONDS, seconds)
         _say(f"{fold.title}: done, {sum(fold.seconds.values()) / 60:.1f} min in all")
+
+
+def link_model(source: FoldFolder, fold: FoldFolder) -> None:
+    """Take over the universal model of the same fold of another name, unless there is one already.
+
+    Raises ArtifactError if that is not finished.
+    """
+    read_manifest(source.model, ModelFolder.KIND)
+    if is_finished(fold.model, ModelFolder.KIND):
+        return
+    for path in sorted(source.model.rglob("*"), key=lambda path: path.name == MANIFEST):  # which makes it whole, last
+        if path.is_file() and not (target := fold.model / path.relative_to(source.model)).exists():
+            link_or_copy(path, target)
 
 
 def is_finished(folder: Path, kind: str) -> bool:

@@ -56,7 +56,7 @@ def ingest(
     import hepar.stages.ingest
 
     p = load_with_options(params, source, layout, split_from)
-    hepar.stages.ingest.run(p.source, cohort, p.ingest)
+    hepar.stages.ingest.run(p.source, cohort, p.ingest, p.modalities)
 
 
 @stages_app.command(rich_help_panel=PANEL)
@@ -112,7 +112,7 @@ def assemble_pool(
     section = p.assemble_pool if reviews is None else p.assemble_pool.model_copy(update={"reviews": reviews})
     if not section.reviews and reviews is None and REVIEWS.is_dir():
         print_message(f"{REVIEWS} has review decisions, which are ignored: pass --reviews {REVIEWS} to apply them")
-    hepar.stages.assemble_pool.run(cohort, pseudo, pool, p.preprocessing, section)
+    hepar.stages.assemble_pool.run(cohort, pseudo, pool, p.modalities, p.preprocessing, section)
 
 
 @stages_app.command(rich_help_panel=PANEL)

@@ -1,4 +1,4 @@
-"""The folder `report/`: summary metrics, provenance, scores of each case, the page and the predicted masks."""
+"""The folder `report/`: summary metrics, provenance, scores of each case, lesions, the page and predicted masks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pandas as pd
 
 from hepar.errors import ArtifactError, one_line
 from hepar.evaluation.label_pairs import CaseIdentity
+from hepar.inference.settings import PredictionSettings
 from hepar.runtime.artifacts import Manifest, read_manifest, write_json
 from hepar.runtime.csv_cells import frame_from_csv, frame_to_csv
 from hepar.runtime.verification import verify_artifact
@@ -30,9 +31,11 @@ class Report:
     FACTS = "facts.json"  # what was scored: hashes of cohort, test set, pool and model, settings, and the commit
     TEST_SET = "test set"  # the fact that tells whether two reports are comparable
     COMMIT = "git commit"
-    OVERLAP, MIN_LESION_ML = "overlap", "min_lesion_ml"  # the settings of the prediction
+    SETTINGS = tuple(item.name for item in fields(PredictionSettings))  # of the prediction
+    NOT_SCORED = "not scored"  # the structures that the model was not taught; only if there are such
     CASES = "cases.csv"
     TEXTS = tuple(item.name for item in fields(CaseIdentity))  # the columns of that table that hold texts
+    LESIONS = "lesions.csv"  # a row per predicted lesion, see `lesion_rows`
     PAGE = "report.html"
     MASKS = "masks"  # <case>.nii.gz: 0 background, 1 liver, 2 tumour
 
@@ -58,20 +61,27 @@ class Report:
         """What was scored, by hash. Raises ArtifactError if the file cannot be read."""
         return self._read(self.FACTS)
 
-    def prediction_settings(self) -> dict[str, float]:
-        """Overlap and smallest lesion by which the scored masks were predicted; older reports do not name them."""
+    def prediction_settings(self) -> dict[str, str]:
+        """How the masks were predicted, for `PredictionSettings.from_facts`; older reports name fewer settings."""
         facts = self.facts()
-        return {name: float(facts[name]) for name in (self.OVERLAP, self.MIN_LESION_ML) if name in facts}
+        return {name: facts[name] for name in self.SETTINGS if name in facts}
 
     def cases(self) -> pd.DataFrame:
         """Scores of each case, one row per case."""
         return frame_from_csv((self.folder / self.CASES).read_text(), self.TEXTS)
 
-    def save(self, metrics: Mapping[str, Any], facts: Mapping[str, str], cases: pd.DataFrame) -> None:
-        """Write metrics, facts and the table of cases; the same values give the same bytes."""
+    def lesions(self) -> pd.DataFrame:
+        """The predicted lesions, one row per lesion."""
+        return frame_from_csv((self.folder / self.LESIONS).read_text(), self.TEXTS)
+
+    def save(
+        self, metrics: Mapping[str, Any], facts: Mapping[str, str], cases: pd.DataFrame, lesions: pd.DataFrame
+    ) -> None:
+        """Write metrics, facts and the tables of cases and lesions; the same values give the same bytes."""
         write_json(self.folder / self.METRICS, metrics)
         write_json(self.folder / self.FACTS, facts)
         write_text(self.folder / self.CASES, frame_to_csv(cases))
+        write_text(self.folder / self.LESIONS, frame_to_csv(lesions))
 
     @classmethod
     def load(cls, folder: Path) -> Report:

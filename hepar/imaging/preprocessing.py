@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from scipy.special import ndtri
 
 from hepar.cases import Case, Modality, Split
-from hepar.errors import DataError
 from hepar.imaging.masks import body_mask
 from hepar.imaging.volumes import Geometry, resample, to_array
 from hepar.params import Interval, MRScale, PreprocessingParams, SpacingZYX
-
-CT_GUESS_HU = -20.0  # below it lie fat and air in CT; MR magnitudes are not negative
-CT_GUESS_SHARE = 0.02  # of the voxels
-
 
 CT_RANGE = (-1.0, 1.0)  # of a preprocessed CT
 QUARTILE_LIMITS = (-3.0, 5.0)  # of an MR scaled by quartiles
@@ -78,7 +72,9 @@ def normalise(
     low, high = np.percentile(body_n, plan.mr_percentiles)
     if low == high:
         return np.zeros_like(image_zyx)
-    scaled_zyx = MR_SCALES[plan.mr_scale](np.clip(image_zyx, low, high), np.clip(body_n, low, high), plan.mr_percentiles)
+    scaled_zyx = MR_SCALES[plan.mr_scale](
+        np.clip(image_zyx, low, high), np.clip(body_n, low, high), plan.mr_percentiles
+    )
     return np.asarray(scaled_zyx, np.float32)
 
 
@@ -113,11 +109,3 @@ MR_SCALES: dict[MRScale, Callable[[Floats, Floats, Interval], Floats]] = {
     "quartiles": _scale_by_quartiles,
     "quantiles": _scale_to_normal,
 }
-
-
-def guess_modality(image: sitk.Image) -> Modality:
-    """Guess CT or MR from the sign of the voxels. Raises DataError for an image without voxels."""
-    image_zyx: npt.NDArray[Any] = to_array(image)
-    if image_zyx.size == 0:
-        raise DataError("the image has no voxels")
-    return Modality.CT if float(np.mean(image_zyx < CT_GUESS_HU)) > CT_GUESS_SHARE else Modality.MR

@@ -273,13 +273,18 @@ def resample(image: sitk.Image, geometry: Geometry) -> sitk.Image:
     for axis, sigma in enumerate(sigmas):
         if sigma > 0.2 * old[axis] and source.GetSize()[axis] >= 4:
             source = sitk.RecursiveGaussian(source, sigma, False, sitk.RecursiveGaussianImageFilter.ZeroOrder, axis)
+    return _interpolate(source, geometry)
+
+
+def _interpolate(image: sitk.Image, geometry: Geometry) -> sitk.Image:
+    """Interpolate a volume linearly between the centres of its voxels, as float32; outside the nearest one counts."""
     return sitk.Resample(
-        source,
+        image,
         geometry.size_zyx[::-1],
         sitk.Transform(),
         sitk.sitkLinear,
         geometry.origin_xyz_mm,
-        new,
+        geometry.spacing_zyx_mm[::-1],
         geometry.direction,
         0.0,
         sitk.sitkFloat32,
@@ -288,9 +293,10 @@ def resample(image: sitk.Image, geometry: Geometry) -> sitk.Image:
 
 
 def resample_mask(mask: sitk.Image, geometry: Geometry) -> Mask:
-    """Resample a mask (above 0) to another grid, bool zyx, by linear interpolation and a threshold of one half.
+    """Resample a mask (above 0) to another grid, bool zyx: the voxels whose centres lie in it, by linear interpolation.
 
-    An empty mask stays empty.
+    Unlike an image it is not smoothed on the way to a coarser grid, which would shrink lesions of few voxels or lose
+    them. An empty mask stays empty.
     """
-    share = resample(sitk.Cast(mask > 0, sitk.sitkFloat32), geometry)
-    return np.asarray(to_array(share) > 0.5)
+    share = _interpolate(sitk.Cast(mask > 0, sitk.sitkFloat32), geometry)
+    return np.asarray(to_array(share) >= 0.5)

@@ -15,8 +15,10 @@ from hepar.inference.sliding_window import Probabilities
 
 @dataclass(frozen=True)
 class PredictedLesion:
-    """One component of the predicted tumour. `confidence` is the mean tumour probability over its voxels, on the grid of
-    the scan; it lies above the tumour threshold. The centre is the centroid: it may lie outside a curved lesion.
+    """One component of the predicted tumour.
+
+    `confidence` is the mean tumour probability of its voxels on the grid of the scan, so it exceeds the threshold. The
+    centre is the centroid, which may lie outside a curved lesion.
     """
 
     volume_ml: float

@@ -65,6 +65,7 @@ class ModelFolder:
     HISTORY = "history.csv"
     HISTORY_COLUMNS = ("step", "split", "modality", "metric", "value")
     PATIENTS = "patients.json"
+    NOT_TRAINED = "not_trained.txt"  # instead of a model: of a teacher that the cohort does not need
     POOL, POOL_VERSION, WARM_START = "pool", "pool version", "warm start"  # parents of a universal model
     ROLE, UNIVERSAL = "role", "universal"  # an entry of `origin`, and its value for the universal model
 
@@ -82,6 +83,19 @@ class ModelFolder:
         for number, member in enumerate(members, start=1):
             self.add_member(member, number)
 
+    def save_untrained(self, reason: str) -> None:
+        """Write why there is no model, which has seen no patient.
+
+        Reading the folder as a model then raises ArtifactError with that reason.
+        """
+        write_text(self.folder / self.NOT_TRAINED, f"{reason}\n")
+        self.save_patients(())
+
+    def _check_trained(self) -> None:
+        if (self.folder / self.NOT_TRAINED).is_file():
+            reason = (self.folder / self.NOT_TRAINED).read_text().strip()
+            raise ArtifactError(f"{self.folder} holds no model: {reason}")
+
     def add_member(self, weights: Mapping[str, Tensor], number: int) -> None:
         """Write the weights of one more member; numbers start at 1."""
         _save_weights(weights, self.folder / self.MEMBERS / f"{number}.pt")
@@ -91,6 +105,7 @@ class ModelFolder:
         finish_replacing(self.folder)
         if not self.folder.exists():
             raise ArtifactError(f"{self.folder} does not exist")
+        self._check_trained()
         if not (self.folder / self.SPEC).is_file():
             raise ArtifactError(f"{self.folder} is not a model folder: {self.SPEC} is missing")
         verify_artifact(self.folder, self.KIND)
@@ -109,6 +124,7 @@ class ModelFolder:
 
         Raises ArtifactError if it is missing or damaged, or if a parameter is not finite.
         """
+        self._check_trained()
         if not (self.folder / name).is_file():
             raise ArtifactError(f"{self.folder} is not a complete model: {name} is missing")
         verify_artifact(self.folder, self.KIND, [name], deep=True)

@@ -25,9 +25,10 @@ from hepar.imaging.preprocessing import preprocess_image
 from hepar.imaging.volumes import Geometry, canonical, resample, to_array, to_image
 from hepar.inference.lesions import PredictedLesion, measure_lesions
 from hepar.inference.model_folder import ModelFolder, ModelSpec
-from hepar.inference.settings import AXES, Axis, PredictionSettings
+from hepar.inference.settings import Axis, PredictionSettings
 from hepar.inference.sliding_window import Probabilities, sliding_window
 from hepar.networks import build_network
+from hepar.runtime.device import memory_format
 
 LIVER_THRESHOLD = 0.5  # the probability that a liver voxel exceeds
 
@@ -70,6 +71,12 @@ class Segmentation:
         """Volume of all tumours; 0 if nothing was found, None if the model was not taught tumours."""
         return self._volume_ml(TUMOUR, self.tumour_zyx)
 
+    def rounded(self) -> dict[str, Any]:
+        """Volumes and lesions by name, as they are shown: a volume has three digits."""
+        volumes = {"liver_ml": self.liver_ml, "tumour_ml": self.tumour_ml}
+        shown = {name: None if volume_ml is None else round(volume_ml, 3) for name, volume_ml in volumes.items()}
+        return {**shown, "lesions": [lesion.rounded() for lesion in self.lesions]}
+
     def _volume_ml(self, structure: int, mask_zyx: Mask) -> float | None:
         return float(mask_zyx.sum() * self.voxel_ml) if STRUCTURES[structure] in self.taught else None
 
@@ -91,7 +98,7 @@ def _load(stored: ModelFolder, name: str, device: torch.device) -> Model:
         network.load_state_dict(weights)
     except (RuntimeError, ParamsError) as error:
         raise ArtifactError(f"{stored.folder / name} is damaged: {one_line(error)}") from None
-    network.to(device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+    network.to(device, memory_format=memory_format(device)).eval()  # type: ignore[call-overload]
     return Model(network, spec, device)
 
 
@@ -109,7 +116,7 @@ def predict_probabilities(
         )
         for structure, probability_zyx in enumerate(probability_rzyx):
             total_rzyx[structure] += resample_probability(probability_zyx, grid, plain)
-    return total_rzyx / np.float32(settings.variants), plain
+    return np.asarray(total_rzyx / settings.variants, np.float32), plain
 
 
 def predict_variant(
@@ -124,9 +131,12 @@ def predict_variant(
 
     `variant` 0 is the scan on the plan's spacing. Higher ones change scale, contrast and brightness, each on a grid of
     its own. The mean is taken over the models, and over the preprocessed scan mirrored along every combination of
-    `mirror_axes`, none included, with the prediction mirrored back.
+    `mirror_axes`, none included, with the prediction mirrored back. Raises DataError if the models were not trained on
+    that modality.
     """
     spec, strength = models[0].spec, variant_strength(variant)
+    if modality not in spec.modalities:
+        raise DataError(f"the scan is {modality}, but the model was trained on {', '.join(spec.modalities)} only")
     z, y, x = (mm * (1 + strength) for mm in spec.plan.spacing_zyx_mm)
     plan = spec.plan.model_copy(update={"spacing_zyx_mm": (z, y, x)}) if variant else spec.plan
     image_zyx, grid = preprocess_image(image, modality, plan)
@@ -136,13 +146,13 @@ def predict_variant(
     for model, axes in predictions:
         mirrored_zyx = np.ascontiguousarray(np.flip(input_zyx, axes))
         mirrored_rzyx = sliding_window(model.network, mirrored_zyx, spec.patch_zyx, overlap, model.device)
-        total_rzyx += np.flip(mirrored_rzyx, [axis + 1 for axis in axes])
-    return total_rzyx / np.float32(len(predictions)), grid
+        total_rzyx += np.flip(mirrored_rzyx, tuple(axis + 1 for axis in axes))
+    return np.asarray(total_rzyx / len(predictions), np.float32), grid
 
 
 def _mirrorings(mirror_axes: Sequence[Axis]) -> list[tuple[int, ...]]:
     """The axes of an array zyx to flip, for every combination of some axes: of z and x it is (), (0,), (2,), (0, 2)."""
-    axes = [number for number, axis in enumerate(AXES) if axis in mirror_axes]
+    axes = [number for number, axis in enumerate(Axis) if axis in mirror_axes]
     return [flipped for count in range(len(axes) + 1) for flipped in itertools.combinations(axes, count)]
 
 

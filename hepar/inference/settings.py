@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
 
 from hepar.inference.defaults import MIN_LESION_ML, OVERLAP, TUMOUR_THRESHOLD, VARIANTS
 
 if TYPE_CHECKING:
     from hepar.inference.model_folder import ModelSpec  # brings torch, which a report does not need
+    from hepar.params import EvaluateParams
 
-Axis = Literal["z", "y", "x"]  # of a canonical scan: to the head, to the back, to the patient's left
-AXES: tuple[Axis, ...] = ("z", "y", "x")
+
+class Axis(StrEnum):
+    """An axis of a canonical scan: z to the head, y to the back, x to the patient's left."""
+
+    Z = "z"
+    Y = "y"
+    X = "x"
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,12 @@ class PredictionSettings:
     tumour_threshold: float | None = None
     min_lesion_ml: float | None = None
 
+    @classmethod
+    def from_params(cls, params: EvaluateParams) -> PredictionSettings:
+        """The settings of an evaluation."""
+        mirror_axes = tuple(Axis(name) for name in params.mirror_axes)
+        return cls(params.overlap, params.variants, mirror_axes, params.tumour_threshold, params.min_lesion_ml)
+
     def operating_point(self, spec: ModelSpec) -> OperatingPoint:
         """Threshold and smallest lesion, with the model's own in place of None."""
         return OperatingPoint(
@@ -56,15 +69,14 @@ class PredictionSettings:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> PredictionSettings:
-        """The settings from texts or numbers, by field; a missing one has its default. Raises ValueError for another
-        axis or what is no number."""
-        mirrored = facts.get("mirror_axes", "")
-        if not set(mirrored) <= set(AXES):
-            raise ValueError(f"mirror_axes is {mirrored!r} but must consist of z, y and x")
+        """The settings from texts or numbers, by field; a missing one has its default.
+
+        Raises ValueError if a number or an axis cannot be read.
+        """
         point = {name: facts.get(name) for name in ("tumour_threshold", "min_lesion_ml")}
         return cls(
             overlap=float(facts.get("overlap", OVERLAP)),
             variants=int(facts.get("variants", VARIANTS)),
-            mirror_axes=tuple(axis for axis in AXES if axis in mirrored),
+            mirror_axes=tuple(Axis(name) for name in facts.get("mirror_axes", "")),
             **{name: None if value in (None, "") else float(value) for name, value in point.items()},
         )

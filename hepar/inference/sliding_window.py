@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hepar.cases import STRUCTURES
 from hepar.params import SizeZYX
+from hepar.runtime.device import memory_format
 
 WINDOWS_AT_ONCE = 4
 Probabilities = npt.NDArray[np.float32]
@@ -44,7 +45,7 @@ def sliding_window(
     for windows in (waiting[i : i + WINDOWS_AT_ONCE] for i in range(0, len(waiting), WINDOWS_AT_ONCE)):
         # a single window goes in twice: torch runs a batch of one through its own, slower convolution
         patches_bdhw = torch.stack([tensor_zyx[window] for window in (windows * 2 if len(windows) == 1 else windows)])
-        output = network(patches_bdhw[:, None].contiguous(memory_format=torch.channels_last_3d))
+        output = network(patches_bdhw[:, None].contiguous(memory_format=memory_format(device)))
         logits_brdhw: Tensor = output[0] if isinstance(output, list) else output
         if total_rzyx is None:
             total_rzyx = torch.zeros((logits_brdhw.shape[1], *padded_zyx.shape), device=device)

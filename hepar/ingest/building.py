@@ -25,7 +25,7 @@ from hepar.ingest.sources.remote_cache import digests, local
 from hepar.ingest.sources.source import SourceCase, Volume
 from hepar.runtime.artifacts import sha256_file, sha256_json
 
-RULES_VERSION = 5  # raise it when a rule changes: every case is then checked and written anew
+RULES_VERSION = 6  # raise it when a rule changes: every case is then checked and written anew
 READABLE = "every file can be read"
 MIN_SECONDS = 600.0  # for a case, whatever its size; a CT of 512 × 512 × 1000 with two masks takes some minutes
 MIN_BYTES_PER_SECOND = 2**18  # of its files; a slow core reads and checks ten times as many
@@ -144,7 +144,7 @@ def _check(source: SourceCase) -> _Checked:
         original = _read("image", source.image)
         check_image(original, source.modality)
         masks, states = _read_masks(source, original)
-        image = sitk.Cast(canonical(original), sitk.sitkInt16 if source.modality == Modality.CT else sitk.sitkFloat32)
+        image = _as_stored(canonical(original), source.modality)
         _check_anatomy(image, masks, source.distances_known)
         return _Checked(image, masks, states, _header(original, source.facts))
     except (HeparError, MemoryError) as error:
@@ -153,6 +153,14 @@ def _check(source: SourceCase) -> _Checked:
         raise
     except Exception as error:
         raise Refusal(READABLE, f"checking it failed: {type(error).__name__}") from error
+
+
+def _as_stored(image: sitk.Image, modality: Modality) -> sitk.Image:
+    """The volume in the voxel type of a cohort: CT in whole HU as int16, MR as float32."""
+    if modality == Modality.MR:
+        return sitk.Cast(image, sitk.sitkFloat32)
+    is_real = image.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64)
+    return sitk.Cast(sitk.Round(image) if is_real else image, sitk.sitkInt16)  # a cast alone would cut off fractions
 
 
 def _check_fetched(source: SourceCase) -> None:

@@ -9,7 +9,7 @@ from hepar.cases import Modality
 from hepar.errors import Refusal
 from hepar.imaging.grid_rules import size_text
 from hepar.imaging.masks import Mask, body_mask, dilate, values_beside_0_and_1
-from hepar.imaging.preprocessing import guess_modality
+from hepar.imaging.modality import find_contradiction
 from hepar.imaging.volumes import Array, Geometry, to_array
 
 MIN_VOXELS, MAX_VOXELS = 8, 32767  # along each axis; NIfTI, in which volumes are stored, counts no further
@@ -38,10 +38,8 @@ def check_image(image: sitk.Image, modality: Modality) -> None:
         raise Refusal("the image has contrast", f"every voxel is {low}")
     if modality == Modality.CT and (low < CT_RANGE_HU[0] or high > CT_RANGE_HU[1]):
         raise Refusal("CT values in HU fit 16 bits", f"values from {low:g} to {high:g}")
-    if (guess := guess_modality(image)) != modality:
-        raise Refusal(
-            f"image values match the modality, {modality}", f"values from {low:g} to {high:g} look like {guess}"
-        )
+    if contradiction := find_contradiction(image, modality):
+        raise Refusal(f"image values match the modality, {modality}", contradiction)
 
 
 def check_mask(name: str, mask: sitk.Image, image: sitk.Image, modality: Modality) -> None:

@@ -68,12 +68,17 @@ def read_splits(source: str) -> dict[str, Split]:
     return splits
 
 
-def check_trainable(cases: Sequence[Case]) -> None:
-    """Raise DataError naming what is missing if the teachers or the universal model cannot be trained and tested."""
-    for modality in Modality:
+def check_trainable(cases: Sequence[Case], modalities: Sequence[Modality]) -> None:
+    """Raise DataError naming what is missing if the teachers or the universal model cannot be trained and tested.
+
+    Each of `modalities` needs a teacher.
+    """
+    for modality in modalities:
         members = [case for case in cases if case.modality == modality]
         if not members:
-            raise DataError(f"the cohort has no {modality} case, but each modality needs cases for its liver teacher")
+            raise DataError(
+                f"the cohort has no {modality} case, but modalities is {', '.join(modalities)}: each needs a liver teacher"
+            )
         if not any(case.split == Split.TRAIN and case.liver_state == LabelState.MANUAL for case in members):
             raise DataError(
                 f"the cohort has no {modality} training case with a manual liver: its teacher cannot be trained"

@@ -31,7 +31,7 @@ CT_FIXED = {
 MR_SEQUENCES = {
     "T1": (100, 66, 60, 70, 72, 68, 30, 25, 45, 8, 72, 28),
     "T2": (100, 190, 40, 35, 210, 55, 38, 25, 60, 10, 120, 330),
-    "hepatobiliary": (100, 52, 48, 52, 88, 46, 28, 12, 40, 5, 50, 26),
+    "hepatobiliary": (100, 52, 48, 52, 88, 46, 28, 12, 40, 5, 72, 26),
 }
 _VARIABLE = (Tissue.LIVER, Tissue.SPLEEN, Tissue.VESSEL, Tissue.ARTERY, Tissue.KIDNEY, Tissue.MUSCLE)
 _MR_ORDER = (*_VARIABLE, Tissue.FAT, Tissue.BONE, Tissue.MARROW, Tissue.LUNG, Tissue.WALL, Tissue.FLUID)

@@ -160,10 +160,13 @@ def _draw_trunk(anatomy: Anatomy, rng: np.random.Generator, fat_mm: float) -> Fi
 def _draw_bowel(anatomy: Anatomy, rng: np.random.Generator, cavity_zyx_mm: Field) -> None:
     """Paint the stomach beside the left lobe and bowel loops below the liver.
 
-    Their contents look like tumours; after oral contrast those of the stomach and of half the loops are bright.
+    Their contents look like tumours; after oral contrast the stomach is distended, and its contents and those of most
+    loops are bright.
     """
     space = anatomy.space
-    stomach_zyx_mm = np.minimum(ellipsoid(space, (62, -38, 28), (46, 40, 58)), cavity_zyx_mm)
+    filled = 1.25 if _has_oral_contrast(anatomy) else 1.0
+    stomach_zyx_mm = ellipsoid(space, (62, -38, 28), (46 * filled, 40 * filled, 58 * filled))
+    stomach_zyx_mm = np.minimum(stomach_zyx_mm, cavity_zyx_mm)
     anatomy.paint(Tissue.WALL, stomach_zyx_mm)
     anatomy.paint(Tissue.CONTENT, stomach_zyx_mm - 6, intensity=_content_intensity(anatomy, rng, 1.0))
     if rng.random() < 0.6:
@@ -177,7 +180,11 @@ def _draw_bowel(anatomy: Anatomy, rng: np.random.Generator, cavity_zyx_mm: Field
         if rng.random() < 0.25:
             anatomy.paint(Tissue.AIR, loop_zyx_mm - 4, box)
         else:
-            anatomy.paint(Tissue.CONTENT, loop_zyx_mm - 4, box, intensity=_content_intensity(anatomy, rng, 0.5))
+            anatomy.paint(Tissue.CONTENT, loop_zyx_mm - 4, box, intensity=_content_intensity(anatomy, rng, 0.8))
+
+
+def _has_oral_contrast(anatomy: Anatomy) -> bool:
+    return anatomy.intensity_of(Tissue.CONTENT) != anatomy.intensity_of(Tissue.WALL)
 
 
 def _content_intensity(anatomy: Anatomy, rng: np.random.Generator, contrast_share: float) -> float:
@@ -186,11 +193,9 @@ def _content_intensity(anatomy: Anatomy, rng: np.random.Generator, contrast_shar
     `contrast_share` is the probability that contrast has reached this part.
     """
     share, reached = rng.uniform(0, 1), rng.random() < contrast_share
-    contrast = anatomy.intensity_of(Tissue.CONTENT)
-    fluid, wall = anatomy.intensity_of(Tissue.FLUID), anatomy.intensity_of(Tissue.WALL)
-    if reached and contrast != wall:
-        return float(contrast * (0.85 + 0.3 * share))
-    return float((1 - share) * fluid + share * wall)
+    if reached and _has_oral_contrast(anatomy):
+        return float(anatomy.intensity_of(Tissue.CONTENT) * (0.85 + 0.3 * share))
+    return float((1 - share) * anatomy.intensity_of(Tissue.FLUID) + share * anatomy.intensity_of(Tissue.WALL))
 
 
 def _draw_liver(

@@ -39,25 +39,32 @@ class CaseLabels:
 
 _BOTH, _TUMOUR_ONLY, _LIVER_ONLY = ("manual", "manual"), ("unknown", "manual"), ("manual", "unknown")
 _NONE, _HEALTHY = ("unknown", "unknown"), ("manual", "absent")
-# of one modality, in turn, so that a larger cohort begins with the smaller one
+# of one modality, in turn, so that a larger cohort begins with the smaller one; each split has healthy patients, so
+# that false lesions are learned from, count when weights and thresholds are chosen, and are scored
 PARTIALLY_LABELLED = (
     CaseLabels("test", *_BOTH),
     CaseLabels("train", *_BOTH),
     CaseLabels("val", *_BOTH),
     CaseLabels("train", *_TUMOUR_ONLY),
+    CaseLabels("train", *_HEALTHY),
+    CaseLabels("test", *_HEALTHY),
     CaseLabels("train", *_LIVER_ONLY),
     CaseLabels("train", *_BOTH),
+    CaseLabels("val", *_HEALTHY),
     CaseLabels("train", *_NONE),
     CaseLabels("train", *_BOTH),
+    CaseLabels("train", *_TUMOUR_ONLY),
     CaseLabels("test", *_BOTH),
+    CaseLabels("train", *_BOTH),
     CaseLabels("train", *_HEALTHY),
-    CaseLabels("train", *_TUMOUR_ONLY),
-    CaseLabels("train", *_BOTH),
     CaseLabels("val", *_BOTH),
-    CaseLabels("train", *_BOTH),
-    CaseLabels("test", *_HEALTHY),
-    CaseLabels("train", *_BOTH),
     CaseLabels("train", *_TUMOUR_ONLY),
+    CaseLabels("train", *_BOTH),
+    CaseLabels("train", *_BOTH),
+    CaseLabels("test", *_BOTH),
+    CaseLabels("train", *_TUMOUR_ONLY),
+    CaseLabels("train", *_BOTH),
+    CaseLabels("train", *_BOTH),
     CaseLabels("train", *_BOTH),
 )
 # to add to other training data

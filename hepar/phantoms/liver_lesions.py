@@ -1,8 +1,8 @@
 """Focal liver lesions: tumours, and what looks like them but is harmless, cysts and areas of focal fat.
 
-A cyst is a sharp, homogeneous sphere of water without a rim. Focal fat is fainter than a tumour and angular, lies at the
-capsule, often beside the falciform ligament, and leaves the vessels where they are. A tumour has an irregular border, a
-mottled core and perhaps a rim.
+A cyst is a sharp, homogeneous sphere of water without a rim. Focal fat is fainter than a tumour and angular, lies at
+the capsule, often beside the falciform ligament, and leaves the vessels where they are. A tumour has an irregular
+border, a mottled core and perhaps a rim.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hepar.phantoms.shapes import Field, smooth_noise
 TUMOUR_MM = (5.0, 50.0)
 MAIN_TUMOUR_MM = (20.0, 50.0)
 CYST_MM = (8.0, 40.0)
-FOCAL_FAT_MM = (4.0, 8.0)  # radius of the ball that fits into the tetrahedron
+FOCAL_FAT_MM = (5.0, 10.0)  # radius of the ball that fits into the tetrahedron
 CYST_SHARE = 0.25  # of patients, with one to three
 FOCAL_FAT_SHARE = 0.2  # of patients
 MOTTLE = 0.15  # standard deviation inside a tumour, relative to its contrast
@@ -53,7 +53,7 @@ class Parenchyma:
             reach = int(reach_mm / spacing_mm)
             box.append(slice(max(middle - reach, 0), min(middle + reach + 1, size)))
             offsets_mm.append((np.arange(box[-1].start, box[-1].stop) - middle).astype(np.float32) * spacing_mm)
-        return tuple(box), np.meshgrid(*offsets_mm, indexing="ij")
+        return tuple(box), list(np.meshgrid(*offsets_mm, indexing="ij"))
 
 
 def draw_look_alikes(anatomy: Anatomy, rng: np.random.Generator, parenchyma: Parenchyma) -> None:

@@ -118,7 +118,7 @@ def observe(cohort: Path, calibration: Path, params: Params) -> list[Observation
     checkpoints = checkpoint_folder(calibration, sha256_json([cohort_hash, teacher_params]))
     return [
         observation
-        for modality in Modality
+        for modality in cases.modalities
         for observation in _observe(cases, modality, params, cohort_hash, checkpoints)
     ]
 

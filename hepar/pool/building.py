@@ -20,7 +20,7 @@ from hepar.runtime.artifacts import Manifest, link_or_copy, sha256_json
 from hepar.runtime.progress import current_stage
 from hepar.runtime.verification import find_damage, verify_artifact
 
-KEY_VERSION = 1  # of what `_preprocess` does; raise it and every case is preprocessed again
+KEY_VERSION = 2  # of what `_preprocess` does; raise it and every case is preprocessed again
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class RegisteredModel:
             raise StorageError(f"{what}: its report cannot be read from {server()}: {reason_of(error)}") from None
         return ModelVersion(found.name, str(found.version), metrics, test_set)
 
-    def add_version(self, model: Path, alias: str, tags: Mapping[str, str], settings: Mapping[str, float]) -> str:
+    def add_version(self, model: Path, alias: str, tags: Mapping[str, str], settings: Mapping[str, str]) -> str:
         """Log a model folder to the active run and register it with alias and tags; returns the number of the version.
 
         The version contains the model folder, the `settings` that it predicts with, and the code of this package;

@@ -7,6 +7,7 @@ reaches MLflow through `hepar.registry.tracking`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ import pandas as pd
 from mlflow.pyfunc.model import PythonModel
 
 from hepar.cases import Modality
-from hepar.evaluation.report_folder import Report
-from hepar.imaging.preprocessing import guess_modality
+from hepar.imaging.modality import guess_modality
 from hepar.imaging.volumes import Geometry, read_image, to_image, write_image
-from hepar.inference.defaults import MIN_LESION_ML, OVERLAP
 from hepar.inference.model_folder import ModelFolder
-from hepar.inference.prediction import label_file_names, load_model, segment
+from hepar.inference.prediction import label_file_names, load_ensemble, segment
+from hepar.inference.settings import PredictionSettings
 from hepar.runtime.device import pick_device
 
 
@@ -30,18 +30,17 @@ class HeparModel(PythonModel):  # type: ignore[misc]
     _skip_type_hint_validation = True  # from type hints MLflow would infer a schema, which cannot express a path
 
     def load_context(self, context: Any) -> None:
-        self.model = load_model(Path(context.artifacts[ModelFolder.KIND]), pick_device())
-        settings = context.model_config or {}  # those that the model was evaluated with
-        self.overlap = float(settings.get(Report.OVERLAP, OVERLAP))
-        self.min_lesion_ml = float(settings.get(Report.MIN_LESION_ML, MIN_LESION_ML))
+        self.models = load_ensemble(Path(context.artifacts[ModelFolder.KIND]), pick_device())
+        self.settings = PredictionSettings.from_facts(context.model_config or {})  # that it was evaluated with
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Segment a path, a list of paths, or a table with a column `image` and optionally `modality`.
 
-        Returns for each scan the `modality`, the volumes `liver_ml` and `tumour_ml`, and `labels`, uint8 zyx on the
-        grid of the scan: 0 background, 1 liver, 2 tumour. With `params={"output": FOLDER}` the labels are also written
-        to `SCAN_labels.nii.gz` in that folder, and `mask` is the path. Scans of the same name are prefixed with the
-        names of their folders; raises DataError if they still collide. Without `modality` it is guessed from the
+        Returns for each scan the `modality`, the volumes `liver_ml` and `tumour_ml` (None for a structure that the
+        model was not taught), the `lesions`, each a dict of the fields of `PredictedLesion`, and `labels`, uint8 zyx on
+        the grid of the scan: 0 background, 1 liver, 2 tumour. With `params={"output": FOLDER}` the labels are also
+        written to `SCAN_labels.nii.gz` in that folder, and `mask` is the path. Scans of the same name are prefixed with
+        the names of their folders; raises DataError if they still collide. Without `modality` it is guessed from the
         intensities.
         """
         rows, output = _rows(model_input), (params or {}).get("output")
@@ -53,13 +52,14 @@ class HeparModel(PythonModel):  # type: ignore[misc]
     def _segment(self, row: Mapping[str, Any], mask: Path | None) -> dict[str, Any]:
         path = Path(row["image"])
         image = read_image(path)
-        modality = Modality(row["modality"]) if row.get("modality") else guess_modality(image)
-        found = segment(self.model, image, modality, self.overlap, self.min_lesion_ml)
+        modality = Modality(row["modality"]) if row.get("modality") else guess_modality(image, path)
+        found = segment(self.models, image, modality, self.settings)
         result = {
             "image": str(path),
             "modality": str(modality),
             "liver_ml": found.liver_ml,
             "tumour_ml": found.tumour_ml,
+            "lesions": [asdict(lesion) for lesion in found.lesions],
             "labels": found.labels_zyx,
         }
         if mask is not None:

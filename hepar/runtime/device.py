@@ -54,6 +54,16 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The layout in which networks run fastest: channels last on a CPU.
+
+    On a GPU torch's depthwise convolution is slow in that layout, above all backwards.
+    """
+    import torch
+
+    return torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
+
+
 def pick_device() -> torch.device:
     """The first CUDA device if there is one, else the CPU."""
     import torch

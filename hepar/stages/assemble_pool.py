@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hepar.cases import Case, Cohort, LabelState, Split
+from hepar.cases import Case, Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
 from hepar.imaging.preprocessing import make_preprocessing_plan
 from hepar.ingest.sources.s3 import SCHEME, Buckets
@@ -30,11 +30,12 @@ def run(
     cohort: Path,
     pseudo: Path,
     pool: Path,
+    modalities: Sequence[Modality],
     preprocessing: PreprocessingParams,
     params: AssemblePoolParams,
     publish: Callable[[Path], None] | None = None,
 ) -> None:
-    """Assembles the pool of training and validation patients by the strategy in `params`.
+    """Assembles the pool of the training and validation patients' scans of `modalities`, by the strategy in `params`.
 
     `publish`, if given, is called with the finished pool inside the stage: if it fails, the stage fails.
     """
@@ -45,7 +46,7 @@ def run(
         cases = Cohort.load(cohort)
         plan = make_preprocessing_plan(cases.cases, preprocessing)
         settings = PoolSettings(plan, params.unknown_tumour, params.margin_mm)
-        chosen = [case for case in cases if case.split != Split.TEST and case.modality in params.modalities]
+        chosen = [case for case in cases if case.split != Split.TEST and case.modality in modalities]
         cases.verify(chosen)
         livers = _liver_labels(chosen, cases, pseudo_labels, reviews) if params.labels != "tumour" else {}
         if params.labels == "manual":  # a corrected liver counts as manual
@@ -54,6 +55,7 @@ def run(
         with write_artifact(pool, Pool.KIND, parents, hashes, stored) as folder:
             builder = PoolBuilder(folder, cases.folder, settings, previous, hashes, stored)
             assembled = Pool(folder, plan, _build(builder, chosen, livers, params))
+            _check_trainable(assembled.entries, modalities, params)
             assembled.save()
             write_datasheet(assembled, parents, params)
         if publish is not None:
@@ -83,7 +85,7 @@ def _load_reviews(place: str) -> Iterator[Reviews]:
 def _build(
     builder: PoolBuilder, cases: Sequence[Case], livers: Mapping[str, LiverLabel], params: AssemblePoolParams
 ) -> tuple[PoolEntry, ...]:
-    """Adds the cases to the pool. Raises DataError if no training case has a label."""
+    """Adds the cases to the pool."""
     entries = []
     with current_stage().counting(len(cases), "cases") as count:
         for case in cases:
@@ -92,12 +94,16 @@ def _build(
             entry = builder.add(case, livers.get(case.case_id), use_liver=use_liver)
             entries.append(entry)
             count.advance(case=case.case_id, liver=str(entry.liver.state))
+    return tuple(entries)
+
+
+def _check_trainable(entries: Sequence[PoolEntry], modalities: Sequence[Modality], params: AssemblePoolParams) -> None:
+    """Raises DataError if no training case has a label."""
     if not any(entry.split == Split.TRAIN and entry.arrays.known_share > 0 for entry in entries):
         raise DataError(
-            f"the pool has nothing to train on: no training case of {', '.join(params.modalities)} has a label"
+            f"the pool has nothing to train on: no training case of {', '.join(modalities)} has a label"
             f" under assemble_pool.labels {params.labels}"
         )
-    return tuple(entries)
 
 
 def _liver_labels(

@@ -1,6 +1,7 @@
 """Stage 6: score a model on the held-out patients.
 
-Writes a folder `Report`: summary metrics, the HTML page, scores and predicted mask of each case, and provenance.
+Writes a folder `Report`: summary metrics, the HTML page, scores, lesions and predicted mask of each case, and
+provenance.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hepar.cases import Case, Cohort, LabelState, Split
+from hepar.cases import LIVER, STRUCTURES, TUMOUR, Case, Cohort, LabelState, Split
 from hepar.errors import DataError
 from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase
+from hepar.evaluation.predicted_lesions import lesion_rows, lesions_table
 from hepar.evaluation.report import write_report
 from hepar.evaluation.report_folder import Report
 from hepar.evaluation.scores import CaseScores, score_case, scores_table
@@ -23,8 +25,9 @@ from hepar.evaluation.summary import summarise
 from hepar.imaging.display import display_window
 from hepar.imaging.masks import Mask
 from hepar.imaging.volumes import Geometry, read_image, read_mask, to_array, to_image, write_image
-from hepar.inference.model_folder import ModelFolder, hash_patient
-from hepar.inference.prediction import Model, load_model, segment
+from hepar.inference.model_folder import ModelFolder, ModelSpec, hash_patient
+from hepar.inference.prediction import Model, load_ensemble, segment
+from hepar.inference.settings import PredictionSettings
 from hepar.params import EvaluateParams
 from hepar.runtime.artifacts import read_manifest, sha256_json, write_artifact
 from hepar.runtime.commit import git_commit
@@ -34,14 +37,17 @@ from hepar.runtime.progress import current_stage, stage
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of one case and the slice that the report shows."""
+    """Scores of one case, the rows of its predicted lesions, and the slice that the report shows."""
 
     scores: CaseScores
+    lesions: list[dict[str, object]]
     shown: CaseSlice
 
 
 def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None:
-    """Segment and score all test cases of the model's modalities.
+    """Segment and score all test cases of the model's modalities with all members of the model.
+
+    A structure that the model was not taught is not scored.
 
     Raises DataError if there are none, or if the model has seen a label of a test patient.
     """
@@ -49,11 +55,13 @@ def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None
         use_threads(params.threads)
         cohort_hash, manifest = read_manifest(cohort, Cohort.KIND).hash, read_manifest(model, ModelFolder.KIND)
         cases = Cohort.load(cohort)
-        loaded = load_model(model, pick_device())
-        chosen = [case for case in cases.select(None, (Split.TEST,)) if case.modality in loaded.spec.modalities]
+        models = load_ensemble(model, pick_device())
+        spec = models[0].spec
+        settings = PredictionSettings.from_params(params).for_model(spec)
+        chosen = [case for case in cases.select(None, (Split.TEST,)) if case.modality in spec.modalities]
         _check_unseen(model, chosen)
         if not chosen:
-            raise DataError(f"{cohort} has no test case of {', '.join(loaded.spec.modalities)}")
+            raise DataError(f"{cohort} has no test case of {', '.join(spec.modalities)}")
         cases.verify(chosen)
         parents = {
             Cohort.KIND: cohort_hash,
@@ -64,9 +72,9 @@ def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None
             with current_stage().counting(len(chosen), "cases") as count:
                 scored = []
                 for case in chosen:
-                    scored.append(_score(case, cases, loaded, Report(folder), params))
+                    scored.append(_score(case, cases, models, Report(folder), settings))
                     count.advance(case=case.case_id)
-            facts = _facts(chosen, parents, manifest.parents, params)
+            facts = _facts(chosen, parents, manifest.parents, settings, spec)
             _write(Report(folder), scored, ModelFolder(model).load_history(), facts, params)
 
 
@@ -82,25 +90,29 @@ def _check_unseen(model: Path, cases: Sequence[Case]) -> None:
         )
 
 
-def _score(case: Case, cohort: Cohort, model: Model, report: Report, params: EvaluateParams) -> Scored:
+def _score(case: Case, cohort: Cohort, models: Sequence[Model], report: Report, settings: PredictionSettings) -> Scored:
     image = read_image(cohort.file(case.image))
     image_zyx = to_array(image)
     geometry = Geometry.of(image)
-    predicted = segment(model, image, case.modality, params.overlap, params.min_lesion_ml)
+    spec = models[0].spec
+    predicted = segment(models, image, case.modality, settings)
     write_image(to_image(predicted.labels_zyx, geometry), report.mask(case.case_id))
     liver_zyx = _read_reference(cohort, case.liver, case.liver_state, image_zyx.shape)
     tumour_zyx = _read_reference(cohort, case.tumour, case.tumour_state, image_zyx.shape)
     if liver_zyx is not None and tumour_zyx is not None:
         liver_zyx = liver_zyx | tumour_zyx
+    taught = [name in spec.taught for name in STRUCTURES]
     segmented = SegmentedCase(
         CaseIdentity(case.case_id, case.patient_id, str(case.modality), case.sequence, case.source),
-        LabelPair(liver_zyx, predicted.liver_zyx),
-        LabelPair(tumour_zyx, predicted.tumour_zyx),
+        LabelPair(liver_zyx if taught[LIVER] else None, predicted.liver_zyx),
+        LabelPair(tumour_zyx if taught[TUMOUR] else None, predicted.tumour_zyx),
         geometry.spacing_zyx_mm,
         case.distances_known,
     )
-    window = display_window(image_zyx, case.modality, model.spec.plan.window_hu)
-    return Scored(score_case(segmented), pick_slice(segmented, image_zyx.astype(np.float32), window))
+    shown = pick_slice(
+        segmented, image_zyx.astype(np.float32), display_window(image_zyx, case.modality, spec.plan.window_hu)
+    )
+    return Scored(score_case(segmented), lesion_rows(segmented, predicted.lesions), shown)
 
 
 def _read_reference(cohort: Cohort, file: str, state: LabelState, shape_zyx: tuple[int, ...]) -> Mask | None:
@@ -111,17 +123,23 @@ def _read_reference(cohort: Cohort, file: str, state: LabelState, shape_zyx: tup
 
 
 def _facts(
-    cases: Sequence[Case], parents: Mapping[str, str], origin: Mapping[str, str], params: EvaluateParams
+    cases: Sequence[Case],
+    parents: Mapping[str, str],
+    origin: Mapping[str, str],
+    settings: PredictionSettings,
+    spec: ModelSpec,
 ) -> dict[str, str]:
     tested = sorted((case.image_sha256, case.liver_sha256, case.tumour_sha256) for case in cases)
+    untaught = " and ".join(name for name in STRUCTURES if name not in spec.taught)
+    left_out = {Report.NOT_SCORED: f"{untaught}: not taught to the model"} if untaught else {}
     return {
         Cohort.KIND: parents[Cohort.KIND],
         Report.TEST_SET: sha256_json(tested),
         ModelFolder.POOL: origin.get(ModelFolder.POOL, ""),
         ModelFolder.POOL_VERSION: origin.get(ModelFolder.POOL_VERSION, ""),
         ModelFolder.KIND: parents[ModelFolder.KIND],
-        Report.OVERLAP: str(params.overlap),
-        Report.MIN_LESION_ML: str(params.min_lesion_ml),
+        **settings.facts(),
+        **left_out,
         Report.COMMIT: git_commit(),
     }
 
@@ -131,5 +149,5 @@ def _write(
 ) -> None:
     scores = [item.scores for item in scored]
     metrics = summarise(scores, seed=params.bootstrap_seed, resamples=params.bootstrap_resamples)
-    report.save(metrics, facts, scores_table(scores))
+    report.save(metrics, facts, scores_table(scores), lesions_table(row for item in scored for row in item.lesions))
     write_report(report.page, metrics, scores, [item.shown for item in scored], history, facts)

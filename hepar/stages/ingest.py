@@ -7,9 +7,10 @@ same files, is linked.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from hepar.cases import Cohort, check_case_ids, check_patients
+from hepar.cases import Cohort, Modality, check_case_ids, check_patients
 from hepar.ingest.cohort_building import build_cases, load_earlier
 from hepar.ingest.quarantine import check_refused_share, write_quarantine
 from hepar.ingest.sources import open_source
@@ -19,11 +20,12 @@ from hepar.runtime.artifacts import write_artifact
 from hepar.runtime.progress import stage
 
 
-def run(source: str, cohort: Path, params: IngestParams) -> None:
+def run(source: str, cohort: Path, params: IngestParams, modalities: Sequence[Modality]) -> None:
     """Ingest `source` (a table, a folder or zip of a known layout, an address, or `phantoms`) into the folder `cohort`.
 
-    Raises DataError if the source is empty, too many cases are refused, or the rest cannot be trained on. If too many
-    are refused, the quarantine list is left beside the cohort, as `<cohort>.quarantine.csv`.
+    Scans of other modalities than `modalities` are left out. Raises DataError if the source is empty, too many cases
+    are refused, or the rest cannot be trained on. If too many are refused, the quarantine list is left beside the
+    cohort, as `<cohort>.quarantine.csv`.
     """
     rejected = cohort.with_name(f"{cohort.name}.{Cohort.QUARANTINE}")
     hashes: dict[str, str] = {}
@@ -33,6 +35,7 @@ def run(source: str, cohort: Path, params: IngestParams) -> None:
         write_artifact(cohort, Cohort.KIND, {}, hashes) as folder,
     ):
         check_case_ids(source.case_id for source in sources)
+        sources = [source for source in sources if source.fault is not None or source.modality in modalities]
         if params.split_from:
             sources = assign_official_splits(sources, read_splits(params.split_from))
         accepted, refused = build_cases(assign_splits(sources, params.split), folder, load_earlier(cohort))
@@ -40,6 +43,6 @@ def run(source: str, cohort: Path, params: IngestParams) -> None:
         rejected.unlink(missing_ok=True)
         check_refused_share(refused, len(sources), params.max_refused_share, rejected)
         check_patients(accepted)
-        check_trainable(accepted)
+        check_trainable(accepted, modalities)
         hashes.update(item for case in accepted for item in case.file_hashes.items())
         Cohort(folder, tuple(sorted(accepted, key=lambda case: case.case_id))).save()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hepar.cases import LIVER, Modality
 from hepar.params import AugmentationParams, SpacingZYX, TrainingParams
-from hepar.runtime.device import use_one_thread
+from hepar.runtime.device import memory_format, use_one_thread
 from hepar.training import distributed
 from hepar.training.augmentation import augment_intensity, augment_spatial
 from hepar.training.look_alikes import add_look_alikes
@@ -52,11 +52,11 @@ def make_batch(sampler: PatchSampler, number: int, params: TrainingParams, devic
         params.augmentation,
         rngs,
     )
-    plain_bcdhw = image_bcdhw.clone(memory_format=torch.channels_last_3d) if params.consistency_weight > 0 else None
+    plain_bcdhw = image_bcdhw.clone(memory_format=memory_format(device)) if params.consistency_weight > 0 else None
     is_mr = [patch.modality == Modality.MR for patch in patches]
     liver_bdhw = target_brdhw[:, LIVER] * (weight_brdhw[:, LIVER] > 0)
     image_bcdhw = augment_intensity(image_bcdhw, liver_bdhw, params.augmentation, rngs, is_mr)
-    return Batch(image_bcdhw.contiguous(memory_format=torch.channels_last_3d), target_brdhw, weight_brdhw, plain_bcdhw)
+    return Batch(image_bcdhw.contiguous(memory_format=memory_format(device)), target_brdhw, weight_brdhw, plain_bcdhw)
 
 
 def _add_pathology(

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from hepar.cases import LIVER, TUMOUR, Modality
 from hepar.imaging.masks import Mask, bounding_box, dilate
-from hepar.imaging.painting import partial_volume, voxel_side_mm
+from hepar.imaging.painting import voxel_side_mm
 from hepar.imaging.preprocessing import CT_RANGE
 from hepar.params import SpacingZYX
 from hepar.training.sampling import Patch
@@ -25,6 +25,7 @@ TEXTURE_STEP_MM = 3.0  # between the voxels of a box: a finer grid has more of t
 MIN_TEXTURE_VOXELS = 20  # of a box, in the liver
 MIN_SPREAD = {Modality.CT: 0.03, Modality.MR: 0.08}  # of an image without noise; real livers have 0.06 and 0.2
 MAX_NOISE = 2.0  # spreads: more is an edge of a vessel or of the liver, not noise
+WATER_CT = (-0.55, -0.15)  # 0 to 15 HU in windows from -45 to 160 HU and from -160 to 240 HU
 AROUND_TUMOUR_MM = 15.0  # so near to a tumour, the tissue of its surroundings' median intensity is liver
 AROUND_TUMOUR_MAX = {Modality.CT: 0.2, Modality.MR: 0.6}  # from that median; neighbouring organs may be as near
 
@@ -124,10 +125,13 @@ class Canvas:
         return np.asarray(np.clip(image_zyx - ndimage.uniform_filter(image_zyx, 3), -bound, bound), np.float32)
 
     def blend(self, box: Box, value_zyx: npt.NDArray[np.float32], share_zyx: npt.NDArray[np.float32]) -> None:
-        """Replace a share of each voxel of the image in a box by a value; CT stays within its window."""
+        """Replace a share of each voxel of the image in a box by a value.
+
+        No value is darker than the darkest of the patch; CT stays within its window.
+        """
         image_zyx = self.patch.image_zyx[box.slices]
-        if self.patch.modality == Modality.CT:
-            value_zyx = np.clip(value_zyx, *CT_RANGE)
+        high = CT_RANGE[1] if self.patch.modality == Modality.CT else None
+        value_zyx = np.clip(value_zyx, self.given_zyx.min(), high)
         image_zyx += share_zyx * (value_zyx - image_zyx)
 
 
@@ -183,8 +187,3 @@ def surface(mask_zyx: Mask, outside_zyx: Mask) -> Mask:
         touched_zyx[tuple(first)] |= outside_zyx[tuple(last)]
         touched_zyx[tuple(last)] |= outside_zyx[tuple(first)]
     return np.asarray(touched_zyx & mask_zyx)
-
-
-def soft_edge(depth_zyx_mm: npt.NDArray[np.floating], width_mm: float) -> npt.NDArray[np.float32]:
-    """Share of each voxel inside a margin that takes `width_mm` to fall from 1 to 0, half of it at depth 0."""
-    return partial_volume(depth_zyx_mm, width_mm)

@@ -19,7 +19,7 @@ from hepar.params import NetworkParams, TrainingParams
 from hepar.pool.table import Pool
 from hepar.registry.tracking import TrainingRun
 from hepar.runtime.artifacts import read_manifest, sha256_json, write_artifact
-from hepar.runtime.device import use_threads
+from hepar.runtime.device import memory_format, use_threads
 from hepar.runtime.progress import current_stage, stage
 from hepar.runtime.unfinished import checkpoint_folder
 from hepar.training import distributed
@@ -96,7 +96,9 @@ def _fit(
             trained = Trainer(network, pool, training, checkpoints, device, run.log).run(current_stage())
             with write_artifact(model, ModelFolder.KIND, origin | notes) as folder:
                 model_folder = ModelFolder(folder)
-                model_folder.save(trained.weights, _with_operating_point(spec, trained, pool, training, device), trained.snapshots)
+                model_folder.save(
+                    trained.weights, _with_operating_point(spec, trained, pool, training, device), trained.snapshots
+                )
                 model_folder.save_history(trained.history)
                 model_folder.save_patients(patients)
             run.tag_model(read_manifest(model, ModelFolder.KIND).hash)
@@ -166,9 +168,9 @@ def _with_operating_point(
     for weights in (trained.weights, *trained.snapshots):
         member = build_network(spec.network.name, spec.network.config, spec.patch_zyx)
         member.load_state_dict(weights)
-        member.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        member.to(device, memory_format=memory_format(device))  # type: ignore[call-overload]
         members.append(member.eval())
-    point = choose_operating_point(members, pool, cases, training.patch_zyx, device, training.precision)
+    point = choose_operating_point(members, pool, cases, training.patch_zyx, device, training.precision, spec.taught)
     current_stage().log(f"tumour threshold {point.tumour_threshold:g}, lesions from {point.min_lesion_ml:g} ml")
     update = {"tumour_threshold": point.tumour_threshold, "min_lesion_ml": point.min_lesion_ml}
     return spec.model_copy(update=update)

@@ -24,7 +24,7 @@ from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import TrainingParams
 from hepar.pool.table import Pool
-from hepar.runtime.device import autocast, catch_sigterm
+from hepar.runtime.device import autocast, catch_sigterm, memory_format
 from hepar.runtime.progress import Stage
 from hepar.training import distributed
 from hepar.training.batches import Batch, LoaderWait, batches
@@ -70,7 +70,7 @@ class Trainer:
         self._recent: dict[str, list[Tensor]] = {}  # loss terms and gradient norms since the last log
         _check_support(network, params, device)
         with explain_resource_errors(network, params, lambda: 0):
-            network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            network.to(device, memory_format=memory_format(device))  # type: ignore[call-overload]
             if params.gradient_checkpointing:
                 setattr(network, "gradient_checkpointing", True)  # noqa: B010, a module types its attributes as tensors
             self.state = TrainingState.initial(network, params, device)

@@ -32,7 +32,7 @@ def run_hepar(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def cohort(phantom_source: Path, tiny: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "cohort"
-    hepar.stages.ingest.run(str(phantom_source), folder, tiny.ingest)
+    hepar.stages.ingest.run(str(phantom_source), folder, tiny.ingest, tiny.modalities)
     return folder
 
 

@@ -9,19 +9,22 @@ import pytest
 
 from hepar.errors import ArtifactError
 from hepar.evaluation.report_folder import Report
+from hepar.inference.settings import Axis, PredictionSettings
 from hepar.runtime.artifacts import write_artifact
 
 METRICS = {"CT": {"cases": 2}}
 FACTS = {Report.TEST_SET: "ab12", "model": "cd34"}
 CASES = pd.DataFrame({"case_id": ["a", "b"], "tumour_dice": [0.5, None]})
+LESIONS = pd.DataFrame({"case_id": ["a"], "lesion": [1], "confidence": [0.75]})
 
 
 def test_a_report_survives_a_round_trip(tmp_path: Path) -> None:
     with write_artifact(tmp_path / "report", Report.KIND, {"model": "cd34"}) as folder:
-        Report(folder).save(METRICS, FACTS, CASES)
+        Report(folder).save(METRICS, FACTS, CASES, LESIONS)
     report = Report.load(tmp_path / "report")
     assert (report.metrics(), report.facts()) == (METRICS, FACTS)
     pd.testing.assert_frame_equal(report.cases(), CASES)
+    pd.testing.assert_frame_equal(report.lesions(), LESIONS)
     assert report.manifest.parents == {"model": "cd34"}
 
 
@@ -29,7 +32,7 @@ def test_an_unfinished_report_or_another_folder_is_refused(tmp_path: Path) -> No
     with pytest.raises(ArtifactError, match=r"report: manifest\.json is missing"):
         Report.load(tmp_path)
     with write_artifact(tmp_path / "pool", "pool", {}) as folder:
-        Report(folder).save(METRICS, FACTS, CASES)
+        Report(folder).save(METRICS, FACTS, CASES, LESIONS)
     with pytest.raises(ArtifactError, match="pool but must be report"):
         Report.load(tmp_path / "pool")
 
@@ -43,8 +46,8 @@ def test_missing_or_damaged_metrics_are_refused(tmp_path: Path, content: str | N
 
 
 def test_a_report_names_the_settings_of_its_prediction(tmp_path: Path) -> None:
-    settings = {Report.OVERLAP: "0.5", Report.MIN_LESION_ML: "0.1"}
-    Report(tmp_path).save(METRICS, {**FACTS, **settings}, CASES)
-    assert Report(tmp_path).prediction_settings() == {Report.OVERLAP: 0.5, Report.MIN_LESION_ML: 0.1}
-    Report(tmp_path).save(METRICS, FACTS, CASES)  # an older report
+    settings = PredictionSettings(0.25, 3, (Axis.Z, Axis.X), 0.6, 0.2)
+    Report(tmp_path).save(METRICS, {**FACTS, **settings.facts()}, CASES, LESIONS)
+    assert PredictionSettings.from_facts(Report(tmp_path).prediction_settings()) == settings
+    Report(tmp_path).save(METRICS, FACTS, CASES, LESIONS)  # an older report
     assert Report(tmp_path).prediction_settings() == {}

@@ -10,15 +10,12 @@ import pytest
 import SimpleITK as sitk
 
 from hepar.cases import Case, LabelState, Modality, Split
-from hepar.errors import DataError
 from hepar.imaging.preprocessing import (
     PreprocessingPlan,
-    guess_modality,
     make_preprocessing_plan,
     normalise,
     preprocess_image,
 )
-from hepar.imaging.volumes import to_array
 from hepar.params import PreprocessingParams
 
 PLAN = PreprocessingPlan(spacing_zyx_mm=(2.0, 1.0, 1.0), window_hu=(-150.0, 250.0), mr_percentiles=(2.0, 98.0))
@@ -111,18 +108,3 @@ def test_without_a_spacing_in_the_params_the_plan_takes_the_median_of_each_axis(
     unseen = [replace(CASE, spacing_mm=(9.0, 9.0, 9.0), split=Split.TEST)] * 5
     plan = make_preprocessing_plan([*cases, *unseen], params)
     assert plan.spacing_zyx_mm == (2.5, 0.8, 0.7)
-
-
-def test_negative_voxels_mean_ct_and_their_absence_mr() -> None:
-    z, _, x = np.indices((8, 8, 8))
-    ct_zyx = np.where(x < 2, -1000, 50).astype(np.int16)
-    mr_zyx = (10 * z + x).astype(np.float32)
-    assert guess_modality(sitk.GetImageFromArray(ct_zyx)) == Modality.CT
-    assert guess_modality(sitk.GetImageFromArray(mr_zyx)) == Modality.MR
-
-
-def test_the_modality_of_an_image_without_voxels_cannot_be_guessed() -> None:
-    empty = sitk.Image()
-    assert to_array(empty).size == 0
-    with pytest.raises(DataError, match="no voxels"):
-        guess_modality(empty)

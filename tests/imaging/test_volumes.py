@@ -98,6 +98,31 @@ def test_a_mask_survives_resampling_to_a_flipped_grid_and_back(
     assert (resample_mask(stored, Geometry.of(original)) == mask_zyx).all()
 
 
+@pytest.mark.parametrize(("volume_ml", "least_dice"), [(0.1, 0.45), (0.3, 0.7), (1.0, 0.8)])
+def test_a_small_lesion_survives_a_coarse_grid_and_back(volume_ml: float, least_dice: float) -> None:
+    fine = Geometry((48, 60, 60), (1.0, 0.8, 0.8), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+    coarse = fine.with_spacing((4.0, 3.0, 3.0))
+    positions_mm = [np.arange(n) * mm for n, mm in zip(fine.size_zyx, fine.spacing_zyx_mm, strict=True)]
+    radius_mm = (3 * volume_ml * 1000 / (4 * np.pi)) ** (1 / 3)
+    rng, dice, kept = np.random.default_rng(3), [], []
+    for _ in range(40):
+        centre_mm = 24 + rng.uniform(-2, 2, 3)  # anywhere between the centres of the coarse voxels
+        offsets_mm = np.ix_(*[axis - at for axis, at in zip(positions_mm, centre_mm, strict=True)])
+        lesion_zyx = sum(offset**2 for offset in offsets_mm) <= radius_mm**2
+        coarse_zyx = resample_mask(to_image(lesion_zyx, fine), coarse)
+        back_zyx = resample_mask(to_image(coarse_zyx, coarse), fine)
+        dice.append(2 * (back_zyx & lesion_zyx).sum() / (back_zyx.sum() + lesion_zyx.sum()))
+        kept.append(coarse_zyx.sum() * coarse.voxel_ml / volume_ml)
+    assert min(kept) > 0
+    assert np.mean(kept) == pytest.approx(1, abs=0.1)  # neither shrunk nor swollen
+    assert np.mean(dice) > least_dice
+
+
+def test_an_empty_mask_stays_empty_on_a_coarser_grid() -> None:
+    empty = to_image(np.zeros((8, 8, 8), bool), grid((8, 8, 8)))
+    assert not resample_mask(empty, Geometry.of(empty).with_spacing((3.0, 2.0, 2.0))).any()
+
+
 @QUICK
 @given(st.floats(0.5, 4.0), st.integers(8, 12))
 def test_resampling_keeps_a_constant_volume_constant(spacing: float, size: int) -> None:

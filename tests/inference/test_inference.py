@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from toy_model import toy_spec
 
-from hepar.cases import Modality
+from hepar.cases import STRUCTURES, Modality
 from hepar.errors import DataError
 from hepar.imaging.masks import Mask, keep_largest_component
 from hepar.inference.prediction import (
@@ -25,6 +25,7 @@ from hepar.inference.prediction import (
     segment,
     variant_strength,
 )
+from hepar.inference.settings import PredictionSettings
 from hepar.inference.sliding_window import sliding_window
 from hepar.params import NetworkParams
 
@@ -153,7 +154,7 @@ def test_components_that_share_only_an_edge_are_separate() -> None:
 
 
 def test_postprocessing_keeps_empty_masks_empty() -> None:
-    liver_zyx, tumour_zyx = postprocess(EMPTY, EMPTY, voxel_ml=1.0, min_lesion_ml=0.1)
+    liver_zyx, tumour_zyx = postprocess(EMPTY, EMPTY, STRUCTURES, voxel_ml=1.0, min_lesion_ml=0.1)
     assert not liver_zyx.any()
     assert not tumour_zyx.any()
 
@@ -163,21 +164,35 @@ def test_the_liver_includes_its_tumours_and_has_no_holes() -> None:
     box_zyx[1:4, 1:4, 1:6] = True
     hollow_zyx = box_zyx.copy()
     hollow_zyx[2, 2, 3] = False
-    liver_zyx, tumour_zyx = postprocess(hollow_zyx, row(5, 7), voxel_ml=1.0, min_lesion_ml=0.0)
+    liver_zyx, tumour_zyx = postprocess(hollow_zyx, row(5, 7), STRUCTURES, voxel_ml=1.0, min_lesion_ml=0.0)
     assert np.array_equal(liver_zyx, box_zyx | row(5, 7))
     assert np.array_equal(tumour_zyx, row(5, 7))
 
 
 def test_a_tumour_outside_the_largest_component_is_dropped() -> None:
-    liver_zyx, tumour_zyx = postprocess(row(0, 6), row(2, 3) | row(8, 10), voxel_ml=1.0, min_lesion_ml=0.0)
+    liver_zyx, tumour_zyx = postprocess(row(0, 6), row(2, 3) | row(8, 10), STRUCTURES, voxel_ml=1.0, min_lesion_ml=0.0)
     assert np.array_equal(liver_zyx, row(0, 6))
     assert np.array_equal(tumour_zyx, row(2, 3))
 
 
 def test_lesions_below_the_minimum_volume_become_liver() -> None:
-    liver_zyx, tumour_zyx = postprocess(row(0, 12), row(1, 2) | row(4, 6) | row(8, 11), voxel_ml=0.5, min_lesion_ml=1.0)
+    lesions_zyx = row(1, 2) | row(4, 6) | row(8, 11)
+    liver_zyx, tumour_zyx = postprocess(row(0, 12), lesions_zyx, STRUCTURES, voxel_ml=0.5, min_lesion_ml=1.0)
     assert np.array_equal(tumour_zyx, row(4, 6) | row(8, 11))
     assert np.array_equal(liver_zyx, row(0, 12))
+
+
+def test_without_a_taught_liver_lesions_stay_wherever_they_are() -> None:
+    apart_zyx = row(1, 2) | row(4, 6) | row(0, 12, y=5)
+    liver_zyx, tumour_zyx = postprocess(row(0, 7), apart_zyx, ("tumour",), voxel_ml=1.0, min_lesion_ml=2.0)
+    assert not liver_zyx.any()
+    assert np.array_equal(tumour_zyx, row(4, 6) | row(0, 12, y=5))
+
+
+def test_without_taught_tumours_the_liver_stands_alone() -> None:
+    liver_zyx, tumour_zyx = postprocess(row(0, 5), row(3, 12), ("liver",), voxel_ml=1.0, min_lesion_ml=0.0)
+    assert np.array_equal(liver_zyx, row(0, 5))
+    assert not tumour_zyx.any()
 
 
 @pytest.mark.parametrize("orientation", ["LPS", "RAS", "SLP"])
@@ -190,10 +205,13 @@ def test_a_scan_of_any_orientation_is_segmented_on_its_own_grid(orientation: str
     for image in (scan, reference):
         image.SetSpacing((1.0, 1.0, 2.0))
     model = Model(Brightness(), toy_spec(NetworkParams(name="none", config={})), CPU)
-    found = segment(model, sitk.DICOMOrient(scan, orientation), Modality.CT, 0.5, 0.0)
+    found = segment([model], sitk.DICOMOrient(scan, orientation), Modality.CT, PredictionSettings(min_lesion_ml=0))
     assert np.array_equal(found.labels_zyx, sitk.GetArrayFromImage(sitk.DICOMOrient(reference, orientation)))
     assert found.liver_ml == pytest.approx(4 * 7 * 9 * 2 / 1000)
     assert found.tumour_ml == pytest.approx(2 * 2 * 3 * 2 / 1000)
+    (lesion,) = found.lesions
+    assert lesion.volume_ml == found.tumour_ml
+    assert lesion.centre_lps_mm == pytest.approx((6, 4.5, 5))  # where it lies in the patient, however stored
 
 
 def test_scans_of_one_name_are_named_after_their_folder_and_never_share_a_file() -> None:
@@ -201,3 +219,10 @@ def test_scans_of_one_name_are_named_after_their_folder_and_never_share_a_file()
     assert label_file_names(paths) == ["a_image_labels.nii.gz", "b_image_labels.nii.gz", "other_labels.nii.gz"]
     with pytest.raises(DataError, match=r"several scans would be written to a_image_labels\.nii\.gz"):
         label_file_names([Path("x/a/image.nii"), Path("y/a/image.nii")])
+
+
+def test_a_model_refuses_a_scan_of_a_modality_that_it_was_not_trained_on() -> None:
+    model = Model(Brightness(), toy_spec(NetworkParams(name="toy", config={})), CPU)
+    scan = sitk.GetImageFromArray(np.zeros((8, 16, 16), np.float32))
+    with pytest.raises(DataError, match=r"^the scan is MR, but the model was trained on CT only$"):
+        segment([model], scan, Modality.MR, PredictionSettings())

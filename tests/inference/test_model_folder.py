@@ -15,7 +15,7 @@ from toy_model import toy_spec, toy_weights, write_model
 
 from hepar.errors import ArtifactError
 from hepar.inference.model_folder import ModelFolder, hash_patient
-from hepar.inference.prediction import load_ensemble, load_model
+from hepar.inference.prediction import load_ensemble
 from hepar.networks import build_network
 from hepar.params import Params
 from hepar.runtime.artifacts import MANIFEST, write_artifact
@@ -48,7 +48,7 @@ def test_a_list_of_patients_that_was_deleted_is_missed(tmp_path: Path, tiny: Par
 def test_a_saved_model_loads_unchanged(tmp_path: Path, tiny: Params) -> None:
     network = build_network(tiny.network.name, tiny.network.config, (8, 16, 16))
     write_model(tmp_path / "model", tiny, network.state_dict())
-    model = load_model(tmp_path / "model", CPU)
+    (model,) = load_ensemble(tmp_path / "model", CPU)
     assert model.spec == toy_spec(tiny.network)
     assert not model.network.training
     image_bcdhw = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 1, 16, 32, 32)).astype(np.float32))
@@ -88,7 +88,7 @@ def test_a_folder_without_spec_or_weights_is_refused(tmp_path: Path, tiny: Param
     model = write_model(tmp_path / "model", tiny)
     (model.folder / missing).unlink()
     with pytest.raises(ArtifactError, match=f"{missing} is missing$"):
-        load_model(model.folder, CPU)
+        load_ensemble(model.folder, CPU)
 
 
 def test_a_model_without_a_manifest_is_refused(tmp_path: Path, tiny: Params) -> None:
@@ -96,7 +96,7 @@ def test_a_model_without_a_manifest_is_refused(tmp_path: Path, tiny: Params) -> 
     (model.folder / MANIFEST).unlink()
     message = r"model is not a complete artifact of kind model: manifest\.json is missing$"
     with pytest.raises(ArtifactError, match=message):
-        load_model(model.folder, CPU)
+        load_ensemble(model.folder, CPU)
 
 
 @pytest.mark.parametrize("damaged", [ModelFolder.SPEC, ModelFolder.WEIGHTS])
@@ -106,7 +106,7 @@ def test_a_truncated_file_is_a_damaged_model(tmp_path: Path, tiny: Params, damag
     whole = (model.folder / damaged).read_bytes()
     (model.folder / damaged).write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(ArtifactError, match=f"model is damaged: {damaged} has \\d+ bytes but had {len(whole)} when it"):
-        load_model(model.folder, CPU)
+        load_ensemble(model.folder, CPU)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
@@ -126,7 +126,7 @@ def test_a_changed_digit_in_the_spec_is_noticed(tmp_path: Path, tiny: Params) ->
     (model.folder / ModelFolder.SPEC).write_text(text.replace("300.0", "400.0"))
     assert json.loads((model.folder / ModelFolder.SPEC).read_text()) != json.loads(text)
     with pytest.raises(ArtifactError, match=r"model is damaged: model\.json has changed since it was sealed"):
-        load_model(model.folder, CPU)
+        load_ensemble(model.folder, CPU)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -138,7 +138,7 @@ def test_weights_that_are_not_finite_are_refused_by_the_name_of_the_parameter(
     weights[name].view(-1)[-1] = value
     write_model(tmp_path / "model", tiny, weights)
     with pytest.raises(ArtifactError, match=f"model/weights\\.pt is damaged: {name} is NaN or infinite$"):
-        load_model(tmp_path / "model", CPU)
+        load_ensemble(tmp_path / "model", CPU)
 
 
 def test_weights_that_are_no_state_dict_are_refused(tmp_path: Path, tiny: Params) -> None:
@@ -146,7 +146,7 @@ def test_weights_that_are_no_state_dict_are_refused(tmp_path: Path, tiny: Params
         ModelFolder(folder).save(toy_weights(tiny), toy_spec(tiny.network))
         torch.save([1, 2], folder / ModelFolder.WEIGHTS)
     with pytest.raises(ArtifactError, match=r"model/weights\.pt is damaged: it is not a state dict$"):
-        load_model(tmp_path / "model", CPU)
+        load_ensemble(tmp_path / "model", CPU)
 
 
 def test_weights_are_written_whole_or_not_at_all_however_full_the_disk_is(disk: SmallDisk, tiny: Params) -> None:
@@ -171,4 +171,14 @@ def test_weights_of_another_network_are_a_damaged_model(tmp_path: Path, tiny: Pa
     weights.popitem()
     write_model(tmp_path / "model", tiny, weights)
     with pytest.raises(ArtifactError, match=r"model/weights\.pt is damaged: "):
-        load_model(tmp_path / "model", CPU)
+        load_ensemble(tmp_path / "model", CPU)
+
+
+def test_a_folder_without_a_model_says_why(tmp_path: Path, tiny: Params) -> None:
+    with write_artifact(tmp_path / "model", ModelFolder.KIND, {}) as folder:
+        ModelFolder(folder).save_untrained("the cohort has no MR scan")
+    stored, message = ModelFolder(tmp_path / "model"), r"model holds no model: the cohort has no MR scan$"
+    for read in (stored.load_spec, stored.load_weights, lambda: load_ensemble(stored.folder, CPU)):
+        with pytest.raises(ArtifactError, match=message):
+            read()
+    assert stored.load_patients() == frozenset()

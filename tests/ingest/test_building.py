@@ -14,7 +14,7 @@ from phantom_folder import SCAN, PhantomFolder, ingest, quarantine
 
 from hepar.cases import Cohort
 from hepar.errors import DataError
-from hepar.imaging.volumes import read_image, to_array, to_source_grid
+from hepar.imaging.volumes import canonical, read_image, to_array, to_source_grid
 from hepar.ingest.building import build_case
 from hepar.ingest.cohort_building import build_cases
 from hepar.ingest.quarantine import Refused
@@ -123,6 +123,23 @@ def test_mr_declared_as_ct_and_ct_declared_as_mr_are_refused(source: PhantomFold
         assert rows[number]["case_id"] in {
             line["case_id"] for line in lines if "image values match the modality" in line["rule"]
         }
+
+
+def test_a_ct_of_fractions_is_rounded_to_whole_hu(source: PhantomFolder, tiny: Params) -> None:
+    exact_zyx = to_array(read_image(source.folder / SCAN / "image.nii.gz"))
+    fraction = np.where(np.indices(exact_zyx.shape).sum(0) % 2, 0.4, -0.4)  # 0.6 stands for 1, and -0.6 for -1
+    assert {0.6, -0.6} <= set((exact_zyx + fraction).round(1).ravel())
+
+    def with_fractions(image: sitk.Image) -> sitk.Image:
+        real = sitk.GetImageFromArray((exact_zyx + fraction).astype(np.float32))
+        real.CopyInformation(image)
+        return real
+
+    original = read_image(source.folder / SCAN / "image.nii.gz")
+    source.change(f"{SCAN}/image.nii.gz", with_fractions)
+    stored = read_image(ingest(source, tiny.ingest) / Cohort.volume(SCAN, "image"))
+    assert stored.GetPixelID() == sitk.sitkInt16
+    assert (to_array(stored) == to_array(canonical(original))).all()
 
 
 def test_a_header_that_claims_a_tebibyte_allocates_nothing(source: PhantomFolder, tiny: Params) -> None:

@@ -55,7 +55,7 @@ def test_an_empty_or_missing_source_is_refused(source: PhantomFolder, tiny: Para
     source.rewrite([])
     assert refusal(source, tiny.ingest) == f"{source.folder / 'cohort.csv'} lists no cases"
     with pytest.raises(DataError, match="no such file or folder"):
-        hepar.stages.ingest.run(str(tmp_path / "none"), tmp_path / "cohort", tiny.ingest)
+        hepar.stages.ingest.run(str(tmp_path / "none"), tmp_path / "cohort", tiny.ingest, tiny.modalities)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_killed_ingest_leaves_nothing_and_the_next_one_gives_the_same_bytes(
     written: int, phantom_source: Path, tmp_path: Path, tiny: Params
 ) -> None:
     cohort, whole = tmp_path / "cohort", tmp_path / "whole"
-    hepar.stages.ingest.run(str(phantom_source), whole, tiny.ingest)
+    hepar.stages.ingest.run(str(phantom_source), whole, tiny.ingest, tiny.modalities)
     code = "import sys; from hepar.cli.main import main; main()"
     command = [sys.executable, "-c", code, "ingest", "--source", phantom_source, "--cohort", cohort]
     victim = subprocess.Popen(
@@ -124,7 +124,7 @@ def test_a_killed_ingest_leaves_nothing_and_the_next_one_gives_the_same_bytes(
     os.killpg(victim.pid, signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL, "it ended before it was killed"
     assert not cohort.exists()
-    hepar.stages.ingest.run(str(phantom_source), cohort, tiny.ingest)
+    hepar.stages.ingest.run(str(phantom_source), cohort, tiny.ingest, tiny.modalities)
     assert read_manifest(cohort, Cohort.KIND) == read_manifest(whole, Cohort.KIND)
     for path in whole.rglob("*.*"):
         assert (cohort / path.relative_to(whole)).read_bytes() == path.read_bytes()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from phantom_folder import PhantomFolder, ingest, refusal
+from phantom_folder import PhantomFolder, ingest, quarantine, refusal
 
 from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
@@ -21,7 +21,22 @@ SPLIT = SplitParams(test=0.2, val=0.1)
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 def test_a_source_without_one_of_the_modalities_is_refused(source: PhantomFolder, tiny: Params, modality: str) -> None:
     source.rewrite([row for row in source.rows() if row["modality"] != modality])
-    assert refusal(source, tiny.ingest).startswith(f"the cohort has no {modality} case")
+    assert refusal(source, tiny.ingest).startswith(f"the cohort has no {modality} case, but modalities is CT, MR: ")
+
+
+@pytest.mark.parametrize("modality", Modality)
+def test_scans_of_a_modality_that_is_not_learned_are_left_out(
+    source: PhantomFolder, tiny: Params, modality: Modality
+) -> None:
+    rows = source.rows()
+    assert {row["modality"] for row in rows} == {"CT", "MR"}
+    unlabelled = {"liver": "", "liver_state": "unknown"}  # no teacher of the other modality could be trained
+    source.rewrite([row if row["modality"] == modality else {**row, **unlabelled} for row in rows])
+    cohort = ingest(source, tiny.ingest, [modality])
+    expected = [row["case_id"] for row in rows if row["modality"] == modality]
+    assert [case.case_id for case in Cohort.load(cohort)] == sorted(expected)
+    assert Cohort.load(cohort).modalities == (modality,)
+    assert quarantine(cohort) == []
 
 
 def test_a_source_without_any_tumour_is_refused(source: PhantomFolder, tiny: Params) -> None:

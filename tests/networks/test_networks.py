@@ -12,7 +12,7 @@ import torch
 from hepar.errors import DataError, ParamsError
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.inference import import_weights
-from hepar.inference.prediction import load_model
+from hepar.inference.prediction import load_ensemble
 from hepar.inference.sliding_window import sliding_window
 from hepar.networks import BUILDERS, build_network, cost
 from hepar.networks.medformer import MedFormer
@@ -95,7 +95,7 @@ def test_a_published_checkpoint_is_imported_as_a_model_that_segments(real_data: 
         image_bcdhw, output = stored["input"], torch.from_numpy(stored["output0"])
     plan = PreprocessingPlan(spacing_zyx_mm=(1, 1, 1), window_hu=(-17, 201), mr_percentiles=(2, 98))
     import_weights.run(checkpoint, tmp_path / "model", NetworkParams(name="medformer", config=config), plan, PATCH)
-    model = load_model(tmp_path / "model", torch.device("cpu"))
+    (model,) = load_ensemble(tmp_path / "model", torch.device("cpu"))
     found = sliding_window(model.network, image_bcdhw[0, 0], PATCH, 0.0, model.device)
     softmax_cdhw = output.softmax(dim=1)[0].numpy()
     assert np.allclose(found[0], softmax_cdhw[1] + softmax_cdhw[2], atol=1e-4)

@@ -101,7 +101,7 @@ def test_the_registered_model_predicts_from_a_path(by_kfp: Path, tmp_path: Path)
     shown = succeed(sys.executable, "-c", script, str(image), str(tmp_path / "masks"), cwd=by_kfp.parent)
     shape, modality, liver_ml, mask, settings = json.loads(shown.strip().splitlines()[-1])
     assert settings == Report(by_kfp / "report").prediction_settings()
-    assert set(settings) == {Report.OVERLAP, Report.MIN_LESION_ML}
+    assert set(settings) == set(Report.SETTINGS)
     assert tuple(shape) == case.size
     assert modality == case.modality
     assert liver_ml >= 0

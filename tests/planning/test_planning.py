@@ -61,7 +61,7 @@ def test_the_patch_is_a_multiple_of_the_networks_divisor(name: str, config: dict
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory, phantom_source: Path, tiny: Params) -> Cohort:
     folder = tmp_path_factory.mktemp("plan") / "cohort"
-    ingest.run(str(phantom_source), folder, tiny.ingest)
+    ingest.run(str(phantom_source), folder, tiny.ingest, tiny.modalities)
     return Cohort.load(folder)
 
 

@@ -88,7 +88,7 @@ def upload(client: FlaskClient, case_id: str, content: bytes, name: str = "mask.
 def entry(run: Path, params: Params, case_id: str, reviews: str = "") -> PoolEntry:
     """The case in a pool assembled with the reviews."""
     assembling = params.assemble_pool.model_copy(update={"reviews": reviews})
-    assemble_pool.run(run / "cohort", run / "pseudo", run / "pool", params.preprocessing, assembling)
+    assemble_pool.run(run / "cohort", run / "pseudo", run / "pool", params.modalities, params.preprocessing, assembling)
     return next(entry for entry in Pool.load(run / "pool").entries if entry.case_id == case_id)
 
 

@@ -35,6 +35,7 @@ def test_an_empty_table_keeps_its_columns() -> None:
 @pytest.mark.parametrize("name", ["NA", "null", "=1"])
 def test_a_report_keeps_the_names_of_cases(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     report = Report(tmp_path_factory.mktemp("report"))
-    report.save({}, {}, pd.DataFrame({"case_id": [name], "patient_id": [name], "dice": [0.5]}))
+    cases = pd.DataFrame({"case_id": [name], "patient_id": [name], "dice": [0.5]})
+    report.save({}, {}, cases, pd.DataFrame({"case_id": [name], "lesion": [1]}))
     (row,) = pd.read_csv(report.folder / Report.CASES, dtype=str, keep_default_na=False).to_dict("records")
     assert row["case_id"] == ("'=1" if name == "=1" else name)

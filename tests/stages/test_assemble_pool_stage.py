@@ -17,7 +17,9 @@ pytestmark = pytest.mark.slow
 
 
 def assemble(run: Path, pool: Path, params: Params) -> None:
-    hepar.stages.assemble_pool.run(run / "cohort", run / "pseudo", pool, params.preprocessing, params.assemble_pool)
+    hepar.stages.assemble_pool.run(
+        run / "cohort", run / "pseudo", pool, params.modalities, params.preprocessing, params.assemble_pool
+    )
 
 
 def inodes(pool: Path) -> dict[Path, int]:

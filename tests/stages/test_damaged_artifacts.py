@@ -105,7 +105,7 @@ def test_a_damaged_pseudo_liver_does_not_enter_a_pool(run: Path, tiny: Params) -
     flip_a_bit(mask)
     with pytest.raises(ArtifactError, match=f"pseudo is damaged: {mask.relative_to(labels.folder)} has "):
         hepar.stages.assemble_pool.run(
-            run / "cohort", run / "pseudo", run / "new", tiny.preprocessing, tiny.assemble_pool
+            run / "cohort", run / "pseudo", run / "new", tiny.modalities, tiny.preprocessing, tiny.assemble_pool
         )
     assert not (run / "new").exists()
 

@@ -56,7 +56,7 @@ def check_at_any_moment(disk: SmallDisk, make: Callable[[Path], None], kind: str
 
 def test_ingest(disk: SmallDisk, source: PhantomFolder, tiny: Params, tmp_path: Path) -> None:
     def ingest(cohort: Path) -> None:
-        hepar.stages.ingest.run(str(source.folder), cohort, tiny.ingest)
+        hepar.stages.ingest.run(str(source.folder), cohort, tiny.ingest, tiny.modalities)
 
     ingest(tmp_path / "cohort")
     check_at_any_moment(disk, ingest, Cohort.KIND, disk.folder / "cohort", tmp_path / "cohort")
@@ -103,7 +103,7 @@ def test_pseudo_labels(disk: SmallDisk, by_kfp: Path, tiny: Params) -> None:
 def test_pool(disk: SmallDisk, by_kfp: Path, tiny: Params) -> None:
     def assemble(pool: Path) -> None:
         cohort, pseudo = by_kfp / "cohort", by_kfp / "pseudo"
-        hepar.stages.assemble_pool.run(cohort, pseudo, pool, tiny.preprocessing, tiny.assemble_pool)
+        hepar.stages.assemble_pool.run(cohort, pseudo, pool, tiny.modalities, tiny.preprocessing, tiny.assemble_pool)
 
     check_at_any_moment(disk, assemble, Pool.KIND, disk.folder / "pool", by_kfp / "pool")
 

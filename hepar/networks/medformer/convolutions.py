@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hepar.networks.medformer.config import Triple
-from hepar.networks.medformer.operations import conv, depthwise_conv, instance_norm, pointwise_conv
+from hepar.networks.medformer.operations import conv, depthwise_conv, instance_norm, mean_over_space, pointwise_conv
 
 
 class InstanceNorm(nn.Module):
@@ -123,8 +123,7 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Linear(channels // ratio, channels)
 
     def forward(self, x_bcdhw: Tensor) -> Tensor:
-        mean_bc = x_bcdhw.movedim(1, -1).flatten(1, 3).mean(dim=1)  # this way its gradient is channels_last_3d too
-        gate_bc = torch.sigmoid(self.expand(self.activation(self.reduce(mean_bc))))
+        gate_bc = torch.sigmoid(self.expand(self.activation(self.reduce(mean_over_space(x_bcdhw)))))
         return x_bcdhw * gate_bc[:, :, None, None, None]
 
 

@@ -1,6 +1,6 @@
 """Operations of MedFormer that torch runs slowly on a CPU in channels_last_3d memory, above all backwards.
 
-On a CPU they are composed of faster kernels, with the same results; on a GPU, compiled or exported they are torch's
+A GPU keeps torch's contiguous layout, in which alone its depthwise convolution is fast. On a CPU they are composed of faster kernels, with the same results; on a GPU, compiled or exported they are torch's
 own. Shape suffixes as in `network.py`.
 """
 
@@ -84,7 +84,12 @@ def depthwise_conv(x_bcdhw: Tensor, weight_c1dhw: Tensor) -> Tensor:
     """Convolve each channel with its own kernel of odd sides; the grid stays."""
     if _needs_own_gradient(x_bcdhw):
         return _apply(_Conv.apply, x_bcdhw, weight_c1dhw, len(weight_c1dhw))
-    return _conv(x_bcdhw, weight_c1dhw, len(weight_c1dhw))
+    return _conv(x_bcdhw if _on_cpu(x_bcdhw) else x_bcdhw.contiguous(), weight_c1dhw, len(weight_c1dhw))
+
+
+def mean_over_space(x_bcdhw: Tensor) -> Tensor:
+    """The mean of each channel, bc; on a CPU such that its gradient is in channels_last_3d memory too."""
+    return x_bcdhw.movedim(1, -1).flatten(1, 3).mean(dim=1) if _on_cpu(x_bcdhw) else x_bcdhw.mean(dim=(2, 3, 4))
 
 
 def _same_padding(weight_ocdhw: Tensor) -> list[int]:
@@ -151,15 +156,14 @@ def instance_norm(x_bcdhw: Tensor, eps: float) -> Tensor:
     """Instance normalisation without affine parameters that keeps channels_last_3d memory.
 
     `torch.nn.InstanceNorm3d` copies such a tensor to the contiguous layout and back. On a CPU a group norm with one
-    channel per group gives the same result in either layout; on a GPU a batch norm of each scan does, which also stays
-    in half precision under autocast.
+    channel per group gives the same result in either layout.
     """
     if _needs_own_gradient(x_bcdhw):
         return _InstanceNorm.apply(x_bcdhw, eps)  # type: ignore[no-any-return, no-untyped-call]
     if _on_cpu(x_bcdhw):
         return _norm_with_statistics(_channels_last(x_bcdhw), eps)[0]
     if x_bcdhw.device.type == "cuda":
-        return _batch_norm_each(x_bcdhw, eps)[0]
+        return F.instance_norm(x_bcdhw, eps=eps)
     return F.group_norm(x_bcdhw, x_bcdhw.shape[1], eps=eps)
 
 

@@ -101,7 +101,7 @@ class Fetched:
 
 
 def ingested(source: str, cohort: Path, params: Params) -> str:
-    hepar.stages.ingest.run(source, cohort, params.ingest)
+    hepar.stages.ingest.run(source, cohort, params.ingest, params.modalities)
     return read_manifest(cohort, Cohort.KIND).hash
 
 
