@@ -1,8 +1,10 @@
 """MedFormer against a direct transcription of its formulas (`plain_medformer.py`): same output, time and peak memory.
 
-`python benchmarks/medformer.py [--repeats 5] [--sizes small lits-64 lits-96] [--devices cpu cuda] [--compile]`. Both networks have the same weights and
-take turns, so that other load on the machine affects both. On the CPU, memory is measured in a separate process; on a
-GPU it is what torch allocates beyond both networks' weights, in bf16, and `--compile` adds both networks compiled.
+`python benchmarks/medformer.py [--repeats 5] [--sizes small lits-64 lits-96] [--devices cpu cuda] [--compile]`
+
+Both networks have the same weights and take turns, so that other load on the machine affects both. On the CPU, memory
+is measured in a separate process; on a GPU it is what torch allocates beyond both networks' weights, in bf16.
+`--compile` adds both networks compiled, on a GPU.
 """
 
 from __future__ import annotations
@@ -115,7 +117,9 @@ def measure_one(size: str, kind: str, backward: str) -> None:
     """Print the memory growth in MiB of one step, for `step_mib`."""
     ours, plain, image_bcdhw = pair(size, torch.device("cpu"))
     network = (ours if kind == "ours" else plain).train(backward == "1")
-    input_bcdhw = image_bcdhw.contiguous(memory_format=memory_format(torch.device("cpu"))) if kind == "ours" else image_bcdhw
+    input_bcdhw = (
+        image_bcdhw.contiguous(memory_format=memory_format(torch.device("cpu"))) if kind == "ours" else image_bcdhw
+    )
     print(growth_mib(lambda: step(network, input_bcdhw, backward == "1")))
 
 

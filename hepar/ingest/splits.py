@@ -77,7 +77,8 @@ def check_trainable(cases: Sequence[Case], modalities: Sequence[Modality]) -> No
         members = [case for case in cases if case.modality == modality]
         if not members:
             raise DataError(
-                f"the cohort has no {modality} case, but modalities is {', '.join(modalities)}: each needs a liver teacher"
+                f"the cohort has no {modality} case, but modalities is {', '.join(modalities)}: each needs a liver"
+                " teacher"
             )
         if not any(case.split == Split.TRAIN and case.liver_state == LabelState.MANUAL for case in members):
             raise DataError(

@@ -36,7 +36,8 @@ def run(
         loaded = Pool.load(pool)
         loaded.verify()
         training = _budgeted(params.training, len({entry.modality for entry in loaded.entries}))
-        if warm_start is not None and _is_liver_teacher(warm_start) and "liver" not in taught_structures(loaded, training):
+        livers_are_taught = "liver" in taught_structures(loaded, training)
+        if warm_start is not None and _is_liver_teacher(warm_start) and not livers_are_taught:
             current_stage().log(f"no warm start from {params.warm_start}: it knows livers, and this pool teaches none")
             warm_start = None
         if warm_start is not None:

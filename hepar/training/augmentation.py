@@ -59,8 +59,8 @@ def augment_intensity(
 ) -> Tensor:
     """Change intensities in place; returns the tensor.
 
-    `liver_bdhw` is the known liver, 0 or 1, which may become brighter or darker as a whole. Only patches of MR scans, by
-    `is_mr`, get a bias field or are inverted.
+    `liver_bdhw` is the known liver, 0 or 1, which may become brighter or darker as a whole. Only patches of MR scans,
+    by `is_mr`, get a bias field or are inverted.
     """
     for b, rng in enumerate(rngs):
         image_cdhw = image_bcdhw[b]

@@ -103,11 +103,12 @@ def validation_score(by_modality: Iterable[Overlaps]) -> float | None:
 
     None if all are undefined. False positives lower the tumour Dice too, also in a modality without tumours.
     """
-    scores, tumours = [], []
+    scores: list[float] = []
+    tumours: list[OverlapCounts] = []
     for overlaps in by_modality:
         metrics = overlaps.metrics()
         scores += [metrics[name] for name in ("liver_dice", "tumour_free") if name in metrics]
         tumours += overlaps.tumours
-    if any(counts.reference_voxels for counts in tumours):
-        scores.append(global_dice(tumours))
+    if any(counts.reference_voxels for counts in tumours) and (dice := global_dice(tumours)) is not None:
+        scores.append(dice)
     return float(np.mean(scores)) if scores else None

@@ -1,7 +1,8 @@
 """Operations of MedFormer that torch runs slowly on a CPU in channels_last_3d memory, above all backwards.
 
-A GPU keeps torch's contiguous layout, in which alone its depthwise convolution is fast. On a CPU they are composed of faster kernels, with the same results; on a GPU, compiled or exported they are torch's
-own. Shape suffixes as in `network.py`.
+On a CPU they are composed of faster kernels, with the same results; on a GPU, compiled or exported they are torch's
+own. A GPU keeps the contiguous layout: in the other, torch's depthwise convolution is slow. Shape suffixes as in
+`network.py`.
 """
 
 from __future__ import annotations
