@@ -33,6 +33,7 @@ PARTS = ("inputs", "kills", "disks", "damage", "remotes")
 DICOM_SHARE, WHOLE_SHARE = 0.25, 0.04  # of the inputs; an input that is a whole source takes an ingest of its own
 MIN_WHOLE = 5  # fewer are left out
 RUN_SHARE = 0.2  # of the kills; each takes two runs of the pipeline
+PROGRESS_EVERY = 20  # attacks, where there is no terminal
 SHORT = 5  # kills of a short attack, which tries the first stage alone
 
 
@@ -45,8 +46,11 @@ def main() -> int:
         folder = Path(arguments.keep or name)
         for outcome in attacks(arguments, folder, params):
             outcomes.append(outcome)
+            progress = f"{outcome.row}: {len(outcomes)} tried, {len(failures(outcomes))} failures"
             if sys.stderr.isatty():
-                print(f"\r{len(outcomes)} tried, {len(failures(outcomes))} failures", end="", file=sys.stderr)
+                print(f"\r\033[K{progress}", end="", file=sys.stderr)
+            elif len(outcomes) % PROGRESS_EVERY == 0:
+                print(progress, file=sys.stderr, flush=True)
     print(table(outcomes))
     print(f"seed {arguments.seed}, {time.monotonic() - start:.0f} s")
     failed = failures(outcomes)

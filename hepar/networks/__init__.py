@@ -1,4 +1,4 @@
-"""Builds networks by name. To add one, add it to `BUILDERS`."""
+"""Builds networks by name. To add one, add it to `BUILDERS` and `OUTPUT_LAYERS`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ from hepar.params import SizeZYX
 BUILDERS: dict[str, Callable[[Mapping[str, Any], SizeZYX], nn.Module]] = {
     "medformer": lambda config, patch_zyx: _medformer(config),
     **from_monai.BUILDERS,
+}
+OUTPUT_LAYERS: dict[str, str] = {  # regular expressions of the layers with one row per structure, by network
+    "medformer": "(aux_)?head",
+    **from_monai.OUTPUT_LAYERS,
 }
 
 

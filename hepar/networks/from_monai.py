@@ -124,6 +124,15 @@ BUILDERS: dict[str, Callable[[Mapping[str, Any], SizeZYX], nn.Module]] = {
     "unetr": unetr,
     "vnet": vnet,
 }
+OUTPUT_LAYERS = {
+    "dynunet": r"network\.(output_block|deep_supervision_heads\.\d|skip_layers\..*super_head)\.conv\.conv",
+    "mednext": r"network\.out_\d\.conv_out",
+    "segresnet": r"network\.conv_final\.2\.conv",
+    "swinunetr": r"network\.out\.conv\.conv",
+    "unet": r"network\.model\.2\.(1\.conv\.unit0\.)?conv",  # with or without residual units
+    "unetr": r"network\.out\.conv\.conv",
+    "vnet": r"network\.out_tr\.conv2",
+}
 
 
 def _cubed(side: int) -> SizeZYX:

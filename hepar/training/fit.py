@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from hepar.cases import STRUCTURES, LabelState, Modality, Split
 from hepar.errors import HeparError, one_line
 from hepar.inference.model_folder import ModelFolder, ModelSpec, hash_patient
-from hepar.networks import build_network
+from hepar.networks import OUTPUT_LAYERS, build_network
 from hepar.params import NetworkParams, TrainingParams
 from hepar.pool.table import Pool
 from hepar.registry.tracking import TrainingRun
@@ -114,7 +115,7 @@ def _initial_network(recipe: Recipe) -> nn.Module:
         return network
     warm = ModelFolder(recipe.warm_start)
     untaught = [number for number, name in enumerate(STRUCTURES) if name not in warm.load_spec().taught]
-    weights = keep_output_rows(warm.load_weights(), network.state_dict(), untaught)
+    weights = keep_output_rows(warm.load_weights(), network, OUTPUT_LAYERS[recipe.network.name], untaught)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -124,20 +125,24 @@ def _initial_network(recipe: Recipe) -> nn.Module:
 
 
 def keep_output_rows(
-    weights: Mapping[str, Tensor], initial: Mapping[str, Tensor], structures: Sequence[int]
+    weights: Mapping[str, Tensor], network: nn.Module, layers: str, structures: Sequence[int]
 ) -> dict[str, Tensor]:
-    """The state dict `weights`, but with the output rows of some structures, counted from 0, from `initial`.
+    """The state dict `weights`, but with the output rows of some structures, counted from 0, as `network` has them.
 
-    A model that was never taught a structure predicts it at random there, and confidently. The output layers are those
-    with one row per structure, or one more for the background of a softmax, which comes first.
+    A model that was never taught a structure predicts it at random there, and confidently. `layers` is the regular
+    expression of the output layers' names. They have one row per structure, or one more for the background of a
+    softmax, which comes first. What does not fit the network is left as it is.
     """
-    kept = dict(weights)
-    for name, value in initial.items():
-        offset = len(value) - len(STRUCTURES) if value.ndim else -1
-        if name in kept and kept[name].shape == value.shape and offset in (0, 1):
-            rows = [offset + structure for structure in structures]
-            kept[name] = kept[name].clone()
-            kept[name][rows] = value[rows]
+    kept, initial = dict(weights), network.state_dict()
+    for name, layer in network.named_modules(remove_duplicate=False):
+        if re.fullmatch(layers, name) is None:
+            continue
+        transposed = isinstance(layer, nn.ConvTranspose3d)  # its kernel counts the inputs first
+        for key, axis in ((f"{name}.weight", int(transposed)), (f"{name}.bias", 0)):
+            if key in initial and key in kept and kept[key].shape == initial[key].shape:
+                first = initial[key].shape[axis] - len(STRUCTURES)
+                rows = torch.tensor([first + structure for structure in structures], dtype=torch.long)
+                kept[key] = kept[key].index_copy(axis, rows, initial[key].index_select(axis, rows))
     return kept
 
 
@@ -150,7 +155,11 @@ def taught_structures(pool: Pool, training: TrainingParams) -> tuple[Literal["li
     painted = training.augmentation.lesions
     tumour = any(
         entry.tumour.state == LabelState.MANUAL
-        or (entry.tumour.state == LabelState.ABSENT and getattr(painted, entry.modality) > 0)
+        or (
+            entry.tumour.state == LabelState.ABSENT
+            and entry.liver.weight > 0  # in which lesions are painted
+            and getattr(painted, entry.modality) > 0
+        )
         for entry in entries
     )
     liver = any(entry.liver.weight > 0 for entry in entries)

@@ -24,6 +24,7 @@ from hepar.training.validation import HALF_SCORE_ML, WINDOW_OVERLAP
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 VOLUMES_ML = (0.0, 0.1, 0.2, 0.5, 1.0)
+MIN_GAIN = 0.01  # less is chance on a handful of validation patients
 ANY_OVERLAP = 0.0  # the intersection over union that a detected lesion exceeds
 
 
@@ -49,7 +50,7 @@ def choose_operating_point(
 
     The networks, in evaluation mode and on the device, predict each case on the pool's grid, and their mean is
     postprocessed as a prediction is. Of points with equal scores the nearest to the default is taken, first by its
-    threshold, then by its volume. Without such a case it is the default.
+    threshold, then by its volume. It is the default without such a case, or if no point is better by `MIN_GAIN`.
     """
     assert not any(network.training for network in networks), "networks must be in evaluation mode"
     outcomes: dict[OperatingPoint, list[Outcome]] = {}
@@ -73,7 +74,10 @@ def choose_operating_point(
         off_volume_ml = abs(point.min_lesion_ml - default.min_lesion_ml)
         return -round(score(outcomes[point]), 9), round(off_threshold, 9), round(off_volume_ml, 9)
 
-    return min(outcomes, key=rank, default=default)
+    best = min(outcomes, key=rank, default=default)
+    if not outcomes or score(outcomes[best]) < score(outcomes[default]) + MIN_GAIN:
+        return default
+    return best
 
 
 def score(outcomes: Sequence[Outcome]) -> float:

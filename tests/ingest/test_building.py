@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from phantom_folder import SCAN, PhantomFolder, ingest, quarantine
 
-from hepar.cases import Cohort
-from hepar.errors import DataError
+from hepar.cases import Cohort, Modality
+from hepar.errors import DataError, Refusal
 from hepar.imaging.volumes import canonical, read_image, to_array, to_source_grid
 from hepar.ingest.building import build_case
+from hepar.ingest.checks import check_image
 from hepar.ingest.cohort_building import build_cases
 from hepar.ingest.quarantine import Refused
 from hepar.ingest.sources.source import VolumeFile
@@ -191,3 +192,9 @@ def test_a_mask_comes_back_to_the_grid_of_its_source_bit_for_bit(
         assert back.GetDirection() == original.GetDirection()
     with pytest.raises(DataError, match=r"voxels along x, y, z but must have those of its source, "):
         to_source_grid(back[1:, :, :], case.header)
+
+
+def test_a_scan_of_more_voxels_than_nifti_counts_is_refused() -> None:
+    image = sitk.GetImageFromArray(np.arange(8 * 8 * 32768, dtype=np.float32).reshape(8, 8, 32768))
+    with pytest.raises(Refusal, match="at most 32767 voxels along each axis: 32768×8×8"):
+        check_image(image, Modality.MR)

@@ -8,38 +8,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_networks import SMALL, small_patch
 
 from hepar.errors import DataError, ParamsError
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.inference import import_weights
 from hepar.inference.prediction import load_ensemble
 from hepar.inference.sliding_window import sliding_window
-from hepar.networks import BUILDERS, build_network, cost
+from hepar.networks import BUILDERS, OUTPUT_LAYERS, build_network, cost
 from hepar.networks.medformer import MedFormer
 from hepar.networks.strides import choose_kernels, choose_strides
 from hepar.params import NetworkParams, Params
 from hepar.training.losses import masked_loss
 
 PATCH = (32, 32, 32)
-SMALL = {
-    "dynunet": {"filters": [8, 16, 24, 32]},
-    "mednext": {"init_filters": 4},
-    "segresnet": {"init_filters": 8},
-    "swinunetr": {"feature_size": 12},
-    "unet": {"channels": [4, 8, 8, 8, 8]},
-    "unetr": {"hidden_size": 48, "mlp_dim": 48, "num_heads": 4, "feature_size": 4},
-    "vnet": {},
-}
 
 
 def test_every_network_is_tested() -> None:
-    assert set(BUILDERS) == {*SMALL, "medformer"}
+    assert set(BUILDERS) == set(OUTPUT_LAYERS) == {*SMALL, "medformer"}
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_a_network_returns_logits_of_the_patch_and_every_weight_gets_a_gradient(name: str) -> None:
     torch.manual_seed(1)
-    patch = (32, 32, 64) if name == "swinunetr" else PATCH  # it normalises a map 32 times coarser
+    patch = small_patch(name)
     network = build_network(name, SMALL[name], patch).to(memory_format=torch.channels_last_3d)
     image_bcdhw = torch.randn(2, 1, *patch)
     weight_brdhw = torch.ones(2, 2, *patch)

@@ -80,7 +80,7 @@ def rewrite_labels(context: AuditContext, case_id: str, palette: list[list[int]]
     arrays = context.pool.arrays(entry).loaded()
     code_zyx = np.zeros_like(arrays.code_zyx)
     code_zyx[0, 0, : len(palette)] = range(len(palette))
-    rewritten = PreprocessedArrays(arrays.image_zyx, code_zyx, np.array(palette, np.uint8), arrays.darkest)
+    rewritten = PreprocessedArrays(arrays.image_zyx, code_zyx, np.array(palette, np.uint8))
     rewritten.save(context.pool.folder / entry.arrays.folder)
 
 

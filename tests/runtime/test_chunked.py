@@ -17,9 +17,9 @@ from hepar.runtime.chunked import open_chunked, read_metadata, sha256_chunked, w
 def test_any_slice_is_read_as_written(shape: tuple[int, ...], dtype: type, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     array = rng.integers(0, 200, shape).astype(dtype)
-    write_chunked(tmp_path / "deep" / "a.b2nd", array, darkest=-1.5, palette=[[1, 2]])
+    write_chunked(tmp_path / "deep" / "a.b2nd", array, scale=-1.5, palette=[[1, 2]])
     stored = open_chunked(tmp_path / "deep" / "a.b2nd")
-    assert read_metadata(stored) == {"darkest": -1.5, "palette": [[1, 2]]}
+    assert read_metadata(stored) == {"scale": -1.5, "palette": [[1, 2]]}
     assert stored[:].dtype == dtype
     assert np.array_equal(stored[:], array)
     for _ in range(20):
@@ -40,26 +40,26 @@ def test_reading_a_patch_decompresses_only_its_chunks(tmp_path: Path) -> None:
 
 def test_the_hash_covers_voxels_and_metadata_but_not_compression(tmp_path: Path) -> None:
     array = np.arange(6 * 70 * 80, dtype=np.float16).reshape(6, 70, 80)
-    write_chunked(tmp_path / "a.b2nd", array, darkest=0.0)
+    write_chunked(tmp_path / "a.b2nd", array, scale=0.0)
     wanted = sha256_chunked(tmp_path / "a.b2nd")
     first = open_chunked(tmp_path / "a.b2nd")
     weak = blosc2.asarray(
         array, urlpath=str(tmp_path / "b.b2nd"), mode="w", chunks=first.chunks, blocks=(2, 9, 9), cparams={"clevel": 1}
     )
-    weak.schunk.vlmeta["hepar"] = {"darkest": 0.0}
+    weak.schunk.vlmeta["hepar"] = {"scale": 0.0}
     assert (tmp_path / "a.b2nd").read_bytes() != (tmp_path / "b.b2nd").read_bytes()
     assert sha256_chunked(tmp_path / "b.b2nd") == wanted
-    write_chunked(tmp_path / "c.b2nd", array, darkest=0.5)
-    write_chunked(tmp_path / "d.b2nd", array.reshape(6, 80, 70), darkest=0.0)
+    write_chunked(tmp_path / "c.b2nd", array, scale=0.5)
+    write_chunked(tmp_path / "d.b2nd", array.reshape(6, 80, 70), scale=0.0)
     array[5, 69, 79] = -1
-    write_chunked(tmp_path / "e.b2nd", array, darkest=0.0)
+    write_chunked(tmp_path / "e.b2nd", array, scale=0.0)
     assert wanted not in {sha256_chunked(tmp_path / f"{name}.b2nd") for name in "cde"}
 
 
 def test_equal_arrays_give_equal_bytes(tmp_path: Path) -> None:
     array = np.random.default_rng(1).normal(size=(40, 70, 80)).astype(np.float16)
     for name in ("a", "b"):
-        write_chunked(tmp_path / f"{name}.b2nd", array, darkest=0.0)
+        write_chunked(tmp_path / f"{name}.b2nd", array, scale=0.0)
     assert (tmp_path / "a.b2nd").read_bytes() == (tmp_path / "b.b2nd").read_bytes()
 
 

@@ -41,7 +41,7 @@ def pool(tmp_path: Path) -> Path:
         (folder / "a.txt").write_text("arrays")
         (folder / "cases").mkdir()
         (folder / "cases" / "b.txt").write_text("0123456789")
-        write_chunked(folder / "cases" / "c.b2nd", np.arange(64**3, dtype=np.int32).reshape(64, 64, 64), darkest=0.0)
+        write_chunked(folder / "cases" / "c.b2nd", np.arange(64**3, dtype=np.int32).reshape(64, 64, 64))
     let_the_clock_move()
     verify_artifact(tmp_path / "pool", "pool")
     return tmp_path / "pool"

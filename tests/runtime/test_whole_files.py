@@ -95,7 +95,7 @@ def test_json_arrays_and_copies_on_a_full_disk(disk: SmallDisk, tmp_path: Path) 
     (tmp_path / "large").write_bytes(os.urandom(32 * 1024))
     writers = {
         "a.json": lambda path: write_json(path, list(range(10_000))),
-        "a.b2nd": lambda path: write_chunked(path, noise_zyx, darkest=0.0),
+        "a.b2nd": lambda path: write_chunked(path, noise_zyx),
     }
     if disk.mounted:  # else the file can be linked, which takes no room
         writers["a.copy"] = lambda path: link_or_copy(tmp_path / "large", path)
