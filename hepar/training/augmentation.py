@@ -19,6 +19,8 @@ _AXES = {"z": 2, "y": 3, "x": 4}
 ELASTIC_KNOT_SPACING = 8  # voxels between the knots of a displacement field
 BIAS_KNOTS = 3  # of a bias field, along each axis
 CURVE_KNOTS = 5  # of a random intensity curve
+CT_LIVERS = (-0.8, 0.9)  # preprocessed: fatty livers of 0 HU to dense ones; beyond, the window would hide their tumours
+MR_LIVERS = (-1.3, 1.6)  # laden with iron to enhanced, in standard deviations of the body
 CURVE_RISE = (0.1, 1.0)  # between two knots of a monotone curve, before the curve is scaled to its range
 
 
@@ -65,10 +67,22 @@ def augment_intensity(
     for b, rng in enumerate(rngs):
         image_cdhw = image_bcdhw[b]
         if _happens(params.liver_shift_probability, rng):
-            image_cdhw = shift_liver(image_cdhw, liver_bdhw[b], float(rng.uniform(-1, 1)) * params.liver_shift)
+            shift = float(rng.uniform(-1, 1)) * params.liver_shift
+            image_cdhw = shift_liver(
+                image_cdhw, liver_bdhw[b], _within_range(shift, image_cdhw, liver_bdhw[b], is_mr[b])
+            )
         image_cdhw = _vary_scanner(_vary_intensities(image_cdhw, params, rng), params, rng, is_mr[b])
         image_bcdhw[b] = _vary_curve(image_cdhw, params, rng, is_mr[b])
     return image_bcdhw
+
+
+def _within_range(shift: float, image_cdhw: Tensor, liver_dhw: Tensor, is_mr: bool) -> float:
+    """The shift, as far as livers of that modality reach; 0 without a liver."""
+    values_n = image_cdhw[0][liver_dhw > 0]
+    if not len(values_n):
+        return 0.0
+    median, (low, high) = float(values_n.median()), MR_LIVERS if is_mr else CT_LIVERS
+    return float(np.clip(shift, min(0.0, low - median), max(0.0, high - median)))
 
 
 def shift_liver(image_cdhw: Tensor, liver_dhw: Tensor, shift: float) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from hepar.params import AugmentationParams
-from hepar.training.augmentation import augment_intensity, augment_spatial, rotation
+from hepar.params import AugmentationParams, ByModality
+from hepar.training.augmentation import CT_LIVERS, MR_LIVERS, augment_intensity, augment_spatial, rotation, shift_liver
 
 OFF = AugmentationParams(
     affine_probability=0.0,
@@ -34,7 +34,12 @@ OFF = AugmentationParams(
     bias_field_probability=0.0,
     bias_field=0.5,
     remap_probability=0.0,
-    lesion_probability=0.0,
+    monotone_probability=0.0,
+    inversion_probability=0.0,
+    liver_shift_probability=0.0,
+    liver_shift=0.5,
+    lesions=ByModality(CT=0.0, MR=0.0),
+    look_alikes=ByModality(CT=0.0, MR=0.0),
 )
 Batch = tuple[Tensor, Tensor, Tensor]  # image, targets and weights
 
@@ -56,7 +61,8 @@ def augment(batch: Batch, params: AugmentationParams, seed: int, is_mr: Sequence
     image, target, weight = batch
     rngs = [np.random.default_rng([seed, number]) for number in range(len(image))]
     image, target, weight = augment_spatial(image, target, weight, params, rngs)
-    return augment_intensity(image, params, rngs, [True] * len(image) if is_mr is None else is_mr), target, weight
+    modalities = [True] * len(image) if is_mr is None else is_mr
+    return augment_intensity(image, target[:, 0], params, rngs, modalities), target, weight
 
 
 def augmented(params: AugmentationParams, seed: int = 0, make: Callable[[], Batch] = box_batch) -> Batch:
@@ -91,8 +97,24 @@ def test_with_every_probability_at_zero_nothing_changes() -> None:
         only(low_resolution_probability=1.0),
         only(bias_field_probability=1.0),
         only(remap_probability=1.0),
+        only(monotone_probability=1.0),
+        only(inversion_probability=0.5),
+        only(liver_shift_probability=1.0),
     ],
-    ids=["mirror", "affine", "intensity", "blur", "elastic", "gamma", "low-resolution", "bias-field", "remap"],
+    ids=[
+        "mirror",
+        "affine",
+        "intensity",
+        "blur",
+        "elastic",
+        "gamma",
+        "low-resolution",
+        "bias-field",
+        "remap",
+        "monotone",
+        "inversion",
+        "liver-shift",
+    ],
 )
 def test_equal_seeds_give_equal_batches_and_other_seeds_do_not(params: AugmentationParams) -> None:
     first, again = augmented(params, 1, ramp_batch), augmented(params, 1, ramp_batch)
@@ -258,3 +280,99 @@ def test_a_random_curve_reorders_intensities_and_keeps_a_constant_image() -> Non
     labels = torch.ones(1, 2, 8, 8, 8)
     after, _, _ = augmented(only(remap_probability=1.0), 0, lambda: (flat.clone(), labels, labels))
     assert torch.allclose(after, flat, atol=1e-5)
+
+
+def test_a_monotone_curve_keeps_the_order_and_the_range_of_values() -> None:
+    middles = set()
+    for seed in range(20):
+        image, _, _ = augmented(
+            only(monotone_probability=1.0), seed, lambda: (5 * ramp_batch()[0] - 2, *ramp_batch()[1:])
+        )
+        values = image.flatten()
+        assert (float(values[0]), float(values[-1])) == (pytest.approx(-2), pytest.approx(3, abs=1e-5))
+        rises = values.diff() * (16**3 - 1) / 5  # relative to the ramp
+        assert float(rises.min()) > 4 * 0.1 / (0.1 + 3 * 1.0) - 0.01  # the least share of one of four pieces
+        assert float(rises.max()) < 4 * 1.0 / (1.0 + 3 * 0.1) + 0.01
+        middles.add(round(float(values[2048]), 3))
+    assert min(middles) < 0.1
+    assert max(middles) > 0.9
+    flat = torch.full((1, 1, 8, 8, 8), 3.0)
+    labels = torch.ones(1, 2, 8, 8, 8)
+    after, _, _ = augmented(only(monotone_probability=1.0), 0, lambda: (flat.clone(), labels, labels))
+    assert torch.allclose(after, flat, atol=1e-5)
+
+
+def test_inversion_mirrors_the_range_of_mr_alone() -> None:
+    def make() -> Batch:
+        image, target, weight = ramp_batch(2)
+        return 5 * image - 2, target, weight  # from -2 to 3
+
+    before, target, _ = make()
+    after, after_target, _ = augment(make(), only(inversion_probability=1.0), 0, [True, False])
+    assert torch.allclose(after[0], 1 - before[0], atol=1e-5)
+    assert torch.equal(after[1], before[1])
+    assert torch.equal(after_target, target)
+
+
+def test_a_liver_shift_moves_the_liver_and_fades_within_one_voxel() -> None:
+    liver_dhw = torch.zeros(16, 16, 16)
+    liver_dhw[4:12, 4:12, 0:12] = 1  # it is cut by the border of the patch
+    image_cdhw = torch.randn(1, 16, 16, 16)
+    change_dhw = (shift_liver(image_cdhw, liver_dhw, -0.4) - image_cdhw)[0]
+    depth_dhw = torch.from_numpy(ndimage.distance_transform_cdt(np.pad(liver_dhw, 1, "edge"), "chessboard"))
+    inside = depth_dhw[1:-1, 1:-1, 1:-1] > 1  # all neighbours are liver, as far as the patch shows
+    beyond = ndimage.distance_transform_cdt(1 - liver_dhw, "chessboard") > 1
+    assert inside.sum() == 6 * 6 * 11
+    assert torch.allclose(change_dhw[inside], torch.tensor(-0.4), atol=1e-6)
+    assert torch.allclose(change_dhw[torch.from_numpy(beyond)], torch.tensor(0.0), atol=1e-6)
+    border_dhw = change_dhw[torch.from_numpy(~beyond) & ~inside]
+    assert ((border_dhw < 0) & (border_dhw > -0.4)).all()
+
+
+def test_livers_of_both_modalities_become_brighter_or_darker_within_the_bound() -> None:
+    shifts = []
+    for seed in range(20):
+        image, *labels = box_batch()
+        image, target, weight = augment((0.2 * image, *labels), only(liver_shift_probability=1.0), seed, [True, False])
+        assert torch.equal(target, box_batch()[1])
+        assert torch.equal(weight, box_batch()[2])
+        assert float(image[:, 0, 14:, :, :].abs().max()) == 0  # far from the liver
+        shifts += (image[:, 0, 5, 8, 6] - 0.2).tolist()
+    assert min(shifts) >= -0.5
+    assert max(shifts) <= 0.5
+    assert min(shifts[::2]) < -0.3
+    assert max(shifts[::2]) > 0.3
+    assert min(shifts[1::2]) < -0.3
+    assert max(shifts[1::2]) > 0.3
+
+
+def test_a_shifted_liver_stays_where_livers_are() -> None:
+    levels = []
+    for seed in range(20):
+        image, *labels = box_batch()
+        image, _, _ = augment(
+            (0.8 * image, *labels), only(liver_shift_probability=1.0, liver_shift=9.0), seed, [True, False]
+        )
+        levels += image[:, 0, 5, 8, 6].tolist()
+    assert min(levels[::2]) == pytest.approx(MR_LIVERS[0])
+    assert max(levels[::2]) == pytest.approx(MR_LIVERS[1])
+    assert min(levels[1::2]) == pytest.approx(CT_LIVERS[0])
+    assert max(levels[1::2]) == pytest.approx(CT_LIVERS[1])
+
+
+@pytest.mark.parametrize("is_mr", [True, False])
+def test_a_transform_that_is_off_draws_no_number(is_mr: bool) -> None:
+    """What other transforms do does not depend on its further settings."""
+    others = {"intensity_probability": 1.0, "gamma_probability": 0.5, "remap_probability": 0.5}
+    strength = {"liver_shift": 3.0, "bias_field": 2.0, "elastic_voxels": 9.0, "low_resolution": 8.0}
+    rngs = [np.random.default_rng(1), np.random.default_rng(1)]
+    for rng, params in zip(rngs, (only(**others), only(**others, **strength)), strict=True):
+        image, target, _ = ramp_batch()
+        augment_intensity(image, target[:, 0], params, [rng], [is_mr])
+    assert rngs[0].bit_generator.state == rngs[1].bit_generator.state
+    untouched = np.random.default_rng(1)
+    image, target, weight = ramp_batch()
+    augment_intensity(image, target[:, 0], OFF, [untouched], [is_mr])
+    drawn = np.random.default_rng(1)
+    drawn.random(3)  # whether there is a blur, another contrast, noise
+    assert untouched.bit_generator.state == drawn.bit_generator.state

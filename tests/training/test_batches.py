@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_pool import toy_pool
-from toy_training import CPU, TOYS, toy_settings, toy_trainer
+from toy_pool import Toy, toy_pool
+from toy_training import CPU, PATCH, TOYS, toy_settings, toy_trainer
 
+from hepar.cases import TUMOUR, LabelState, Modality
 from hepar.params import Params
-from hepar.training.batches import LoaderWait, batches
+from hepar.training.batches import LoaderWait, batches, make_batch
 
 
 def test_prefetching_changes_no_batch(tiny: Params, tmp_path: Path) -> None:
@@ -26,6 +27,36 @@ def test_prefetching_changes_no_batch(tiny: Params, tmp_path: Path) -> None:
         assert torch.equal(one.image_bcdhw, other.image_bcdhw)
         assert torch.equal(one.target_brdhw, other.target_brdhw)
         assert torch.equal(one.weight_brdhw, other.weight_brdhw)
+
+
+@pytest.mark.parametrize("kind", ["lesions", "look_alikes"])
+def test_pathology_is_painted_with_the_probability_of_the_modality(kind: str, tiny: Params, tmp_path: Path) -> None:
+    toys = [
+        Toy(modality, modality, shape=PATCH, liver=((8, 16, 16), 7.0), lesions=(), tumour_state=LabelState.ABSENT)
+        for modality in Modality
+    ]
+    trainer = toy_trainer(toy_pool(tmp_path / "pool", toys), tiny, tmp_path / "checkpoints", batch_size=2)
+
+    def changed(ct: float, mr: float) -> tuple[int, int]:
+        """Of 60 patches of each modality, those whose image is not that of an augmentation without pathology."""
+        plain = {name: 0.0 for name in toy_settings(tiny).augmentation.model_dump() if name.endswith("_probability")}
+        none = toy_settings(tiny, augmentation={**toy_settings(tiny).augmentation.model_dump(), **plain})
+        painted = toy_settings(tiny, augmentation={**none.augmentation.model_dump(), kind: {"CT": ct, "MR": mr}})
+        counts = [0, 0]
+        for number in range(60):
+            before, after = (make_batch(trainer.sampler, number, params, CPU) for params in (none, painted))
+            assert torch.equal(before.weight_brdhw, after.weight_brdhw)
+            for b in range(2):
+                counts[b] += not torch.equal(before.image_bcdhw[b], after.image_bcdhw[b])
+                positives = bool(after.target_brdhw[b, TUMOUR].any())
+                assert not positives or kind == "lesions"
+        return counts[0], counts[1]
+
+    assert changed(0.0, 0.0) == (0, 0)
+    ct, mr = changed(0.9, 0.2)
+    assert 45 <= ct <= 60
+    assert 4 <= mr <= 22
+    assert changed(0.0, 1.0)[0] == 0
 
 
 def test_a_prefetching_thread_starts_no_other_threads() -> None:

@@ -12,7 +12,14 @@ from toy_targets import LINE_ZYX, line_targets
 
 from hepar.cases import LIVER, TUMOUR, LabelState
 from hepar.pool.targets import FULL, Targets
-from hepar.training.losses import consistency, masked_bce, masked_dice, masked_loss, nesting_penalty
+from hepar.training.losses import (
+    FALSE_POSITIVE_VOXELS,
+    consistency,
+    masked_bce,
+    masked_dice,
+    masked_loss,
+    nesting_penalty,
+)
 
 EQUAL = (1.0, 1.0)
 
@@ -98,13 +105,56 @@ def test_cross_entropy_is_the_mean_over_known_voxels() -> None:
     assert halved == pytest.approx(expected / 2, rel=1e-6)
 
 
-def test_dice_is_of_the_whole_batch_and_skips_structures_that_are_absent_from_it() -> None:
+def test_dice_is_of_the_whole_batch() -> None:
     target_brdhw, weight_brdhw = torch.zeros(2, 2, 1, 1, 4), torch.ones(2, 2, 1, 1, 4)
+    weight_brdhw[:, TUMOUR] = 0
     target_brdhw[0, LIVER, ..., :2] = 1  # the second case has no liver: its own Dice would be undefined
     probability_brdhw = torch.full((2, 2, 1, 1, 4), 0.5)
     expected = 1 - (2 * 1 + 1) / (4 + 2 + 1)
     assert masked_dice(probability_brdhw, target_brdhw, weight_brdhw).item() == pytest.approx(expected, rel=1e-6)
-    assert masked_dice(probability_brdhw, torch.zeros_like(target_brdhw), weight_brdhw).item() == 0
+
+
+def test_an_absent_structure_costs_by_the_size_of_its_false_positives() -> None:
+    target_brdhw, weight_brdhw = torch.zeros(2, 2, 5, 10, 10), torch.zeros(2, 2, 5, 10, 10)
+    weight_brdhw[0, TUMOUR] = 1  # the liver is unknown, and so is the tumour of the second case
+    probability_brdhw = torch.zeros(2, 2, 5, 10, 10)
+    probability_brdhw[0, TUMOUR, 0] = 0.5  # 100 voxels
+    probability_brdhw[0, LIVER] = probability_brdhw[1] = 1.0  # unknown
+
+    def loss() -> float:
+        return masked_dice(probability_brdhw, target_brdhw, weight_brdhw).item()
+
+    assert loss() == pytest.approx(50 / (50 + FALSE_POSITIVE_VOXELS))
+    probability_brdhw[0, TUMOUR, 0] = 1.0
+    assert loss() == pytest.approx(0.5)
+    weight_brdhw[0, TUMOUR] = 0.4  # known as far as its weight
+    assert loss() == pytest.approx(40 / (40 + FALSE_POSITIVE_VOXELS))
+    probability_brdhw[0, TUMOUR] = 0.0
+    assert loss() == 0
+    weight_brdhw[:] = 0
+    assert loss() == 0
+
+
+def gradient_on_lesion(is_true: bool, probability: float, background_logit: float) -> float:
+    """Sum over a lesion of 42 voxels, in a batch of two patches, of the size of the gradient of the logits."""
+    shape, inside = (2, 2, 32, 64, 64), (0, TUMOUR, slice(10, 13), slice(20, 22), slice(30, 37))
+    target_brdhw = torch.zeros(shape)
+    target_brdhw[:, LIVER, 4:28, 10:50, 10:50] = 1
+    logits_brdhw = background_logit * (1 - 2 * target_brdhw)  # the liver is found
+    target_brdhw[inside] = float(is_true)
+    logits_brdhw[inside] = math.log(probability / (1 - probability))
+    masked_loss([logits_brdhw.requires_grad_()], target_brdhw, torch.ones(shape), 0.1, EQUAL).total.backward()
+    assert logits_brdhw.grad is not None
+    assert logits_brdhw.grad[inside].numel() == 42
+    return float(logits_brdhw.grad[inside].abs().sum())
+
+
+def test_a_false_lesion_has_a_gradient_like_that_of_a_true_one() -> None:
+    false = gradient_on_lesion(is_true=False, probability=0.9, background_logit=-12.0)
+    found = gradient_on_lesion(is_true=True, probability=0.9, background_logit=-12.0)
+    missed = gradient_on_lesion(is_true=True, probability=0.1, background_logit=-12.0)
+    assert 0.1 < false / found < 10
+    assert 0.1 < false / missed < 10
 
 
 def test_nothing_known_gives_no_loss() -> None:

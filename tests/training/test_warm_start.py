@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from small_networks import SMALL, small_patch
+from torch import Tensor, nn
 from toy_model import write_model
 from toy_training import PATCH, toy_settings
-from torch import Tensor, nn
 
 from hepar.cases import LIVER, TUMOUR, Modality
 from hepar.networks import OUTPUT_LAYERS, build_network
