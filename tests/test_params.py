@@ -10,7 +10,16 @@ import yaml
 from pydantic import ValidationError
 
 from hepar.errors import ParamsError
-from hepar.params import EvaluateParams, Params, PhantomParams, SamplingParams, dump_params, load_params, read_section
+from hepar.params import (
+    EvaluateParams,
+    Params,
+    PhantomParams,
+    SamplingParams,
+    dump_params,
+    dump_sections,
+    load_params,
+    read_section,
+)
 
 ROOT = Path(__file__).parents[1]
 PRESETS = [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))]
@@ -19,6 +28,9 @@ EVALUATE: dict[str, Any] = {
     "threads": 1,
     "bootstrap_resamples": 10,
     "bootstrap_seed": 1,
+    "variants": 2,
+    "mirror_axes": ["x"],
+    "tumour_threshold": None,
     "min_lesion_ml": 0.1,
 }
 
@@ -121,9 +133,28 @@ def test_a_model_learns_ct_mr_or_both(tmp_path: Path, values: dict[str, Any], mo
 
 
 def test_shares_of_patch_centres_add_up_to_one_at_most() -> None:
-    read_section(SamplingParams, {"tumour_share": 0.5, "liver_share": 0.5})
+    read_section(SamplingParams, {"tumour_share": 0.5, "tumour_free_share": 0.25, "liver_share": 0.25})
     with pytest.raises(ParamsError, match=r"1\.25 but must be at most 1"):
-        read_section(SamplingParams, {"tumour_share": 0.5, "liver_share": 0.75})
+        read_section(SamplingParams, {"tumour_share": 0.5, "tumour_free_share": 0.25, "liver_share": 0.5})
+
+
+def test_a_probability_by_modality_names_both(values: dict[str, Any], tmp_path: Path) -> None:
+    augmentation = values["train_liver"]["training"]["augmentation"]
+    augmentation["lesions"] = {"CT": 0.5}
+    assert "train_liver.training.augmentation.lesions.MR is missing" in refused(write(tmp_path, values))
+    augmentation["lesions"] = {"CT": 0.5, "MR": 1.5}
+    assert "train_liver.training.augmentation.lesions.MR is 1.5: " in refused(write(tmp_path, values))
+    augmentation["lesions"] = {"CT": 0.5, "MR": 0.25}
+    loaded = load_params(write(tmp_path, values)).train_liver.training.augmentation
+    assert (loaded.lesions.CT, loaded.lesions.MR) == (0.5, 0.25)
+
+
+def test_the_settings_of_a_model_at_prediction_survive_an_orchestrator_without_null(values: dict[str, Any]) -> None:
+    values["evaluate"] |= {"tumour_threshold": None, "min_lesion_ml": 0.0}
+    handed = dump_sections(Params.model_validate(values))["evaluate"]
+    assert handed["tumour_threshold"] == "null"
+    section = read_section(EvaluateParams, handed)
+    assert (section.tumour_threshold, section.min_lesion_ml) == (None, 0.0)
 
 
 def test_a_preset_holds_only_what_differs_from_what_it_extends(tmp_path: Path, values: dict[str, Any]) -> None:

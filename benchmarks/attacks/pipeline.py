@@ -46,6 +46,7 @@ STAGES = (
     Stage("evaluate", "report", ("cohort", "models/universal")),
     Stage("register", "registration", ("models/universal", "report")),
 )
+TRACKING = ("mlflow.db", ".mlflow.db.lock", "mlartifacts")  # of every run, killed or not
 NOT_REPEATABLE = {"register"}  # each run adds a version to the registry
 PLACES = tuple(stage.output for stage in STAGES)
 
@@ -146,7 +147,7 @@ def _after_kill(reference: Reference, place: Workplace, stage: Stage, attack: st
     verdict, seen = judged(run_stage(place, stage, reference.params), artifact, wanted)
     if verdict == Verdict.REFUSED:
         return Outcome(row, attack, Verdict.WRONG, f"run again: {seen}")
-    known = {Path(name).parts[0] for name in (*PLACES, "tmp", "home", "mlflow.db", "mlartifacts", ".checkpoints")}
+    known = {Path(name).parts[0] for name in (*PLACES, "tmp", "home", *TRACKING, ".checkpoints")}
     if left := [path.name for path in (*place.temporary.iterdir(), *place.folder.iterdir()) if path.name not in known]:
         return Outcome(row, attack, Verdict.OUTSIDE, f"left {left[0]} after the next run")
     return Outcome(row, attack, verdict, seen)

@@ -23,8 +23,8 @@ _MIDDLE_BIN_MM = (10.0, 20.0)
 
 
 def body_mask(image_zyx: npt.NDArray[Any], modality: Modality) -> Mask:
-    """The voxels of a scan, zyx, that are not air: above -400 HU in CT; in MR above a tenth of the way from air, the
-    lowest value, to the 99th percentile, so that a shifted or zero-centred MR has the same body."""
+    """The voxels of a scan, zyx, that are not air: above -400 HU in CT; in MR above a tenth of the way from air, 0
+    or the lowest value below it, to the 99th percentile, so that a zero-centred MR has the same body."""
     if modality == Modality.CT:
         return np.asarray(image_zyx > CT_AIR_HU)
     air, bright = float(image_zyx.min(initial=0)), float(np.percentile(image_zyx, 99))

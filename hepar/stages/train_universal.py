@@ -51,9 +51,8 @@ def run(
 def _budgeted(training: TrainingParams, modalities: int) -> TrainingParams:
     """The training with steps, warm-up and intervals for the modalities of the pool; given are those for both."""
     share = modalities / len(Modality)
-    scaled = {
-        name: max(1, round(getattr(training, name) * share)) for name in ("steps", "validate_every", "warmup_steps")
-    }
+    given = {name: getattr(training, name) for name in ("steps", "validate_every", "warmup_steps")}
+    scaled = {name: max(min(1, steps), round(steps * share)) for name, steps in given.items()}  # no warm-up stays none
     return training if share == 1 else training.model_copy(update=scaled)
 
 

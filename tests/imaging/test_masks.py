@@ -50,10 +50,25 @@ def test_the_body_in_ct_lies_above_minus_400_hu() -> None:
     ]
 
 
-def test_the_body_in_mr_lies_above_a_tenth_of_the_99th_percentile() -> None:
-    image_zyx = np.full((10, 10, 10), 200.0)
-    image_zyx[0, 0, :4] = (0.0, 19.0, 20.0, 21.0)
+@pytest.mark.parametrize("air", [0.0, -1000.0])
+def test_the_body_in_mr_lies_above_a_tenth_of_the_way_from_air_to_the_99th_percentile(air: float) -> None:
+    image_zyx = np.full((10, 10, 10), air + 200)
+    image_zyx[0, 0, :4] = air + np.array([0.0, 19.0, 20.0, 21.0])
     assert body_mask(image_zyx, Modality.MR)[0, 0, :5].tolist() == [False, False, False, True, True]
+
+
+def test_a_shifted_or_z_scored_mr_has_the_body_of_the_original() -> None:
+    phantom = make_phantom(2, "MR", "T1", size_zyx=(24, 40, 40))
+    image_zyx = phantom.image_zyx.astype(np.float64)
+    body_zyx = body_mask(image_zyx, Modality.MR)
+    assert 0.1 < body_zyx.mean() < 0.9
+    for other_zyx in (image_zyx - 1000, (image_zyx - image_zyx.mean()) / image_zyx.std(), 30 * image_zyx):
+        assert (body_mask(other_zyx, Modality.MR) != body_zyx).mean() < 1e-3  # a voxel on the bound may round over it
+
+
+def test_an_mr_without_air_is_all_body() -> None:
+    """Air is at most 0 in a scan that was not shifted below it."""
+    assert body_mask(np.random.default_rng(0).uniform(100, 300, (8, 8, 8)), Modality.MR).all()
 
 
 @pytest.mark.parametrize("sequence", ["T1", "T2", "hepatobiliary"])

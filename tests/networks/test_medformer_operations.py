@@ -134,9 +134,38 @@ def test_a_batch_norm_of_each_scan_is_an_instance_norm() -> None:
     assert torch.allclose(one.grad, other.grad, atol=1e-12)
 
 
-def test_instance_norm_on_a_gpu_keeps_half_precision_and_channels_last_memory() -> None:
+def test_the_mean_over_space(image: Callable[..., Tensor]) -> None:
+    assert_same(operations.mean_over_space, lambda x: x.mean(dim=(2, 3, 4)), image(2, 6, 4, 5, 6))
+
+
+def test_the_gradient_of_a_mean_over_space_has_channels_last_memory() -> None:
+    x = torch.randn(2, 6, 4, 5, 6).to(memory_format=torch.channels_last_3d).requires_grad_()
+    (gradient,) = torch.autograd.grad(operations.mean_over_space(x).square().sum(), x)
+    assert gradient.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_instance_norm_on_a_gpu_keeps_half_precision_and_contiguous_memory() -> None:
     with FakeTensorMode():  # GPU tensors with a type and a layout but no values
-        x = torch.empty((2, 16, 4, 6, 6), device="cuda", dtype=torch.bfloat16)
-        normed = operations.instance_norm(x.to(memory_format=torch.channels_last_3d), 1e-4)
+        normed = operations.instance_norm(torch.empty((2, 16, 4, 6, 6), device="cuda", dtype=torch.bfloat16), 1e-4)
         assert normed.dtype == torch.bfloat16
-        assert normed.is_contiguous(memory_format=torch.channels_last_3d)
+        assert normed.is_contiguous()
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=["plain", "channels last"])
+def test_a_depthwise_convolution_is_contiguous_elsewhere_than_on_a_cpu(layout: torch.memory_format) -> None:
+    x = torch.empty((2, 16, 4, 6, 6), device="meta").to(memory_format=layout)
+    output = operations.depthwise_conv(x, torch.empty((16, 1, 3, 3, 3), device="meta"))
+    assert output.is_contiguous()
+
+
+def test_what_runs_on_a_gpu_computes_the_same(image: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    x, kernel = image(2, 6, 4, 5, 6), image(6, 1, 3, 3, 3)
+    calls = (
+        lambda: operations.mean_over_space(x),
+        lambda: operations.depthwise_conv(x, kernel),
+        lambda: operations.instance_norm(x, 1e-4),
+    )
+    on_cpu = [call() for call in calls]
+    monkeypatch.setattr(operations, "_on_cpu", lambda x: False)
+    for call, expected in zip(calls, on_cpu, strict=True):
+        torch.testing.assert_close(call(), expected, rtol=1e-10, atol=1e-12)

@@ -371,7 +371,7 @@ def test_a_transform_that_is_off_draws_no_number(is_mr: bool) -> None:
         augment_intensity(image, target[:, 0], params, [rng], [is_mr])
     assert rngs[0].bit_generator.state == rngs[1].bit_generator.state
     untouched = np.random.default_rng(1)
-    image, target, weight = ramp_batch()
+    image, target, _ = ramp_batch()
     augment_intensity(image, target[:, 0], OFF, [untouched], [is_mr])
     drawn = np.random.default_rng(1)
     drawn.random(3)  # whether there is a blur, another contrast, noise
