@@ -77,15 +77,19 @@ def masked_dice(
     """Soft Dice loss of the whole batch over known voxels, summed over structures.
 
     A structure that is known but absent in the whole batch contributes n / (n + `FALSE_POSITIVE_VOXELS`), where n is
-    the sum of its probabilities over known voxels: the loss of a false lesion depends on its own size, not on the
-    number of voxels around it. A structure without a known voxel contributes 0.
+    the sum of its squared probabilities over known voxels: the loss of a false lesion depends on its own size, not on
+    the number of voxels around it. Squares, because many voxels of a hundredth would saturate the sum. A structure
+    without a known voxel contributes 0.
     """
     known_target_brdhw = weight_brdhw * target_brdhw
-    overlap_r, predicted_r, target_r = _sums_per_structure(
-        probability_brdhw * known_target_brdhw, weight_brdhw * probability_brdhw, known_target_brdhw
+    overlap_r, predicted_r, target_r, squares_r = _sums_per_structure(
+        probability_brdhw * known_target_brdhw,
+        weight_brdhw * probability_brdhw,
+        known_target_brdhw,
+        weight_brdhw * probability_brdhw**2,
     )
     dice_loss_r = 1 - (2 * overlap_r + smoothing) / (predicted_r + target_r + smoothing)
-    return torch.where(target_r > 0, dice_loss_r, predicted_r / (predicted_r + FALSE_POSITIVE_VOXELS)).sum()
+    return torch.where(target_r > 0, dice_loss_r, squares_r / (squares_r + FALSE_POSITIVE_VOXELS)).sum()
 
 
 def nesting_penalty(probability_brdhw: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def test_training_stops_when_the_score_no_longer_improves(
     pool: Pool, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hits = iter([50, 60, 60, 55, 90])  # of a hundred voxels
-    monkeypatch.setattr(loop, "count_overlaps", lambda *_: Overlaps([OverlapCounts(100, 100, next(hits))], []))
+    monkeypatch.setattr(loop, "count_overlaps", lambda *_: Overlaps([OverlapCounts(100, 100, next(hits))], [], 1.0))
     trainer = toy_trainer(pool, tiny, tmp_path, steps=10, validate_every=2, patience=2, checkpoint_every=100)
     history = train(trainer).history
     assert history[history.split == "val"].value.tolist() == [0.5, 0.6, 0.6, 0.55]
@@ -121,7 +121,7 @@ def test_the_weights_with_the_best_score_are_returned(
 
     def overlaps(network: torch.nn.Module, *_: Any) -> Overlaps:
         averages.append({name: value.clone() for name, value in network.state_dict().items()})
-        return Overlaps([OverlapCounts(100, 100, (50, 60, 60, 55)[len(averages) - 1])], [])
+        return Overlaps([OverlapCounts(100, 100, (50, 60, 60, 55)[len(averages) - 1])], [], 1.0)
 
     monkeypatch.setattr(loop, "count_overlaps", overlaps)
     trained = train(toy_trainer(pool, tiny, tmp_path, steps=8, validate_every=2, checkpoint_every=100))
