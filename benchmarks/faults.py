@@ -1,6 +1,6 @@
 """Attack hepar with bad inputs, kills, full disks, damaged files and a poisoned remote, and count how each attack ends.
 
-`python benchmarks/faults.py [--inputs N] [--kills N] [--only inputs,kills,disks,damage,remotes] [--seed N]`
+`python benchmarks/faults.py [--inputs N] [--kills N] [--only inputs,kills,runs,…] [--seed N]`
 
 Exits 1 if an attack ends in a traceback, a crash, a hang, a wrong result or outside the folders that it may touch. An
 input is accepted right if it is in the cohort with the voxels and the grid that SimpleITK or pydicom read from it; a
@@ -29,10 +29,10 @@ from attacks.pipeline import (
 )
 from attacks.verdicts import Outcome, failures, listing, table
 
-PARTS = ("inputs", "kills", "disks", "damage", "remotes")
+PARTS = ("inputs", "kills", "runs", "disks", "damage", "remotes")
 DICOM_SHARE, WHOLE_SHARE = 0.25, 0.04  # of the inputs; an input that is a whole source takes an ingest of its own
 MIN_WHOLE = 5  # fewer are left out
-RUN_SHARE = 0.2  # of the kills; each takes two runs of the pipeline
+RUN_SHARE = 0.2  # of the kills hits `hepar run`; each takes two runs of the pipeline
 PROGRESS_EVERY = 20  # attacks, where there is no terminal
 SHORT = 5  # kills of a short attack, which tries the first stage alone
 
@@ -87,9 +87,10 @@ def attacks(arguments: argparse.Namespace, folder: Path, params: Path) -> Iterat
         return
     short = arguments.kills <= SHORT
     reference = Reference.make(folder / "reference", params, STAGES[:1] if short else STAGES)
+    runs = 0 if short else round(arguments.kills * RUN_SHARE)
     if "kills" in arguments.only:
-        runs = 0 if short else round(arguments.kills * RUN_SHARE)
         yield from kill_stages(reference, folder, arguments.kills - runs, seed)
+    if "runs" in arguments.only:
         yield from kill_runs(reference, folder, runs, seed)
     if "disks" in arguments.only:
         yield from fill_disks(reference, folder, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import shutil
@@ -179,7 +180,8 @@ def _wait(process: subprocess.Popen[str], work: Path, late: bool, rng: random.Ra
     """Until a random time of the run, or a few milliseconds after the last stage wrote its result."""
     end = time.monotonic() + (RUN_TIMEOUT_S if late else rng.uniform(1, 60))
     while time.monotonic() < end and process.poll() is None:
-        if late and any((work / ".kfp").rglob("registration.json")):
+        # os.walk passes over folders that vanish meanwhile
+        if late and any("registration.json" in names for _, _, names in os.walk(work / ".kfp")):
             time.sleep(rng.uniform(0, 3))
             return
         time.sleep(0.005 if late else 0.1)

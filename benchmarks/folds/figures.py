@@ -1,30 +1,28 @@
 """Figures pooled over scans, with 95 % intervals over patients, and the comparison of two sets of scans.
 
-Every figure is a ratio of two sums over scans; a mean is one whose denominators are 1. Legend: p patients, r resamples.
+Every figure is a ratio of two sums over scans; a mean is one whose denominators are 1.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from folds.scoring import ScanScores
 from hepar.cases import Modality
-from hepar.evaluation.bootstrap import bootstrap_ratio
+from hepar.evaluation.bootstrap import Terms, bootstrap_ratio, paired_ratio_difference
 from hepar.evaluation.lesions import LesionCounts
 from hepar.imaging.masks import LESION_SIZES
 
 SEED, RESAMPLES = 1, 5000
 LOW_DICE = 0.80
 LIVER_DICE = "liver Dice"
-Terms = tuple[float, float]  # numerator and denominator of one scan
 Interval = tuple[float, float]
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -133,19 +131,20 @@ def _worst_livers(scans: Sequence[ScanScores], prefix: str) -> list[Pooled]:
 def compare(first: Sequence[ScanScores], second: Sequence[ScanScores]) -> list[Difference]:
     """The figures of the scans that both have, averaged over the seeds of each, and second - first.
 
-    Whole patients are resampled, the same ones for both, as in `hepar.evaluation.bootstrap`.
+    Whole patients are resampled, the same ones for both.
     """
     rows = []
     for modality in Modality:
         for figure in FIGURES:
             one, two = (_terms_by_case(scans, modality, figure) for scans in (first, second))
             cases = sorted(one.keys() & two.keys())
-            terms = np.array([[*one[case], *two[case]] for case in cases]).reshape(-1, 4)
-            if not terms[:, 1].any() or not terms[:, 3].any():
+            firsts, seconds = [one[case] for case in cases], [two[case] for case in cases]
+            patients = [patient for _, patient in cases]
+            difference = paired_ratio_difference(firsts, seconds, patients, SEED, RESAMPLES)
+            if difference.value is None:
                 continue
-            (a,), (b,) = (_ratios(terms[None, :, i : i + 2]) for i in (0, 2))
-            interval = _paired_interval(terms, [case[1] for case in cases])
-            rows.append(Difference(f"{modality} {figure.name}", float(a), float(b), interval, len(cases)))
+            a, b = _ratio(firsts), _ratio(seconds)
+            rows.append(Difference(f"{modality} {figure.name}", a, b, difference.ci95, len(cases)))
             if figure.name == LIVER_DICE:
                 shared = {case_id for case_id, _ in cases}
                 pairs = zip(
@@ -172,25 +171,9 @@ def _terms_by_case(scans: Sequence[ScanScores], modality: Modality, figure: Figu
     }
 
 
-def _paired_interval(terms: FloatArray, patients: Sequence[str]) -> Interval | None:
-    """The 2.5th to 97.5th percentile of the difference of two ratios over resampled patients; None for one patient."""
-    names = sorted(set(patients))
-    if len(names) < 2:
-        return None
-    places = np.array([names.index(patient) for patient in patients])
-    terms_p = np.zeros((len(names), 4))
-    np.add.at(terms_p, places, terms)
-    drawn_rp = np.random.default_rng(SEED).integers(0, len(names), size=(RESAMPLES, len(names)))
-    drawn = terms_p[drawn_rp]
-    differences_r = _ratios(drawn[..., 2:]) - _ratios(drawn[..., :2])
-    low, high = np.nanpercentile(differences_r, (2.5, 97.5))
-    return float(low), float(high)
-
-
-def _ratios(terms: FloatArray) -> FloatArray:
-    """Ratio of the sums over the second axis of terms (r, p, 2); NaN where the denominators sum to 0."""
-    tops_r, bottoms_r = terms[..., 0].sum(axis=1), terms[..., 1].sum(axis=1)
-    return np.asarray(np.divide(tops_r, bottoms_r, out=np.full(len(tops_r), np.nan), where=bottoms_r != 0))
+def _ratio(terms: Sequence[Terms]) -> float:
+    """Ratio of the sums of terms whose denominators do not sum to 0."""
+    return math.fsum(top for top, _ in terms) / math.fsum(bottom for _, bottom in terms)
 
 
 def pooled_table(rows: Sequence[Pooled]) -> str:
