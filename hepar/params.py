@@ -334,11 +334,27 @@ class EvaluateParams(Section):
 
 
 class PromotionGates(Section):
-    """Gates for replacing the champion."""
+    """Gates for becoming champion: floors of every version, and margins against the champion on the same patients.
 
-    min_liver_dice: Share  # per modality
-    min_tumour_dice: Share  # per modality with tumours in the test split
-    max_drop: Share  # largest tolerated loss against the champion in any mean Dice
+    Each is applied per modality. Against a margin stands the 95 % bootstrap interval over patients of the difference:
+    all of it must lie within the margin, so a margin of 0 asks for a gain.
+    """
+
+    min_liver_dice: Share  # mean over scans
+    min_tumour_dice: Share  # mean over scans with tumours
+    min_specificity: Share  # share of the tumour-free scans without a predicted tumour
+    min_source_liver_dice: Share  # mean over the scans of each source
+    min_source_tumour_dice: Share  # likewise
+    max_liver_drop: Share  # of the mean Dice
+    max_tumour_drop: Share  # of the mean Dice
+    max_recall_drop: Share  # of the share of lesions that are found, mean over scans with tumours
+    max_false_lesions_rise: Annotated[float, Field(ge=0)]  # per scan in which tumours are known
+    max_specificity_drop: Share
+    max_false_ml_rise: Annotated[float, Field(ge=0)]  # of the tumour volume predicted in a tumour-free scan
+    min_patients: Annotated[int, Field(ge=2)]  # scored by both models; fewer are not enough evidence
+    min_tumour_free_patients: Count  # likewise, for specificity and false tumour volume; 0: not needed
+    bootstrap_resamples: AtLeastOne
+    bootstrap_seed: Count
 
 
 class RegisterParams(Section):

@@ -13,12 +13,13 @@ PRESETS = ("params.yaml", *(f"params/{path.name}" for path in sorted((ROOT / "pa
 
 
 def write_shrunk_params(folder: Path) -> None:
-    """Write each preset with its own names and warm start, and the sizes of the tiny one."""
+    """Write each preset with its own names and warm start, and the sizes and gates of the tiny one."""
     tiny = dump_params(load_params(TINY))
     (folder / "params").mkdir()
     for name in PRESETS:
         own = dump_params(load_params(ROOT / name))
-        values = {**tiny, **{key: own[key] for key in ("source", "experiment", "register")}}
+        values = {**tiny, **{key: own[key] for key in ("source", "experiment")}}
+        values["register"] = {**own["register"], "gates": tiny["register"]["gates"]}
         warm_start = {"warm_start": own["train_universal"]["warm_start"]}
         values["train_universal"] = {**tiny["train_universal"], **warm_start}
         (folder / name).write_text(yaml.safe_dump(values))

@@ -48,7 +48,7 @@ STAGES = (
     Stage("register", "registration", ("models/universal", "report")),
 )
 TRACKING = ("mlflow.db", ".mlflow.db.lock", "mlartifacts")  # of every run, killed or not
-NOT_REPEATABLE = {"register"}  # each run adds a version to the registry
+NOT_REPEATABLE = {"register"}  # the number of its version depends on the registry
 PLACES = tuple(stage.output for stage in STAGES)
 
 

@@ -18,6 +18,7 @@ import typer
 from hepar import __version__
 from hepar.cli.artifacts import artifacts_app
 from hepar.cli.cohorts import cohorts_app
+from hepar.cli.evaluation import evaluation_app
 from hepar.cli.gates import PANEL, gates_app
 from hepar.cli.messages import print_message
 from hepar.cli.models import models_app
@@ -37,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for group in (stages_app, cohorts_app, artifacts_app, models_app, gates_app):
+for group in (stages_app, cohorts_app, artifacts_app, models_app, evaluation_app, gates_app):
     app.add_typer(group)
 app.add_typer(pool_app, name="pool", rich_help_panel=PANEL)
 

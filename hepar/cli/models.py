@@ -1,4 +1,4 @@
-"""Commands for a model: predict with it, import published weights, promote a registered version."""
+"""Commands for a model: predict with it, import published weights, promote a registered version or roll back."""
 
 from __future__ import annotations
 
@@ -112,12 +112,26 @@ def promote(
     version: Annotated[str, typer.Argument(help="Version number in the registry.")],
     params: ParamsFile = PARAMS,
     force: Annotated[bool, typer.Option(help="Promote even if a gate fails.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the decision and its reasons.")] = False,
 ) -> None:
     """Make a registered version the champion if it passes the gates; exits with code 1 if not."""
-    import hepar.registry.promotion
+    import hepar.registry.champion
     from hepar.params import load_params
 
-    decision = hepar.registry.promotion.promote(version, load_params(params).register_model, force)
-    print("; ".join([f"version {version}: {'champion' if decision.promote else 'not promoted'}", *decision.reasons]))
+    decision = hepar.registry.champion.promote(version, load_params(params).register_model, force, dry_run)
+    promoted = "would become champion" if dry_run else "champion"
+    print("; ".join([f"version {version}: {promoted if decision.promote else 'not promoted'}", *decision.reasons]))
     if not decision.promote:
         raise typer.Exit(1)
+
+
+@models_app.command(rich_help_panel=PANEL)
+def rollback(params: ParamsFile = PARAMS) -> None:
+    """Make the champion that the last promotion replaced the champion again."""
+    import hepar.registry.champion
+    from hepar.params import load_params
+
+    done = hepar.registry.champion.rollback(load_params(params).register_model)
+    print(
+        f"version {done.restored}: champion again" + (f"; it replaces version {done.replaced}" if done.replaced else "")
+    )

@@ -2,7 +2,8 @@
 
 Two scans of one patient are not independent, so whole patients are drawn with replacement (cluster bootstrap), and the
 interval is the 2.5th to the 97.5th percentile (Efron and Tibshirani, 1993, chapter 13). Every statistic here is a ratio
-of sums over cases; a mean is a ratio whose denominators are 1. Legend: p patients, r resamples.
+of sums over cases, or the difference of two; a mean is a ratio whose denominators are 1. Legend: p patients, r
+resamples.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PERCENTILES = (2.5, 97.5)
+Terms = tuple[float, float]  # numerator and denominator of one case; those of a mean are its value and 1
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,36 @@ def paired_difference(
         None if one is None or other is None else other - one for one, other in zip(first, second, strict=True)
     ]
     return bootstrap_mean(differences, patient_ids, seed, resamples)
+
+
+def paired_ratio_difference(
+    first: Sequence[Terms], second: Sequence[Terms], patient_ids: Sequence[str], seed: int, resamples: int
+) -> Estimate:
+    """The ratio of sums over `second` minus that over `first`, with an interval from resampled patients.
+
+    Entry i of all three is the same case; the same patients are drawn for both ratios. The value is None if the
+    denominators of either sum to 0 or there are no cases; such resamples are left out. Raises ValueError if the lengths
+    differ.
+    """
+    pairs = [(*one, *other) for one, other in zip(first, second, strict=True)]
+    if len(pairs) != len(patient_ids):
+        raise ValueError(f"pairs and patients must match in number but are {len(pairs)} and {len(patient_ids)}")
+    columns = [[pair[column] for pair in pairs] for column in range(4)]
+    sums_p4 = np.stack([_sum_by_patient(values, patient_ids) for values in columns], axis=-1)
+    patients = len(sums_p4)
+    totals = [math.fsum(values) for values in columns]
+    if totals[1] == 0 or totals[3] == 0:
+        return Estimate(None, None, len(pairs), patients)
+    value = totals[2] / totals[3] - totals[0] / totals[1]
+    if patients < 2:
+        return Estimate(value, None, len(pairs), patients)
+    drawn_rp = np.random.default_rng(seed).integers(0, patients, size=(resamples, patients))
+    sums_r4 = sums_p4[drawn_rp].sum(axis=1)
+    sums_r4 = sums_r4[(sums_r4[:, 1] != 0) & (sums_r4[:, 3] != 0)]
+    if len(sums_r4) == 0:
+        return Estimate(value, None, len(pairs), patients)
+    low, high = np.percentile(sums_r4[:, 2] / sums_r4[:, 3] - sums_r4[:, 0] / sums_r4[:, 1], _PERCENTILES)
+    return Estimate(value, (float(low), float(high)), len(pairs), patients)
 
 
 def _sum_by_patient(values: Sequence[float], patient_ids: Sequence[str]) -> NDArray[np.float64]:

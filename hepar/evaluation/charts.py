@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hepar.cases import STRUCTURES
+from hepar.evaluation.chart_style import rc_style
 from hepar.evaluation.scores import CaseScores
 from hepar.imaging.display import MODALITY_MARKERS
 
@@ -32,29 +33,7 @@ _CSS_VARIABLES = {
 }
 _INK, _MUTED, _GRID, _CT, _MR, _PAGE = _CSS_VARIABLES
 _MODALITY_COLOURS = {"CT": _CT, "MR": _MR}
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "svg.fonttype": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "text.color": _INK,
-    "legend.frameon": False,
-    "legend.labelcolor": _INK,
-}
+_STYLE = rc_style(_INK, _MUTED, _GRID)
 _WIDTH_INCHES = 10.5
 _MAX_POINTS = 250
 MAX_CURVES = 16

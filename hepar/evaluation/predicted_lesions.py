@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from hepar.evaluation.label_pairs import SegmentedCase
-from hepar.imaging.masks import label_components
+from hepar.imaging.masks import label_components, voxel_mm3
 from hepar.inference.lesions import PredictedLesion
 
 COLUMNS = ("case_id", "lesion", "volume_ml", "confidence", "overlaps_reference")
@@ -20,6 +20,18 @@ def lesion_rows(case: SegmentedCase, lesions: Sequence[PredictedLesion]) -> list
     `overlaps_reference` tells whether the lesion shares a voxel with the reference tumour; it is None if that is
     unknown. `volume_ml` is None if the voxel size is nominal.
     """
+    return _rows(case, [(lesion.volume_ml, lesion.confidence) for lesion in lesions])
+
+
+def mask_lesion_rows(case: SegmentedCase) -> list[dict[str, object]]:
+    """The rows of `lesion_rows` of a mask without probabilities: the confidence of each lesion is None."""
+    _, voxels = label_components(case.tumour.prediction_zyx)
+    voxel_ml = voxel_mm3(case.spacing_zyx_mm) / 1000
+    return _rows(case, [(n * voxel_ml, None) for n in voxels.tolist()])
+
+
+def _rows(case: SegmentedCase, lesions: Sequence[tuple[float, float | None]]) -> list[dict[str, object]]:
+    """The rows of lesions with these volumes in ml and confidences."""
     reference_zyx = case.tumour.reference_zyx
     found: set[int] = set()
     if reference_zyx is not None:
@@ -29,11 +41,11 @@ def lesion_rows(case: SegmentedCase, lesions: Sequence[PredictedLesion]) -> list
         {
             "case_id": case.identity.case_id,
             "lesion": lesion_number,
-            "volume_ml": lesion.volume_ml if case.distances_known else None,
-            "confidence": lesion.confidence,
+            "volume_ml": volume_ml if case.distances_known else None,
+            "confidence": confidence,
             "overlaps_reference": None if reference_zyx is None else lesion_number in found,
         }
-        for lesion_number, lesion in enumerate(lesions, start=1)
+        for lesion_number, (volume_ml, confidence) in enumerate(lesions, start=1)
     ]
 
 

@@ -68,7 +68,11 @@ class Report:
 
     def cases(self) -> pd.DataFrame:
         """Scores of each case, one row per case."""
-        return frame_from_csv((self.folder / self.CASES).read_text(), self.TEXTS)
+        return frame_from_csv(self.cases_csv(), self.TEXTS)
+
+    def cases_csv(self) -> str:
+        """The table of `cases` as it is stored."""
+        return (self.folder / self.CASES).read_text()
 
     def lesions(self) -> pd.DataFrame:
         """The predicted lesions, one row per lesion."""

@@ -20,7 +20,7 @@ from hepar.evaluation.lesions import (
 )
 from hepar.evaluation.overlap import OverlapCounts, count_overlap, tumour_burden
 from hepar.evaluation.surface import surface_scores
-from hepar.imaging.masks import voxel_mm3
+from hepar.imaging.masks import LESION_SIZES, voxel_mm3
 from hepar.params import SpacingZYX
 
 STRUCTURE_METRICS = ("dice", "nsd_2mm", "hd95_mm", "assd_mm", "mssd_mm", "rvd", "voe")
@@ -204,6 +204,10 @@ def _table_row(case: CaseScores) -> dict[str, object]:
         prefix = f"lesion_{threshold_name(iou_above)}"
         for metric in ("f1", "true_positives", "false_negatives", "false_positives"):
             row[f"{prefix}_{metric}"] = None if counts is None else getattr(counts, metric)
+        by_size = None if case.lesions is None else case.lesions[index].by_size
+        for size in LESION_SIZES:
+            for metric in ("true_positives", "false_negatives", "false_positives"):
+                row[f"{prefix}_{size}_{metric}"] = None if by_size is None else getattr(by_size[size], metric)
     for metric in (
         "specific",
         "false_positive_volume_ml",

@@ -13,11 +13,14 @@ from hepar.errors import ArtifactError, DataError, StorageError
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import REGISTERED
-from hepar.registry.tracking import connect, reason_of, server, tag_name
+from hepar.registry.case_results import CaseResult, case_results
+from hepar.registry.tracking import connect, reason_of, report_place, server, tag_name
 from hepar.runtime.scratch import scratch_folder
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+PREVIOUS = "previous"  # the alias of the version that the champion replaced
 POOL_TAG = tag_name(ModelFolder.POOL_VERSION)
+TEST_SET_TAG, REPORT_TAG = tag_name(Report.TEST_SET), tag_name(Report.KIND)
 _NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a model or version, and of an alias
 _SERVING_PACKAGES = (
     *("blosc2", "mlflow", "monai", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "rich", "scipy"),
@@ -27,12 +30,12 @@ _SERVING_PACKAGES = (
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A version with its test scores: the summary metrics, and the hash of the test set."""
+    """A version with its test scores: the hash of the test set, and the scores of its cases."""
 
     name: str
-    number: str  # empty before it is registered
-    metrics: Mapping[str, Any]
+    number: str
     test_set: str
+    cases: tuple[CaseResult, ...] | None  # None if it was registered without them
 
 
 @dataclass(frozen=True)
@@ -62,19 +65,37 @@ class RegisteredModel:
             if error.error_code in _NOT_FOUND:
                 return None
             raise StorageError(f"the registry at {server()} does not answer: {reason_of(error)}") from None
+        test_set = str(found.tags.get(TEST_SET_TAG, ""))
+        return ModelVersion(found.name, str(found.version), test_set, self._cases(found))
+
+    def _cases(self, found: Any) -> tuple[CaseResult, ...] | None:
+        """The scores by case that were logged with a version; None if it names no report."""
+        if not (report_hash := found.tags.get(REPORT_TAG)):
+            return None
+        place = f"{report_place(report_hash)}/{Report.CASES}"
         try:
-            report = Report(Path(mlflow.artifacts.download_artifacts(run_id=found.run_id, artifact_path=Report.KIND)))
-            metrics, test_set = report.metrics(), report.facts()[Report.TEST_SET]
-        except (mlflow.MlflowException, ArtifactError, OSError) as error:
+            with scratch_folder("report") as scratch:
+                self.mlflow.artifacts.download_artifacts(run_id=found.run_id, artifact_path=place, dst_path=scratch)
+                (table,) = Path(scratch).rglob(Report.CASES)
+                return case_results(Report(table.parent).cases())
+        except (self.mlflow.MlflowException, OSError, ValueError, KeyError) as error:
             what = f"version {found.version} of {found.name}"
             raise StorageError(f"{what}: its report cannot be read from {server()}: {reason_of(error)}") from None
-        return ModelVersion(found.name, str(found.version), metrics, test_set)
 
-    def add_version(self, model: Path, alias: str, tags: Mapping[str, str], settings: Mapping[str, str]) -> str:
-        """Log a model folder to the active run and register it with alias and tags; returns the number of the version.
+    def find_version(self, tags: Mapping[str, str]) -> tuple[str, Mapping[str, str]] | None:
+        """Number and all tags of the first version that has these tags; None if there is none."""
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        found = self.mlflow.MlflowClient().search_model_versions(query)
+        own = [version for version in found if version.name == self.name]
+        first = min(own, key=lambda version: int(version.version), default=None)
+        return None if first is None else (str(first.version), dict(first.tags))
+
+    def add_version(self, model: Path, tags: Mapping[str, str], settings: Mapping[str, str]) -> str:
+        """Log a model folder to the active run and register it with tags; returns the number of the version.
 
         The version contains the model folder, the `settings` that it predicts with, and the code of this package;
-        `registry.pyfunc` defines its predictions.
+        `registry.pyfunc` defines its predictions. It gets no alias. There is no version without its tags, whenever the
+        process dies.
         """
         mlflow = self.mlflow
         output = mlflow.types.ParamSpec("output", mlflow.types.DataType.string, "")
@@ -86,30 +107,54 @@ class RegisteredModel:
             code_paths=[str(Path(__file__).parents[1])],
             pip_requirements=serving_requirements(),
             signature=mlflow.models.ModelSignature(params=mlflow.types.ParamSchema([output])),
-            registered_model_name=self.name,
         )
-        number = str(info.registered_model_version)
-        try:
-            self.tag_version(number, tags)
-            self.set_alias(alias, number)
-        except BaseException:  # no version without its lineage
-            with contextlib.suppress(mlflow.MlflowException):
-                mlflow.MlflowClient().delete_model_version(self.name, number)
-            raise
-        return number
+        return str(mlflow.register_model(info.model_uri, self.name, tags=dict(tags)).version)
 
     def tag_version(self, number: str, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
         for key, value in tags.items():
             self.mlflow.MlflowClient().set_model_version_tag(self.name, number, key, value)
 
-    def set_alias(self, alias: str, number: str) -> None:
-        """Point an alias to a version. A challenger that becomes champion loses the alias challenger."""
-        client = self.mlflow.MlflowClient()
-        client.set_registered_model_alias(self.name, alias, number)
-        challenger = client.get_registered_model(self.name).aliases.get(CHALLENGER)
-        if alias == CHAMPION and challenger is not None and str(challenger) == number:
-            client.delete_registered_model_alias(self.name, CHALLENGER)
+    def aliases(self) -> dict[str, str]:
+        """The number of the version behind each alias; none if there is no such model."""
+        try:
+            found = self.mlflow.MlflowClient().get_registered_model(self.name).aliases
+        except self.mlflow.MlflowException as error:
+            if error.error_code in _NOT_FOUND:
+                return {}
+            raise
+        return {alias: str(number) for alias, number in found.items()}
+
+    def make_champion(self, number: str) -> None:
+        """Point the alias champion to a version and previous to the one that it replaces.
+
+        It is no challenger any more. Repeating it after a failure half-way completes it.
+        """
+        aliases = self.aliases()
+        champion = aliases.get(CHAMPION)
+        if champion is not None and champion != number:
+            self._point(PREVIOUS, champion)
+        self._point(CHAMPION, number)
+        if aliases.get(CHALLENGER) == number:
+            self._free(CHALLENGER)
+
+    def make_challenger(self, number: str) -> None:
+        """Point the alias challenger to a version."""
+        self._point(CHALLENGER, number)
+
+    def restore_previous(self) -> None:
+        """Point champion to the version that previous points to, which is then free.
+
+        Repeating it after a failure half-way completes it. There must be a previous version.
+        """
+        self._point(CHAMPION, self.aliases()[PREVIOUS])
+        self._free(PREVIOUS)
+
+    def _point(self, alias: str, number: str) -> None:
+        self.mlflow.MlflowClient().set_registered_model_alias(self.name, alias, number)
+
+    def _free(self, alias: str) -> None:
+        self.mlflow.MlflowClient().delete_registered_model_alias(self.name, alias)
 
 
 def serving_requirements() -> list[str]:

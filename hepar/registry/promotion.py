@@ -1,18 +1,19 @@
-"""Whether a challenger replaces the champion."""
+"""Whether a challenger replaces the champion: floors that every version must reach, and margins against the champion.
+
+A margin is a test of non-inferiority: the 95 % bootstrap interval over patients of the difference between the two
+models, on the scans that both were scored on, must lie within the margin. Too few patients never promote.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from hepar.cases import LIVER, STRUCTURES, TUMOUR
-from hepar.errors import DataError
-from hepar.params import PromotionGates, RegisterParams
-from hepar.registry.model_registry import CHALLENGER, CHAMPION, ModelVersion, RegisteredModel
-from hepar.registry.tracking import connect, server
-
-Metrics = Mapping[str, Any]
+from hepar.evaluation.bootstrap import paired_difference
+from hepar.params import PromotionGates
+from hepar.registry.case_results import CaseResult
+from hepar.registry.model_registry import CHALLENGER, CHAMPION
 
 
 @dataclass(frozen=True)
@@ -30,73 +31,121 @@ class Decision:
     @property
     def summary(self) -> str:
         """The decision as one line of text."""
-        return "promoted" if self.promote else "; ".join(self.reasons)
+        return "; ".join(["promoted" if self.promote else "not promoted", *self.reasons])
 
 
-def decide(challenger: Metrics, champion: Metrics | None, gates: PromotionGates) -> Decision:
-    """Compare the summary metrics of two models on the same test set. Without a champion the challenger is promoted.
+@dataclass(frozen=True)
+class Score:
+    """A figure of one case by which versions are judged; it is None where the case has none."""
 
-    A mean Dice that is undefined, because no test case has the structure, is not compared. If the champion has one that
-    the challenger lacks, the challenger is not promoted.
+    name: str
+    of: Callable[[CaseResult], float | None]
+    higher_is_better: bool = True
+
+
+LIVER_DICE = Score(f"{STRUCTURES[LIVER]} Dice", lambda result: result.liver_dice)
+TUMOUR_DICE = Score(f"{STRUCTURES[TUMOUR]} Dice", lambda result: result.tumour_dice)
+RECALL = Score("lesion recall", lambda result: result.recall)
+FALSE_LESIONS = Score("false lesions", lambda result: result.false_lesions, higher_is_better=False)
+SPECIFICITY = Score("specificity", lambda result: result.specificity)
+FALSE_ML = Score("false tumour ml", lambda result: result.false_positive_ml, higher_is_better=False)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least mean of a score over the scans that have it."""
+
+    score: Score
+    least: float
+
+    def reason(self, group: str, results: Sequence[CaseResult]) -> str | None:
+        """Why these scans, which go by `group`, fail; None if they pass or none of them has the score."""
+        values = [value for result in results if (value := self.score.of(result)) is not None]
+        if not values or (mean := sum(values) / len(values)) >= self.least:
+            return None
+        return f"{group} {self.score.name} {mean:.3f} < {self.least:.3f} (n = {len(values)} scans)"
+
+
+@dataclass(frozen=True)
+class Margin:
+    """How much worse than the champion's the mean of a score may be, and how many patients it takes to tell."""
+
+    score: Score
+    width: float
+    min_patients: int
+
+    def reason(self, group: str, pairs: Sequence[tuple[CaseResult, CaseResult]], gates: PromotionGates) -> str | None:
+        """Why these pairs of champion and challenger, which go by `group`, fail; None if they pass.
+
+        Fewer than two patients have no interval and pass where so few are enough.
+        """
+        before, after = ([self.score.of(pair[side]) for pair in pairs] for side in (0, 1))
+        patients = [champion.patient_id for champion, _ in pairs]
+        change = paired_difference(before, after, patients, gates.bootstrap_seed, gates.bootstrap_resamples)
+        title = f"{group} {self.score.name}"
+        if change.patients < self.min_patients:
+            return f"{title}: not enough evidence, n = {change.patients} paired patients < {self.min_patients}"
+        if change.value is None or change.ci95 is None:
+            return None
+        low, high = change.ci95
+        if (low if self.score.higher_is_better else -high) > -self.width:
+            return None
+        bound = f"below {-self.width:+.3f}" if self.score.higher_is_better else f"above {self.width:+.3f}"
+        interval = f"[{low:+.3f}, {high:+.3f}]"
+        return f"{title}: change {change.value:+.3f} {interval} may lie {bound} (n = {change.patients} patients)"
+
+
+def decide(challenger: Sequence[CaseResult], champion: Sequence[CaseResult] | None, gates: PromotionGates) -> Decision:
+    """Judge a challenger by its scores, and by those of the champion on the same scans, which pair by case id.
+
+    Floors hold without a champion too. Modalities are judged one by one: a gain in one does not offset a loss in
+    another. A margin applies where the champion has the score; that of specificity also where the champion has lesions
+    scored but no tumour-free patient, which is too few unless `min_tumour_free_patients` is 0. A challenger without any
+    Dice is not promoted.
     """
-    if champion is None:
-        return Decision(True, ())
-    floors = {STRUCTURES[LIVER]: gates.min_liver_dice, STRUCTURES[TUMOUR]: gates.min_tumour_dice}
-    own = mean_dice(challenger)
-    reasons = [
-        f"{modality} {structure} Dice {dice:.3f} < {floors[structure]:.3f}"
-        for (modality, structure), dice in own.items()
-        if dice < floors[structure]
-    ]
-    if not own:
-        reasons.append("the challenger has no scores")
-    for (modality, structure), before in mean_dice(champion).items():
-        after = own.get((modality, structure))
-        if after is None:
-            reasons.append(f"{modality} {structure} Dice is missing, but the champion has {before:.3f}")
-        elif after < before - gates.max_drop:
-            reasons.append(f"{modality} {structure} Dice {after:.3f} < champion's {before:.3f} - {gates.max_drop:.3f}")
+    if all(result.liver_dice is None and result.tumour_dice is None for result in challenger):
+        return Decision(False, ("the challenger has no scores",))
+    reasons = [*_below_floors(challenger, gates), *_beyond_margins(challenger, champion or (), gates)]
     return Decision(not reasons, tuple(reasons))
 
 
-def mean_dice(metrics: Metrics) -> dict[tuple[str, str], float]:
-    """The defined mean Dice by modality and structure."""
-    found = {
-        (modality, structure): metrics[modality][structure]["dice"]["mean"]
-        for modality in sorted(metrics)
-        for structure in STRUCTURES
-        if structure in metrics[modality]
-    }
-    return {key: float(value) for key, value in found.items() if value is not None}
+def _below_floors(results: Sequence[CaseResult], gates: PromotionGates) -> Iterator[str]:
+    of_modality = (
+        Floor(LIVER_DICE, gates.min_liver_dice),
+        Floor(TUMOUR_DICE, gates.min_tumour_dice),
+        Floor(SPECIFICITY, gates.min_specificity),
+    )
+    of_source = (
+        Floor(LIVER_DICE, gates.min_source_liver_dice),
+        Floor(TUMOUR_DICE, gates.min_source_tumour_dice),
+    )
+    for modality in sorted({result.modality for result in results}):
+        scans = [result for result in results if result.modality == modality]
+        yield from filter(None, (floor.reason(modality, scans) for floor in of_modality))
+        for source in sorted({result.source for result in scans}):
+            of_one = [result for result in scans if result.source == source]
+            yield from filter(None, (floor.reason(f"{modality} {source}", of_one) for floor in of_source))
 
 
-def decide_against(champion: ModelVersion | None, metrics: Metrics, test_set: str, gates: PromotionGates) -> Decision:
-    """Decide as `decide` does. Scores on another test set are not comparable, so they keep the champion."""
-    if champion is not None and champion.test_set != test_set:
-        return Decision(False, (f"version {champion.number} was scored on another test set",))
-    return decide(metrics, None if champion is None else champion.metrics, gates)
+def _beyond_margins(
+    challenger: Sequence[CaseResult], champion: Sequence[CaseResult], gates: PromotionGates
+) -> Iterator[str]:
+    own = {result.case_id: result for result in challenger}
+    for modality in sorted({result.modality for result in champion}):
+        scored = [result for result in champion if result.modality == modality]
+        pairs = [(result, own[result.case_id]) for result in scored if result.case_id in own]
+        for margin in _margins(gates):
+            expected = FALSE_LESIONS if margin.score is SPECIFICITY else margin.score
+            if any(expected.of(result) is not None for result in scored):
+                yield from filter(None, [margin.reason(modality, pairs, gates)])
 
 
-def decide_on(challenger: ModelVersion, model: RegisteredModel, gates: PromotionGates) -> Decision:
-    """Decide on a version, registered or not yet, against the champion that the registry has now."""
-    champion = model.version_by_alias(CHAMPION)
-    if champion is not None and champion.number == challenger.number:
-        return Decision(True, ("it is already the champion",))
-    return decide_against(champion, challenger.metrics, challenger.test_set, gates)
-
-
-def promote(number: str, params: RegisterParams, force: bool) -> Decision:
-    """Make a registered version the champion if the gates allow it, or regardless with `force`.
-
-    Raises DataError if there is no such version.
-    """
-    model = RegisteredModel(connect(), params.model_name)
-    challenger = model.version(number)
-    if challenger is None:
-        raise DataError(f"model {model.name} has no version {number} at {server()}")
-    decision = decide_on(challenger, model, params.gates)
-    if force:
-        decision = Decision(True, decision.reasons)
-    if decision.promote:
-        model.set_alias(decision.alias, number)
-    return decision
+def _margins(gates: PromotionGates) -> tuple[Margin, ...]:
+    return (
+        Margin(LIVER_DICE, gates.max_liver_drop, gates.min_patients),
+        Margin(TUMOUR_DICE, gates.max_tumour_drop, gates.min_patients),
+        Margin(RECALL, gates.max_recall_drop, gates.min_patients),
+        Margin(FALSE_LESIONS, gates.max_false_lesions_rise, gates.min_patients),
+        Margin(SPECIFICITY, gates.max_specificity_drop, gates.min_tumour_free_patients),
+        Margin(FALSE_ML, gates.max_false_ml_rise, gates.min_tumour_free_patients),
+    )

@@ -27,13 +27,22 @@ class Registration:
         """Write the file into `folder`; the same values give the same bytes."""
         write_json(folder / self.FILE, asdict(self))
 
+    def to_json(self) -> str:
+        """The registration as JSON on one line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Registration:
+        """A registration from JSON. Raises ValueError, TypeError or KeyError if the text is none."""
+        found = json.loads(text)
+        return cls(found["name"], found["version"], found["alias"], tuple(found["reasons"]))
+
     @classmethod
     def load(cls, folder: Path) -> Registration:
         """Read a registration. Raises ArtifactError if it is missing or damaged."""
         finish_replacing(folder)
         path = folder / cls.FILE
         try:
-            found = json.loads(path.read_text())
-            return cls(found["name"], found["version"], found["alias"], tuple(found["reasons"]))
+            return cls.from_json(path.read_text())
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ArtifactError(f"{path} is not a registration: {one_line(error)}") from None

@@ -39,6 +39,7 @@ SQLITE, DATABASE = "sqlite:///", "mlflow.db"
 DEFAULT_URI = f"{SQLITE}{DATABASE}"
 MODEL_TAG = "hepar.model"
 RUN_FILE = "mlflow_run"
+TRAINING = "training"  # prefix of the MLflow params of a training
 APPENDICES = ("[SQL:", "(Background on this error", "\nTraceback")  # to messages of MLflow
 MAX_REASON = 300  # characters of a message of MLflow
 
@@ -181,10 +182,20 @@ def experiment_id(mlflow: Any, experiment: str) -> str:
 
 
 def _start_run(mlflow: Any, experiment: str, known: str | None, name: str, **settings: bool) -> Any:
-    """Continue a known run, or the one that a scheduler has begun, wherever they lie; else begin one."""
-    if run_id := known or os.environ.pop(RUN_VARIABLE, None):
-        return mlflow.start_run(run_id=run_id, **settings)
-    return mlflow.start_run(experiment_id=experiment_id(mlflow, experiment), run_name=name, **settings)
+    """Continue a known run, or the one that a scheduler has begun, wherever they lie; else begin one.
+
+    The run of a scheduler that holds another training already gets a child run: a run has one set of parameters.
+    """
+    if known:
+        return mlflow.start_run(run_id=known, **settings)
+    scheduled = os.environ.pop(RUN_VARIABLE, None)
+    if scheduled is None:
+        return mlflow.start_run(experiment_id=experiment_id(mlflow, experiment), run_name=name, **settings)
+    run = mlflow.get_run(scheduled)
+    if MODEL_TAG not in run.data.tags and not any(key.startswith(f"{TRAINING}.") for key in run.data.params):
+        return mlflow.start_run(run_id=scheduled, **settings)
+    where = run.info.experiment_id
+    return mlflow.start_run(experiment_id=where, parent_run_id=scheduled, run_name=name, **settings)
 
 
 class TrainingRun:
@@ -210,7 +221,7 @@ class TrainingRun:
             return
         self._id_file.parent.mkdir(parents=True, exist_ok=True)
         self._id_file.write_text(run.info.run_id)
-        self._mlflow.log_params(flatten(self._training.model_dump(mode="json"), "training"))
+        self._mlflow.log_params(flatten(self._training.model_dump(mode="json"), TRAINING))
         self._mlflow.log_params(flatten(self._spec.network.model_dump(mode="json"), "network"))
         self._mlflow.log_params(flatten(self._spec.plan.model_dump(mode="json"), "plan"))
         self._mlflow.set_tags(as_tags({**self._spec.origin, Report.COMMIT: git_commit()}))
@@ -266,12 +277,17 @@ def _training_run(mlflow: Any, model_hash: str) -> str | None:
 
 
 def log_report(mlflow: Any, report: Report) -> None:
-    """Log a report and its mean Dice to the active run."""
-    mlflow.log_artifacts(str(report.folder), Report.KIND)
+    """Log a report and its mean Dice to the active run, beside the other reports on the same model."""
+    mlflow.log_artifacts(str(report.folder), report_place(report.manifest.hash))
     for modality, structures in report.metrics().items():
         for structure in STRUCTURES:
             if (value := structures[structure]["dice"]["mean"]) is not None:
                 mlflow.log_metric(f"test/{modality}/{structure}_dice", value)
+
+
+def report_place(report_hash: str) -> str:
+    """Where the artifacts of a run hold a report."""
+    return f"{Report.KIND}/{report_hash[:12]}"
 
 
 def log_history(mlflow: Any, history: pd.DataFrame) -> None:

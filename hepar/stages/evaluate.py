@@ -7,21 +7,19 @@ provenance.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from hepar.cases import LIVER, STRUCTURES, TUMOUR, Case, Cohort, LabelState, Split
 from hepar.errors import DataError
 from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase
-from hepar.evaluation.predicted_lesions import lesion_rows, lesions_table
-from hepar.evaluation.report import write_report
+from hepar.evaluation.predicted_lesions import lesion_rows
 from hepar.evaluation.report_folder import Report
-from hepar.evaluation.scores import CaseScores, score_case, scores_table
-from hepar.evaluation.slices import CaseSlice, pick_slice
-from hepar.evaluation.summary import summarise
+from hepar.evaluation.scored_cases import ScoredCase, save_report
+from hepar.evaluation.scores import score_case
+from hepar.evaluation.slices import pick_slice
+from hepar.evaluation.summary import Bootstrap
 from hepar.imaging.display import display_window
 from hepar.imaging.masks import Mask
 from hepar.imaging.volumes import Geometry, read_image, read_mask, to_array, to_image, write_image
@@ -33,15 +31,6 @@ from hepar.runtime.artifacts import read_manifest, sha256_json, write_artifact
 from hepar.runtime.commit import git_commit
 from hepar.runtime.device import pick_device, use_threads
 from hepar.runtime.progress import current_stage, stage
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Scores of one case, the rows of its predicted lesions, and the slice that the report shows."""
-
-    scores: CaseScores
-    lesions: list[dict[str, object]]
-    shown: CaseSlice
 
 
 def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None:
@@ -57,7 +46,7 @@ def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None
         cases = Cohort.load(cohort)
         models = load_ensemble(model, pick_device())
         spec = models[0].spec
-        settings = PredictionSettings.from_params(params).for_model(spec)
+        settings = PredictionSettings.from_params(params)
         chosen = [case for case in cases.select(None, (Split.TEST,)) if case.modality in spec.modalities]
         _check_unseen(model, chosen)
         if not chosen:
@@ -72,10 +61,11 @@ def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None
             with current_stage().counting(len(chosen), "cases") as count:
                 scored = []
                 for case in chosen:
-                    scored.append(_score(case, cases, models, Report(folder), settings))
+                    scored.append(_score(case, cases, models, Report(folder), settings.for_model(spec)))
                     count.advance(case=case.case_id)
             facts = _facts(chosen, parents, manifest.parents, settings, spec)
-            _write(Report(folder), scored, ModelFolder(model).load_history(), facts, params)
+            bootstrap = Bootstrap(params.bootstrap_seed, params.bootstrap_resamples)
+            save_report(Report(folder), scored, ModelFolder(model).load_history(), facts, bootstrap)
 
 
 def _check_unseen(model: Path, cases: Sequence[Case]) -> None:
@@ -90,7 +80,9 @@ def _check_unseen(model: Path, cases: Sequence[Case]) -> None:
         )
 
 
-def _score(case: Case, cohort: Cohort, models: Sequence[Model], report: Report, settings: PredictionSettings) -> Scored:
+def _score(
+    case: Case, cohort: Cohort, models: Sequence[Model], report: Report, settings: PredictionSettings
+) -> ScoredCase:
     image = read_image(cohort.file(case.image))
     image_zyx = to_array(image)
     geometry = Geometry.of(image)
@@ -112,7 +104,7 @@ def _score(case: Case, cohort: Cohort, models: Sequence[Model], report: Report, 
     shown = pick_slice(
         segmented, image_zyx.astype(np.float32), display_window(image_zyx, case.modality, spec.plan.window_hu)
     )
-    return Scored(score_case(segmented), lesion_rows(segmented, predicted.lesions), shown)
+    return ScoredCase(score_case(segmented), lesion_rows(segmented, predicted.lesions), shown)
 
 
 def _read_reference(cohort: Cohort, file: str, state: LabelState, shape_zyx: tuple[int, ...]) -> Mask | None:
@@ -129,25 +121,35 @@ def _facts(
     settings: PredictionSettings,
     spec: ModelSpec,
 ) -> dict[str, str]:
-    tested = sorted((case.image_sha256, case.liver_sha256, case.tumour_sha256) for case in cases)
     untaught = " and ".join(name for name in STRUCTURES if name not in spec.taught)
     left_out = {Report.NOT_SCORED: f"{untaught}: not taught to the model"} if untaught else {}
     return {
         Cohort.KIND: parents[Cohort.KIND],
-        Report.TEST_SET: sha256_json(tested),
+        Report.TEST_SET: _test_set(cases, settings),
         ModelFolder.POOL: origin.get(ModelFolder.POOL, ""),
         ModelFolder.POOL_VERSION: origin.get(ModelFolder.POOL_VERSION, ""),
         ModelFolder.KIND: parents[ModelFolder.KIND],
-        **settings.facts(),
+        **settings.for_model(spec).facts(),
         **left_out,
         Report.COMMIT: git_commit(),
     }
 
 
-def _write(
-    report: Report, scored: Sequence[Scored], history: pd.DataFrame, facts: dict[str, str], params: EvaluateParams
-) -> None:
-    scores = [item.scores for item in scored]
-    metrics = summarise(scores, seed=params.bootstrap_seed, resamples=params.bootstrap_resamples)
-    report.save(metrics, facts, scores_table(scores), lesions_table(row for item in scored for row in item.lesions))
-    write_report(report.page, metrics, scores, [item.shown for item in scored], history, facts)
+def _test_set(cases: Sequence[Case], settings: PredictionSettings) -> str:
+    """A hash of all that a score depends on besides the model: files, what is known about them, and settings.
+
+    A threshold or volume of None is the model's own, so two models may differ in it on the same test set.
+    """
+    tested = [
+        {
+            "case": case.case_id,
+            "patient": case.patient_id,
+            "modality": str(case.modality),
+            "source": case.source,
+            "files": [case.image_sha256, case.liver_sha256, case.tumour_sha256],
+            "states": [str(case.liver_state), str(case.tumour_state)],
+            "distances known": case.distances_known,
+        }
+        for case in sorted(cases, key=lambda case: case.case_id)
+    ]
+    return sha256_json({"cases": tested, "settings": dict(settings.facts())})

@@ -31,6 +31,7 @@ from hepar.registry.model_registry import RegisteredModel
 from hepar.registry.registration import Registration
 from hepar.registry.tracking import connect
 from hepar.runtime.artifacts import dvc_version, read_manifest, write_artifact
+from hepar.runtime.csv_cells import frame_to_csv
 from hepar.stages import train_universal
 from pipelines.compare import COMPARED
 from pipelines.local import run_in_subprocesses
@@ -123,12 +124,12 @@ def test_a_worse_second_version_becomes_challenger(by_kfp: Path, tmp_path: Path)
     shutil.copytree(by_kfp, tmp_path / "run")
     run = tmp_path / "run"
     uri = f"sqlite:///{run / 'mlflow.db'}"
-    worse = Report(run / "report").metrics()
-    worse["CT"]["liver"]["dice"]["mean"] = -1.0  # below the champion by more than any gate allows
+    worse = Report(run / "report").cases()
+    worse["liver_dice"] = -1.0  # below every floor
     parents = read_manifest(run / "report", Report.KIND).parents
     with write_artifact(run / "report", Report.KIND, parents) as report:
         shutil.copytree(by_kfp / "report", report, dirs_exist_ok=True)
-        (report / Report.METRICS).write_text(json.dumps(worse))
+        (report / Report.CASES).write_text(frame_to_csv(worse))
     succeed("hepar", "register", "--params", str(TINY), cwd=run, MLFLOW_TRACKING_URI=uri)
     result = Registration.load(run / "registration")
     assert (result.version, result.alias) == ("2", "challenger")
@@ -137,15 +138,17 @@ def test_a_worse_second_version_becomes_challenger(by_kfp: Path, tmp_path: Path)
 
 def test_a_full_disk_ends_register_with_one_sentence(by_kfp: Path, tmp_path: Path) -> None:
     shutil.copytree(by_kfp, tmp_path / "run", ignore=shutil.ignore_patterns("registration", ".*"))
-    script = f"ulimit -f 100; exec hepar register --params {TINY}"  # KiB; the database is larger
+    another = tmp_path / "run" / "another.yaml"  # under another name there is something to register
+    another.write_text(f"extends: {TINY}\nregister: {{model_name: another}}\n")
+    script = f"ulimit -f 100; exec hepar register --params {another}"  # KiB; the database is larger
     done = call("bash", "-c", script, cwd=tmp_path / "run")
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("register:")]
     assert line.startswith("hepar: MLflow at sqlite:///mlflow.db (MLFLOW_TRACKING_URI) fails: ")
     assert not (tmp_path / "run" / "registration").exists()
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}")
-    versions = client.search_model_versions("name='hepar-tiny'")
-    assert [str(version.version) for version in versions] == ["1"]
+    assert [str(version.version) for version in client.search_model_versions("name='hepar-tiny'")] == ["1"]
+    assert client.search_model_versions("name='another'") == []
 
 
 def test_an_unreachable_registry_is_not_taken_for_an_empty_one(

@@ -39,6 +39,9 @@ INSTEAD = {
         "", "needs more patients; tests/planning/test_gate_calibration.py runs it"
     ),
     "hepar review pseudo": Instead("", "waits for a browser; tests/pseudo_labels/test_review_server.py has one"),
+    "hepar score experts predictions --labels liver=1,tumour=2 --out scores": Instead(
+        "hepar score report/masks report/masks --labels liver=1,tumour=2 --out scores", "there are no such folders"
+    ),
     "export HEPAR_POOL_REMOTE=s3://bucket/pools": Instead("export HEPAR_POOL_REMOTE=remote", "needs S3"),
     "hepar pool diff OLD NEW": Instead(f"hepar pool diff {CHAMPION} pool", "OLD and NEW stand for versions"),
     "HEPAR_PARAMS=params/full.yaml HEPAR_IMAGE=registry.example.org/hepar@sha256:… make compile": Instead(
@@ -106,6 +109,7 @@ def test_every_block_is_run_by_a_test() -> None:
         "Settings for your cohort",
         "Pseudo-livers you can trust",
         "The pool",
+        "Scores and comparisons",
     }
     left = {line for heading in BLOCKS.keys() - run_here - {"A trained model"} for line in BLOCKS[heading]}
     assert {line for line in left if line not in INSTEAD or INSTEAD[line].command} == set()
@@ -134,7 +138,9 @@ def test_each_preset_trains_and_registers_up_to_a_promoted_model(preset: str, sh
     assert "champion" in shell.succeed(f"hepar promote 1 --params {preset}")
 
 
-@pytest.mark.parametrize("heading", ["Settings for your cohort", "Pseudo-livers you can trust", "The pool"])
+@pytest.mark.parametrize(
+    "heading", ["Settings for your cohort", "Pseudo-livers you can trust", "The pool", "Scores and comparisons"]
+)
 def test_a_block_runs_after_the_stages(heading: str, shell: Shell) -> None:
     (shell.folder / "reviews").mkdir()
     (shell.folder / "reviews" / "decisions.jsonl").touch()  # a review without a decision

@@ -1,128 +1,239 @@
-"""Promotion: floors, the largest tolerated drop, and reasons that name values."""
+"""Promotion: floors, margins by paired intervals, too little evidence, and reasons that name values."""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
+from hepar.evaluation.lesions import LesionCounts
 from hepar.params import PromotionGates
-from hepar.registry.model_registry import ModelVersion, RegisteredModel
-from hepar.registry.promotion import Decision, decide, decide_against, decide_on, mean_dice
+from hepar.registry.case_results import CaseResult
+from hepar.registry.promotion import Decision, decide
 
-GATES = PromotionGates(min_liver_dice=0.8, min_tumour_dice=0.5, max_drop=0.02)
-Dice = float | None
-
-
-def metrics(ct: tuple[Dice, Dice] = (0.9, 0.6), mr: tuple[Dice, Dice] = (0.88, 0.58)) -> dict[str, Any]:
-    """Mean Dice of liver and tumour in CT and MR."""
-    return {
-        modality: {
-            structure: {"dice": {"mean": mean}} for structure, mean in zip(("liver", "tumour"), pair, strict=True)
-        }
-        for modality, pair in (("CT", ct), ("MR", mr))
-    }
-
-
-def test_without_a_champion_the_challenger_is_promoted() -> None:
-    assert decide(metrics(), None, GATES) == Decision(True, ())
-    assert decide(metrics(ct=(0.1, 0.0)), None, GATES) == Decision(True, ())
-
-
-def test_a_challenger_as_good_as_the_champion_is_promoted() -> None:
-    assert decide(metrics(), metrics(), GATES) == Decision(True, ())
+GATES = PromotionGates(
+    min_liver_dice=0.5,
+    min_tumour_dice=0.2,
+    min_specificity=0.0,
+    min_source_liver_dice=0.3,
+    min_source_tumour_dice=0.0,
+    max_liver_drop=0.02,
+    max_tumour_drop=0.05,
+    max_recall_drop=0.1,
+    max_false_lesions_rise=0.5,
+    max_specificity_drop=0.2,
+    max_false_ml_rise=2.0,
+    min_patients=5,
+    min_tumour_free_patients=3,
+    bootstrap_resamples=500,
+    bootstrap_seed=1,
+)
+Change = Callable[[CaseResult], CaseResult]
 
 
-def test_a_small_drop_in_one_mean_is_tolerated() -> None:
-    assert decide(metrics(ct=(0.89, 0.59)), metrics(), GATES) == Decision(True, ())
+def with_tumour(number: int, modality: str = "CT") -> CaseResult:
+    """A patient of two lesions, of which both are found, among them patients of unequal difficulty."""
+    found = LesionCounts(true_positives=2, false_negatives=0, false_positives=0)
+    case = f"{modality}-{number}"
+    return CaseResult(case, case, modality, "lits", 0.9 + 0.01 * (number % 3), 0.6, found, None, None)
+
+
+def tumour_free(number: int, modality: str = "CT") -> CaseResult:
+    """A patient without a tumour, in whom none is predicted."""
+    case = f"{modality}-free-{number}"
+    return CaseResult(case, case, modality, "chaos", 0.9, None, LesionCounts(0, 0, 0), True, 0.0)
+
+
+def cohort(modality: str = "CT", patients: int = 8, free: int = 4) -> tuple[CaseResult, ...]:
+    return (
+        *(with_tumour(number, modality) for number in range(patients)),
+        *(tumour_free(number, modality) for number in range(free)),
+    )
+
+
+def changed(results: Sequence[CaseResult], change: Change) -> tuple[CaseResult, ...]:
+    return tuple(change(result) for result in results)
+
+
+def liver(by: float) -> Change:
+    """Every liver Dice changes by the same amount, so that the interval is this amount."""
+    return lambda result: replace(result, liver_dice=None if result.liver_dice is None else result.liver_dice + by)
+
+
+def tumour(by: float) -> Change:
+    return lambda result: replace(result, tumour_dice=None if result.tumour_dice is None else result.tumour_dice + by)
+
+
+def false_tumours(ml: float) -> Change:
+    """A tumour of this volume is predicted in every tumour-free patient, apart from which nothing changes."""
+    return lambda result: replace(result, specific=False, false_positive_ml=ml) if result.tumour_free else result
+
+
+def counted(found: int, missed: int, false: int) -> Change:
+    """Lesion counts of the patients with tumours."""
+    return lambda result: result if result.tumour_free else replace(result, lesions=LesionCounts(found, missed, false))
+
+
+def test_equal_scores_promote() -> None:
+    assert decide(cohort(), cohort(), GATES) == Decision(True, ())
+
+
+def test_better_scores_promote() -> None:
+    assert decide(changed(changed(cohort(), liver(0.03)), tumour(0.2)), cohort(), GATES) == Decision(True, ())
+
+
+def test_at_equal_dice_a_tumour_in_every_healthy_patient_keeps_the_champion() -> None:
+    decision = decide(changed(cohort(), false_tumours(1.0)), cohort(), GATES)
+    reason = "CT specificity: change -1.000 [-1.000, -1.000] may lie below -0.200 (n = 4 patients)"
+    assert decision == Decision(False, (reason,))
+
+
+def test_at_equal_dice_a_large_false_volume_keeps_the_champion() -> None:
+    before = changed(cohort(), false_tumours(1.0))
+    decision = decide(changed(cohort(), false_tumours(4.0)), before, GATES)
+    reason = "CT false tumour ml: change +3.000 [+3.000, +3.000] may lie above +2.000 (n = 4 patients)"
+    assert decision == Decision(False, (reason,))
+    assert decide(changed(cohort(), false_tumours(2.5)), before, GATES).promote
+
+
+def test_at_equal_dice_a_lesion_f1_of_a_tenth_keeps_the_champion() -> None:
+    good, bad = counted(8, 2, 2), counted(1, 9, 9)  # F1 of 16/20 and of 2/20
+    assert [change(with_tumour(0)).lesions.f1 for change in (good, bad)] == [0.8, 0.1]  # type: ignore[union-attr]
+    decision = decide(changed(cohort(), bad), changed(cohort(), good), GATES)
+    assert not decision.promote
+    recall, false = decision.reasons
+    assert recall == "CT lesion recall: change -0.700 [-0.700, -0.700] may lie below -0.100 (n = 8 patients)"
+    # 7 more false lesions in 8 of the 12 scans
+    assert false.startswith("CT false lesions: change +4.667 [+")
+    assert false.endswith("] may lie above +0.500 (n = 12 patients)")
 
 
 @pytest.mark.parametrize(
-    ("challenger", "reason"),
+    ("change", "reason"),
     [
-        (metrics(ct=(0.87, 0.6)), "CT liver Dice 0.870 < champion's 0.900 - 0.020"),
-        (metrics(ct=(0.9, 0.57)), "CT tumour Dice 0.570 < champion's 0.600 - 0.020"),
-        (metrics(mr=(0.85, 0.58)), "MR liver Dice 0.850 < champion's 0.880 - 0.020"),
-        (metrics(mr=(0.88, 0.55)), "MR tumour Dice 0.550 < champion's 0.580 - 0.020"),
+        (liver(-0.03), "CT liver Dice: change -0.030 [-0.030, -0.030] may lie below -0.020 (n = 12 patients)"),
+        (tumour(-0.06), "CT tumour Dice: change -0.060 [-0.060, -0.060] may lie below -0.050 (n = 8 patients)"),
     ],
 )
-def test_a_larger_drop_in_any_mean_keeps_the_champion(challenger: dict[str, Any], reason: str) -> None:
-    assert decide(challenger, metrics(), GATES) == Decision(False, (reason,))
+def test_a_dice_that_drops_beyond_its_margin_keeps_the_champion(change: Change, reason: str) -> None:
+    assert decide(changed(cohort(), change), cohort(), GATES) == Decision(False, (reason,))
 
 
-def test_a_gain_in_one_mean_does_not_offset_a_drop_in_another() -> None:
-    assert not decide(metrics(ct=(0.99, 0.99), mr=(0.85, 0.99)), metrics(), GATES).promote
+@pytest.mark.parametrize("change", [liver(-0.015), tumour(-0.04), counted(19, 1, 0)])
+def test_a_drop_within_the_margin_is_tolerated(change: Change) -> None:
+    assert decide(changed(cohort(), change), cohort(), GATES) == Decision(True, ())
 
 
-@pytest.mark.parametrize(
-    ("weak", "reason"),
-    [
-        (metrics(ct=(0.7, 0.6)), "CT liver Dice 0.700 < 0.800"),
-        (metrics(mr=(0.88, 0.4)), "MR tumour Dice 0.400 < 0.500"),
-    ],
-)
-def test_floors_apply_whatever_the_champion_scored(weak: dict[str, Any], reason: str) -> None:
-    assert decide(weak, weak, GATES) == Decision(False, (reason,))
+def test_a_mean_that_is_equal_but_uncertain_keeps_the_champion() -> None:
+    """Half the patients gain what the others lose: the mean stays, its interval reaches beyond the margin."""
+
+    def swing(result: CaseResult) -> CaseResult:
+        return tumour(0.3 if int(result.case_id[-1]) % 2 else -0.3)(result)
+
+    (reason,) = decide(changed(cohort(), swing), cohort(), GATES).reasons
+    assert re.fullmatch(
+        r"CT tumour Dice: change [+-]0\.000 \[-0\.\d+, \+0\.\d+\] may lie below -0\.050 \(n = 8 .*", reason
+    )
+
+
+def test_two_scans_of_a_patient_are_one_patient() -> None:
+    def one_patient(result: CaseResult) -> CaseResult:
+        return replace(result, patient_id="same")
+
+    results = changed(cohort(), one_patient)
+    assert "CT liver Dice: not enough evidence, n = 1 paired patients < 5" in decide(results, results, GATES).reasons
+
+
+def test_too_few_patients_are_not_enough_evidence_however_good_they_are() -> None:
+    few = cohort(patients=3, free=1)
+    better = changed(changed(few, liver(0.05)), tumour(0.3))
+    names = ("liver Dice", "tumour Dice", "lesion recall", "false lesions", "specificity", "false tumour ml")
+    patients = (4, 3, 3, 4, 1, 1)
+    assert decide(better, few, GATES).reasons == tuple(
+        f"CT {name}: not enough evidence, n = {n} paired patients < {3 if n == 1 else 5}"
+        for name, n in zip(names, patients, strict=True)
+    )
+
+
+def test_without_tumour_free_patients_nothing_is_known_about_specificity() -> None:
+    results = cohort(free=0)
+    reason = "CT specificity: not enough evidence, n = 0 paired patients < 3"
+    assert decide(results, results, GATES) == Decision(False, (reason,))
+    unneeded = GATES.model_copy(update={"min_tumour_free_patients": 0})
+    assert decide(results, results, unneeded).promote
+
+
+def test_a_model_of_livers_alone_is_compared_by_livers_alone() -> None:
+    results = changed(cohort(), lambda result: replace(result, tumour_dice=None, lesions=None, specific=None))
+    assert decide(results, results, GATES) == Decision(True, ())
+
+
+def test_each_modality_is_judged_by_itself() -> None:
+    before = (*cohort("CT"), *cohort("MR"))
+    after = (*changed(cohort("CT"), liver(0.05)), *changed(cohort("MR"), liver(-0.05)))
+    (reason,) = decide(after, before, GATES).reasons
+    assert reason.startswith("MR liver Dice: change -0.050 ")
+
+
+def test_a_modality_or_structure_that_only_the_champion_was_scored_on_is_not_enough_evidence() -> None:
+    decision = decide(cohort("CT"), (*cohort("CT"), *cohort("MR")), GATES)
+    assert "MR liver Dice: not enough evidence, n = 0 paired patients < 5" in decision.reasons
+    assert not any(reason.startswith("CT") for reason in decision.reasons)
+    untaught = changed(cohort(), lambda result: replace(result, liver_dice=None))
+    reason = "CT liver Dice: not enough evidence, n = 0 paired patients < 5"
+    assert decide(untaught, cohort(), GATES) == Decision(False, (reason,))
+    assert decide(cohort(), untaught, GATES).promote
+
+
+def test_the_order_of_cases_does_not_matter() -> None:
+    after = changed(cohort(), liver(-0.03))
+    assert decide(after[::-1], cohort(), GATES) == decide(after, cohort(), GATES)
+
+
+def test_a_first_version_must_reach_the_floors() -> None:
+    assert decide(cohort(), None, GATES) == Decision(True, ())
+    useless = decide(changed(cohort(), lambda result: replace(result, liver_dice=0.01)), None, GATES)
+    assert (useless.promote, useless.alias) == (False, "challenger")
+    assert "CT liver Dice 0.010 < 0.500 (n = 12 scans)" in useless.reasons
+    weak = decide(changed(cohort(), tumour(-0.5)), None, GATES)
+    assert weak.reasons == ("CT tumour Dice 0.100 < 0.200 (n = 8 scans)",)
+
+
+def test_a_first_version_must_be_specific_enough() -> None:
+    gates = GATES.model_copy(update={"min_specificity": 0.5})
+    unspecific = changed(cohort(), false_tumours(1.0))
+    assert decide(unspecific, None, gates).reasons == ("CT specificity 0.000 < 0.500 (n = 4 scans)",)
+    assert decide(cohort(free=0), None, gates).promote
+
+
+def test_a_good_mean_does_not_hide_a_source_below_its_floor() -> None:
+    def weak_in_chaos(result: CaseResult) -> CaseResult:
+        return replace(result, liver_dice=0.25) if result.source == "chaos" else result
+
+    results = changed(cohort(), weak_in_chaos)
+    assert decide(results, None, GATES).reasons == ("CT chaos liver Dice 0.250 < 0.300 (n = 4 scans)",)
+
+
+def test_floors_hold_against_a_champion_that_is_no_better() -> None:
+    weak = changed(cohort(), tumour(-0.5))
+    assert decide(weak, weak, GATES).reasons == ("CT tumour Dice 0.100 < 0.200 (n = 8 scans)",)
 
 
 def test_a_mean_at_its_floor_passes() -> None:
-    edge = metrics(ct=(0.8, 0.5), mr=(0.8, 0.5))
-    assert decide(edge, edge, GATES).promote
+    edge = changed(cohort(), lambda result: replace(result, liver_dice=0.5))
+    assert decide(edge, None, GATES).promote
 
 
-def test_all_reasons_are_given() -> None:
-    decision = decide(metrics(ct=(0.5, 0.1)), metrics(), GATES)
-    assert len(decision.reasons) == 4  # both structures fall below their floors and below the champion
+def test_a_margin_of_zero_asks_for_a_gain() -> None:
+    gates = GATES.model_copy(update={"max_tumour_drop": 0.0})
+    assert not decide(cohort(), cohort(), gates).promote
+    assert decide(changed(cohort(), tumour(0.01)), cohort(), gates).promote
 
 
-def test_a_structure_that_no_test_case_has_is_not_compared() -> None:
-    without = metrics(mr=(0.88, None))
-    assert decide(without, without, GATES).promote
-    assert decide(metrics(), without, GATES).promote
-
-
-def test_a_mean_that_only_the_champion_has_keeps_it() -> None:
-    decision = decide(metrics(mr=(0.88, None)), metrics(), GATES)
-    assert decision == Decision(False, ("MR tumour Dice is missing, but the champion has 0.580",))
-    only_ct = {"CT": metrics()["CT"]}
-    assert len(decide(only_ct, metrics(), GATES).reasons) == 2
-
-
-@pytest.mark.parametrize("empty", [{}, metrics(ct=(None, None), mr=(None, None))])
-def test_a_challenger_without_scores_is_not_promoted(empty: dict[str, Any]) -> None:
-    assert decide(empty, {}, GATES) == Decision(False, ("the challenger has no scores",))
-
-
-def test_mean_dice_is_keyed_by_modality_and_structure() -> None:
-    assert mean_dice(metrics(ct=(0.9, None), mr=(0.0, 0.5))) == {
-        ("CT", "liver"): 0.9,
-        ("MR", "liver"): 0.0,
-        ("MR", "tumour"): 0.5,
-    }
-
-
-def test_scores_on_another_test_set_keep_the_champion() -> None:
-    champion = ModelVersion("hepar", "3", metrics(), test_set="a")
-    reason = "version 3 was scored on another test set"
-    assert decide_against(champion, metrics(), "b", GATES) == Decision(False, (reason,))
-    assert decide_against(champion, metrics(), "a", GATES) == Decision(True, ())
-    assert decide_against(None, metrics(), "b", GATES) == Decision(True, ())
-
-
-class Registry(RegisteredModel):
-    """A registry whose champion is version 3."""
-
-    def version_by_alias(self, alias: str) -> ModelVersion | None:
-        return ModelVersion("hepar", "3", metrics(), test_set="a") if alias == "champion" else None
-
-
-def test_a_version_is_compared_with_the_champion_of_the_registry() -> None:
-    registry = Registry(None, "hepar")
-    equal, worse = (ModelVersion("hepar", "", scores, "a") for scores in (metrics(), metrics(ct=(0.8, 0.6))))
-    assert (decide_on(equal, registry, GATES).alias, decide_on(worse, registry, GATES).alias) == (
-        "champion",
-        "challenger",
-    )
-    assert decide_on(worse, registry, GATES).summary == "CT liver Dice 0.800 < champion's 0.900 - 0.020"
-    champion = ModelVersion("hepar", "3", metrics(), "a")
-    assert decide_on(champion, registry, GATES) == Decision(True, ("it is already the champion",))
+@pytest.mark.parametrize("champion", [None, cohort()])
+def test_a_challenger_without_scores_is_not_promoted(champion: tuple[CaseResult, ...] | None) -> None:
+    unscored = changed(cohort(), lambda result: replace(result, liver_dice=None, tumour_dice=None))
+    for challenger in ((), unscored):
+        assert decide(challenger, champion, GATES) == Decision(False, ("the challenger has no scores",))

@@ -16,9 +16,11 @@ from threading import Thread
 import mlflow
 import pytest
 from full_disk import SmallDisk
+from toy_model import toy_spec
 
 from hepar.errors import StorageError
-from hepar.registry.tracking import MODEL_TAG, connect, model_run, storage_errors
+from hepar.params import Params
+from hepar.registry.tracking import MODEL_TAG, TrainingRun, connect, model_run, storage_errors
 
 
 def experiment_of(run: mlflow.ActiveRun) -> str:
@@ -66,6 +68,35 @@ def test_run_and_experiment_of_a_scheduler_have_precedence(monkeypatch: pytest.M
         assert opened.active_run().info.run_id == trained
     assert client.get_run(scheduled.run_id).info.run_name == "task"
     assert mlflow.get_experiment_by_name("of the params") is None
+
+
+def test_trainings_share_the_run_of_a_scheduler_as_its_children(
+    tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler gives every stage of a pipeline the same run, which holds one set of parameters."""
+    connect()
+    client = mlflow.MlflowClient()
+    scheduled = client.create_run(client.create_experiment("scheduler")).info
+    ids = []
+    for name, steps in (("first", 5), ("second", 6), ("second", 6)):  # the last one resumes
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", scheduled.experiment_id)
+        monkeypatch.setenv("MLFLOW_RUN_ID", scheduled.run_id)
+        training = tiny.train_universal.training.model_copy(update={"steps": steps})
+        with TrainingRun("of the params", name, toy_spec(tiny.network), training, tmp_path / name) as run:
+            run.log(1, {"train/loss": 0.5})
+            run.tag_model(f"model of {name}")
+            ids.append(mlflow.active_run().info.run_id)
+    assert ids[0] == scheduled.run_id
+    assert ids[1] == ids[2] != scheduled.run_id
+    first, second = (client.get_run(run_id) for run_id in ids[:2])
+    assert [run.data.params["training.steps"] for run in (first, second)] == ["5", "6"]
+    assert [run.data.tags[MODEL_TAG] for run in (first, second)] == ["model of first", "model of second"]
+    assert second.data.tags["mlflow.parentRunId"] == scheduled.run_id
+    assert second.info.experiment_id == scheduled.experiment_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", scheduled.run_id)
+    with model_run("of the params", "a third model") as opened:  # that no training of this server made
+        assert opened.get_run(opened.active_run().info.run_id).data.tags["mlflow.parentRunId"] == scheduled.run_id
+    assert client.get_run(scheduled.run_id).data.tags[MODEL_TAG] == "model of first"
 
 
 def test_a_deleted_experiment_is_named() -> None:

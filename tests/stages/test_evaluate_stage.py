@@ -12,8 +12,10 @@ from toy_case import write_case, write_noise
 from toy_model import constant_weights, write_model
 
 import hepar.stages.evaluate
-from hepar.cases import Cohort, Split
+from hepar.cases import Case, Cohort, LabelState, Split
+from hepar.errors import DataError
 from hepar.evaluation.report_folder import Report
+from hepar.inference.model_folder import ModelFolder
 from hepar.inference.settings import Axis, PredictionSettings
 from hepar.params import Params
 from hepar.runtime.artifacts import write_artifact
@@ -26,10 +28,15 @@ def cohort(tmp_path: Path) -> Path:
     """A cohort of one test case, which has a liver with a tumour."""
     case = replace(write_case(tmp_path), split=Split.TEST)
     write_noise(tmp_path / "cohort" / case.image)
-    with write_artifact(tmp_path / "sealed", Cohort.KIND, {}) as folder:
-        shutil.copytree(tmp_path / "cohort", folder, dirs_exist_ok=True)
-        Cohort(folder, (case,)).save()
-    return tmp_path / "sealed"
+    return seal(tmp_path, case)
+
+
+def seal(folder: Path, case: Case) -> Path:
+    """A cohort of this case, whose files are in `folder/cohort`."""
+    with write_artifact(folder / "sealed", Cohort.KIND, {}) as sealed:
+        shutil.copytree(folder / "cohort", sealed, dirs_exist_ok=True)
+        Cohort(sealed, (case,)).save()
+    return folder / "sealed"
 
 
 def evaluate(cohort: Path, tiny: Params, params: dict[str, Any], **spec: Any) -> Report:
@@ -76,3 +83,56 @@ def test_a_liver_teacher_is_scored_on_livers_alone(cohort: Path, tiny: Params) -
     assert metrics["liver"]["dice"]["mean"] == pytest.approx(2 * 8**3 / (8**3 + 16**3))
     assert (metrics["tumour"]["dice"]["n"], metrics["tumour"]["counts"]["unknown"]) == (0, 1)
     assert len(report.lesions()) == 0
+
+
+NO_TUMOUR = {"tumour": "", "tumour_sha256": ""}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({**NO_TUMOUR, "tumour_state": LabelState.UNKNOWN}, {**NO_TUMOUR, "tumour_state": LabelState.ABSENT}),
+        ({"patient_id": "p"}, {"patient_id": "q"}),
+        ({"distances_known": True}, {"distances_known": False}),
+    ],
+)
+def test_what_is_known_of_a_case_belongs_to_the_test_set(
+    before: dict[str, Any], after: dict[str, Any], cohort: Path, tiny: Params
+) -> None:
+    """The files are the same, the scores are not."""
+    (case,) = Cohort.load(cohort)
+    sets = [
+        evaluate(seal(cohort.parent, replace(case, **known)), tiny, {}).facts()[Report.TEST_SET]
+        for known in (before, before, after)
+    ]
+    assert sets[0] == sets[1]
+    assert sets[0] != sets[2]
+
+
+def test_prediction_settings_belong_to_the_test_set_but_not_those_of_the_model(cohort: Path, tiny: Params) -> None:
+    def test_set(params: dict[str, Any], **spec: Any) -> str:
+        return evaluate(cohort, tiny, params, **spec).facts()[Report.TEST_SET]
+
+    own: dict[str, Any] = {"tumour_threshold": None, "min_lesion_ml": None}
+    default = test_set(own)
+    assert test_set(own, tumour_threshold=0.7, min_lesion_ml=0.5) == default
+    changes: list[dict[str, Any]] = [{"min_lesion_ml": 0.3}, {"tumour_threshold": 0.7}, {"overlap": 0.25}]
+    changes += [{"variants": 2}, {"mirror_axes": ("x",)}]
+    assert len({default, *(test_set(own | change) for change in changes)}) == 1 + len(changes)
+
+
+def test_a_model_that_has_seen_a_test_patient_is_not_scored(cohort: Path, tiny: Params) -> None:
+    write_model(cohort.parent / "model", tiny, patients=("p", "another"))
+    message = r"^case a: the model has seen a label of test patient p \(1 of 1 test cases are affected\)"
+    with pytest.raises(DataError, match=message):
+        hepar.stages.evaluate.run(cohort, cohort.parent / "model", cohort.parent / "report", tiny.evaluate)
+    assert not (cohort.parent / "report").exists()
+
+
+def test_a_model_without_a_list_of_patients_is_scored(cohort: Path, tiny: Params) -> None:
+    """Nobody knows whom an imported checkpoint has seen."""
+    model = write_model(cohort.parent / "listed", tiny, patients=("p",)).folder
+    with write_artifact(cohort.parent / "model", ModelFolder.KIND, {}) as folder:
+        shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ModelFolder.PATIENTS))
+    hepar.stages.evaluate.run(cohort, cohort.parent / "model", cohort.parent / "report", tiny.evaluate)
+    assert len(Report.load(cohort.parent / "report").cases()) == 1

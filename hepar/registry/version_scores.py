@@ -1,0 +1,51 @@
+"""The scores of the test cases of a registered version, as its report holds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hepar.errors import ArtifactError, DataError
+from hepar.evaluation.report_folder import Report
+from hepar.params import REGISTERED
+from hepar.registry.model_registry import REPORT_TAG
+from hepar.registry.tracking import connect, reason_of, report_place, server, storage_errors
+from hepar.runtime.scratch import scratch_folder
+
+_NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a model or version, and of an alias
+
+
+def version_scores(uri: str) -> str:
+    """The table `cases.csv` in the report of a version, given as `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises DataError if there is no such version, ArtifactError if it was registered without this table, StorageError if
+    the registry fails.
+    """
+    named = uri.removeprefix(REGISTERED)
+    name, by_alias, key = named.partition("@" if "@" in named else "/")
+    if not (name and by_alias and key):
+        raise DataError(f"{uri} must be {REGISTERED}NAME@ALIAS or {REGISTERED}NAME/VERSION")
+    with storage_errors(), scratch_folder("scores") as scratch:
+        mlflow = connect()
+        client = mlflow.MlflowClient()
+        try:
+            if by_alias == "@":
+                version = client.get_model_version_by_alias(name, key)
+            else:
+                version = client.get_model_version(name, key)
+        except mlflow.MlflowException as error:
+            if error.error_code not in _NOT_FOUND:
+                raise
+            raise DataError(f"{uri} is not in the registry at {server()}: {reason_of(error)}") from None
+        report_hash = version.tags.get(REPORT_TAG)  # missing in versions of older releases
+        folder = report_place(report_hash) if report_hash else Report.KIND
+        path = f"{folder}/{Report.CASES}"
+        try:
+            listed = [file.path for file in client.list_artifacts(version.run_id, folder)]
+        except mlflow.MlflowException as error:  # some stores refuse to list a folder that is missing
+            if error.error_code not in _NOT_FOUND:
+                raise
+            listed = []
+        if path not in listed:
+            raise ArtifactError(f"{uri} was registered without {path}: evaluate the model and register it again")
+        place = mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path=path, dst_path=str(scratch))
+        return Path(place).read_text()

@@ -1,0 +1,146 @@
+"""Registration: the same model and report are one version, a broken one is completed, later ones meet the gates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+from toy_model import write_model
+from toy_versions import scores, toy_gates
+
+import hepar.stages.register
+from hepar.errors import ArtifactError, StorageError
+from hepar.evaluation.report_folder import Report
+from hepar.inference.model_folder import ModelFolder
+from hepar.params import Params
+from hepar.registry.champion import DECISION_TAG, rollback
+from hepar.registry.model_registry import POOL_TAG, RegisteredModel, pool_version
+from hepar.registry.registration import Registration
+from hepar.registry.tracking import MODEL_TAG, connect
+from hepar.runtime.artifacts import read_manifest, write_artifact
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*inferred as AnyType")  # MLflow, of a type of its own
+NAME = "hepar-toy"
+
+
+def report_on(model: Path, report: Path, liver: float, test_set: str = "a") -> Path:
+    """A report that gives a model this liver Dice in every case."""
+    model_hash = read_manifest(model, ModelFolder.KIND).hash
+    facts = {Report.TEST_SET: test_set, ModelFolder.KIND: model_hash, ModelFolder.POOL_VERSION: "v1"}
+    dice = {name: {"dice": {"mean": value}} for name, value in (("liver", liver), ("tumour", None))}
+    with write_artifact(report, Report.KIND, {ModelFolder.KIND: model_hash}) as folder:
+        Report(folder).save({"CT": dice}, facts, scores(liver), pd.DataFrame({"case_id": []}))
+    return report
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny: Params) -> Path:
+    return write_model(tmp_path / "model", tiny).folder
+
+
+def register(model: Path, report: Path, tiny: Params) -> Registration:
+    registration = model.parent / "registration"
+    hepar.stages.register.run(model, report, registration, toy_gates(tiny, NAME), "tests")
+    return Registration.load(registration)
+
+
+def versions() -> list[str]:
+    found = connect().MlflowClient().search_model_versions(f"name='{NAME}'")
+    return sorted(str(version.version) for version in found)
+
+
+def aliases() -> dict[str, str]:
+    return RegisteredModel(connect(), NAME).aliases()
+
+
+def test_the_same_model_and_report_are_one_version(model: Path, tiny: Params, tmp_path: Path) -> None:
+    report = report_on(model, tmp_path / "report", 0.9)
+    first = register(model, report, tiny)
+    assert first == Registration(NAME, "1", "champion", ())
+    sealed = read_manifest(tmp_path / "registration", Registration.KIND).hash
+    assert register(model, report, tiny) == first
+    assert read_manifest(tmp_path / "registration", Registration.KIND).hash == sealed
+    assert (versions(), aliases()) == (["1"], {"champion": "1"})
+    client = mlflow.MlflowClient()
+    version = client.get_model_version(NAME, "1")
+    assert version.tags[MODEL_TAG] == read_manifest(model, ModelFolder.KIND).hash
+    assert version.tags[POOL_TAG] == pool_version(f"models:/{NAME}@champion") == "v1"
+    run = client.get_run(version.run_id)
+    assert run.data.metrics["test/CT/liver_dice"] == 0.9
+    logged = mlflow.search_logged_models(experiment_ids=[run.info.experiment_id], output_format="list")
+    assert len(logged) == 1
+
+
+def test_a_version_is_judged_by_its_own_report_after_the_model_has_got_another(
+    model: Path, tiny: Params, tmp_path: Path
+) -> None:
+    register(model, report_on(model, tmp_path / "report", 0.9), tiny)
+    again = register(model, report_on(model, tmp_path / "other", 0.7), tiny)
+    reason = "CT liver Dice: change -0.200 [-0.200, -0.200] may lie below -0.020 (n = 6 patients)"
+    assert again == Registration(NAME, "2", "challenger", (reason,))
+    kept = [RegisteredModel(connect(), NAME).version(number) for number in "12"]
+    assert [version.cases[0].liver_dice for version in kept if version and version.cases] == [0.9, 0.7]
+    assert mlflow.MlflowClient().get_model_version(NAME, "2").tags[DECISION_TAG] == f"not promoted; {reason}"
+
+
+def test_a_first_version_below_a_floor_becomes_challenger(model: Path, tiny: Params, tmp_path: Path) -> None:
+    result = register(model, report_on(model, tmp_path / "report", 0.01), tiny)
+    assert (result.alias, aliases()) == ("challenger", {"challenger": "1"})
+
+
+def test_another_test_set_keeps_the_champion(model: Path, tiny: Params, tmp_path: Path) -> None:
+    register(model, report_on(model, tmp_path / "report", 0.8), tiny)
+    result = register(model, report_on(model, tmp_path / "other", 0.99, test_set="b"), tiny)
+    assert result.reasons == ("not comparable: version 1 was scored on another test set",)
+    assert aliases() == {"champion": "1", "challenger": "2"}
+
+
+def test_repeating_a_registration_does_not_undo_a_rollback(model: Path, tiny: Params, tmp_path: Path) -> None:
+    register(model, report_on(model, tmp_path / "report", 0.8), tiny)
+    better = report_on(model, tmp_path / "better", 0.9)
+    assert register(model, better, tiny).alias == "champion"
+    rollback(toy_gates(tiny, NAME))
+    register(model, better, tiny)
+    assert aliases() == {"champion": "1"}
+
+
+@pytest.mark.parametrize("broken", ["set_registered_model_alias", "set_model_version_tag"])
+def test_a_registration_that_breaks_off_is_completed_by_the_next(
+    broken: str, model: Path, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = report_on(model, tmp_path / "report", 0.9)
+
+    def fail(*args: Any) -> None:
+        raise mlflow.MlflowException("out of order")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, broken, fail)
+        with pytest.raises(StorageError, match=r"out of order$"):
+            register(model, report, tiny)
+    assert not (tmp_path / "registration").exists()
+    assert register(model, report, tiny) == Registration(NAME, "1", "champion", ())
+    assert (versions(), aliases()) == (["1"], {"champion": "1"})
+
+
+def test_run_and_experiment_of_a_scheduler_are_used(
+    model: Path, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect().MlflowClient()
+    place = (tmp_path / "artifacts").as_uri()
+    run = client.create_run(client.create_experiment("scheduler", artifact_location=place)).info
+    report = report_on(model, tmp_path / "report", 0.9)
+    for _ in range(2):
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", run.experiment_id)
+        monkeypatch.setenv("MLFLOW_RUN_ID", run.run_id)
+        register(model, report, tiny)
+    assert client.get_model_version(NAME, "1").run_id == run.run_id
+    assert versions() == ["1"]
+
+
+def test_a_report_on_another_model_is_refused(model: Path, tiny: Params, tmp_path: Path) -> None:
+    other = write_model(tmp_path / "other", tiny, min_lesion_ml=0.7).folder
+    with pytest.raises(ArtifactError, match="run evaluate again"):
+        register(model, report_on(other, tmp_path / "report", 0.9), tiny)

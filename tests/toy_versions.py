@@ -1,0 +1,72 @@
+"""Versions of a model in a registry on SQLite, with scores by case but without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hepar.evaluation.report_folder import Report
+from hepar.params import Params, RegisterParams
+from hepar.registry.model_registry import REPORT_TAG, TEST_SET_TAG, RegisteredModel
+from hepar.registry.tracking import connect, report_place
+
+
+def scores(liver: float, patients: int = 6) -> pd.DataFrame:
+    """CT scans with this liver Dice, whose tumours are unknown."""
+    counts = [f"lesion_iou>0_{name}" for name in ("true_positives", "false_negatives", "false_positives")]
+    empty = dict.fromkeys(["tumour_dice", "specific", "false_positive_volume_ml", *counts])
+    identity = {"modality": "CT", "sequence": "", "source": "s", "liver_dice": liver}
+    rows = [{"case_id": f"c{n}", "patient_id": f"p{n}", **identity, **empty} for n in range(patients)]
+    return pd.DataFrame(rows)
+
+
+def toy_gates(tiny: Params, name: str = "hepar-toy") -> RegisterParams:
+    """A floor of 0.5 and a margin of 0.02 on liver Dice, from three patients."""
+    gates = {"min_liver_dice": 0.5, "max_liver_drop": 0.02, "min_patients": 3}
+    return RegisterParams(model_name=name, gates=tiny.register_model.gates.model_copy(update=gates))
+
+
+@dataclass
+class ToyRegistry:
+    """A registered model at MLFLOW_TRACKING_URI."""
+
+    folder: Path
+    name: str = "hepar-toy"
+
+    def __post_init__(self) -> None:
+        self.client: Any = connect().MlflowClient()
+        self.client.create_registered_model(self.name)
+        self.experiment = self.client.create_experiment("toy", artifact_location=(self.folder / "artifacts").as_uri())
+
+    def add(self, table: pd.DataFrame | None, test_set: str = "a") -> str:
+        """The number of a new version with these scores by case; None registers it without, as older releases did."""
+        run = self.client.create_run(self.experiment).info
+        tags = {TEST_SET_TAG: test_set}
+        if table is not None:
+            report = self.folder / f"report-{run.run_id}"
+            report.mkdir(parents=True)
+            Report(report).save({}, {}, table, pd.DataFrame({"case_id": []}))
+            tags[REPORT_TAG] = run.run_id
+            self.client.log_artifacts(run.run_id, str(report), report_place(run.run_id))
+        version = self.client.create_model_version(self.name, run.artifact_uri, run.run_id, tags=tags)
+        return str(version.version)
+
+    def champion(self, table: pd.DataFrame | None, test_set: str = "a") -> str:
+        """The number of a new version, which becomes champion whatever its scores are."""
+        number = self.add(table, test_set)
+        RegisteredModel(connect(), self.name).make_champion(number)
+        return number
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        return RegisteredModel(connect(), self.name).aliases()
+
+    def tag(self, number: str, key: str) -> str:
+        return str(self.client.get_model_version(self.name, number).tags[key])
+
+    def tags(self, numbers: Sequence[str]) -> list[dict[str, str]]:
+        return [dict(self.client.get_model_version(self.name, number).tags) for number in numbers]
