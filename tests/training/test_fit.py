@@ -14,13 +14,15 @@ from toy_model import write_model
 from toy_pool import Toy, toy_pool
 from toy_training import PATCH, TOYS, toy_settings
 
-from hepar.cases import Modality
+from hepar.cases import LabelState, Modality
 from hepar.errors import HeparError, Preempted
 from hepar.inference.model_folder import ModelFolder, hash_patient
+from hepar.inference.settings import OperatingPoint
 from hepar.params import Params
 from hepar.pool.table import Pool
 from hepar.registry.tracking import TrainingRun, connect
 from hepar.runtime.artifacts import read_manifest
+from hepar.training import fit
 from hepar.training.fit import Recipe, fit_model
 
 
@@ -91,3 +93,19 @@ def test_a_model_lists_the_patients_of_its_warm_start(pool: Pool, tiny: Params, 
     assert patients == {hash_patient(name) for name in ("another", *(toy.case_id for toy in TOYS))}
     assert read_manifest(tmp_path / "second", ModelFolder.KIND).parents == {"pool version": "v"}
     assert ModelFolder(tmp_path / "second").load_spec().origin == {}
+
+
+@pytest.mark.parametrize("with_tumour", [fit.MIN_TUMOUR_CASES - 1, fit.MIN_TUMOUR_CASES])
+def test_a_threshold_is_chosen_on_enough_validation_tumours_only(
+    with_tumour: int, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validation = [replace(TOYS[2], case_id=f"val-{number}") for number in range(with_tumour)]
+    validation.append(replace(TOYS[2], case_id="free", tumour_state=LabelState.ABSENT, lesions=()))
+    chosen = OperatingPoint(0.7, 1.0)
+    monkeypatch.setattr(fit, "choose_operating_point", lambda *_: chosen)
+    training = toy_settings(tiny, steps=1, validation_cases=2 * with_tumour)
+    recipe = Recipe(tiny.network, training, (Modality.CT, Modality.MR), "tests")
+    fit_model(toy_pool(tmp_path / "pool", [*TOYS[:2], *validation]), tmp_path / "model", recipe, {})
+    spec = ModelFolder(tmp_path / "model").load_spec()
+    expected = chosen if with_tumour == fit.MIN_TUMOUR_CASES else OperatingPoint()
+    assert OperatingPoint(spec.tumour_threshold, spec.min_lesion_ml) == expected
