@@ -81,19 +81,10 @@ def masked_dice(
     the number of voxels around it. Squares, because many voxels of a hundredth would saturate the sum. A structure
     without a known voxel contributes 0.
     """
-    known_target_brdhw = weight_brdhw * target_brdhw
-    known_brdhw = weight_brdhw * probability_brdhw
-    # each product is summed before the next is made, so that only one is in memory
-    overlap_r, predicted_r, target_r, squares_r = all_reduce_sum(
-        torch.stack(
-            [
-                (probability_brdhw * known_target_brdhw).sum(dim=_BATCH_AND_SPACE),
-                known_brdhw.sum(dim=_BATCH_AND_SPACE),
-                known_target_brdhw.sum(dim=_BATCH_AND_SPACE),
-                (known_brdhw * probability_brdhw).sum(dim=_BATCH_AND_SPACE),
-            ]
-        )
-    ).unbind()
+    known_brdhw = weight_brdhw * probability_brdhw  # of the products, only this one is kept for the backward pass
+    overlap_r, predicted_r, target_r, squares_r = _sums_per_structure(
+        known_brdhw * target_brdhw, known_brdhw, weight_brdhw * target_brdhw, known_brdhw * probability_brdhw
+    )
     dice_loss_r = 1 - (2 * overlap_r + smoothing) / (predicted_r + target_r + smoothing)
     return torch.where(target_r > 0, dice_loss_r, squares_r / (squares_r + FALSE_POSITIVE_VOXELS)).sum()
 

@@ -203,7 +203,7 @@ def test_the_command_line_gives_the_same_pool(by_kfp: Path, tmp_path: Path) -> N
 def test_a_second_repro_only_lists_the_source(by_dvc: Path) -> None:
     began = time.monotonic()
     shown = succeed("dvc", "repro", cwd=by_dvc)
-    assert time.monotonic() - began < 30  # a stage that ran again would take longer
+    assert time.monotonic() - began < 10
     assert re.findall("Running stage '(.*)'", shown) == ["list-source"]
     assert shown.count("didn't change, skipping") == 8  # the seven stages, of which one trains a teacher per modality
 
