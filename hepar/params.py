@@ -152,6 +152,10 @@ class ByModality(Section):
     CT: Share
     MR: Share
 
+    def of(self, modality: Modality) -> float:
+        """The probability for a modality."""
+        return self.CT if modality == Modality.CT else self.MR
+
 
 class AugmentationParams(Section):
     """Augmentation of training patches. A probability of 0 switches a transform off."""

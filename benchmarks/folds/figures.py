@@ -5,7 +5,6 @@ Every figure is a ratio of two sums over scans; a mean is one whose denominators
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 
 from folds.scoring import ScanScores
 from hepar.cases import Modality
-from hepar.evaluation.bootstrap import Terms, bootstrap_ratio, paired_ratio_difference
+from hepar.evaluation.bootstrap import Terms, bootstrap_ratio, paired_ratio_difference, ratio_of_sums
 from hepar.evaluation.lesions import LesionCounts
 from hepar.imaging.masks import LESION_SIZES
 
@@ -143,7 +142,7 @@ def compare(first: Sequence[ScanScores], second: Sequence[ScanScores]) -> list[D
             difference = paired_ratio_difference(firsts, seconds, patients, SEED, RESAMPLES)
             if difference.value is None:
                 continue
-            a, b = _ratio(firsts), _ratio(seconds)
+            a, b = ratio_of_sums(firsts), ratio_of_sums(seconds)
             rows.append(Difference(f"{modality} {figure.name}", a, b, difference.ci95, len(cases)))
             if figure.name == LIVER_DICE:
                 shared = {case_id for case_id, _ in cases}
@@ -169,11 +168,6 @@ def _terms_by_case(scans: Sequence[ScanScores], modality: Modality, figure: Figu
         case: (float(np.mean([top for top, _ in terms])), float(np.mean([bottom for _, bottom in terms])))
         for case, terms in grouped.items()
     }
-
-
-def _ratio(terms: Sequence[Terms]) -> float:
-    """Ratio of the sums of terms whose denominators do not sum to 0."""
-    return math.fsum(top for top, _ in terms) / math.fsum(bottom for _, bottom in terms)
 
 
 def pooled_table(rows: Sequence[Pooled]) -> str:

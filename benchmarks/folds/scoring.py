@@ -11,24 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hepar.cases import LIVER, STRUCTURES, TUMOUR, Case, Cohort, LabelState, Split
+from hepar.cases import Case, Cohort, Split
 from hepar.evaluation.lesions import LesionCounts, detect_lesions, match_lesions
 from hepar.evaluation.overlap import OverlapCounts, count_overlap
+from hepar.evaluation.references import References, read_references
 from hepar.evaluation.report_folder import Report
-from hepar.imaging.masks import Mask, voxel_mm3
-from hepar.imaging.volumes import read_image, read_mask, to_array
+from hepar.imaging.masks import voxel_mm3
+from hepar.imaging.volumes import read_image, to_array
 from hepar.runtime.artifacts import write_json
 
 Labels = npt.NDArray[np.uint8]
 LIVER_LABEL, TUMOUR_LABEL = 1, 2
-
-
-@dataclass(frozen=True)
-class References:
-    """What is known about a scan, bool zyx: None if unknown, empty if absent. The liver includes known tumours."""
-
-    liver_zyx: Mask | None
-    tumour_zyx: Mask | None
 
 
 @dataclass(frozen=True)
@@ -62,23 +55,6 @@ class ScanScores:
     def tumour_dice(self) -> float | None:
         """Dice of the tumour, 0 if none is predicted; None if it is unknown or absent."""
         return self.tumour.dice if self.tumour is not None and self.tumour.reference_voxels else None
-
-
-def read_references(cohort: Cohort, case: Case, taught: Sequence[str] = STRUCTURES) -> References:
-    """The references of a case of the cohort; a structure that the model was not taught is not scored."""
-    masks: list[Mask | None] = []
-    states = {LIVER: (case.liver, case.liver_state), TUMOUR: (case.tumour, case.tumour_state)}
-    for structure, (file, state) in states.items():
-        if STRUCTURES[structure] not in taught:
-            masks.append(None)
-        elif state == LabelState.MANUAL:
-            masks.append(read_mask(cohort.file(file)))
-        else:
-            masks.append(np.zeros(case.size, bool) if state == LabelState.ABSENT else None)
-    liver_zyx, tumour_zyx = masks
-    if liver_zyx is not None and tumour_zyx is not None:
-        liver_zyx = liver_zyx | tumour_zyx
-    return References(liver_zyx, tumour_zyx)
 
 
 def score_scan(case: Case, seed: int, fold: str, references: References, labels_zyx: Labels) -> ScanScores:

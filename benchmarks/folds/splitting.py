@@ -90,7 +90,7 @@ def assign_folds(patients: Sequence[Patient], folds: int) -> dict[str, int]:
     """The fold, from 1, in which each patient outside the original test split is tested.
 
     Each stratum (modality, finding, with a manual liver or without) is dealt evenly, largest first; of equally filled
-    folds that with the fewest patients of the modality is next. Patients of whom nothing is known have no fold: they
+    folds, the one with the fewest patients of the modality comes next. Patients without any label have no fold: they
     are always trained on. Raises DataError if there are fewer than two folds or fewer patients than folds.
     """
     strata: dict[tuple[tuple[str, ...], str, bool], list[Patient]] = defaultdict(list)

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from folds.lights import LIGHTS, Scan
-from folds.scoring import ScanScores, from_json, read_references, score_scan
+from folds.scoring import ScanScores, from_json, score_scan
 from folds.training import FoldFolder
 from hepar.cases import Case, Cohort, LabelState, Split
+from hepar.evaluation.references import read_references
 from hepar.imaging.volumes import Geometry, read_image, to_array, to_image
 from hepar.inference.model_folder import ModelFolder
 from hepar.inference.prediction import Model, load_ensemble, segment

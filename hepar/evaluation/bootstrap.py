@@ -33,6 +33,11 @@ class Estimate:
     patients: int
 
 
+def ratio_of_sums(terms: Sequence[Terms]) -> float:
+    """The sum of the numerators over that of the denominators, which must not be 0."""
+    return math.fsum(top for top, _ in terms) / math.fsum(bottom for _, bottom in terms)
+
+
 def bootstrap_ratio(
     numerators: Sequence[float],
     denominators: Sequence[float],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from hepar.errors import DataError, ParamsError
@@ -173,9 +172,8 @@ def compare_tables(
         usable = [metric for metric in (*chosen, *sized) if columns.issuperset(metric.columns)]
         cases[other.name] = pair_cases(first, other)
         lacking[other.name] = tuple(metric.name for metric in (*chosen, *sized) if metric not in usable)
-        compare_group = partial(_compare_group, versus=other.name, metrics=usable, bootstrap=bootstrap)
         for group in _groups(cases[other.name], by_source=Breakdown.SOURCE in breakdowns):
-            rows += compare_group(group)
+            rows += _compare_group(group, other.name, usable, bootstrap)
     return Comparison(first.name, cases, _with_holm(rows), lacking, bootstrap)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from hepar.evaluation.bootstrap import Estimate, Terms, paired_ratio_difference
+from hepar.evaluation.bootstrap import Estimate, Terms, paired_ratio_difference, ratio_of_sums
 
 MIN_PATIENTS = 6  # of five pairs, not even five gains reach p < 0.05 in a two-sided signed-rank test
 EFFECT = "matched-pairs rank-biserial correlation"
@@ -55,8 +55,8 @@ def compare_paired(
         return None
     differences = patient_differences(first, second, patient_ids)
     return PairedResult(
-        first=_ratio(first),
-        second=_ratio(second),
+        first=ratio_of_sums(first),
+        second=ratio_of_sums(second),
         difference=difference,
         p=signed_rank_p(differences),
         effect=rank_biserial(differences),
@@ -74,7 +74,7 @@ def patient_differences(first: Sequence[Terms], second: Sequence[Terms], patient
         grouped[patient][0].append(one)
         grouped[patient][1].append(other)
     return [
-        _ratio(other) - _ratio(one)
+        ratio_of_sums(other) - ratio_of_sums(one)
         for _, (one, other) in sorted(grouped.items())
         if _has_ratio(one) and _has_ratio(other)
     ]
@@ -123,7 +123,3 @@ def _changed(differences: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np
 
 def _has_ratio(terms: Sequence[Terms]) -> bool:
     return math.fsum(bottom for _, bottom in terms) != 0
-
-
-def _ratio(terms: Sequence[Terms]) -> float:
-    return math.fsum(top for top, _ in terms) / math.fsum(bottom for _, bottom in terms)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hepar.cases import LIVER, STRUCTURES, TUMOUR, Modality
 from hepar.errors import ArtifactError, DataError, ParamsError, one_line
@@ -94,10 +94,18 @@ def _load(stored: ModelFolder, name: str, device: torch.device) -> Model:
     spec = stored.load_spec()
     weights = stored.load_weights(name)
     try:
-        network = build_network(spec.network.name, spec.network.config, spec.patch_zyx)
-        network.load_state_dict(weights)
+        return make_model(weights, spec, device)
     except (RuntimeError, ParamsError) as error:
         raise ArtifactError(f"{stored.folder / name} is damaged: {one_line(error)}") from None
+
+
+def make_model(weights: Mapping[str, Tensor], spec: ModelSpec, device: torch.device) -> Model:
+    """A model on a device, from its weights and spec.
+
+    Raises RuntimeError or ParamsError if they do not fit one another.
+    """
+    network = build_network(spec.network.name, spec.network.config, spec.patch_zyx)
+    network.load_state_dict(weights)
     network.to(device, memory_format=memory_format(device)).eval()  # type: ignore[call-overload]
     return Model(network, spec, device)
 

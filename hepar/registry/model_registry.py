@@ -21,7 +21,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 PREVIOUS = "previous"  # the alias of the version that the champion replaced
 POOL_TAG = tag_name(ModelFolder.POOL_VERSION)
 TEST_SET_TAG, REPORT_TAG = tag_name(Report.TEST_SET), tag_name(Report.KIND)
-_NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a model or version, and of an alias
+NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a model or version, and of an alias
 _SERVING_PACKAGES = (
     *("blosc2", "mlflow", "monai", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "rich", "scipy"),
     *("SimpleITK", "torch"),
@@ -62,7 +62,7 @@ class RegisteredModel:
         try:
             found = query(mlflow.MlflowClient())
         except mlflow.MlflowException as error:
-            if error.error_code in _NOT_FOUND:
+            if error.error_code in NOT_FOUND:
                 return None
             raise StorageError(f"the registry at {server()} does not answer: {reason_of(error)}") from None
         test_set = str(found.tags.get(TEST_SET_TAG, ""))
@@ -120,7 +120,7 @@ class RegisteredModel:
         try:
             found = self.mlflow.MlflowClient().get_registered_model(self.name).aliases
         except self.mlflow.MlflowException as error:
-            if error.error_code in _NOT_FOUND:
+            if error.error_code in NOT_FOUND:
                 return {}
             raise
         return {alias: str(number) for alias, number in found.items()}

@@ -7,11 +7,9 @@ from pathlib import Path
 from hepar.errors import ArtifactError, DataError
 from hepar.evaluation.report_folder import Report
 from hepar.params import REGISTERED
-from hepar.registry.model_registry import REPORT_TAG
+from hepar.registry.model_registry import NOT_FOUND, REPORT_TAG
 from hepar.registry.tracking import connect, reason_of, report_place, server, storage_errors
 from hepar.runtime.scratch import scratch_folder
-
-_NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a model or version, and of an alias
 
 
 def version_scores(uri: str) -> str:
@@ -33,7 +31,7 @@ def version_scores(uri: str) -> str:
             else:
                 version = client.get_model_version(name, key)
         except mlflow.MlflowException as error:
-            if error.error_code not in _NOT_FOUND:
+            if error.error_code not in NOT_FOUND:
                 raise
             raise DataError(f"{uri} is not in the registry at {server()}: {reason_of(error)}") from None
         report_hash = version.tags.get(REPORT_TAG)  # missing in versions of older releases
@@ -42,7 +40,7 @@ def version_scores(uri: str) -> str:
         try:
             listed = [file.path for file in client.list_artifacts(version.run_id, folder)]
         except mlflow.MlflowException as error:  # some stores refuse to list a folder that is missing
-            if error.error_code not in _NOT_FOUND:
+            if error.error_code not in NOT_FOUND:
                 raise
             listed = []
         if path not in listed:

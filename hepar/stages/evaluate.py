@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from hepar.cases import LIVER, STRUCTURES, TUMOUR, Case, Cohort, LabelState, Split
+from hepar.cases import STRUCTURES, Case, Cohort, Split
 from hepar.errors import DataError
 from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase
 from hepar.evaluation.predicted_lesions import lesion_rows
+from hepar.evaluation.references import read_references
 from hepar.evaluation.report_folder import Report
 from hepar.evaluation.scored_cases import ScoredCase, save_report
 from hepar.evaluation.scores import score_case
 from hepar.evaluation.slices import pick_slice
 from hepar.evaluation.summary import Bootstrap
 from hepar.imaging.display import display_window
-from hepar.imaging.masks import Mask
-from hepar.imaging.volumes import Geometry, read_image, read_mask, to_array, to_image, write_image
+from hepar.imaging.volumes import Geometry, read_image, to_array, to_image, write_image
 from hepar.inference.model_folder import ModelFolder, ModelSpec, hash_patient
 from hepar.inference.prediction import Model, load_ensemble, segment
 from hepar.inference.settings import PredictionSettings
@@ -89,15 +89,11 @@ def _score(
     spec = models[0].spec
     predicted = segment(models, image, case.modality, settings)
     write_image(to_image(predicted.labels_zyx, geometry), report.mask(case.case_id))
-    liver_zyx = _read_reference(cohort, case.liver, case.liver_state, image_zyx.shape)
-    tumour_zyx = _read_reference(cohort, case.tumour, case.tumour_state, image_zyx.shape)
-    if liver_zyx is not None and tumour_zyx is not None:
-        liver_zyx = liver_zyx | tumour_zyx
-    taught = [name in spec.taught for name in STRUCTURES]
+    references = read_references(cohort, case, spec.taught)
     segmented = SegmentedCase(
         CaseIdentity(case.case_id, case.patient_id, str(case.modality), case.sequence, case.source),
-        LabelPair(liver_zyx if taught[LIVER] else None, predicted.liver_zyx),
-        LabelPair(tumour_zyx if taught[TUMOUR] else None, predicted.tumour_zyx),
+        LabelPair(references.liver_zyx, predicted.liver_zyx),
+        LabelPair(references.tumour_zyx, predicted.tumour_zyx),
         geometry.spacing_zyx_mm,
         case.distances_known,
     )
@@ -105,13 +101,6 @@ def _score(
         segmented, image_zyx.astype(np.float32), display_window(image_zyx, case.modality, spec.plan.window_hu)
     )
     return ScoredCase(score_case(segmented), lesion_rows(segmented, predicted.lesions), shown)
-
-
-def _read_reference(cohort: Cohort, file: str, state: LabelState, shape_zyx: tuple[int, ...]) -> Mask | None:
-    """The reference mask, bool zyx: None if unknown, empty if an expert labelled the structure absent."""
-    if state == LabelState.MANUAL:
-        return read_mask(cohort.file(file))
-    return np.zeros(shape_zyx, bool) if state == LabelState.ABSENT else None
 
 
 def _facts(

@@ -64,7 +64,7 @@ def _add_pathology(
 ) -> Patch:
     """The patch with look-alikes and synthetic lesions, each with the probability of its modality."""
     for probabilities, add in ((params.look_alikes, add_look_alikes), (params.lesions, add_synthetic_lesions)):
-        probability = probabilities.CT if patch.modality == Modality.CT else probabilities.MR
+        probability = probabilities.of(patch.modality)
         if probability > 0 and rng.random() < probability:
             patch = add(patch, spacing_zyx_mm, rng)
     return patch

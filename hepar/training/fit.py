@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from hepar.cases import STRUCTURES, LabelState, Modality, Split
 from hepar.errors import HeparError, one_line
 from hepar.inference.model_folder import ModelFolder, ModelSpec, hash_patient
+from hepar.inference.prediction import make_model
 from hepar.networks import OUTPUT_LAYERS, build_network
 from hepar.params import NetworkParams, TrainingParams
 from hepar.pool.table import Pool
 from hepar.registry.tracking import TrainingRun
 from hepar.runtime.artifacts import read_manifest, sha256_json, write_artifact
-from hepar.runtime.device import memory_format, use_threads
+from hepar.runtime.device import use_threads
 from hepar.runtime.progress import current_stage, stage
 from hepar.runtime.unfinished import checkpoint_folder
 from hepar.training import distributed
@@ -159,7 +160,7 @@ def taught_structures(pool: Pool, training: TrainingParams) -> tuple[Literal["li
         or (
             entry.tumour.state == LabelState.ABSENT
             and entry.liver.weight > 0  # in which lesions are painted
-            and getattr(painted, entry.modality) > 0
+            and painted.of(entry.modality) > 0
         )
         for entry in entries
     )
@@ -178,12 +179,7 @@ def _with_operating_point(
     with_tumour = sum(entry.tumour.state == LabelState.MANUAL for entries in cases.values() for entry in entries)
     if "tumour" not in spec.taught or with_tumour < MIN_TUMOUR_CASES:
         return spec
-    members = []
-    for weights in (trained.weights, *trained.snapshots):
-        member = build_network(spec.network.name, spec.network.config, spec.patch_zyx)
-        member.load_state_dict(weights)
-        member.to(device, memory_format=memory_format(device))  # type: ignore[call-overload]
-        members.append(member.eval())
+    members = [make_model(weights, spec, device).network for weights in (trained.weights, *trained.snapshots)]
     point = choose_operating_point(members, pool, cases, training.patch_zyx, device, training.precision, spec.taught)
     current_stage().log(f"tumour threshold {point.tumour_threshold:g}, lesions from {point.min_lesion_ml:g} ml")
     update = {"tumour_threshold": point.tumour_threshold, "min_lesion_ml": point.min_lesion_ml}

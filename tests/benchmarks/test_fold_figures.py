@@ -5,11 +5,12 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from folds.figures import LOW_DICE, case_table, compare, pool, pooled_table
-from folds.scoring import References, ScanScores, cached, from_json, score_scan
+from folds.scoring import ScanScores, cached, from_json, score_scan
 
 from hepar.cases import Case, LabelState, Modality, Split
 from hepar.evaluation.lesions import LesionCounts
 from hepar.evaluation.overlap import OverlapCounts
+from hepar.evaluation.references import References
 from hepar.imaging.masks import LESION_SIZES
 
 SMALL, MIDDLE, LARGE = LESION_SIZES
