@@ -47,6 +47,7 @@ EXCEPTIONS = {
     "grandalf": "EPL-1.0, one of its two licences: DVC imports it unchanged, only to draw `dvc dag`; hepar never does",
     "huey": "MIT, in its LICENSE file; the metadata has no licence",
     "nvidia-*": "NVIDIA's licence: CUDA for torch of PyPI, may be redistributed; not in an image with the CPU build",
+    "psycopg2-binary": "LGPL-3.0 with exceptions: only tests import it, unchanged; no image has it",
     "pygit2": "GPL-2.0 with an exception for whatever links to it: DVC's SCM library imports it unchanged",
     "skops": "MIT, in its LICENSE file; the metadata has no licence",
     "triton": "MIT; comes with torch of PyPI, so it is not installed beside the CPU build",
