@@ -1,9 +1,10 @@
 """Whether accepted pseudo-livers reach the target Dice, with fully trained and deliberately weak teachers.
 
-`python benchmarks/calibration.py [--cases 128] [--steps 200] [--picture FILE]`. Teachers trained on phantoms predict
-livers that were hidden from them, at 5, 15, 40 and 100 % of their steps. Half of the patients calibrate; on the other
-half, each target Dice is compared with the true Dice of the labels that it accepts. The phantoms are drawn from the
-release's seed, that of `params/demo.yaml`.
+`python benchmarks/calibration.py [--cases 128] [--steps 200] [--picture FILE] [--risk-picture FILE]`. Teachers trained
+on phantoms predict livers that were hidden from them, at 5, 15, 40 and 100 % of their steps. Half of the patients
+calibrate; on the other half, each target Dice is compared with the true Dice of the labels that it accepts, and AURC (see
+`hepar.pseudo_labels.risk_coverage`) compares the predictor with the mean pairwise Dice of the predictions alone, on the
+same labels. The phantoms are drawn from the release's seed, that of `params/demo.yaml`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +21,22 @@ from scipy import stats
 
 import hepar.planning.gate_calibration
 import hepar.stages.ingest
-from hepar.evaluation.reliability import calibration_png
+from hepar.evaluation.reliability import calibration_png, risk_coverage_png
 from hepar.params import Params, load_params
 from hepar.pseudo_labels.calibration import (
+    PAIRWISE_DICE,
+    PREDICTED_DICE,
     DicePredictions,
     Observation,
+    Values,
     calibrate,
     observations_frame,
     pass_other_gates,
     predict,
+    quality_scores,
     target_curve,
 )
+from hepar.pseudo_labels.risk_coverage import risk_coverage_summary, risk_coverage_table
 
 ROOT = Path(__file__).parents[1]
 SHARES = (0.05, 0.15, 0.4)
@@ -68,11 +74,33 @@ def split_patients(observations: Sequence[Observation]) -> tuple[list[Observatio
     return halves
 
 
+def risk_coverage_lines(scores: Mapping[str, Values], unseen: Sequence[Observation], params: Params) -> str:
+    """AURC and excess AURC of each score and their paired difference, for all labels and for each state of teachers."""
+    seed, resamples = params.evaluate.bootstrap_seed, params.evaluate.bootstrap_resamples
+    lines = []
+    for share in (None, *SHARES, 1.0):
+        kept = [i for i, item in enumerate(unseen) if share is None or item.trained_share == share]
+        dice_n, patients = np.array([unseen[i].dice for i in kept]), [unseen[i].patient_id for i in kept]
+        found = risk_coverage_summary({n: v[kept] for n, v in scores.items()}, dice_n, patients, seed, resamples)
+        change = found[f"minus_{PREDICTED_DICE}"][PAIRWISE_DICE]
+        low, high = change["ci95"]
+        of_scores = ", ".join(
+            f"{name} {found['aurc'][name]:.4f} (excess {found['excess_aurc'][name]:.4f})" for name in scores
+        )
+        group = "all states" if share is None else f"{share:4.0%}"
+        lines.append(
+            f"AURC, {group}: {of_scores}; {PAIRWISE_DICE} minus {PREDICTED_DICE} {change['value']:+.4f}"
+            f" [{low:+.4f}, {high:+.4f}], {change['patients']} patients, {len(kept)} labels"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=128)
     parser.add_argument("--steps", type=int, default=200, help="of each teacher")
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--risk-picture", type=Path)
     parser.add_argument("--table", type=Path, help="write every observation of the unseen half")
     options = parser.parse_args()
     params = benchmark_params(options.cases, options.steps)
@@ -92,6 +120,10 @@ def main() -> None:
     evaluation = DicePredictions(predicted_n, true_n, pass_other_gates(unseen, gates))
     curve = target_curve(found.out_of_fold, evaluation, COVERAGE, TARGETS)
     print(curve.to_string(index=False, float_format="{:.3f}".format))
+    scores = quality_scores(unseen, predicted_n)
+    print(f"\n{risk_coverage_lines(scores, unseen, params)}")
+    if options.risk_picture:
+        options.risk_picture.write_bytes(risk_coverage_png(risk_coverage_table(scores, true_n)))
     if options.table:
         observations_frame(unseen, predicted_n).to_csv(options.table, index=False)
     if options.picture:

@@ -1,16 +1,16 @@
 """Confidence intervals: bootstrap over patients.
 
 Two scans of one patient are not independent, so whole patients are drawn with replacement (cluster bootstrap), and the
-interval is the 2.5th to the 97.5th percentile (Efron and Tibshirani, 1993, chapter 13). Every statistic here is a ratio
-of sums over cases, or the difference of two; a mean is a ratio whose denominators are 1. Legend: p patients, r
-resamples.
+interval is the 2.5th to the 97.5th percentile (Efron and Tibshirani, 1993, chapter 13). Most statistics are a ratio of
+sums over cases, or the difference of two, which are summed by patient first; a mean is a ratio whose denominators are
+1. Any other is computed anew on the cases of each resample. Legend: p patients, r resamples.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,6 +127,26 @@ def paired_ratio_difference(
         return Estimate(value, None, len(pairs), patients)
     low, high = np.percentile(sums_r4[:, 2] / sums_r4[:, 3] - sums_r4[:, 0] / sums_r4[:, 1], _PERCENTILES)
     return Estimate(value, (float(low), float(high)), len(pairs), patients)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[NDArray[np.intp]], float], patient_ids: Sequence[str], seed: int, resamples: int
+) -> Estimate:
+    """Any statistic of cases, given by their indices, with an interval from resampled patients.
+
+    A patient drawn twice brings each of their cases twice. The value is None without cases.
+    """
+    cases_p = [np.flatnonzero(np.asarray(patient_ids) == patient) for patient in sorted(set(patient_ids))]
+    patients, n = len(cases_p), len(patient_ids)
+    if n == 0:
+        return Estimate(None, None, 0, 0)
+    value = statistic(np.arange(n))
+    if patients < 2:
+        return Estimate(value, None, n, patients)
+    drawn_rp = np.random.default_rng(seed).integers(0, patients, size=(resamples, patients))
+    found_r = [statistic(np.concatenate([cases_p[patient] for patient in drawn_p])) for drawn_p in drawn_rp]
+    low, high = np.percentile(found_r, _PERCENTILES)
+    return Estimate(value, (float(low), float(high)), n, patients)
 
 
 def _sum_by_patient(values: Sequence[float], patient_ids: Sequence[str]) -> NDArray[np.float64]:

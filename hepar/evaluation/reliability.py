@@ -1,4 +1,5 @@
-"""The figure of a gate calibration: predicted against true Dice, and the labels accepted for each target Dice."""
+"""The figures of a gate calibration: predicted against true Dice, the labels accepted for each target Dice, and the
+risk–coverage curves."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from hepar.imaging.display import MODALITY_MARKERS
 
 COLOURS = {"CT": "#1f6fb2", "MR": "#c2571a"}  # the report's follow its page, light or dark
+LINES = (("#2a7f4f", "-"), ("#b5462f", "-"), ("0.5", ":"))  # colour and style, in the order of the scores
 DPI = 110
 Values = npt.NDArray[np.float64]
 
@@ -29,7 +31,29 @@ def calibration_png(
     left, right = figure.subplots(1, 2)
     _draw_predictions(left, predicted_n, true_n, modalities, accept)
     _draw_curve(right, curve)
-    for axes in (left, right):
+    return _png(figure)
+
+
+def risk_coverage_png(table: pd.DataFrame) -> bytes:
+    """A PNG with a line for each score of a `risk_coverage_table`: coverage against mean Dice of the labels kept."""
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, (score, curve) in enumerate(table.groupby("score", sort=False)):
+        area = float(curve.selective_risk.mean())
+        colour, line = LINES[number % len(LINES)]
+        label = f"{str(score).replace('_', ' ')}: AURC {area:.4f}"
+        axes.plot(curve.coverage, curve.mean_dice, color=colour, linestyle=line, label=label)
+    axes.set(
+        xlim=(0, 1), xlabel="coverage: fraction of labels kept, best score first", ylabel="mean Dice of those kept"
+    )
+    axes.set_title("Risk–coverage of pseudo-livers", loc="left", fontsize=10)
+    axes.legend(frameon=False, loc="lower left", fontsize=8)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    """The figure as a PNG, in the style of both; the same data give the same bytes."""
+    for axes in figure.axes:
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

@@ -7,7 +7,7 @@ of its fold, and so do its earlier states, which stand for weaker teachers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,25 @@ import pandas as pd
 
 from hepar.cases import Case, Cohort, Modality, Split
 from hepar.errors import ParamsError
-from hepar.evaluation.reliability import calibration_png
+from hepar.evaluation.reliability import calibration_png, risk_coverage_png
 from hepar.imaging.volumes import read_mask
 from hepar.inference.model_folder import ModelFolder
 from hepar.inference.prediction import load_ensemble
 from hepar.params import CalibrateGatesParams, Params, TrainingParams
 from hepar.pool.table import Pool
 from hepar.pseudo_labels.calibration import (
+    PAIRWISE_DICE,
+    PREDICTED_DICE,
     Calibration,
     Observation,
     calibrate,
     observations_frame,
+    quality_scores,
     target_curve,
 )
 from hepar.pseudo_labels.prediction import predict_pseudo_liver
-from hepar.pseudo_labels.signals import agreement
+from hepar.pseudo_labels.risk_coverage import risk_coverage_summary, risk_coverage_table
+from hepar.pseudo_labels.signals import agreement, mean_pairwise_dice
 from hepar.runtime.artifacts import read_manifest, sha256_json, write_artifact, write_json
 from hepar.runtime.csv_cells import frame_to_csv
 from hepar.runtime.device import pick_device, use_threads
@@ -49,22 +53,24 @@ TARGETS = tuple(round(0.5 + 0.025 * i, 3) for i in range(20))  # target Dice of 
 
 @dataclass(frozen=True)
 class CalibrationFolder:
-    """The folder `calibration/`: results and gates, every observation, the curve over target Dice, and a figure."""
+    """The folder `calibration/`: results and gates, every observation, the curves over target Dice and over coverage,
+    and a figure of each curve."""
 
     folder: Path
 
     KIND = "calibration"
     RESULTS = "calibration.json"
     OBSERVATIONS = "observations.csv"
-    CURVE = "curve.csv"
-    FIGURE = "calibration.png"
+    CURVE, FIGURE = "curve.csv", "calibration.png"
+    RISK_COVERAGE, RISK_FIGURE = "risk_coverage.csv", "risk_coverage.png"
 
-    def save(self, results: dict[str, Any], observations: pd.DataFrame, curve: pd.DataFrame, figure: bytes) -> None:
-        """Write all four files; `figure` is a PNG."""
+    def save(self, results: dict[str, Any], tables: Mapping[str, pd.DataFrame], figures: Mapping[str, bytes]) -> None:
+        """Write the results, and the tables and PNGs by the names of their files."""
         write_json(self.folder / self.RESULTS, results)
-        write_text(self.folder / self.OBSERVATIONS, frame_to_csv(observations))
-        write_text(self.folder / self.CURVE, curve.to_csv(index=False))
-        write_bytes(self.folder / self.FIGURE, figure)
+        for name, table in tables.items():
+            write_text(self.folder / name, frame_to_csv(table))
+        for name, figure in figures.items():
+            write_bytes(self.folder / name, figure)
 
     def results(self) -> dict[str, Any]:
         """The results, by `_results`."""
@@ -82,15 +88,28 @@ def run(cohort: Path, calibration: Path, params: Params) -> dict[str, Any]:
         observations = observe(cohort, calibration, params)
         found = calibrate(observations, params.pseudo_label.gates, settings.min_dice, settings.coverage)
         curve = target_curve(found.out_of_fold, found.out_of_fold, settings.coverage, TARGETS)
-        results = _results(observations, found, curve, settings)
+        predicted_n, true_n = found.out_of_fold.predicted_n, found.out_of_fold.true_n
+        scores = quality_scores(observations, predicted_n)
+        patients, evaluated = [observation.patient_id for observation in observations], params.evaluate
+        results = _results(observations, found, curve, settings) | {
+            "risk_coverage": risk_coverage_summary(
+                scores, true_n, patients, evaluated.bootstrap_seed, evaluated.bootstrap_resamples
+            )
+        }
+        risk_coverage = risk_coverage_table(scores, true_n)
+        tables = {
+            CalibrationFolder.OBSERVATIONS: observations_frame(observations, predicted_n),
+            CalibrationFolder.CURVE: curve,
+            CalibrationFolder.RISK_COVERAGE: risk_coverage,
+        }
         modalities = [observation.modality for observation in observations]
-        figure = calibration_png(
-            found.out_of_fold.predicted_n, found.out_of_fold.true_n, modalities, found.accept, curve
-        )
+        figures = {
+            CalibrationFolder.FIGURE: calibration_png(predicted_n, true_n, modalities, found.accept, curve),
+            CalibrationFolder.RISK_FIGURE: risk_coverage_png(risk_coverage),
+        }
         parents = {Cohort.KIND: read_manifest(cohort, Cohort.KIND).hash}
         with write_artifact(calibration, CalibrationFolder.KIND, parents) as folder:
-            table = observations_frame(observations, found.out_of_fold.predicted_n)
-            CalibrationFolder(folder).save(results, table, curve, figure)
+            CalibrationFolder(folder).save(results, tables, figures)
         gates: dict[str, Any] = results["gates"]
         return gates
 
@@ -180,7 +199,9 @@ def _observe(
                 for share, member in zip(shares, members, strict=True):
                     predicted = predict_pseudo_liver(case, cohort.folder, [member], params.pseudo_label)
                     dice = agreement(manual_zyx, predicted.liver_zyx)
-                    yield Observation(case.case_id, case.patient_id, modality, share, predicted.signals, dice)
+                    pairwise = mean_pairwise_dice(predicted.votes_zyx)
+                    signals = predicted.signals
+                    yield Observation(case.case_id, case.patient_id, modality, share, signals, dice, pairwise)
                 count.advance(case=case.case_id)
 
 
@@ -211,6 +232,7 @@ def summary(calibration: Path) -> str:
         f" {', '.join(results['signals'])}",
         f"predicted against true Dice, out of fold: Spearman {results['spearman']:.2f},"
         f" mean absolute error {results['mean_absolute_error']:.3f}",
+        _aurc_line(results["risk_coverage"]),
         f"accepted for a target Dice of {results['target_dice']:g}: {results['accepted_share']:.0%}",
     ]
     if results["accepted_mean_dice"] is not None:
@@ -224,3 +246,14 @@ def summary(calibration: Path) -> str:
             f" {results['highest_target_share']:.0%} (set calibrate_gates.min_dice)"
         )
     return "\n".join(lines)
+
+
+def _aurc_line(risk_coverage: Mapping[str, Any]) -> str:
+    """The areas under the risk–coverage curves: of the predictor, of the agreement alone, and of the best order."""
+    areas, change = risk_coverage["aurc"], risk_coverage[f"minus_{PREDICTED_DICE}"][PAIRWISE_DICE]
+    interval = "" if change["ci95"] is None else f" [{change['ci95'][0]:+.4f}, {change['ci95'][1]:+.4f}]"
+    return (
+        f"AURC (mean 1 − Dice of the labels kept, over all coverages): predictor {areas[PREDICTED_DICE]:.4f}, mean"
+        f" pairwise Dice of the predictions {areas[PAIRWISE_DICE]:.4f} ({change['value']:+.4f}{interval}), best order"
+        f" {risk_coverage['optimal_aurc']:.4f}"
+    )

@@ -35,6 +35,7 @@ FOLDS = 5
 MIN_PATIENTS = 4
 UNREACHABLE = 1.01  # a bound above every possible Dice
 REVIEW_MARGIN = 0.1  # labels whose Dice may be this far below the target go to review
+PREDICTED_DICE, PAIRWISE_DICE = "predicted_dice", "pairwise_dice"  # names of scores, and columns of the observations
 RIDGE_PENALTIES = np.logspace(-2, 3, 11)
 Values = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -42,7 +43,10 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Observation:
-    """A pseudo-liver whose manual liver was hidden from its teacher, and its Dice against that liver."""
+    """A pseudo-liver whose manual liver was hidden from its teacher, and its Dice against that liver.
+
+    `pairwise_dice` is the mean Dice between its predictions, see `mean_pairwise_dice`.
+    """
 
     case_id: str
     patient_id: str
@@ -50,6 +54,7 @@ class Observation:
     trained_share: float  # fraction of its training steps that the teacher had done
     signals: Signals
     dice: float
+    pairwise_dice: float
 
 
 @dataclass(frozen=True)
@@ -205,10 +210,18 @@ def target_curve(
     return pd.DataFrame(rows)
 
 
+def quality_scores(observations: Sequence[Observation], predicted_n: Values) -> dict[str, Values]:
+    """The scores by which pseudo-livers can be ordered: our predictor, and the agreement of the ensemble alone."""
+    return {
+        PREDICTED_DICE: predicted_n,
+        PAIRWISE_DICE: np.array([observation.pairwise_dice for observation in observations]),
+    }
+
+
 def observations_frame(observations: Sequence[Observation], predicted_n: Values) -> pd.DataFrame:
     """One row an observation: its signals, true Dice and predicted Dice."""
     rows = []
     for observation, predicted in zip(observations, predicted_n, strict=True):
         row = asdict(observation)
-        rows.append({**row, **row.pop("signals"), "predicted_dice": float(predicted)})
+        rows.append({**row, **row.pop("signals"), PREDICTED_DICE: float(predicted)})
     return pd.DataFrame(rows).drop(columns="signals")

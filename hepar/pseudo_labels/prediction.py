@@ -26,12 +26,16 @@ SIGNALS_FILE = "signals.json"
 
 @dataclass(frozen=True)
 class PseudoLiver:
-    """A pseudo-liver on its case's grid: the mask, its uncertain voxels (both bool zyx), and its signals."""
+    """A pseudo-liver on its case's grid: the mask, its uncertain voxels (both bool zyx), and its signals.
+
+    `votes_zyx` holds each prediction that it is made of, thresholded at 0.5, the one without augmentation first.
+    """
 
     liver_zyx: Mask
     uncertain_zyx: Mask
     signals: Signals
     geometry: Geometry
+    votes_zyx: Sequence[Mask]
 
     def save(self, folder: Path) -> None:
         """Write both masks and the signals into the new folder `folder`, which appears only when it is complete."""
@@ -79,4 +83,5 @@ def predict_pseudo_liver(case: Case, folder: Path, teachers: Sequence[Model], pa
     )
     low, high = params.uncertain
     uncertain_zyx = (mean_zyx > low) & (mean_zyx < high)
-    return PseudoLiver(liver_zyx, uncertain_zyx, measure(evidence, teachers[0].spec.liver_intensity), own)
+    signals = measure(evidence, teachers[0].spec.liver_intensity)
+    return PseudoLiver(liver_zyx, uncertain_zyx, signals, own, votes_zyx)

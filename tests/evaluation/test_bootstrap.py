@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hepar.evaluation.bootstrap import bootstrap_mean, bootstrap_ratio, paired_difference
+from hepar.evaluation.bootstrap import bootstrap_mean, bootstrap_ratio, bootstrap_statistic, paired_difference
 
 
 def test_mean_over_defined_cases() -> None:
@@ -95,3 +95,14 @@ def test_the_order_of_cases_does_not_matter(cases: list[tuple[float, str]], rand
     assert one == other
     assert one.value is not None
     assert math.isclose(one.value, sum(value for value, _ in cases) / len(cases))
+
+
+def test_a_statistic_on_the_cases_of_each_resample_has_the_interval_of_the_sums_by_patient() -> None:
+    values, patients = np.random.default_rng(4).normal(size=30), [f"p{index % 7}" for index in range(30)]
+    by_sums = bootstrap_mean(values.tolist(), patients, seed=2, resamples=300)
+    by_cases = bootstrap_statistic(lambda chosen: float(values[chosen].mean()), patients, seed=2, resamples=300)
+    assert (by_cases.n, by_cases.patients) == (30, 7)
+    assert by_cases.value == pytest.approx(by_sums.value)
+    assert by_cases.ci95 == pytest.approx(by_sums.ci95)
+    assert bootstrap_statistic(lambda chosen: 1.0, ["a", "a"], seed=0, resamples=10).ci95 is None
+    assert bootstrap_statistic(lambda chosen: 1.0, [], seed=0, resamples=10).value is None

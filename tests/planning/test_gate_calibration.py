@@ -34,6 +34,14 @@ def test_the_command_hides_manual_livers_and_writes_gates_as_params(tmp_path: Pa
     assert "agreement" in gates.predictor.signals
     assert load_params(tmp_path / "mine.yaml").evaluate == load_params(TINY).evaluate
     assert (tmp_path / "calibration" / CalibrationFolder.FIGURE).stat().st_size > 10_000
+    assert (tmp_path / "calibration" / CalibrationFolder.RISK_FIGURE).stat().st_size > 10_000
+    risk_coverage = pd.read_csv(tmp_path / "calibration" / CalibrationFolder.RISK_COVERAGE)
+    assert risk_coverage.groupby("score").size().to_dict() == dict.fromkeys(
+        ("predicted_dice", "pairwise_dice", "optimal"), len(table)
+    )
+    whole = risk_coverage[risk_coverage.coverage == 1].mean_dice
+    assert whole.tolist() == pytest.approx([table.dice.mean()] * 3)
+    assert "AURC (mean 1 − Dice of the labels kept, over all coverages): predictor" in printed
     again = call("hepar", "calibrate-gates", *options, "--out", "mine.yaml", cwd=tmp_path)
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr.startswith("hepar: mine.yaml already exists")
@@ -52,6 +60,11 @@ def test_for_an_unreachable_target_the_summary_names_the_highest_reachable_one(t
         "signals": ["agreement"],
         "spearman": 0.9,
         "mean_absolute_error": 0.05,
+        "risk_coverage": {
+            "aurc": {"predicted_dice": 0.05, "pairwise_dice": 0.06},
+            "optimal_aurc": 0.04,
+            "minus_predicted_dice": {"pairwise_dice": {"value": 0.01, "ci95": [-0.002, 0.03], "patients": 10}},
+        },
         "target_dice": 0.9,
         "accepted_share": 0.0,
         "accepted_mean_dice": None,
@@ -61,6 +74,10 @@ def test_for_an_unreachable_target_the_summary_names_the_highest_reachable_one(t
     }
     path = tmp_path / CalibrationFolder.RESULTS
     path.write_text(json.dumps(results))
+    aurc = summary(tmp_path).splitlines()[2]
+    assert aurc.endswith(
+        "predictor 0.0500, mean pairwise Dice of the predictions 0.0600 (+0.0100 [-0.0020, +0.0300]), best order 0.0400"
+    )
     last = summary(tmp_path).splitlines()[-1]
     assert last.startswith(
         "accepted for a target Dice of 0.9: 0%; the highest target that any label meets is 0.85, which would accept 25%"

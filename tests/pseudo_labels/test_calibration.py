@@ -15,8 +15,10 @@ from hepar.pseudo_labels.calibration import (
     Observation,
     calibrate,
     fit,
+    observations_frame,
     pass_other_gates,
     predict,
+    quality_scores,
     target_curve,
     threshold,
 )
@@ -33,7 +35,7 @@ def observations(patients: int, each: int = 3, seed: int = 0) -> list[Observatio
         dice = float(np.clip(agreement**2 + rng.normal(0, 0.02), 0, 1))
         signals = replace(GOOD, agreement=agreement, entropy=float(rng.uniform(0, 1)))
         name = f"p{number // each}"
-        made.append(Observation(f"c{number}", name, Modality.CT, 1.0, signals, dice))
+        made.append(Observation(f"c{number}", name, Modality.CT, 1.0, signals, dice, pairwise_dice=agreement))
     return made
 
 
@@ -128,3 +130,12 @@ def test_a_higher_target_accepts_fewer_labels() -> None:
     assert (table.share_at_target.dropna() >= 0.95).all()
     assert table.accepted_share.iloc[-1] == 0
     assert np.isnan(table.mean_dice.iloc[-1])
+
+
+def test_both_scores_of_quality_stand_by_their_column_of_the_table() -> None:
+    some, predicted_n = observations(4, each=1), np.array([0.1, 0.2, 0.3, 0.4])
+    table, scores = observations_frame(some, predicted_n), quality_scores(some, predicted_n)
+    assert list(scores) == ["predicted_dice", "pairwise_dice"]
+    for name, score_n in scores.items():
+        assert table[name].tolist() == score_n.tolist()
+    assert table.pairwise_dice.tolist() == [o.signals.agreement for o in some]

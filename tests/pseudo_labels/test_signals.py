@@ -21,6 +21,7 @@ from hepar.pseudo_labels.signals import (
     entropy,
     hole_share,
     intensity_distance,
+    mean_pairwise_dice,
     measure,
     right_share,
     roughness,
@@ -87,6 +88,14 @@ def test_each_signal_is_measured_on_its_own_mask() -> None:
 
 def test_a_single_prediction_has_agreement_1() -> None:
     assert measure(evidence(), None).agreement == 1
+    assert mean_pairwise_dice([row(1, 5)]) == 1
+
+
+def test_pairwise_dice_is_the_mean_over_all_pairs() -> None:
+    one, two, three = row(1, 5), row(1, 3), row(2, 5)  # Dice 4/6, 6/7 and 2/5
+    assert mean_pairwise_dice([one, two, three]) == pytest.approx((4 / 6 + 6 / 7 + 2 / 5) / 3)
+    assert mean_pairwise_dice([one, EMPTY]) == 0
+    assert mean_pairwise_dice([EMPTY, EMPTY]) == 0  # neither shows a liver
 
 
 def test_the_largest_component_is_a_fraction_of_the_raw_prediction() -> None:
