@@ -2,7 +2,7 @@
 
 `python benchmarks/calibration.py [--cases 128] [--steps 200] [--picture FILE] [--risk-picture FILE]`. Teachers trained
 on phantoms predict livers that were hidden from them, at 5, 15, 40 and 100 % of their steps. Half of the patients
-calibrate; on the other half, each target Dice is compared with the true Dice of the labels that it accepts, and AURC (see
+calibrate; on the other half, each target Dice is compared with the true Dice of the labels that it accepts. AURC (see
 `hepar.pseudo_labels.risk_coverage`) compares the predictor with the mean pairwise Dice of the predictions alone, on the
 same labels. The phantoms are drawn from the release's seed, that of `params/demo.yaml`.
 """
