@@ -5,10 +5,10 @@ are chosen by its figures.
         [--set KEY=VALUE …] [--folds 4] [--fold N …] [--seeds 1 …] [--name NAME] [--out runs/folds] [--stress] [--cases]
     python benchmarks/real_folds.py --compare A B [--out runs/folds]
 
-Patients are dealt into folds by modality and label (`folds/splitting.py`). Each fold is tested on its patients, with
-labelled patients of the next fold for validation and all others for training; those of the table's own test split are
-left out, their files are never read. `--test`, to be used once, at the end, trains on the table's own split instead and
-tests on that test split.
+Patients are dealt into folds by modality and label (`hepar/ingest/cross_validation.py`). Each fold is tested on its
+patients, with labelled patients of the next fold for validation and all others for training; those of the table's own
+test split are left out, their files are never read. `--test`, to be used once, at the end, trains on the table's own
+split instead and tests on that test split.
 
 A fold is the stages of `hepar run` up to `evaluate`, in NAME/seed-S/fold-K. Finished stages are not run again, and an
 interrupted training resumes: repeat the command. A fold keeps the params and the split that it was begun with; with
@@ -39,7 +39,6 @@ from typing import Any
 
 from folds.figures import Pooled, case_table, compare, difference_table, pool, pooled_table
 from folds.scoring import ScanScores, cached, from_json, score_report
-from folds.splitting import Patient, assign_folds, read_patients, split_fold, splits_as_csv, table_of
 from folds.stress import stress_fold
 from folds.training import EVALUATE, FoldFolder, link_model, make_params, prepare, run_steps, steps
 
@@ -48,6 +47,7 @@ from hepar.cli.main import errors_as_sentences
 from hepar.errors import DataError, HeparError
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
+from hepar.ingest.cross_validation import Patient, assign_folds, read_patients, split_fold, splits_as_csv, table_of
 from hepar.runtime.artifacts import read_manifest, sha256_json, write_json
 from hepar.runtime.whole_files import write_text
 

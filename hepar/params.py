@@ -391,15 +391,35 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 def load_params(path: Path) -> Params:
     """Read a params file and what it extends. Raises ParamsError naming file, key and value."""
-    values = _read(path)
+    return _validated(_read(path), str(path))
+
+
+def override_params(params: Params, overrides: Mapping[str, Any], where: str) -> Params:
+    """The params with other values, keyed as in a file or by dotted names such as `evaluate.overlap`.
+
+    A section is merged, a network's config is replaced. Raises ParamsError that begins with `where` and names the key.
+    """
+    values = dump_params(params)
+    for dotted, value in overrides.items():
+        *sections, last = dotted.split(".")
+        place: Any = values
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise ParamsError(f"{where}: unknown key {dotted}")
+        place.update(_merge({last: place.get(last)}, {last: value}))
+    return _validated(values, where)
+
+
+def _validated(values: Mapping[str, Any], where: str) -> Params:
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
-        raise ParamsError(f"{path}: {_first(error)}") from None
+        raise ParamsError(f"{where}: {_first(error)}") from None
     teacher = params.train_universal.warm_start
     if teacher in set(Modality) and teacher not in params.modalities:
         names = ", ".join(params.modalities)
-        raise ParamsError(f"{path}: train_universal.warm_start is {teacher}, but modalities is {names}")
+        raise ParamsError(f"{where}: train_universal.warm_start is {teacher}, but modalities is {names}")
     return params
 
 

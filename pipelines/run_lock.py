@@ -2,15 +2,17 @@
 
 `hepar run` holds one lock while it lives; the child process that runs the stages holds another. A run that is killed
 releases the first at once. Its child notices, lets the stages save their checkpoints, and ends; the next run waits for
-that.
+that. A single stage has `python -m pipelines.run_lock` as such a child.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
@@ -87,3 +89,21 @@ def _stop_children() -> None:
                     child.terminate()
                     told.add(child.pid)
         psutil.wait_procs(children, timeout=POLL_SECONDS)
+
+
+def guarded(command: Sequence[str], held: tuple[int, int]) -> list[str]:
+    """A command line that runs `command` and stops it when this process dies; `held` is what `only_run` yields."""
+    return [sys.executable, "-m", "pipelines.run_lock", *map(str, held), *command]
+
+
+def main() -> None:
+    """Run a command until it ends, or until the process that holds the other end of the lifeline has died."""
+    lifeline, stages, *command = sys.argv[1:]
+    end_with_parent(int(lifeline))
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # the command gets it too, and is waited for
+    code = subprocess.call(command, pass_fds=[int(stages)])
+    sys.exit(code if code >= 0 else 128 - code)
+
+
+if __name__ == "__main__":
+    main()

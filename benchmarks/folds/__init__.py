@@ -1,1 +1,1 @@
-"""Parts of `benchmarks/real_folds.py`: splitting, training, scoring, changed lights, and figures."""
+"""Parts of `benchmarks/real_folds.py`: training, scoring, changed lights, and figures."""

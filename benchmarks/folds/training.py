@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,23 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from hepar.cases import Cohort
 from hepar.cli.options import POOL, PSEUDO, REPORT, TEACHER_CT, TEACHER_MR, UNIVERSAL
-from hepar.errors import ArtifactError, HeparError, ParamsError, Preempted
+from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
-from hepar.params import Params, dump_params, load_params
+from hepar.params import Params, dump_params, load_params, override_params
 from hepar.pool.table import Pool
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.runtime.artifacts import MANIFEST, link_or_copy, read_manifest, write_json
-from hepar.runtime.commit import COMMIT_VARIABLE, git_commit
-from hepar.runtime.device import catch_sigterm
 from hepar.runtime.whole_files import write_text
 from pipelines.run_lock import only_run
+from pipelines.steps import Step, run_step, say
 
-HEPAR = str(Path(sys.executable).with_name("hepar"))
 PARAMS, SPLITS, SECONDS = "params.yaml", "splits.csv", "seconds.json"
 EVALUATE = "evaluate"
 
@@ -67,17 +61,7 @@ class FoldFolder:
         return dict(json.loads(path.read_text())) if path.is_file() else {}
 
     def is_scored(self) -> bool:
-        return is_finished(self.report, Report.KIND)
-
-
-@dataclass(frozen=True)
-class Step:
-    """A stage: the words of its command, and the artifact by which it is known to be finished."""
-
-    name: str
-    words: tuple[str, ...]
-    result: Path
-    kind: str
+        return steps(self)[-1].is_finished
 
 
 def make_params(preset: Path, overrides: Sequence[str], seed: int) -> Params:
@@ -85,22 +69,14 @@ def make_params(preset: Path, overrides: Sequence[str], seed: int) -> Params:
 
     Raises ParamsError naming the override or key.
     """
-    values = dump_params(load_params(preset))
     seeds = [f"{section}.training.seed={seed}" for section in ("train_liver", "train_universal")]
+    params = load_params(preset)
     for override in [*overrides, *seeds, "ingest.split_from=''"]:
         key, equals, text = override.partition("=")
-        *sections, last = key.split(".")
-        place: Any = values
-        for section in sections:
-            place = place.get(section) if isinstance(place, dict) else None
-        if not equals or not isinstance(place, dict):
+        if not equals:
             raise ParamsError(f"--set {override}: must be KEY=VALUE, with a key of the params such as evaluate.overlap")
-        place[last] = yaml.safe_load(text)
-    try:
-        return Params.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ParamsError(f"--set: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        params = override_params(params, {key: yaml.safe_load(text)}, f"--set {override}")
+    return params
 
 
 def prepare(fold: FoldFolder) -> None:
@@ -145,19 +121,23 @@ def run_steps(fold: FoldFolder, chosen: Sequence[Step]) -> None:
     A stage that was interrupted resumes from its checkpoint. Raises Preempted if SIGTERM arrives, HeparError naming the
     stage if one fails or another process works in the folder.
     """
-    with only_run(fold.folder) as (_, stages_lock):
+    with only_run(fold.folder) as held:
         for number, step in enumerate(chosen, start=1):
-            if is_finished(step.result, step.kind):
+            if step.is_finished:
                 continue
-            _say(f"{fold.title}: {step.name} ({number} of {len(chosen)})")
+            say(f"{fold.title}: {step.name} ({number} of {len(chosen)})")
             start = time.monotonic()
             try:
-                _run(fold, step, stages_lock)
+                run_step(step, fold.folder, held)
+            except Preempted as error:
+                raise Preempted(f"{fold.title}: {error}") from None
+            except HeparError as error:
+                raise HeparError(f"{fold.title}: {error}") from None
             finally:
                 seconds = fold.seconds
                 seconds[step.name] = round(seconds.get(step.name, 0.0) + time.monotonic() - start, 1)
                 write_json(fold.folder / SECONDS, seconds)
-        _say(f"{fold.title}: done, {sum(fold.seconds.values()) / 60:.1f} min in all")
+        say(f"{fold.title}: done, {sum(fold.seconds.values()) / 60:.1f} min in all")
 
 
 def link_model(source: FoldFolder, fold: FoldFolder) -> None:
@@ -166,40 +146,11 @@ def link_model(source: FoldFolder, fold: FoldFolder) -> None:
     Raises ArtifactError if that is not finished.
     """
     read_manifest(source.model, ModelFolder.KIND)
-    if is_finished(fold.model, ModelFolder.KIND):
+    if any(step.is_finished for step in steps(fold) if step.result == fold.model):
         return
     for path in sorted(source.model.rglob("*"), key=lambda path: path.name == MANIFEST):  # which makes it whole, last
         if path.is_file() and not (target := fold.model / path.relative_to(source.model)).exists():
             link_or_copy(path, target)
-
-
-def is_finished(folder: Path, kind: str) -> bool:
-    """Whether a folder holds a finished artifact of this kind."""
-    try:
-        read_manifest(folder, kind)
-    except ArtifactError:
-        return False
-    return True
-
-
-def _run(fold: FoldFolder, step: Step, stages_lock: int) -> None:
-    # idle threads may spin without holding up others, since stages run one after another
-    environment = {**os.environ, COMMIT_VARIABLE: git_commit(), "GOMP_SPINCOUNT": "100000"}
-    child = subprocess.Popen([HEPAR, *step.words], cwd=fold.folder, env=environment, pass_fds=[stages_lock])
-    try:
-        with catch_sigterm(child.terminate) as stopped:
-            code = child.wait()
-            if stopped() or code == os.EX_TEMPFAIL:
-                raise Preempted(f"{fold.title}: {step.name} was stopped: run the same command again to resume")
-    finally:
-        if child.poll() is None:  # interrupted from the keyboard, as the stage was
-            child.wait()
-    if code != 0:
-        raise HeparError(f"{fold.title}: {step.name} ended with exit code {code}")
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def _first_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> str:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import folds.training
 import pytest
 from conftest import ROOT
 from folds.training import FoldFolder, link_model, make_params, prepare, run_steps, steps
 
+import pipelines.steps
 from hepar.cases import Cohort
 from hepar.errors import ArtifactError, HeparError, ParamsError, Preempted
 from hepar.inference.model_folder import ModelFolder
@@ -35,7 +35,7 @@ def calls(tmp_path, monkeypatch):
         script = tmp_path / "hepar"
         script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nexit {code}\n')
         script.chmod(0o755)
-        monkeypatch.setattr(folds.training, "HEPAR", str(script))
+        monkeypatch.setattr(pipelines.steps, "HEPAR", str(script))
         return tmp_path / "calls"
 
     return make

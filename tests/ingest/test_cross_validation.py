@@ -8,7 +8,10 @@ from io import StringIO
 import pytest
 import real_folds
 from conftest import ROOT
-from folds.splitting import (
+
+from hepar.cases import Split
+from hepar.errors import DataError
+from hepar.ingest.cross_validation import (
     TUMOUR,
     TUMOUR_FREE,
     assign_folds,
@@ -17,9 +20,6 @@ from folds.splitting import (
     splits_as_csv,
     table_of,
 )
-
-from hepar.cases import Split
-from hepar.errors import DataError
 from hepar.ingest.sources.table import read_table
 from hepar.params import SplitParams
 
@@ -167,7 +167,7 @@ def test_the_table_of_folds_names_the_same_files_from_anywhere(patients, table, 
 
 
 def test_a_patient_in_two_splits_and_a_single_fold_are_refused(table, patients):
-    with pytest.raises(DataError, match="--folds is 1"):
+    with pytest.raises(DataError, match="folds is 1"):
         assign_folds(patients, 1)
     table.write_text(table_text().replace("unknown,manual,train\n", "unknown,manual,test\n", 1))
     with pytest.raises(DataError, match="train-2-0 is in the splits test, train"):

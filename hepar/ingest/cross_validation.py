@@ -98,7 +98,7 @@ def assign_folds(patients: Sequence[Patient], folds: int) -> dict[str, int]:
         if patient.split != Split.TEST and patient.is_testable:
             strata[patient.stratum].append(patient)
     if folds < 2 or sum(map(len, strata.values())) < folds:
-        raise DataError(f"--folds is {folds} but must be at least 2, and at most the number of labelled patients")
+        raise DataError(f"folds is {folds} but must be at least 2, and at most the number of labelled patients")
     fold_of: dict[str, int] = {}
     in_modality: Counter[tuple[tuple[str, ...], int]] = Counter()
     in_fold: Counter[int] = Counter()
