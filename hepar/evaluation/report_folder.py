@@ -32,6 +32,7 @@ class Report:
     TEST_SET = "test set"  # the fact that tells whether two reports are comparable
     COMMIT = "git commit"
     SETTINGS = tuple(item.name for item in fields(PredictionSettings))  # of the prediction
+    LEFT_TO_MODEL = "left to the model"  # the names of the settings whose values are the model's own
     NOT_SCORED = "not scored"  # the structures that the model was not taught; only if there are such
     CASES = "cases.csv"
     TEXTS = tuple(item.name for item in fields(CaseIdentity))  # the columns of that table that hold texts

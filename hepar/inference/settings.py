@@ -62,6 +62,11 @@ class PredictionSettings:
         """The settings without None, as a report records them."""
         return replace(self, **asdict(self.operating_point(spec)))
 
+    @property
+    def left_to_model(self) -> tuple[str, ...]:
+        """The names of the settings that are None."""
+        return tuple(name for name, value in asdict(self).items() if value is None)
+
     def facts(self) -> dict[str, str]:
         """The settings as texts, by field; None and no axis are empty."""
         values = {name: "" if value is None else str(value) for name, value in asdict(self).items()}

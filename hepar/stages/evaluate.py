@@ -13,9 +13,8 @@ import numpy as np
 
 from hepar.cases import STRUCTURES, Case, Cohort, Split
 from hepar.errors import DataError
-from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase
+from hepar.evaluation.held_out import beside_references, hash_test_set
 from hepar.evaluation.predicted_lesions import lesion_rows
-from hepar.evaluation.references import read_references
 from hepar.evaluation.report_folder import Report
 from hepar.evaluation.scored_cases import ScoredCase, save_report
 from hepar.evaluation.scores import score_case
@@ -27,7 +26,7 @@ from hepar.inference.model_folder import ModelFolder, ModelSpec, hash_patient
 from hepar.inference.prediction import Model, load_ensemble, segment
 from hepar.inference.settings import PredictionSettings
 from hepar.params import EvaluateParams
-from hepar.runtime.artifacts import read_manifest, sha256_json, write_artifact
+from hepar.runtime.artifacts import read_manifest, write_artifact
 from hepar.runtime.commit import git_commit
 from hepar.runtime.device import pick_device, use_threads
 from hepar.runtime.progress import current_stage, stage
@@ -89,14 +88,7 @@ def _score(
     spec = models[0].spec
     predicted = segment(models, image, case.modality, settings)
     write_image(to_image(predicted.labels_zyx, geometry), report.mask(case.case_id))
-    references = read_references(cohort, case, spec.taught)
-    segmented = SegmentedCase(
-        CaseIdentity(case.case_id, case.patient_id, str(case.modality), case.sequence, case.source),
-        LabelPair(references.liver_zyx, predicted.liver_zyx),
-        LabelPair(references.tumour_zyx, predicted.tumour_zyx),
-        geometry.spacing_zyx_mm,
-        case.distances_known,
-    )
+    segmented = beside_references(cohort, case, predicted, geometry)
     shown = pick_slice(
         segmented, image_zyx.astype(np.float32), display_window(image_zyx, case.modality, spec.plan.window_hu)
     )
@@ -114,31 +106,12 @@ def _facts(
     left_out = {Report.NOT_SCORED: f"{untaught}: not taught to the model"} if untaught else {}
     return {
         Cohort.KIND: parents[Cohort.KIND],
-        Report.TEST_SET: _test_set(cases, settings),
+        Report.TEST_SET: hash_test_set(cases, settings),
         ModelFolder.POOL: origin.get(ModelFolder.POOL, ""),
         ModelFolder.POOL_VERSION: origin.get(ModelFolder.POOL_VERSION, ""),
         ModelFolder.KIND: parents[ModelFolder.KIND],
         **settings.for_model(spec).facts(),
+        Report.LEFT_TO_MODEL: " ".join(settings.left_to_model),
         **left_out,
         Report.COMMIT: git_commit(),
     }
-
-
-def _test_set(cases: Sequence[Case], settings: PredictionSettings) -> str:
-    """A hash of all that a score depends on besides the model: files, what is known about them, and settings.
-
-    A threshold or volume of None is the model's own, so two models may differ in it on the same test set.
-    """
-    tested = [
-        {
-            "case": case.case_id,
-            "patient": case.patient_id,
-            "modality": str(case.modality),
-            "source": case.source,
-            "files": [case.image_sha256, case.liver_sha256, case.tumour_sha256],
-            "states": [str(case.liver_state), str(case.tumour_state)],
-            "distances known": case.distances_known,
-        }
-        for case in sorted(cases, key=lambda case: case.case_id)
-    ]
-    return sha256_json({"cases": tested, "settings": dict(settings.facts())})

@@ -14,6 +14,7 @@ from toy_model import constant_weights, write_model
 import hepar.stages.evaluate
 from hepar.cases import Case, Cohort, LabelState, Split
 from hepar.errors import DataError
+from hepar.evaluation.held_out import given_settings
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
 from hepar.inference.settings import Axis, PredictionSettings
@@ -64,6 +65,7 @@ def test_the_report_records_how_its_masks_were_predicted(cohort: Path, tiny: Par
     report = evaluate(cohort, tiny, params, tumour_threshold=0.6)
     recorded = PredictionSettings.from_facts(report.prediction_settings())
     assert recorded == PredictionSettings(tiny.evaluate.overlap, 2, (Axis.X,), 0.6, 0.3)
+    assert given_settings(report.facts()) == PredictionSettings(tiny.evaluate.overlap, 2, (Axis.X,), None, 0.3)
     assert len(report.lesions()) == 0  # 0.55 does not exceed the model's threshold
     assert "confidence" in report.lesions().columns
 
