@@ -53,6 +53,12 @@ class Geometry:
         """Volume of a voxel."""
         return voxel_mm3(self.spacing_zyx_mm) / 1000
 
+    def to_lps_mm(self, index_zyx: tuple[float, float, float]) -> tuple[float, float, float]:
+        """The place of an index, which may lie between voxels, in LPS millimetres."""
+        offset_xyz_mm = np.array(index_zyx[::-1]) * self.spacing_zyx_mm[::-1]
+        left, posterior, superior = self.origin_xyz_mm + np.array(self.direction).reshape(3, 3) @ offset_xyz_mm
+        return float(left), float(posterior), float(superior)
+
     def with_spacing(self, spacing_zyx_mm: tuple[float, float, float]) -> Geometry:
         """The grid over the same extent at another spacing; outer borders agree to half a voxel."""
         z, y, x = (

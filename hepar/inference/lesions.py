@@ -46,12 +46,8 @@ def measure_lesions(
         return ()
     numbers = np.arange(1, len(voxels) + 1)
     confidences = ndimage.mean(probability_zyx, labels_zyx, numbers)
-    centres_zyx = np.array(ndimage.center_of_mass(tumour_zyx, labels_zyx, numbers))
-    direction, spacing_xyz_mm = np.array(geometry.direction).reshape(3, 3), np.array(geometry.spacing_zyx_mm[::-1])
-    centres_xyz_mm = np.array(geometry.origin_xyz_mm) + (centres_zyx[:, ::-1] * spacing_xyz_mm) @ direction.T
+    centres_zyx = np.array(ndimage.center_of_mass(tumour_zyx, labels_zyx, numbers)).tolist()
     return tuple(
-        PredictedLesion(float(n * geometry.voxel_ml), float(confidence), (z, y, x), (left, posterior, superior))
-        for n, confidence, (z, y, x), (left, posterior, superior) in zip(
-            voxels, confidences, centres_zyx.tolist(), centres_xyz_mm.tolist(), strict=True
-        )
+        PredictedLesion(float(n * geometry.voxel_ml), float(confidence), (z, y, x), geometry.to_lps_mm((z, y, x)))
+        for n, confidence, (z, y, x) in zip(voxels, confidences, centres_zyx, strict=True)
     )
