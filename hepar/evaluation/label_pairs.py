@@ -5,13 +5,14 @@ A mask is a boolean array zyx, True inside the structure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from hepar.imaging.grid_rules import size_text
 from hepar.imaging.masks import Mask, bounding_box
-from hepar.params import SpacingZYX
+from hepar.params import SizeZYX, SpacingZYX
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,24 @@ class CaseIdentity:
 
 
 @dataclass(frozen=True)
+class TumourProbability:
+    """The predicted probability that a voxel is tumour, float32 zyx, and where lesions were looked for.
+
+    `inside_liver`: only in the predicted liver. Smaller lesions than `min_lesion_voxels` were dropped.
+    """
+
+    probability_zyx: npt.NDArray[np.float32]
+    inside_liver: bool
+    min_lesion_voxels: float
+
+
+@dataclass(frozen=True)
 class SegmentedCase:
     """A scan with reference and prediction. The liver includes its tumours.
 
     `distances_known` is False if the spacing is nominal, so that lengths and volumes mean nothing.
+    `tumour_probability` is None if only masks are known. `cut_from_zyx` is the size of the scan if the case was cut out
+    of it by `cut_case`.
     """
 
     identity: CaseIdentity
@@ -46,6 +61,53 @@ class SegmentedCase:
     tumour: LabelPair
     spacing_zyx_mm: SpacingZYX
     distances_known: bool
+    tumour_probability: TumourProbability | None = None
+    cut_from_zyx: SizeZYX | None = None
+
+    @property
+    def masks_zyx(self) -> tuple[Mask, ...]:
+        """The known masks."""
+        masks_zyx = (self.liver.reference_zyx, self.tumour.reference_zyx)
+        known_zyx = tuple(mask_zyx for mask_zyx in masks_zyx if mask_zyx is not None)
+        return (*known_zyx, self.liver.prediction_zyx, self.tumour.prediction_zyx)
+
+    @property
+    def size_zyx(self) -> SizeZYX:
+        """The size of the whole scan."""
+        z, y, x = self.cut_from_zyx or self.liver.prediction_zyx.shape
+        return z, y, x
+
+
+def case_box(case: SegmentedCase) -> tuple[slice, slice, slice]:
+    """The smallest box that holds liver and tumours of reference and prediction; all of the scan if there are none."""
+    boxes = [box for mask_zyx in case.masks_zyx if (box := bounding_box(mask_zyx)) is not None]
+    shape_zyx = case.liver.prediction_zyx.shape
+    z, y, x = (
+        slice(min(b[axis].start for b in boxes), max(b[axis].stop for b in boxes))
+        if boxes
+        else slice(0, shape_zyx[axis])
+        for axis in range(3)
+    )
+    return z, y, x
+
+
+def cut_case(case: SegmentedCase, box: tuple[slice, slice, slice]) -> SegmentedCase:
+    """The part of a case in a box that holds all its masks. It has the scores of the whole case."""
+
+    def cut(pair: LabelPair) -> LabelPair:
+        reference_zyx = None if pair.reference_zyx is None else pair.reference_zyx[box]
+        return LabelPair(reference_zyx, pair.prediction_zyx[box])
+
+    probability = case.tumour_probability
+    if probability is not None:
+        probability = replace(probability, probability_zyx=probability.probability_zyx[box])
+    return replace(
+        case,
+        liver=cut(case.liver),
+        tumour=cut(case.tumour),
+        tumour_probability=probability,
+        cut_from_zyx=case.size_zyx,
+    )
 
 
 def check_masks(reference_zyx: Mask, prediction_zyx: Mask) -> None:

@@ -9,15 +9,15 @@ pair is a group; it counts as detected by its intersection over union (IoU).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hepar.evaluation.label_pairs import check_masks, joint_bounding_box
+from hepar.evaluation.label_pairs import check_masks
 from hepar.evaluation.overlap import ratio
-from hepar.imaging.masks import LESION_SIZES, Mask, equivalent_diameter_mm, label_components, lesion_size
+from hepar.imaging.masks import LESION_SIZES, Components, Mask, equivalent_diameter_mm, find_components, lesion_size
 
 IOU_THRESHOLDS = (0.0, 0.1, 0.5)
 
@@ -41,11 +41,13 @@ class LesionGroup:
 
 @dataclass(frozen=True)
 class LesionMatching:
-    """All groups of one case, and the voxels of each lesion, label 1 first."""
+    """All groups of one case, the voxels of each lesion, label 1 first, and those that a reference lesion and a
+    predicted component share, by their labels."""
 
     groups: tuple[LesionGroup, ...]
     reference_voxels: tuple[int, ...]
     prediction_voxels: tuple[int, ...]
+    shared_voxels: Mapping[tuple[int, int], int]
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,13 @@ def match_lesions(reference_zyx: Mask, prediction_zyx: Mask) -> LesionMatching:
     give no groups. Raises ValueError if the masks cannot be compared.
     """
     check_masks(reference_zyx, prediction_zyx)
-    box = joint_bounding_box(reference_zyx, prediction_zyx)
-    if box is None:
-        return LesionMatching((), (), ())
-    reference_labels_zyx, reference_voxels = label_components(reference_zyx[box])
-    prediction_labels_zyx, prediction_voxels = label_components(prediction_zyx[box])
-    shared_voxels = _shared_voxels(reference_labels_zyx, prediction_labels_zyx)
+    return match_components(find_components(reference_zyx), find_components(prediction_zyx))
+
+
+def match_components(reference: Components, prediction: Components) -> LesionMatching:
+    """Match the components of two masks of the same shape, as `match_lesions` does."""
+    reference_voxels, prediction_voxels = reference.voxels, prediction.voxels
+    shared_voxels = count_shared_voxels(reference, prediction)
     members = _pair_components(shared_voxels)
     members += [((label,), ()) for label in _unmatched(len(reference_voxels), [pair[0] for pair in members])]
     members += [((), (label,)) for label in _unmatched(len(prediction_voxels), [pair[1] for pair in members])]
@@ -126,7 +129,8 @@ def match_lesions(reference_zyx: Mask, prediction_zyx: Mask) -> LesionMatching:
         total = sum(reference_voxels[r - 1] for r in references)
         total += sum(prediction_voxels[p - 1] for p in predictions)
         groups.append(LesionGroup(references, predictions, intersection, total - intersection))
-    return LesionMatching(tuple(groups), tuple(reference_voxels.tolist()), tuple(prediction_voxels.tolist()))
+    sizes = tuple(reference_voxels.tolist()), tuple(prediction_voxels.tolist())
+    return LesionMatching(tuple(groups), *sizes, shared_voxels)
 
 
 def detect_lesions(matching: LesionMatching, iou_above: float, voxel_mm3: float | None) -> LesionDetection:
@@ -151,14 +155,23 @@ def detect_lesions(matching: LesionMatching, iou_above: float, voxel_mm3: float 
     return LesionDetection(iou_above, counts, by_size)
 
 
-def _shared_voxels(
-    reference_labels_zyx: NDArray[np.int32], prediction_labels_zyx: NDArray[np.int32]
-) -> dict[tuple[int, int], int]:
-    """Voxels shared by each pair of a reference and a predicted component that overlap."""
-    both_zyx = (reference_labels_zyx > 0) & (prediction_labels_zyx > 0)
-    labels_2n = np.stack([reference_labels_zyx[both_zyx], prediction_labels_zyx[both_zyx]])
-    pairs_2k, voxels_k = np.unique(labels_2n, axis=1, return_counts=True)
-    return {(int(r), int(p)): int(n) for r, p, n in zip(*pairs_2k, voxels_k, strict=True)}
+def count_shared_voxels(one: Components, other: Components) -> dict[tuple[int, int], int]:
+    """The voxels that two components share, by their labels, for components of two masks of the same shape."""
+    box = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one.box, other.box, strict=True)]
+    if any(place.start >= place.stop for place in box):
+        return {}
+    labels_zyx, other_labels_zyx = _cut(one, box), _cut(other, box)
+    both_zyx = (labels_zyx > 0) & (other_labels_zyx > 0)
+    radix = len(other.voxels) + 1
+    pair_n = labels_zyx[both_zyx].astype(np.int64) * radix + other_labels_zyx[both_zyx]
+    pair_k, voxels_k = np.unique(pair_n, return_counts=True)
+    return {divmod(pair, radix): voxels for pair, voxels in zip(pair_k.tolist(), voxels_k.tolist(), strict=True)}
+
+
+def _cut(components: Components, box: Sequence[slice]) -> NDArray[np.int32]:
+    """The labels in a box of the mask, which lies inside that of the components."""
+    places = zip(box, components.box, strict=True)
+    return components.labels_zyx[tuple(slice(here.start - own.start, here.stop - own.start) for here, own in places)]
 
 
 def _pair_components(shared_voxels: Mapping[tuple[int, int], int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

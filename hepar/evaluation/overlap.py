@@ -56,7 +56,7 @@ class OverlapCounts:
         return None if union_voxels == 0 else 1 - self.intersection_voxels / union_voxels
 
 
-def ratio(numerator: int, denominator: int) -> float | None:
+def ratio(numerator: float, denominator: float) -> float | None:
     """A ratio of counts; None if the denominator is 0."""
     return None if denominator == 0 else numerator / denominator
 

@@ -10,7 +10,15 @@ import pandas as pd
 
 from hepar.errors import DataError, one_line
 from hepar.evaluation.challenge_scores import ChaosScores, LitsScores, chaos_scores, lits_scores
-from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase, check_masks, check_spacing
+from hepar.evaluation.label_pairs import (
+    CaseIdentity,
+    LabelPair,
+    SegmentedCase,
+    case_box,
+    check_masks,
+    check_spacing,
+    cut_case,
+)
 from hepar.evaluation.lesions import (
     IOU_THRESHOLDS,
     LesionDetection,
@@ -18,13 +26,16 @@ from hepar.evaluation.lesions import (
     match_lesions,
     threshold_name,
 )
-from hepar.evaluation.overlap import OverlapCounts, count_overlap, tumour_burden
-from hepar.evaluation.surface import surface_scores
+from hepar.evaluation.overlap import OverlapCounts, count_overlap, ratio, tumour_burden
+from hepar.evaluation.panoptic import PanopticCounts, panoptic_counts
+from hepar.evaluation.surface import AreaWeightedScores, surface_scores
 from hepar.imaging.masks import LESION_SIZES, voxel_mm3
-from hepar.params import SpacingZYX
+from hepar.params import SizeZYX, SpacingZYX
 
 STRUCTURE_METRICS = ("dice", "nsd_2mm", "hd95_mm", "assd_mm", "mssd_mm", "rvd", "voe")
+AREA_WEIGHTED_METRICS = {"nsd_2mm": "nsd", "hd95_mm": "hd95_mm", "assd_mm": "assd_mm"}  # fields by name in tables
 _TABLE_METRICS = ("reference_volume_ml", "prediction_volume_ml", *STRUCTURE_METRICS)
+_PANOPTIC_METRICS = ("pq", "sq", "rq")
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,8 @@ class StructureScores:
 
     `known` is False if the reference is unknown: then only the predicted volume is set. `one_empty`: exactly one mask
     is empty, so NSD is 0 and the distances are the image diagonal. Volumes and distances are None if the voxel size is
-    nominal. `overlap` keeps the voxel counts for pooling.
+    nominal. `overlap` keeps the voxel counts for pooling; `area_weighted` has the distances by area of the surface, see
+    `surface_scores`.
     """
 
     known: bool
@@ -47,6 +59,7 @@ class StructureScores:
     hd95_mm: float | None = None
     assd_mm: float | None = None
     mssd_mm: float | None = None
+    area_weighted: AreaWeightedScores | None = None
 
     @property
     def one_empty(self) -> bool:
@@ -66,7 +79,8 @@ class StructureScores:
 class CaseScores:
     """All scores of one case; see `score_case`.
 
-    `lesions` has one entry per IoU threshold (> 0, > 0.1, > 0.5) and is None, like `lits`, if the tumour is unknown.
+    `lesions` has one entry per IoU threshold (> 0, > 0.1, > 0.5) and is None, like `lits` and `panoptic`, if the tumour
+    is unknown.
     `specific` and `false_positive_volume_ml` are set for tumour-free cases only. The tumour burden is the tumour's
     share of the liver volume; its error is prediction - reference.
     """
@@ -81,6 +95,7 @@ class CaseScores:
     burden_reference: float | None
     burden_prediction: float | None
     lits: LitsScores | None
+    panoptic: PanopticCounts | None
     chaos: ChaosScores | None
 
     @property
@@ -106,16 +121,18 @@ def score_case(case: SegmentedCase) -> CaseScores:
     Raises DataError, naming the case, if a mask is not boolean zyx, shapes differ or the spacing is not positive.
     """
     _check(case)
+    case = cut_case(case, case_box(case))
     liver_pair, tumour_pair = case.liver, case.tumour
     spacing_zyx_mm = case.spacing_zyx_mm if case.distances_known else None
-    liver = _score_structure(liver_pair, spacing_zyx_mm, scored_if_absent=True)
-    tumour = _score_structure(tumour_pair, spacing_zyx_mm, scored_if_absent=False)
-    lesions, lits = None, None
+    liver = _score_structure(liver_pair, spacing_zyx_mm, case.size_zyx, scored_if_absent=True)
+    tumour = _score_structure(tumour_pair, spacing_zyx_mm, case.size_zyx, scored_if_absent=False)
+    lesions, lits, panoptic = None, None, None
     if tumour_pair.reference_zyx is not None and tumour.overlap is not None:
         matching = match_lesions(tumour_pair.reference_zyx, tumour_pair.prediction_zyx)
         lesion_voxel_mm3 = None if spacing_zyx_mm is None else voxel_mm3(spacing_zyx_mm)
         lesions = tuple(detect_lesions(matching, iou_above, lesion_voxel_mm3) for iou_above in IOU_THRESHOLDS)
         lits = lits_scores(matching, tumour.overlap, _overlap_with_tumour(liver_pair, tumour_pair))
+        panoptic = panoptic_counts(matching)
     tumour_free = tumour.known and not tumour.present
     return CaseScores(
         identity=case.identity,
@@ -128,6 +145,7 @@ def score_case(case: SegmentedCase) -> CaseScores:
         burden_reference=_burden(liver, tumour, of_reference=True),
         burden_prediction=_burden(liver, tumour, of_reference=False),
         lits=lits,
+        panoptic=panoptic,
         chaos=chaos_scores(liver.dice, liver.rvd, liver.assd_mm, liver.mssd_mm),
     )
 
@@ -140,6 +158,11 @@ def scores_table(scores: Sequence[CaseScores]) -> pd.DataFrame:
     return pd.DataFrame([_table_row(case) for case in scores])
 
 
+def area_weighted(scores: StructureScores, metric: str) -> float | None:
+    """A distance by area, one of `AREA_WEIGHTED_METRICS`; None if the structure or the voxel size is unknown."""
+    return None if scores.area_weighted is None else float(getattr(scores.area_weighted, AREA_WEIGHTED_METRICS[metric]))
+
+
 def _check(case: SegmentedCase) -> None:
     try:
         check_spacing(case.spacing_zyx_mm)
@@ -150,7 +173,9 @@ def _check(case: SegmentedCase) -> None:
         raise DataError(f"case {case.identity.case_id}: {one_line(error)}") from error
 
 
-def _score_structure(pair: LabelPair, spacing_zyx_mm: SpacingZYX | None, scored_if_absent: bool) -> StructureScores:
+def _score_structure(
+    pair: LabelPair, spacing_zyx_mm: SpacingZYX | None, size_zyx: SizeZYX, scored_if_absent: bool
+) -> StructureScores:
     reference_zyx, prediction_zyx = pair.reference_zyx, pair.prediction_zyx
     voxel_ml = None if spacing_zyx_mm is None else voxel_mm3(spacing_zyx_mm) / 1000
     if reference_zyx is None:
@@ -158,7 +183,9 @@ def _score_structure(pair: LabelPair, spacing_zyx_mm: SpacingZYX | None, scored_
         return StructureScores(known=False, prediction_volume_ml=None if voxel_ml is None else voxels * voxel_ml)
     overlap = count_overlap(reference_zyx, prediction_zyx)
     defined = scored_if_absent or overlap.reference_voxels > 0
-    surface = None if spacing_zyx_mm is None else surface_scores(reference_zyx, prediction_zyx, spacing_zyx_mm)
+    surface = None
+    if spacing_zyx_mm is not None:
+        surface = surface_scores(reference_zyx, prediction_zyx, spacing_zyx_mm, size_zyx=size_zyx)
     return StructureScores(
         known=True,
         overlap=overlap,
@@ -171,6 +198,7 @@ def _score_structure(pair: LabelPair, spacing_zyx_mm: SpacingZYX | None, scored_
         hd95_mm=None if surface is None else surface.hd95_mm,
         assd_mm=None if surface is None else surface.assd_mm,
         mssd_mm=None if surface is None else surface.mssd_mm,
+        area_weighted=None if surface is None else surface.area_weighted,
     )
 
 
@@ -199,6 +227,8 @@ def _table_row(case: CaseScores) -> dict[str, object]:
         row[f"{name}_one_empty"] = structure.one_empty
         for metric in _TABLE_METRICS:
             row[f"{name}_{metric}"] = getattr(structure, metric)
+        for metric in AREA_WEIGHTED_METRICS:
+            row[f"{name}_area_weighted_{metric}"] = area_weighted(structure, metric)
     for index, iou_above in enumerate(IOU_THRESHOLDS):
         counts = None if case.lesions is None else case.lesions[index].counts
         prefix = f"lesion_{threshold_name(iou_above)}"
@@ -216,5 +246,7 @@ def _table_row(case: CaseScores) -> dict[str, object]:
         "burden_error",
     ):
         row[metric] = getattr(case, metric)
+    for metric in _PANOPTIC_METRICS:
+        row[metric] = None if case.panoptic is None else ratio(*getattr(case.panoptic, f"{metric}_terms"))
     row["chaos_mean"] = None if case.chaos is None else case.chaos.mean
     return row

@@ -10,7 +10,14 @@ from typing import Any
 
 from hepar.evaluation.bootstrap import Estimate, bootstrap_mean, bootstrap_ratio
 from hepar.evaluation.lesions import IOU_THRESHOLDS, LesionCounts, threshold_name
-from hepar.evaluation.scores import STRUCTURE_METRICS, CaseScores, StructureScores
+from hepar.evaluation.panoptic import pool_panoptic
+from hepar.evaluation.scores import (
+    AREA_WEIGHTED_METRICS,
+    STRUCTURE_METRICS,
+    CaseScores,
+    StructureScores,
+    area_weighted,
+)
 from hepar.imaging.masks import LESION_SIZES
 
 
@@ -83,11 +90,17 @@ def _summarise_structure(
     def metric_of(metric: str) -> Callable[[CaseScores], float | None]:
         return lambda case: getattr(of(case), metric)
 
+    def area_weighted_of(metric: str) -> Callable[[CaseScores], float | None]:
+        return lambda case: area_weighted(of(case), metric)
+
     summary: dict[str, Any] = {metric: bootstrap.mean(cases, metric_of(metric)) for metric in STRUCTURE_METRICS}
     summary["absolute_rvd"] = bootstrap.mean(cases, lambda case: _absolute(of(case).rvd))
     both_present = [case for case in cases if of(case).known and not of(case).one_empty]
     summary["where_both_present"] = {
         metric: bootstrap.mean(both_present, metric_of(metric)) for metric in ("nsd_2mm", "hd95_mm", "assd_mm")
+    }
+    summary["area_weighted"] = {
+        metric: bootstrap.mean(cases, area_weighted_of(metric)) for metric in AREA_WEIGHTED_METRICS
     }
     known = [case for case in cases if of(case).known]
     summary["counts"] = {
@@ -117,6 +130,7 @@ def _summarise_tumour(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> dict
             threshold_name(iou_above): _summarise_lesions(known, index, bootstrap)
             for index, iou_above in enumerate(IOU_THRESHOLDS)
         },
+        "panoptic": _summarise_panoptic(known, bootstrap),
         "specificity": bootstrap.mean(cases, lambda case: None if case.specific is None else float(case.specific)),
         "false_positive_volume_ml": bootstrap.mean(cases, lambda case: case.false_positive_volume_ml),
         "burden_error": bootstrap.mean(cases, lambda case: case.burden_error),
@@ -165,6 +179,20 @@ def _summarise_sizes(cases: Sequence[CaseScores], index: int) -> dict[str, Any]:
             "sensitivity": pooled.sensitivity,
             "false_positives": pooled.false_positives,
         }
+    return summary
+
+
+def _summarise_panoptic(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Panoptic quality over all lesions of the cases, which have a known tumour state."""
+    counts = [case.panoptic for case in cases if case.panoptic is not None]
+    summary: dict[str, Any] = {}
+    for name in ("pq", "sq", "rq"):
+        terms = [getattr(count, f"{name}_terms") for count in counts]
+        estimate = bootstrap.ratio(cases, [top for top, _ in terms], [bottom for _, bottom in terms])
+        summary[name] = {"value": estimate.value, "ci95": _interval(estimate), "n": estimate.n}
+    pooled = pool_panoptic(counts)
+    for name in ("true_positives", "false_positives", "false_negatives"):
+        summary[name] = getattr(pooled, name)
     return summary
 
 

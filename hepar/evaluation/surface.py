@@ -1,9 +1,9 @@
 """Distances between the surfaces of two masks, in mm.
 
 The surface of a mask is its voxels with a face neighbour outside (the mask minus its face-connected erosion); beyond
-the edge of the image is outside. Each surface voxel is represented by its centre, and all have the same weight.
-Definitions: Heimann et al., IEEE TMI 28(8), 2009; NSD: Nikolov et al., arXiv 1809.04430, with surface voxels instead of
-surface area. Legend: n points, 3 coordinates zyx.
+the edge of the image is outside. Each surface voxel is represented by its centre, and all have the same weight; the
+area-weighted form is given beside it. Definitions: Heimann et al., IEEE TMI 28(8), 2009; NSD: Nikolov et al., arXiv
+1809.04430, with surface voxels instead of surface area. Legend: n points, 3 coordinates zyx.
 """
 
 from __future__ import annotations
@@ -15,12 +15,24 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from hepar.evaluation.label_pairs import check_masks, check_spacing, joint_bounding_box
+from hepar.evaluation.surface_area import neighbourhood_codes, surface_element_areas_mm2
 from hepar.imaging.masks import Mask
-from hepar.params import SpacingZYX
+from hepar.params import SizeZYX, SpacingZYX
 
 NSD_TOLERANCE_MM = 2.0
 # Headers store spacings in single precision: a surface exactly at the tolerance must still count as within.
 _ROUNDING_MM = 1e-4
+_PERCENT = 95
+Lengths = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AreaWeightedScores:
+    """Surface agreement of two masks by area, see `surface_scores`."""
+
+    nsd: float
+    hd95_mm: float
+    assd_mm: float
 
 
 @dataclass(frozen=True)
@@ -31,19 +43,20 @@ class SurfaceScores:
     hd95_mm: float
     assd_mm: float
     mssd_mm: float
+    area_weighted: AreaWeightedScores
     one_empty: bool
 
 
-def surface_points_mm(mask_zyx: Mask, spacing_zyx_mm: SpacingZYX) -> NDArray[np.float64]:
-    """Centres of the surface voxels, float64 n3 (z, y, x) in mm from the first voxel; 0 x 3 for an empty mask."""
+def surface_voxels(mask_zyx: Mask) -> Mask:
+    """The surface voxels of a mask, bool of the same shape; none for an empty mask."""
     padded_zyx = np.pad(mask_zyx, 1)
     surrounded_zyx = mask_zyx.copy()
     for axis in range(3):
-        for offset in (-1, 1):
-            neighbour_zyx = np.roll(padded_zyx, offset, axis=axis)[1:-1, 1:-1, 1:-1]
-            surrounded_zyx &= neighbour_zyx
-    points_n3_mm: NDArray[np.float64] = np.argwhere(mask_zyx & ~surrounded_zyx) * np.asarray(spacing_zyx_mm)
-    return points_n3_mm
+        for neighbours in (slice(None, -2), slice(2, None)):
+            place = [slice(1, -1)] * 3
+            place[axis] = neighbours
+            surrounded_zyx &= padded_zyx[tuple(place)]
+    return mask_zyx & ~surrounded_zyx
 
 
 def image_diagonal_mm(shape_zyx: tuple[int, ...], spacing_zyx_mm: SpacingZYX) -> float:
@@ -56,6 +69,7 @@ def surface_scores(
     prediction_zyx: Mask,
     spacing_zyx_mm: SpacingZYX,
     tolerance_mm: float = NSD_TOLERANCE_MM,
+    size_zyx: SizeZYX | None = None,
 ) -> SurfaceScores | None:
     """Compare the surfaces of two boolean masks zyx of the same shape.
 
@@ -64,33 +78,74 @@ def surface_scores(
     - `assd_mm`: mean over the voxels of both surfaces
     - `mssd_mm`: the largest distance in either direction
 
-    If exactly one mask is empty, NSD is 0, all distances are the image diagonal and `one_empty` is True; None if both
-    are. Raises ValueError if the masks cannot be compared or the spacing is not positive.
+    In the area-weighted form (Nikolov et al. and their package surface-distance) the surface is that of marching cubes,
+    whose elements stand for their area at the corners of voxels: `nsd` is a share of both areas, `hd95_mm` the larger
+    of the least distances within which 95 % of an area lie, `assd_mm` the mean over both areas.
+
+    If exactly one mask is empty, NSD is 0, all distances are the diagonal of the image and `one_empty` is True; None if
+    both are. `size_zyx` is that of the image, if the masks are a part of it that holds all their voxels. Raises
+    ValueError if the masks cannot be compared or the spacing is not positive.
     """
     check_masks(reference_zyx, prediction_zyx)
     check_spacing(spacing_zyx_mm)
     box = joint_bounding_box(reference_zyx, prediction_zyx)
     if box is None:
         return None
-    reference_n3_mm = surface_points_mm(reference_zyx[box], spacing_zyx_mm)
-    prediction_n3_mm = surface_points_mm(prediction_zyx[box], spacing_zyx_mm)
-    if len(reference_n3_mm) == 0 or len(prediction_n3_mm) == 0:
-        diagonal_mm = image_diagonal_mm(reference_zyx.shape, spacing_zyx_mm)
-        return SurfaceScores(0.0, diagonal_mm, diagonal_mm, diagonal_mm, one_empty=True)
-    to_prediction_n_mm = _nearest_mm(reference_n3_mm, prediction_n3_mm)
-    to_reference_n_mm = _nearest_mm(prediction_n3_mm, reference_n3_mm)
+    if not (reference_zyx.any() and prediction_zyx.any()):
+        diagonal_mm = image_diagonal_mm(size_zyx or reference_zyx.shape, spacing_zyx_mm)
+        by_area = AreaWeightedScores(0.0, diagonal_mm, diagonal_mm)
+        return SurfaceScores(0.0, diagonal_mm, diagonal_mm, diagonal_mm, by_area, one_empty=True)
+    surfaces = surface_voxels(reference_zyx[box]), surface_voxels(prediction_zyx[box])
+    to_prediction_n_mm = distances_mm(*surfaces, spacing_zyx_mm)
+    to_reference_n_mm = distances_mm(*surfaces[::-1], spacing_zyx_mm)
     both_n_mm = np.concatenate([to_prediction_n_mm, to_reference_n_mm])
     return SurfaceScores(
         nsd=float(np.mean(both_n_mm <= tolerance_mm + _ROUNDING_MM)),
-        hd95_mm=float(max(np.percentile(to_prediction_n_mm, 95), np.percentile(to_reference_n_mm, 95))),
+        hd95_mm=float(max(np.percentile(to_prediction_n_mm, _PERCENT), np.percentile(to_reference_n_mm, _PERCENT))),
         assd_mm=float(both_n_mm.mean()),
         mssd_mm=float(both_n_mm.max()),
+        area_weighted=_area_weighted(reference_zyx[box], prediction_zyx[box], spacing_zyx_mm, tolerance_mm),
         one_empty=False,
     )
 
 
-def _nearest_mm(from_n3_mm: NDArray[np.float64], to_m3_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance of each of n points to the nearest of m others, float64 n."""
+def distances_mm(from_zyx: Mask, to_zyx: Mask, spacing_zyx_mm: SpacingZYX) -> Lengths:
+    """Distance from each voxel of a mask, in scan order, to the nearest of another one, which must not be empty."""
+    index_n = np.flatnonzero(from_zyx)
+    apart_n = ~to_zyx.ravel()[index_n]
+    distance_n_mm = np.zeros(len(index_n))
+    to_m3_mm = _positions_mm(np.flatnonzero(to_zyx), to_zyx.shape, spacing_zyx_mm)
     # Median splits are slow if many points share a coordinate, as on a grid; midpoint splits are not.
     tree = KDTree(to_m3_mm, balanced_tree=False, compact_nodes=False)
-    return np.asarray(tree.query(from_n3_mm)[0], dtype=np.float64)
+    distance_n_mm[apart_n] = tree.query(_positions_mm(index_n[apart_n], from_zyx.shape, spacing_zyx_mm))[0]
+    return distance_n_mm
+
+
+def _positions_mm(index_n: NDArray[np.int64], shape_zyx: tuple[int, ...], spacing_zyx_mm: SpacingZYX) -> Lengths:
+    """Positions of voxels given by their number in scan order, float64 n3 (z, y, x), from the first voxel."""
+    return np.stack(np.unravel_index(index_n, shape_zyx), axis=-1) * np.asarray(spacing_zyx_mm)
+
+
+def _area_weighted(
+    reference_zyx: Mask, prediction_zyx: Mask, spacing_zyx_mm: SpacingZYX, tolerance_mm: float
+) -> AreaWeightedScores:
+    """The scores of two masks of which neither is empty."""
+    area_of_code_mm2 = surface_element_areas_mm2(spacing_zyx_mm)
+    codes = [neighbourhood_codes(mask_zyx) for mask_zyx in (reference_zyx, prediction_zyx)]
+    surfaces = [area_of_code_mm2[code_zyx] > 0 for code_zyx in codes]
+    areas_mm2 = [area_of_code_mm2[code_zyx[on_zyx]] for code_zyx, on_zyx in zip(codes, surfaces, strict=True)]
+    lengths_mm = [distances_mm(*pair, spacing_zyx_mm) for pair in (surfaces, surfaces[::-1])]
+    area_n_mm2, length_n_mm = np.concatenate(areas_mm2), np.concatenate(lengths_mm)
+    return AreaWeightedScores(
+        nsd=float(area_n_mm2[length_n_mm <= tolerance_mm + _ROUNDING_MM].sum() / area_n_mm2.sum()),
+        hd95_mm=max(_area_percentile(*pair) for pair in zip(lengths_mm, areas_mm2, strict=True)),
+        assd_mm=float(length_n_mm @ area_n_mm2 / area_n_mm2.sum()),
+    )
+
+
+def _area_percentile(length_n_mm: Lengths, area_n_mm2: NDArray[np.float64]) -> float:
+    """The least distance within which 95 % of an area lie."""
+    order_n = np.argsort(length_n_mm, kind="stable")
+    share_n = np.cumsum(area_n_mm2[order_n]) / area_n_mm2.sum()
+    place = min(int(np.searchsorted(share_n, _PERCENT / 100)), len(order_n) - 1)
+    return float(length_n_mm[order_n[place]])

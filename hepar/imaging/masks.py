@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,14 @@ def dilate(mask_zyx: Mask, spacing_zyx_mm: Sequence[float], radius_mm: float) ->
 
 def bounding_box(mask_zyx: Mask) -> tuple[slice, ...] | None:
     """The smallest box that contains a mask of any dimension, a slice for each axis; None for an empty mask."""
-    (box,) = ndimage.find_objects(mask_zyx.astype(np.uint8), max_label=1)
-    return None if box is None else tuple(box)
+    box: list[slice] = []
+    for axis in range(mask_zyx.ndim):  # each axis within the slices of those before it
+        others = tuple(other for other in range(mask_zyx.ndim) if other != axis)
+        hit_n = np.flatnonzero(mask_zyx[tuple(box)].any(axis=others))
+        if len(hit_n) == 0:
+            return None
+        box.append(slice(int(hit_n[0]), int(hit_n[-1]) + 1))
+    return tuple(box)
 
 
 def fill_holes(mask_zyx: Mask) -> Mask:
@@ -50,14 +57,36 @@ def fill_holes(mask_zyx: Mask) -> Mask:
     return np.asarray(ndimage.binary_fill_holes(mask_zyx), dtype=bool)
 
 
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The components of a mask, numbered from 1 in scan order.
+
+    `labels_zyx`, int32, covers only the box that contains them, whose slices are empty for an empty mask. `voxels` has
+    the size of each, component 1 first.
+    """
+
+    labels_zyx: npt.NDArray[np.int32]
+    voxels: npt.NDArray[np.int64]
+    box: tuple[slice, ...]
+
+
+def find_components(mask_zyx: Mask) -> Components:
+    """The components of a mask; none for an empty mask."""
+    box = bounding_box(mask_zyx) or (slice(0, 0),) * mask_zyx.ndim
+    labels_zyx = np.zeros(mask_zyx[box].shape, np.int32)
+    ndimage.label(mask_zyx[box], output=labels_zyx)
+    return Components(labels_zyx, np.bincount(labels_zyx.ravel(), minlength=1)[1:], box)
+
+
 def label_components(mask_zyx: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Label components from 1 in scan order, int32 zyx; also returns the voxels of each, component 1 first.
 
     An empty mask gives zeros and no sizes.
     """
+    components = find_components(mask_zyx)
     labels_zyx = np.zeros(mask_zyx.shape, np.int32)
-    ndimage.label(mask_zyx, output=labels_zyx)
-    return labels_zyx, np.bincount(labels_zyx.ravel())[1:]
+    labels_zyx[components.box] = components.labels_zyx
+    return labels_zyx, components.voxels
 
 
 def keep_largest_component(mask_zyx: Mask) -> Mask:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hepar.evaluation.surface import image_diagonal_mm, surface_points_mm, surface_scores
+from hepar.evaluation.surface import image_diagonal_mm, surface_scores, surface_voxels
 
 SHAPE = (5, 6, 7)
 MASKS = arrays(np.bool_, SHAPE)
@@ -77,14 +77,14 @@ def test_hd95_is_the_larger_of_both_directions() -> None:
 def test_the_inside_of_a_cube_is_not_surface() -> None:
     mask_zyx = np.zeros(SHAPE, dtype=bool)
     mask_zyx[1:4, 1:4, 1:4] = True
-    points_n3_mm = surface_points_mm(mask_zyx, (1.0, 1.0, 1.0))
-    assert len(points_n3_mm) == 27 - 1
-    assert [2, 2, 2] not in points_n3_mm.tolist()
+    surface_zyx = surface_voxels(mask_zyx)
+    assert np.argwhere(mask_zyx & ~surface_zyx).tolist() == [[2, 2, 2]]
+    assert np.count_nonzero(surface_zyx) == 27 - 1
 
 
 def test_voxels_at_the_edge_of_the_image_are_surface() -> None:
     full_zyx = np.ones((3, 3, 3), dtype=bool)
-    assert len(surface_points_mm(full_zyx, (1.0, 1.0, 1.0))) == 26
+    assert np.count_nonzero(surface_voxels(full_zyx)) == 26
 
 
 def test_exactly_one_empty_gives_the_image_diagonal() -> None:
