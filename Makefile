@@ -54,7 +54,7 @@ compile: setup ## compile the pipeline to build/two_stage.yaml
 
 images: ## build the container image of the stages
 	DOCKER_BUILDKIT=0 docker build --network host --build-arg BASE_IMAGE=$(BASE_IMAGE) \
-	  --build-arg TORCH_LOCK=$(TORCH_LOCK) -f containers/Dockerfile -t $(IMAGE) .
+	  --build-arg TORCH_LOCK=$(TORCH_LOCK) --build-arg GIT_COMMIT=$$(git rev-parse HEAD) -f containers/Dockerfile -t $(IMAGE) .
 
 release-image: ## build an image to release: its base must be given by digest
 	@[[ "$(BASE_IMAGE)" =~ @sha256:[0-9a-f]{64}$$ ]] || \

@@ -11,13 +11,14 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hepar.ingest.sources import PHANTOMS, is_remote, pseudonyms
 from hepar.runtime.device import available_cores
-from hepar.runtime.environment import POOL_REMOTE_VARIABLE
+from hepar.runtime.environment import IMAGE_VARIABLE, POOL_REMOTE_VARIABLE
+from hepar.runtime.execution import STAGE_IMAGE_VARIABLE
 from hepar.runtime.redaction import redact
 from pipelines.run_lock import end_with_parent
 
@@ -52,6 +53,7 @@ def execute(request: Mapping[str, Any]) -> None:
 
 def _docker_runner(request: Mapping[str, Any]) -> Any:
     """Containers with the caller's user id, on the host's network, that see the working directory and the source."""
+    import docker
     from docker.types import Mount
     from kfp import local
 
@@ -59,6 +61,7 @@ def _docker_runner(request: Mapping[str, Any]) -> Any:
     folders = {str(Path(request["root"]).parent): False}  # whether it is read-only
     environment = {name: value for name, value in os.environ.items() if name.startswith(STORE_VARIABLES)}
     environment |= dict(request["environment"])
+    environment[STAGE_IMAGE_VARIABLE] = image_with_digest(environment[IMAGE_VARIABLE], docker.from_env)
     remote = environment.get(POOL_REMOTE_VARIABLE, "")
     if remote and "://" not in remote:
         Path(remote).mkdir(parents=True, exist_ok=True)
@@ -76,6 +79,21 @@ def _docker_runner(request: Mapping[str, Any]) -> Any:
         user=f"{os.getuid()}:{os.getgid()}",
         nano_cpus=available_cores() * 10**9,
     )
+
+
+def image_with_digest(name: str, connect: Callable[[], Any]) -> str:
+    """An image by the digest that its registry knows it by, or its name with the id that it has on this machine.
+
+    `connect` makes a Docker client. The name alone if that cannot tell, as before the first pull.
+    """
+    from docker.errors import DockerException
+
+    try:
+        found = connect().images.get(name)
+    except DockerException:
+        return name
+    known: list[str] = found.attrs.get("RepoDigests") or []
+    return known[0] if known else f"{name} ({found.id})"
 
 
 if __name__ == "__main__":
