@@ -134,7 +134,8 @@ def _area_weighted(
     codes = [neighbourhood_codes(mask_zyx) for mask_zyx in (reference_zyx, prediction_zyx)]
     surfaces = [area_of_code_mm2[code_zyx] > 0 for code_zyx in codes]
     areas_mm2 = [area_of_code_mm2[code_zyx[on_zyx]] for code_zyx, on_zyx in zip(codes, surfaces, strict=True)]
-    lengths_mm = [distances_mm(*pair, spacing_zyx_mm) for pair in (surfaces, surfaces[::-1])]
+    pairs = zip(surfaces, surfaces[::-1], strict=True)
+    lengths_mm = [distances_mm(from_zyx, to_zyx, spacing_zyx_mm) for from_zyx, to_zyx in pairs]
     area_n_mm2, length_n_mm = np.concatenate(areas_mm2), np.concatenate(lengths_mm)
     return AreaWeightedScores(
         nsd=float(area_n_mm2[length_n_mm <= tolerance_mm + _ROUNDING_MM].sum() / area_n_mm2.sum()),

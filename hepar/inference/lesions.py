@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from hepar.imaging.masks import Mask, label_components
+from hepar.imaging.masks import Components, Mask, find_components
 from hepar.imaging.volumes import Geometry
 from hepar.inference.sliding_window import Probabilities
 
@@ -37,17 +37,26 @@ class PredictedLesion:
 def measure_lesions(
     tumour_zyx: Mask, probability_zyx: Probabilities, geometry: Geometry
 ) -> tuple[PredictedLesion, ...]:
-    """The components of a tumour mask in scan order, as `label_components` numbers them; () for an empty mask.
+    """The components of a tumour mask in scan order, as `find_components` numbers them; () for an empty mask.
 
     `probability_zyx` is the tumour probability, float32 of the same shape, and `geometry` their grid.
     """
-    labels_zyx, voxels = label_components(tumour_zyx)
-    if len(voxels) == 0:
+    lesions = find_components(tumour_zyx)
+    if len(lesions.voxels) == 0:
         return ()
-    numbers = np.arange(1, len(voxels) + 1)
-    confidences = ndimage.mean(probability_zyx, labels_zyx, numbers)
-    centres_zyx = np.array(ndimage.center_of_mass(tumour_zyx, labels_zyx, numbers)).tolist()
+    numbers = np.arange(1, len(lesions.voxels) + 1)
+    in_box_zyx = np.array(ndimage.center_of_mass(lesions.labels_zyx > 0, lesions.labels_zyx, numbers))
+    centres_zyx = in_box_zyx + [part.start for part in lesions.box]
+    confidences = lesion_confidences(lesions, probability_zyx)
     return tuple(
-        PredictedLesion(float(n * geometry.voxel_ml), float(confidence), (z, y, x), geometry.to_lps_mm((z, y, x)))
-        for n, confidence, (z, y, x) in zip(voxels, confidences, centres_zyx, strict=True)
+        PredictedLesion(float(n * geometry.voxel_ml), confidence, (z, y, x), geometry.to_lps_mm((z, y, x)))
+        for n, confidence, (z, y, x) in zip(lesions.voxels, confidences, centres_zyx.tolist(), strict=True)
     )
+
+
+def lesion_confidences(lesions: Components, probability_zyx: Probabilities) -> tuple[float, ...]:
+    """The mean probability of the voxels of each component of a mask, which has the shape of `probability_zyx`."""
+    inside_zyx = lesions.labels_zyx > 0
+    labels_n, probability_n = lesions.labels_zyx[inside_zyx], probability_zyx[lesions.box][inside_zyx]
+    sums = np.bincount(labels_n, weights=probability_n, minlength=len(lesions.voxels) + 1)[1:]
+    return tuple((sums / lesions.voxels).tolist())

@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,23 @@ class Model:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Masks on the scan's own grid, bool zyx. `liver_zyx` is the whole liver, tumour included.
+    """Masks on the scan's own grid, bool zyx, and the probabilities behind them, float32 rzyx.
 
-    The mask of a structure that the model was not taught is empty, and its volume None. `lesions` are the components of
-    `tumour_zyx` in scan order.
+    `liver_zyx` is the whole liver, tumour included. The mask of a structure that the model was not taught is empty, and
+    its volume None. Smaller lesions than `min_lesion_ml` were dropped.
     """
 
     liver_zyx: Mask
     tumour_zyx: Mask
-    lesions: tuple[PredictedLesion, ...]
+    probability_rzyx: Probabilities
+    geometry: Geometry
     taught: tuple[str, ...]
-    voxel_ml: float
+    min_lesion_ml: float
+
+    @cached_property
+    def lesions(self) -> tuple[PredictedLesion, ...]:
+        """The components of `tumour_zyx` in scan order."""
+        return measure_lesions(self.tumour_zyx, self.probability_rzyx[TUMOUR], self.geometry)
 
     @property
     def labels_zyx(self) -> npt.NDArray[np.uint8]:
@@ -78,7 +85,7 @@ class Segmentation:
         return {**shown, "lesions": [lesion.rounded() for lesion in self.lesions]}
 
     def _volume_ml(self, structure: int, mask_zyx: Mask) -> float | None:
-        return float(mask_zyx.sum() * self.voxel_ml) if STRUCTURES[structure] in self.taught else None
+        return float(mask_zyx.sum() * self.geometry.voxel_ml) if STRUCTURES[structure] in self.taught else None
 
 
 def load_ensemble(folder: Path, device: torch.device) -> list[Model]:
@@ -186,14 +193,19 @@ def segment(
     """Segment liver and tumour of a scan in any orientation, on its own grid, with all models of an ensemble."""
     spec = models[0].spec
     point = settings.operating_point(spec)
-    probability_rzyx, grid = predict_probabilities(models, canonical(image), modality, settings)
+    predicted_rzyx, grid = predict_probabilities(models, canonical(image), modality, settings)
     own = Geometry.of(image)
-    liver_zyx = resample_probability(probability_rzyx[LIVER], grid, own) > LIVER_THRESHOLD
-    probability_zyx = resample_probability(probability_rzyx[TUMOUR], grid, own)
-    tumour_zyx = probability_zyx > point.tumour_threshold
-    liver_zyx, tumour_zyx = postprocess(liver_zyx, tumour_zyx, spec.taught, own.voxel_ml, point.min_lesion_ml)
-    lesions = measure_lesions(tumour_zyx, probability_zyx, own)
-    return Segmentation(liver_zyx, tumour_zyx, lesions, spec.taught, own.voxel_ml)
+    probability_rzyx = np.empty((len(STRUCTURES), *own.size_zyx), np.float32)
+    for structure, probability_zyx in enumerate(predicted_rzyx):
+        probability_rzyx[structure] = resample_probability(probability_zyx, grid, own)
+    masks_zyx = postprocess(
+        probability_rzyx[LIVER] > LIVER_THRESHOLD,
+        probability_rzyx[TUMOUR] > point.tumour_threshold,
+        spec.taught,
+        own.voxel_ml,
+        point.min_lesion_ml,
+    )
+    return Segmentation(*masks_zyx, probability_rzyx, own, spec.taught, point.min_lesion_ml)
 
 
 def postprocess(
