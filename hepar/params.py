@@ -235,6 +235,12 @@ class TrainingParams(Section):
     sampling: SamplingParams
     augmentation: AugmentationParams
 
+    def scaled(self, share: float) -> Self:
+        """The training with a share of its steps, of its warm-up (none stays none) and of the steps between
+        validations."""
+        given = {name: getattr(self, name) for name in ("steps", "validate_every", "warmup_steps")}
+        return self.model_copy(update={name: max(min(1, steps), round(steps * share)) for name, steps in given.items()})
+
 
 class TrainLiverParams(Section):
     """Stage 2, train-liver: the liver teacher of one modality."""

@@ -76,7 +76,7 @@ def _run_stages(params: Params, workdir: Path, runner: str, image: str, inherite
     for folder in (kfp_root, status_folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-    params, query = _without_identifiers(_with_absolute_paths(params))
+    params, query = _without_identifiers(with_absolute_paths(params))
     (kfp_root / PARAMS_FILE).write_text(yaml.safe_dump(dump_params(params), sort_keys=False))
     environment = {**_environment(workdir, status_folder, runner, image), **query}
     environment[PARAMS_VARIABLE] = str(kfp_root / PARAMS_FILE)
@@ -95,7 +95,7 @@ def _run_stages(params: Params, workdir: Path, runner: str, image: str, inherite
     shutil.rmtree(kfp_root)
 
 
-def _with_absolute_paths(params: Params) -> Params:
+def with_absolute_paths(params: Params) -> Params:
     """The params with absolute local paths, because stages run in other folders."""
     ingest = params.ingest.model_copy(update={"split_from": _absolute(params.ingest.split_from)})
     pool = params.assemble_pool.model_copy(update={"reviews": _absolute(params.assemble_pool.reviews)})

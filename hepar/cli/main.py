@@ -25,6 +25,7 @@ from hepar.cli.models import models_app
 from hepar.cli.pool import pool_app
 from hepar.cli.predict import predict_app
 from hepar.cli.stages import stages_app
+from hepar.cli.studies import studies_app
 from hepar.errors import HeparError, Preempted
 from hepar.runtime.redaction import redact
 
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for group in (stages_app, cohorts_app, artifacts_app, predict_app, models_app, evaluation_app, gates_app):
+for group in (stages_app, cohorts_app, artifacts_app, predict_app, models_app, evaluation_app, studies_app, gates_app):
     app.add_typer(group)
 app.add_typer(pool_app, name="pool", rich_help_panel=PANEL)
 

@@ -43,17 +43,15 @@ def run(
         if warm_start is not None:
             origin[ModelFolder.WARM_START] = read_manifest(warm_start, ModelFolder.KIND).hash
         modalities = tuple(sorted({entry.modality for entry in loaded.entries}))
-        recipe = Recipe(network, training, modalities, experiment, warm_start=warm_start)
+        inputs = (pool, *teachers.values())
+        recipe = Recipe(network, training, modalities, experiment, warm_start=warm_start, inputs=inputs)
         # DVC hashes compressed bytes, which differ between builds of a codec, so its version is not part of the model
         fit_model(loaded, model, recipe, origin, notes={ModelFolder.POOL_VERSION: dvc_version(pool)})
 
 
 def _budgeted(training: TrainingParams, modalities: int) -> TrainingParams:
     """The training with steps, warm-up and intervals for the modalities of the pool; given are those for both."""
-    share = modalities / len(Modality)
-    given = {name: getattr(training, name) for name in ("steps", "validate_every", "warmup_steps")}
-    scaled = {name: max(min(1, steps), round(steps * share)) for name, steps in given.items()}  # no warm-up stays none
-    return training if share == 1 else training.model_copy(update=scaled)
+    return training.scaled(modalities / len(Modality))
 
 
 def _is_liver_teacher(model: Path) -> bool:

@@ -1,0 +1,45 @@
+"""The command that runs a study: several arms at one budget, over seeds and folds."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hepar.cli.evaluation import PANEL
+from hepar.cli.options import SOURCE_HELP
+from hepar.errors import HeparError
+
+STUDIES = "hepar.studies"  # the entry point group of ways to run a study
+
+studies_app = typer.Typer()
+
+
+@studies_app.command(rich_help_panel=PANEL)
+def study(
+    file: Annotated[Path, typer.Argument(help="The study, such as params/studies/modalities.yaml.")],
+    source: Annotated[str | None, typer.Option(help=SOURCE_HELP)] = None,
+    out: Annotated[Path, typer.Option(help="Everything is written into a folder of the study's name in it.")] = Path(
+        "runs/studies"
+    ),
+    cluster: Annotated[
+        Path | None, typer.Option(help="Run nothing here; compile the study to this pipeline for Kubeflow (.yaml).")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run nothing; list the steps and who shares them.")
+    ] = False,
+) -> None:
+    """Train and score several arms at one budget, and say which claims about them hold.
+
+    Arms share the steps whose inputs are equal. Finished steps are not run again: repeat the command to resume.
+    """
+    way = "local" if cluster is None else "cluster"
+    ways = {entry.name: entry for entry in importlib.metadata.entry_points(group=STUDIES)}
+    if way not in ways:
+        raise HeparError("hepar is installed without its pipelines: install it again, as by 'make setup'")
+    if cluster is None:
+        ways[way].load()(file, out, source, dry_run)
+    else:
+        ways[way].load()(file, cluster, source)

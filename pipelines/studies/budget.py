@@ -1,0 +1,59 @@
+"""The budget of a study: each arm trains as long as the first, counted in patches of a modality or in multiply-adds.
+
+The universal training of an arm has `steps` for both modalities; on a pool of one modality the stage itself takes half
+of them, so the budget of a modality stays the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hepar.cases import Modality
+from hepar.networks import cost
+from hepar.params import Params
+
+
+class BudgetKind(StrEnum):
+    PATCHES = "patches"
+    MULTIPLY_ADDS = "multiply_adds"  # of the forward pass; the backward pass has twice as many in every network
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What the universal training of an arm takes: `steps` in fact, patches and multiply-adds of each modality."""
+
+    steps: int
+    patches: float
+    multiply_adds: float
+    parameters: int
+
+
+def budgeted(params: Params, first: Params, kind: BudgetKind) -> Params:
+    """The params of an arm with as many steps as the budget of the first arm gives, at least one.
+
+    Warm-up and validations move with the steps. Raises ParamsError if the network cannot be built.
+    """
+    share = _per_step(first, kind) / _per_step(params, kind)
+    training = params.train_universal.training.scaled(share)
+    return params.model_copy(
+        update={"train_universal": params.train_universal.model_copy(update={"training": training})}
+    )
+
+
+def spending(params: Params) -> Spending:
+    """What a training with these params takes."""
+    training = params.train_universal.training
+    own = training.scaled(len(params.modalities) / len(Modality))
+    found = cost(params.network.name, params.network.config, training.patch_zyx)
+    patches = own.steps * training.batch_size * training.accumulate / len(params.modalities)
+    return Spending(own.steps, patches, patches * found.multiply_adds, found.parameters)
+
+
+def _per_step(params: Params, kind: BudgetKind) -> int:
+    """Patches, or multiply-adds of all patches, of one step."""
+    training = params.train_universal.training
+    patches = training.batch_size * training.accumulate
+    if kind == BudgetKind.PATCHES:
+        return patches
+    return patches * cost(params.network.name, params.network.config, training.patch_zyx).multiply_adds

@@ -1,0 +1,107 @@
+"""A study as one Kubeflow pipeline: each step is a task, once, however many arms use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kfp import compiler, dsl
+
+from components import stages
+from hepar.errors import ParamsError
+from hepar.params import dump_sections
+from pipelines.steps import say
+from pipelines.studies.definition import Study, load_study
+from pipelines.studies.plan import (
+    ASSEMBLE_POOL,
+    COHORT,
+    EVALUATE,
+    INGEST,
+    MODEL,
+    POOL,
+    PSEUDO,
+    PSEUDO_LABEL,
+    REPORT,
+    TRAIN_LIVER,
+    TRAIN_UNIVERSAL,
+    PlannedStep,
+    StudyCell,
+    plan_cells,
+    unique_steps,
+)
+
+SUFFIX = ".yaml"
+COMPONENTS = {
+    INGEST: stages.ingest,
+    TRAIN_LIVER: stages.train_liver,
+    PSEUDO_LABEL: stages.pseudo_label,
+    ASSEMBLE_POOL: stages.assemble_pool,
+    TRAIN_UNIVERSAL: stages.train_universal,
+    EVALUATE: stages.evaluate,
+}
+OUTPUTS = {
+    INGEST: COHORT,
+    TRAIN_LIVER: MODEL,
+    PSEUDO_LABEL: PSEUDO,
+    ASSEMBLE_POOL: POOL,
+    TRAIN_UNIVERSAL: MODEL,
+    EVALUATE: REPORT,
+}
+OWN_SECTION = {
+    INGEST: "ingest",
+    TRAIN_LIVER: "train_liver",
+    PSEUDO_LABEL: "pseudo_label",
+    ASSEMBLE_POOL: "assemble_pool",
+    TRAIN_UNIVERSAL: "train_universal",
+    EVALUATE: "evaluate",
+}
+UNCACHED = (INGEST, ASSEMBLE_POOL)  # files behind a path may have changed, reviews may have been added
+
+
+def compile_study(path: Path, package: Path, source: str | None) -> None:
+    """Compile the study in the file `path` to the pipeline `package`, with every cell unrolled.
+
+    Raises ParamsError if the study has folds, whose split tables lie on this machine, or `package` is no YAML file.
+    """
+    study = load_study(path, source)
+    if study.file.folds != 1:
+        raise ParamsError(f"{path}: folds is {study.file.folds}, but the split tables of folds lie on this machine")
+    if package.suffix != SUFFIX:
+        raise ParamsError(f"--cluster is {package} but its name must end in {SUFFIX}")
+    package.parent.mkdir(parents=True, exist_ok=True)
+    cells = plan_cells(study)
+    compiler.Compiler().compile(as_pipeline(study, cells), str(package))
+    say(f"{package}: {len(cells)} cells in {len(unique_steps(cells))} tasks")
+
+
+def as_pipeline(study: Study, cells: list[StudyCell]) -> Any:
+    """The pipeline of all cells; a task's name begins with the arm, seed and fold that first need it."""
+    names = {step.key: f"{cell.title}: {step.name}" for cell in reversed(cells) for step in cell.steps}
+
+    @dsl.pipeline(name=f"hepar-study-{study.name}".lower(), description=study.file.question)
+    def fan_out() -> None:
+        tasks: dict[str, Any] = {}
+        for step in unique_steps(cells):
+            task = COMPONENTS[step.stage](**_arguments(step, tasks))
+            task.set_display_name(names[step.key])
+            if step.stage in UNCACHED:
+                task.set_caching_options(False)
+            tasks[step.key] = task
+
+    return fan_out
+
+
+def _arguments(step: PlannedStep, tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """What the component of a step takes: its section as `params`, other params by name, inputs with their hashes."""
+    component = COMPONENTS[step.stage].component_spec
+    wanted, sections = set(component.inputs), dump_sections(step.params)
+    given: dict[str, Any] = {name: sections[name] for name in wanted & sections.keys()}
+    given["params"] = sections[OWN_SECTION[step.stage]]
+    if step.modality is not None:
+        given["modality"] = str(step.modality)
+    for role, needed in step.inputs.items():
+        task = tasks[needed.key]
+        given[role] = task.outputs[OUTPUTS[needed.stage]]
+        given[f"{role}_hash"] = task.outputs["Output"]
+    return {name: value for name, value in given.items() if name in wanted}

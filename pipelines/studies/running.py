@@ -1,0 +1,171 @@
+"""Runs the cells of a study on this machine, step by step, and writes its report.
+
+Finished steps are not run again, an interrupted one resumes: repeat the command. If a step fails, the cells that need
+it are missing from the report, and the others go on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import yaml
+
+from hepar.cases import Split
+from hepar.errors import HeparError, ParamsError, Preempted
+from hepar.ingest.cross_validation import assign_folds, read_patients, split_fold, splits_as_csv, table_of
+from hepar.ingest.sources.dicomweb import without_identifiers
+from hepar.params import Params, dump_params, override_params
+from hepar.registry import tracking
+from hepar.runtime.artifacts import sha256_file, sha256_json, write_json
+from hepar.runtime.redaction import QUERY_VARIABLE, redact_address
+from hepar.runtime.whole_files import write_text
+from pipelines.execution import is_local
+from pipelines.local import with_absolute_paths
+from pipelines.results import PARAMS_FILE
+from pipelines.run_lock import only_run
+from pipelines.steps import Step, run_step, say
+from pipelines.studies.definition import Study, load_study
+from pipelines.studies.layout import LOG, SECONDS, SPLITS, as_step, seconds_of, step_folder
+from pipelines.studies.plan import (
+    KEY_DIGITS,
+    FoldSplit,
+    PlannedStep,
+    StudyCell,
+    plan_cells,
+    unique_steps,
+)
+from pipelines.studies.report import write_study_report
+from pipelines.studies.scores import Missing
+
+TABLES = "tables"  # the folder of the tables of folds in that of a study
+Run = Callable[[Step, Path, tuple[int, int], Mapping[str, str], Path], None]
+
+
+def run_study(path: Path, out: Path, source: str | None, dry_run: bool) -> None:
+    """Run the study in the file `path` in the folder `out`/NAME, or with `dry_run` list its steps; prints its report.
+
+    Raises ParamsError naming what is wrong with the file, Preempted if SIGTERM arrives, HeparError if a cell failed.
+    """
+    study, folder = load_study(path, source), (out / path.stem).resolve()
+    study, folds = prepare_folds(study, folder)
+    cells = plan_cells(study, folds)
+    if dry_run:
+        print(listed(cells, folder))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = run_cells(cells, folder)
+    page = write_study_report(study, cells, missing, folder)
+    print(page.read_text())
+    print(page)
+    if missing:
+        raise HeparError(
+            f"{len(missing)} of {len(cells)} cells are missing, first {missing[0].title}: {missing[0].reason}; repeat"
+            " the command to try them again"
+        )
+
+
+def prepare_folds(study: Study, folder: Path) -> tuple[Study, tuple[FoldSplit, ...]]:
+    """The study with absolute paths, and its folds. With more than one fold, the source becomes a table without the
+    patients of the original test split, which is written into `folder`.
+
+    Raises ParamsError if there is no table to make folds of.
+    """
+    if without_identifiers(study.base.source)[1]:
+        raise ParamsError(
+            f"source {redact_address(study.base.source)} names a patient: leave the value empty and set"
+            f" {QUERY_VARIABLE}"
+        )
+    study = _with_params(study, with_absolute_paths)
+    source, folds = study.base.source, study.file.folds
+    path = Path(source)
+    if folds == 1:
+        given = sha256_file(path) if is_local(source) and path.is_file() else ""
+        return study, (FoldSplit(source_hash=given),)
+    if not is_local(source) or not path.is_file() or path.suffix == ".zip":
+        raise ParamsError(f"folds is {folds}, but the source {source} is no table: set folds to 1")
+    patients = read_patients(path, study.base.ingest.split)
+    table = table_of([patient for patient in patients if patient.split != Split.TEST], path)
+    kept = folder / TABLES / f"{sha256_json(table)[:KEY_DIGITS]}.csv"
+    write_text(kept, table)
+    fold_of = assign_folds(patients, folds)
+    splits = {
+        f"fold {number}": splits_as_csv(patients, split_fold(patients, fold_of, number, folds))
+        for number in range(1, folds + 1)
+    }
+    study = _with_params(study, lambda params: override_params(params, {"source": str(kept)}, "folds"))
+    return study, tuple(FoldSplit(name, split, sha256_json(table)) for name, split in splits.items())
+
+
+def _with_params(study: Study, change: Callable[[Params], Params]) -> Study:
+    """The study with other params in all arms."""
+    arms = tuple(replace(arm, params=change(arm.params)) for arm in study.arms)
+    return replace(study, base=change(study.base), arms=arms)
+
+
+def run_cells(cells: Sequence[StudyCell], folder: Path, run: Run = run_step) -> list[Missing]:
+    """Run the steps of all cells that are not finished; returns the cells that failed."""
+    runner = _StepRunner(folder, [step.key for step in unique_steps(list(cells))], run)
+    missing = []
+    with only_run(folder) as held:
+        for cell in cells:
+            try:
+                for planned in cell.steps:
+                    runner.finish(planned, cell.title, held)
+            except Preempted:
+                raise
+            except HeparError as error:
+                say(f"{cell.title}: {error}; the other arms go on")
+                missing.append(Missing(cell.arm, cell.seed, cell.fold, cell.title, str(error)))
+    return missing
+
+
+@dataclass
+class _StepRunner:
+    """Runs each step at most once; one that has failed fails again without being run."""
+
+    folder: Path
+    keys: Sequence[str]
+    run: Run
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def finish(self, planned: PlannedStep, title: str, held: tuple[int, int]) -> None:
+        """Run a step unless it is finished. Raises HeparError if it fails, or has failed for another cell."""
+        step, place = as_step(planned, self.folder), step_folder(planned, self.folder)
+        if step.is_finished:
+            return
+        if planned.key in self.failed:
+            raise HeparError(self.failed[planned.key])
+        say(f"[{self.keys.index(planned.key) + 1}/{len(self.keys)}] {title}: {planned.name}")
+        write_text(place / PARAMS_FILE, yaml.safe_dump(dump_params(planned.params), sort_keys=False))
+        if planned.split:
+            write_text(place / SPLITS, planned.split)
+        start, before = time.monotonic(), seconds_of(planned, self.folder)
+        try:
+            self.run(step, place, held, _environment(self.folder), place / LOG)
+        except Preempted as error:
+            raise Preempted(f"{title}: {error}") from None
+        except HeparError as error:
+            self.failed[planned.key] = str(error)
+            raise
+        finally:
+            write_json(place / SECONDS, round(before + time.monotonic() - start, 1))
+
+
+def listed(cells: Sequence[StudyCell], folder: Path) -> str:
+    """Each step once, with the cells that use it, as a table in Markdown."""
+    lines = ["| step | finished | used by |", "|---|---|---|"]
+    for planned in unique_steps(list(cells)):
+        users = [cell.title for cell in cells if planned.key in {step.key for step in cell.steps}]
+        finished = "yes" if as_step(planned, folder).is_finished else "no"
+        lines.append(f"| {planned.id} | {finished} | {'; '.join(users)} |")
+    return "\n".join(lines)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """One tracking database for the study, unless a server is given."""
+    given = os.environ.get(tracking.URI_VARIABLE)
+    return {tracking.URI_VARIABLE: given or f"{tracking.SQLITE}{folder / tracking.DATABASE}"}
