@@ -164,9 +164,8 @@ def _perpendicular(outline_s22: Points, ends_22: Points) -> tuple[float, Points]
     for t in np.unique(t_s2):
         crossing = (t_s2.min(axis=1) <= t) & (t <= t_s2.max(axis=1))
         (t_a, t_b), (u_a, u_b) = t_s2[crossing].T, u_s2[crossing].T
-        flat = t_a == t_b  # a segment along the perpendicular: both of its ends count
-        share = np.where(flat, 0.0, (t - t_a) / np.where(flat, 1.0, t_b - t_a))
-        u_n = np.concatenate([u_a + share * (u_b - u_a), u_b[flat]])
+        flat = t_a == t_b  # of a segment along the perpendicular one end counts; the other is the next one's
+        u_n = u_a + np.where(flat, 0.0, (t - t_a) / np.where(flat, 1.0, t_b - t_a)) * (u_b - u_a)
         if u_n.max() - u_n.min() > best[0]:
             best = (float(u_n.max() - u_n.min()), float(t), float(u_n.min()), float(u_n.max()))
     length_mm, t, low, high = best

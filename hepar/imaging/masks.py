@@ -52,6 +52,12 @@ def bounding_box(mask_zyx: Mask) -> tuple[slice, ...] | None:
     return tuple(box)
 
 
+def enlarged(box: tuple[slice, ...], spacing_zyx_mm: Sequence[float], margin_mm: float) -> tuple[slice, ...]:
+    """A box with at least `margin_mm` and a voxel more on each side, where the volume has them."""
+    margins = [math.ceil(margin_mm / mm) + 1 for mm in spacing_zyx_mm]
+    return tuple(slice(max(0, part.start - more), part.stop + more) for part, more in zip(box, margins, strict=True))
+
+
 def fill_holes(mask_zyx: Mask) -> Mask:
     """Fill the holes of a mask in 3-D; an empty mask stays empty."""
     return np.asarray(ndimage.binary_fill_holes(mask_zyx), dtype=bool)

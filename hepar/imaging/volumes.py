@@ -59,6 +59,14 @@ class Geometry:
         left, posterior, superior = self.origin_xyz_mm + np.array(self.direction).reshape(3, 3) @ offset_xyz_mm
         return float(left), float(posterior), float(superior)
 
+    def cropped(self, box: tuple[slice, ...]) -> Geometry:
+        """The grid of a part of a volume; a slice without a start or stop, or beyond the volume, ends at its border."""
+        (z, z_stop, _), (y, y_stop, _), (x, x_stop, _) = (
+            part.indices(size) for part, size in zip(box, self.size_zyx, strict=True)
+        )
+        size_zyx = (z_stop - z, y_stop - y, x_stop - x)
+        return Geometry(size_zyx, self.spacing_zyx_mm, self.to_lps_mm((z, y, x)), self.direction)
+
     def with_spacing(self, spacing_zyx_mm: tuple[float, float, float]) -> Geometry:
         """The grid over the same extent at another spacing; outer borders agree to half a voxel."""
         z, y, x = (

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from scipy.spatial.transform import Rotation
 
-from hepar.imaging.diameters import axial_diameters, axial_tilt_degrees, slice_axis
+from hepar.imaging.diameters import axial_diameters, axial_tilt_degrees, outline_segments, slice_axis
 from hepar.imaging.masks import Mask
 from hepar.imaging.volumes import Geometry
 
@@ -100,8 +100,7 @@ def test_few_pixels_have_the_diameters_of_their_outline(
 
 def test_parts_that_are_separate_on_a_slice_are_measured_one_by_one() -> None:
     lesion_zyx = np.zeros((3, 20, 20), bool)
-    lesion_zyx[0:2, 2, 2:6] = lesion_zyx[0:2, 2, 14:18] = True
-    lesion_zyx[2, 2, 2:18] = False
+    lesion_zyx[0:2, 2, 2:4] = lesion_zyx[0:2, 2, 14:18] = True
     lesion_zyx[2, 2:4, 9] = True
     geometry = Geometry(lesion_zyx.shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), STRAIGHT)
     assert axial_diameters(lesion_zyx, geometry).longest.length_mm == pytest.approx(4.0)
@@ -129,6 +128,21 @@ def test_tilt_is_the_angle_to_the_long_axis_of_the_patient() -> None:
     tilted = tuple(Rotation.from_euler("x", 20, degrees=True).as_matrix().ravel().tolist())
     assert axial_tilt_degrees(grid(tilted, (1.0, 1.0, 1.0))) == pytest.approx(20)
     assert axial_tilt_degrees(grid(CORONAL, (1.0, 1.0, 1.0))) == 0
+
+
+@pytest.mark.parametrize("corners", [((0, 0), (1, 1)), ((0, 1), (1, 0))])
+def test_pixels_that_touch_at_a_corner_have_outlines_of_their_own(corners: tuple[tuple[int, int], ...]) -> None:
+    both_yx, outlines = np.zeros((2, 2), bool), []
+    for corner in corners:
+        one_yx = np.zeros((2, 2), bool)
+        one_yx[corner] = both_yx[corner] = True
+        outlines += as_lines(outline_segments(one_yx))
+    assert sorted(as_lines(outline_segments(both_yx))) == sorted(outlines)
+    assert len(outlines) == 8
+
+
+def as_lines(outline_s22: Vectors) -> list[list[list[float]]]:
+    return [sorted(ends) for ends in outline_s22.tolist()]
 
 
 def test_an_empty_mask_has_no_diameter() -> None:

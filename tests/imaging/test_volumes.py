@@ -54,6 +54,14 @@ def test_geometry_names_axes_z_y_x_and_positions_x_y_z() -> None:
     assert geometry.voxel_ml == pytest.approx(0.6e-3)  # 0.6 mm³
 
 
+def test_an_index_has_the_place_that_simpleitk_gives_it_also_in_a_part() -> None:
+    turned = Geometry((4, 5, 6), (3.0, 2.0, 1.0), (10.0, 20.0, 30.0), (0.0, -0.8, 0.6, 1.0, 0.0, 0.0, 0.0, 0.6, 0.8))
+    image = to_image(np.zeros(turned.size_zyx, np.uint8), turned)
+    assert turned.to_lps_mm((3, 1, 2)) == pytest.approx(image.TransformIndexToPhysicalPoint((2, 1, 3)))
+    part = turned.cropped((slice(1, 3), slice(2, None), slice(4, 99)))
+    assert part == Geometry((2, 3, 2), turned.spacing_zyx_mm, turned.to_lps_mm((1, 2, 4)), turned.direction)
+
+
 def test_an_array_becomes_a_volume_and_back() -> None:
     array_zyx = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     geometry = Geometry((2, 3, 4), (3.0, 2.0, 1.0), (5.0, 6.0, 7.0), (0, 1, 0, 1, 0, 0, 0, 0, -1))
