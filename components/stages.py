@@ -184,10 +184,12 @@ def evaluate(
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def register(
+    cohort_hash: str,
     model_hash: str,
     report_hash: str,
     params: dict,  # type: ignore[type-arg]
     experiment: str,
+    cohort: dsl.Input[dsl.Artifact],
     model: dsl.Input[dsl.Model],
     report: dsl.Input[dsl.Artifact],
     registration: dsl.Output[dsl.Artifact],
@@ -199,5 +201,10 @@ def register(
     from hepar.params import RegisterParams, read_section
 
     hepar.stages.register.run(
-        Path(model.path), Path(report.path), Path(registration.path), read_section(RegisterParams, params), experiment
+        Path(model.path),
+        Path(report.path),
+        Path(registration.path),
+        read_section(RegisterParams, params),
+        experiment,
+        Path(cohort.path),
     )

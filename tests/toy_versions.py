@@ -1,7 +1,8 @@
-"""Versions of a model in a registry on SQLite, with scores by case but without weights."""
+"""Versions of a model in a registry, with scores by case and a model folder that may lack the weights."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import Any
 import pandas as pd
 
 from hepar.evaluation.report_folder import Report
+from hepar.inference.model_folder import ModelFolder
 from hepar.params import Params, RegisterParams
-from hepar.registry.model_registry import REPORT_TAG, TEST_SET_TAG, RegisteredModel
-from hepar.registry.tracking import connect, report_place
+from hepar.registry.model_registry import REPORT_TAG, RegisteredModel
+from hepar.registry.tracking import as_tags, connect, report_place
+from hepar.runtime.artifacts import read_manifest, write_artifact
+
+MLMODEL = "flavors: {python_function: {loader_module: none, artifacts: {model: {path: artifacts/model}}}}"
 
 
 def scores(liver: float, patients: int = 6) -> pd.DataFrame:
@@ -42,10 +47,16 @@ class ToyRegistry:
         self.client.create_registered_model(self.name)
         self.experiment = self.client.create_experiment("toy", artifact_location=(self.folder / "artifacts").as_uri())
 
-    def add(self, table: pd.DataFrame | None, test_set: str = "a") -> str:
-        """The number of a new version with these scores by case; None registers it without, as older releases did."""
+    def add(self, table: pd.DataFrame | None, test_set: str = "a", model: Path | None = None, **facts: str) -> str:
+        """The number of a new version with these scores by case; None registers it without, as older releases did.
+
+        Without a model folder it gets an empty one, of a model that has seen no patient.
+        """
         run = self.client.create_run(self.experiment).info
-        tags = {TEST_SET_TAG: test_set}
+        logged = self._write_model(run.run_id, model)
+        self.client.log_artifacts(run.run_id, str(logged.parents[1]))
+        model_hash = read_manifest(logged, ModelFolder.KIND).hash if model else run.run_id
+        tags = as_tags({Report.TEST_SET: test_set, ModelFolder.KIND: model_hash, **facts})
         if table is not None:
             report = self.folder / f"report-{run.run_id}"
             report.mkdir(parents=True)
@@ -55,9 +66,21 @@ class ToyRegistry:
         version = self.client.create_model_version(self.name, run.artifact_uri, run.run_id, tags=tags)
         return str(version.version)
 
-    def champion(self, table: pd.DataFrame | None, test_set: str = "a") -> str:
+    def _write_model(self, run_id: str, model: Path | None) -> Path:
+        """A model folder where MLflow puts that of a version."""
+        root = self.folder / f"model-{run_id}"
+        folder = root / "artifacts" / "model"
+        if model is None:
+            with write_artifact(folder, ModelFolder.KIND, {}) as partial:
+                ModelFolder(partial).save_patients(())
+        else:
+            shutil.copytree(model, folder)
+        (root / "MLmodel").write_text(MLMODEL)
+        return folder
+
+    def champion(self, table: pd.DataFrame | None, test_set: str = "a", model: Path | None = None, **facts: str) -> str:
         """The number of a new version, which becomes champion whatever its scores are."""
-        number = self.add(table, test_set)
+        number = self.add(table, test_set, model, **facts)
         RegisteredModel(connect(), self.name).make_champion(number)
         return number
 

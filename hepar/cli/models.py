@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hepar.cli.options import PARAMS, ParamsFile
+from hepar.cli.options import PARAMS, ParamsFile, ScoredCohort, scored_cohort
 
 PANEL = "Models"
 OF_PARAMS = "that of the params file"
@@ -56,6 +56,7 @@ def import_weights(
 @models_app.command(rich_help_panel=PANEL)
 def promote(
     version: Annotated[str, typer.Argument(help="Version number in the registry.")],
+    cohort: ScoredCohort = None,
     params: ParamsFile = PARAMS,
     force: Annotated[bool, typer.Option(help="Promote even if a gate fails.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the decision and its reasons.")] = False,
@@ -64,9 +65,10 @@ def promote(
     import hepar.registry.champion
     from hepar.params import load_params
 
-    decision = hepar.registry.champion.promote(version, load_params(params).register_model, force, dry_run)
+    section, folder = load_params(params).register_model, scored_cohort(cohort)
+    decision = hepar.registry.champion.promote(version, section, force, dry_run, folder)
     promoted = "would become champion" if dry_run else "champion"
-    print("; ".join([f"version {version}: {promoted if decision.promote else 'not promoted'}", *decision.reasons]))
+    print("; ".join([f"version {version}: {promoted if decision.promote else 'not promoted'}", *decision.remarks]))
     if not decision.promote:
         raise typer.Exit(1)
 

@@ -35,6 +35,14 @@ SplitFrom = Annotated[
     ),
 ]
 CohortFolder = Annotated[Path, typer.Option("--cohort", help="Cohort folder, written by 'hepar ingest'.")]
+ScoredCohort = Annotated[
+    Path | None,
+    typer.Option(
+        "--cohort",
+        help="Cohort folder that the report scores, for a champion that was scored on other test patients.",
+        show_default="cohort, if it exists",
+    ),
+]
 PseudoFolder = Annotated[Path, typer.Option("--pseudo", help="Pseudo-label folder, written by 'hepar pseudo-label'.")]
 PoolFolder = Annotated[Path, typer.Option("--pool", help="Pool folder, written by 'hepar assemble-pool'.")]
 CtTeacher = Annotated[Path, typer.Option("--teacher-ct", help="Model folder of the CT liver teacher.")]
@@ -46,6 +54,11 @@ PARAMS, COHORT, PSEUDO, POOL = Path("params.yaml"), Path("cohort"), Path("pseudo
 TEACHER_CT, TEACHER_MR, UNIVERSAL = Path("models/liver-ct"), Path("models/liver-mr"), Path("models/universal")
 REPORT, REGISTRATION = Path("report"), Path("registration")
 CALIBRATION, REVIEWS = Path("calibration"), Path("reviews")
+
+
+def scored_cohort(given: Path | None) -> Path | None:
+    """The folder that `--cohort` gives, else the default one if it exists."""
+    return given or (COHORT if COHORT.is_dir() else None)
 
 
 def load_with_options(

@@ -30,10 +30,12 @@ from hepar.cli.options import (
     PoolFolder,
     PseudoFolder,
     ReportFolder,
+    ScoredCohort,
     Source,
     SplitFrom,
     UniversalModel,
     load_with_options,
+    scored_cohort,
 )
 from hepar.errors import HeparError
 from hepar.runtime.environment import DEFAULT_IMAGE
@@ -151,6 +153,7 @@ def register(
     model: UniversalModel = UNIVERSAL,
     report: ReportFolder = REPORT,
     registration: Annotated[Path, typer.Option(help="Registration folder to write.")] = REGISTRATION,
+    cohort: ScoredCohort = None,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Register the model in MLflow as champion or challenger."""
@@ -158,7 +161,8 @@ def register(
     from hepar.params import load_params
 
     p = load_params(params)
-    hepar.stages.register.run(model, report, registration, p.register_model, p.experiment)
+    folder = scored_cohort(cohort)
+    hepar.stages.register.run(model, report, registration, p.register_model, p.experiment, folder)
 
 
 @stages_app.command(rich_help_panel=PANEL)

@@ -18,12 +18,17 @@ def beside_references(cohort: Cohort, case: Case, predicted: Segmentation, geome
     """A predicted case with its references; a structure that the model was not taught counts as unknown."""
     references = read_references(cohort, case, predicted.taught)
     return SegmentedCase(
-        CaseIdentity(case.case_id, case.patient_id, str(case.modality), case.sequence, case.source),
+        identify_case(case),
         LabelPair(references.liver_zyx, predicted.liver_zyx),
         LabelPair(references.tumour_zyx, predicted.tumour_zyx),
         geometry.spacing_zyx_mm,
         case.distances_known,
     )
+
+
+def identify_case(case: Case) -> CaseIdentity:
+    """A case of a cohort as tables of scores name it."""
+    return CaseIdentity(case.case_id, case.patient_id, str(case.modality), case.sequence, case.source)
 
 
 def describe_case(case: Case) -> dict[str, object]:

@@ -1,14 +1,24 @@
-"""Promotion and its undoing in the registry: decide on a version, make it the champion, return to the previous one."""
+"""Promotion and its undoing in the registry: decide on a version, make it the champion, return to the previous one.
+
+A decision may take long, as the champion may have to be scored anew, so it is made without a lease. It is carried out
+under the lease of the model, and only if the champion still is the one that was compared; else it is made again.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hepar.errors import DataError
+from hepar.inference.model_folder import hash_patient
 from hepar.params import PromotionGates, RegisterParams
+from hepar.registry.case_results import CaseResult
+from hepar.registry.lease import hold_lease
 from hepar.registry.model_registry import CHAMPION, PREVIOUS, ModelVersion, RegisteredModel
 from hepar.registry.promotion import Decision, decide
 from hepar.registry.registration import Registration
+from hepar.registry.rescoring import HeldOut, rescore
 from hepar.registry.tracking import connect, server, storage_errors, tag_name
 
 DECISION_TAG = tag_name("decision")  # of a version: the last decision on it, with its reasons
@@ -23,63 +33,137 @@ class Rollback:
     replaced: str
 
 
-def decide_against(champion: ModelVersion | None, challenger: ModelVersion, gates: PromotionGates) -> Decision:
-    """Decide as `decide` does. Versions whose scores cannot be compared keep the champion."""
-    if challenger.cases is None:
-        return Decision(False, (f"version {challenger.number} was registered without its scores by case",))
-    if champion is None:
-        return decide(challenger.cases, None, gates)
-    if champion.cases is None:
-        reason = f"not comparable: version {champion.number}, the champion, was registered without its scores by case"
-        return Decision(False, (reason,))
-    if champion.test_set != challenger.test_set:
-        return Decision(False, (f"not comparable: version {champion.number} was scored on another test set",))
-    return decide(challenger.cases, champion.cases, gates)
+@dataclass(frozen=True)
+class Judge:
+    """Decides on the versions of a model by its gates.
+
+    `cohort` is the folder of the cohort that they were scored on, for a champion that was scored on another test set.
+    """
+
+    model: RegisteredModel
+    gates: PromotionGates
+    cohort: Path | None = None
+
+    def decide(self, challenger: ModelVersion, champion: ModelVersion | None) -> Decision:
+        """Decide on a version. Versions whose scores cannot be compared keep the champion.
+
+        Raises DataError if the cohort is another one than that of the challenger.
+        """
+        if champion is not None and champion.number == challenger.number:
+            return Decision(True, ("it is already the champion",))
+        if challenger.cases is None:
+            return Decision(False, (f"version {challenger.number} was registered without its scores by case",))
+        if champion is None:
+            return decide(challenger.cases, None, self.gates, self._learned(challenger.cases, challenger))
+        if champion.model_hash and champion.model_hash == challenger.model_hash:
+            return Decision(False, (f"version {champion.number}, the champion, is the same model",))
+        before = self._scores(champion, challenger)
+        if isinstance(before, str):
+            return Decision(False, (before,))
+        return decide(challenger.cases, before, self.gates, self._learned(challenger.cases, champion, challenger))
+
+    def _scores(self, champion: ModelVersion, challenger: ModelVersion) -> tuple[CaseResult, ...] | str:
+        """The champion's scores on the cases of the challenger and on its own, or why there are none.
+
+        Its own tell what it can do: a challenger that was not tested in all of it does not take its place.
+        """
+        name = f"version {champion.number}, the champion,"
+        if champion.cases is None:
+            return f"not comparable: {name} was registered without its scores by case"
+        if champion.test_set == challenger.test_set:
+            return champion.cases
+        if self.cohort is None:
+            return (
+                f"not comparable: {name} was scored on another test set; pass --cohort with the cohort of version"
+                f" {challenger.number} to score it on the same patients"
+            )
+        anew = rescore(self.model.mlflow, champion, HeldOut.of_version(challenger, self.cohort))
+        return (*anew, *self._of_other_patients(champion.cases, anew))
+
+    @staticmethod
+    def _of_other_patients(own: tuple[CaseResult, ...], anew: tuple[CaseResult, ...]) -> list[CaseResult]:
+        replaced = {result.case_id for result in anew}
+        return [result for result in own if result.case_id not in replaced]
+
+    def _learned(self, tested: tuple[CaseResult, ...], *versions: ModelVersion) -> dict[str, str]:
+        """The test patients whose labels a version has seen, with its name."""
+        learned: dict[str, str] = {}
+        for version in versions:
+            seen = self.model.patients(version)
+            for patient in {result.patient_id for result in tested}:
+                if hash_patient(patient) in seen:
+                    learned.setdefault(patient, f"version {version.number}")
+        return learned
+
+    def decide_on(self, number: str) -> tuple[Decision, str]:
+        """Decide on a version against the champion of now; also returns its number, empty if there is none.
+
+        Raises DataError if there is no such version.
+        """
+        challenger, champion = self.model.version(number), self.model.version_by_alias(CHAMPION)
+        if challenger is None:
+            raise DataError(f"model {self.model.name} has no version {number} at {server()}")
+        return self.decide(challenger, champion), "" if champion is None else champion.number
+
+    def decide_and_act(self, number: str, act: Callable[[Decision], Decision]) -> Decision:
+        """Decide on a version and act on it while no other process can change the champion; returns what `act` does.
+
+        If another process has been faster, there is a new champion to decide against.
+        """
+        while True:
+            decision, champion = self.decide_on(number)
+            with hold_lease(self.model.mlflow, self.model.name) as lease:
+                if self.model.aliases().get(CHAMPION, "") == champion:
+                    lease.check()
+                    return act(decision)
 
 
-def decide_on(challenger: ModelVersion, model: RegisteredModel, gates: PromotionGates) -> Decision:
-    """Decide on a version against the champion that the registry has now."""
-    champion = model.version_by_alias(CHAMPION)
-    if champion is not None and champion.number == challenger.number:
-        return Decision(True, ("it is already the champion",))
-    return decide_against(champion, challenger, gates)
-
-
-def settle(number: str, model: RegisteredModel, gates: PromotionGates) -> Registration:
+def settle(number: str, judge: Judge) -> Registration:
     """Decide on a version that was just registered, and give it its alias.
 
     Its last step is a tag with the result, so a registration without that tag was cut short and can be settled again.
     Raises DataError if there is no such version.
     """
-    decision = decide_on(_version(model, number), model, gates)
-    if decision.promote:
-        model.make_champion(number)
-    else:
-        model.make_challenger(number)
-    result = Registration(model.name, number, decision.alias, () if decision.promote else decision.reasons)
-    model.tag_version(number, {DECISION_TAG: decision.summary, RESULT_TAG: result.to_json()})
-    return result
+    model = judge.model
+
+    def act(decision: Decision) -> Decision:
+        if decision.promote:
+            model.make_champion(number)
+        else:
+            model.make_challenger(number)
+        result = Registration.of(model.name, number, decision)
+        model.tag_version(number, {DECISION_TAG: decision.summary, RESULT_TAG: result.to_json()})
+        return decision
+
+    return Registration.of(model.name, number, judge.decide_and_act(number, act))
 
 
-def promote(number: str, params: RegisterParams, force: bool = False, dry_run: bool = False) -> Decision:
+def promote(
+    number: str, params: RegisterParams, force: bool = False, dry_run: bool = False, cohort: Path | None = None
+) -> Decision:
     """Make a registered version the champion if the gates allow it, or regardless with `force`.
 
-    The version is tagged with the decision. With `dry_run` the registry stays as it is. Raises DataError if there is no
-    such version, StorageError if the registry fails.
+    The version is tagged with the decision. `cohort` is that of its report, see `Judge`. With `dry_run` no alias and no
+    tag changes. Raises DataError if there is no such version, StorageError if the registry fails.
     """
     with storage_errors():
         model = RegisteredModel(connect(), params.model_name)
-        decision = decide_on(_version(model, number), model, params.gates)
-        if force and not decision.promote:
-            decision = Decision(True, ("by force", *decision.reasons))
-        if dry_run:
+        judge = Judge(model, params.gates, cohort)
+
+        def forced(decision: Decision) -> Decision:
+            if force and not decision.promote:
+                return replace(decision, promote=True, reasons=("by force", *decision.reasons))
             return decision
-        before = model.aliases().get(CHAMPION)
-        if decision.promote:
-            model.make_champion(number)
-        if before != number:
-            model.tag_version(number, {DECISION_TAG: decision.summary})
-        return decision
+
+        def act(decision: Decision) -> Decision:
+            decision, before = forced(decision), model.aliases().get(CHAMPION)
+            if decision.promote:
+                model.make_champion(number)
+            if before != number:
+                model.tag_version(number, {DECISION_TAG: decision.summary})
+            return decision
+
+        return forced(judge.decide_on(number)[0]) if dry_run else judge.decide_and_act(number, act)
 
 
 def rollback(params: RegisterParams) -> Rollback:
@@ -90,19 +174,18 @@ def rollback(params: RegisterParams) -> Rollback:
     """
     with storage_errors():
         model = RegisteredModel(connect(), params.model_name)
-        aliases = model.aliases()
-        if PREVIOUS not in aliases:
-            raise DataError(f"model {model.name} has no previous champion at {server()}")
-        done = Rollback(aliases[PREVIOUS], aliases.get(CHAMPION, ""))
-        model.restore_previous()
-        model.tag_version(done.restored, {DECISION_TAG: f"champion again after version {done.replaced}"})
-        if done.replaced:
-            model.tag_version(done.replaced, {DECISION_TAG: f"rolled back to version {done.restored}"})
-        return done
+        _previous(model)  # a model that does not exist gets no lease
+        with hold_lease(model.mlflow, model.name) as lease:
+            done = Rollback(_previous(model), model.aliases().get(CHAMPION, ""))
+            lease.check()
+            model.restore_previous()
+            model.tag_version(done.restored, {DECISION_TAG: f"champion again after version {done.replaced}"})
+            if done.replaced:
+                model.tag_version(done.replaced, {DECISION_TAG: f"rolled back to version {done.restored}"})
+            return done
 
 
-def _version(model: RegisteredModel, number: str) -> ModelVersion:
-    found = model.version(number)
-    if found is None:
-        raise DataError(f"model {model.name} has no version {number} at {server()}")
-    return found
+def _previous(model: RegisteredModel) -> str:
+    if (number := model.aliases().get(PREVIOUS)) is None:
+        raise DataError(f"model {model.name} has no previous champion at {server()}")
+    return number

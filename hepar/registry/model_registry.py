@@ -9,18 +9,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hepar.cases import Cohort
 from hepar.errors import ArtifactError, DataError, StorageError
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import REGISTERED
 from hepar.registry.case_results import CaseResult, case_results
 from hepar.registry.tracking import connect, reason_of, report_place, server, tag_name
+from hepar.runtime.artifacts import MANIFEST
 from hepar.runtime.scratch import scratch_folder
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 PREVIOUS = "previous"  # the alias of the version that the champion replaced
 POOL_TAG = tag_name(ModelFolder.POOL_VERSION)
-TEST_SET_TAG, REPORT_TAG = tag_name(Report.TEST_SET), tag_name(Report.KIND)
+REPORT_TAG = tag_name(Report.KIND)
+FACTS = (Cohort.KIND, ModelFolder.KIND, Report.TEST_SET, Report.LEFT_TO_MODEL, *Report.SETTINGS)  # read back from tags
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a model or version, and of an alias
 _SERVING_PACKAGES = (
     *("blosc2", "mlflow", "monai", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "rich", "scipy"),
@@ -30,12 +33,28 @@ _SERVING_PACKAGES = (
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A version with its test scores: the hash of the test set, and the scores of its cases."""
+    """A version with its test scores: what its report says of the evaluation, and the scores of its cases."""
 
     name: str
     number: str
-    test_set: str
+    run_id: str
+    facts: Mapping[str, str]  # those of `FACTS` that it has
     cases: tuple[CaseResult, ...] | None  # None if it was registered without them
+
+    @property
+    def test_set(self) -> str:
+        """The hash of the test set and of the settings of the evaluation."""
+        return self.facts.get(Report.TEST_SET, "")
+
+    @property
+    def model_hash(self) -> str:
+        """The hash of the model folder; empty if it was registered without it."""
+        return self.facts.get(ModelFolder.KIND, "")
+
+    @property
+    def uri(self) -> str:
+        """The version as MLflow and `downloaded_model` take it."""
+        return f"{REGISTERED}{self.name}/{self.number}"
 
 
 @dataclass(frozen=True)
@@ -65,8 +84,8 @@ class RegisteredModel:
             if error.error_code in NOT_FOUND:
                 return None
             raise StorageError(f"the registry at {server()} does not answer: {reason_of(error)}") from None
-        test_set = str(found.tags.get(TEST_SET_TAG, ""))
-        return ModelVersion(found.name, str(found.version), test_set, self._cases(found))
+        facts = {fact: found.tags[tag_name(fact)] for fact in FACTS if tag_name(fact) in found.tags}
+        return ModelVersion(found.name, str(found.version), found.run_id, facts, self._cases(found))
 
     def _cases(self, found: Any) -> tuple[CaseResult, ...] | None:
         """The scores by case that were logged with a version; None if it names no report."""
@@ -81,6 +100,29 @@ class RegisteredModel:
         except (self.mlflow.MlflowException, OSError, ValueError, KeyError) as error:
             what = f"version {found.version} of {found.name}"
             raise StorageError(f"{what}: its report cannot be read from {server()}: {reason_of(error)}") from None
+
+    def patients(self, version: ModelVersion) -> frozenset[str]:
+        """Hashes of the patients whose labels the model of a version has seen; none if it does not list them.
+
+        Only the list is downloaded. Raises StorageError if it cannot be read: unlike an imported checkpoint, a model
+        whose list is out of reach may have seen anybody.
+        """
+        mlflow = self.mlflow
+        try:
+            files = mlflow.models.get_model_info(version.uri).flavors["python_function"]["artifacts"]
+            within = f"{version.uri}/{files[ModelFolder.KIND]['path']}"
+            with scratch_folder("patients") as scratch:
+                place = _download(mlflow, f"{within}/{MANIFEST}", scratch)
+                stored = ModelFolder(place.parent)
+                if not stored.has_patients():
+                    return frozenset()
+                _download(mlflow, f"{within}/{ModelFolder.PATIENTS}", scratch)
+                return stored.load_patients()
+        except (mlflow.MlflowException, OSError, KeyError) as error:
+            what = f"version {version.number} of {version.name}"
+            raise StorageError(
+                f"{what}: the patients that it learned from cannot be read from {server()}: {reason_of(error)}"
+            ) from None
 
     def find_version(self, tags: Mapping[str, str]) -> tuple[str, Mapping[str, str]] | None:
         """Number and all tags of the first version that has these tags; None if there is none."""
@@ -171,12 +213,27 @@ def downloaded_model(uri: str) -> Iterator[Path]:
     mlflow = connect()
     with scratch_folder("model") as scratch:
         try:
-            place = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
+            place = _download(mlflow, uri, scratch)
         except mlflow.MlflowException as error:
             raise ArtifactError(f"{uri} cannot be fetched from {server()}: {reason_of(error)}") from None
         if not (specs := sorted(place.rglob(ModelFolder.SPEC))):
             raise ArtifactError(f"{uri} is not a hepar model: {ModelFolder.SPEC} is missing")
         yield specs[0].parent
+
+
+def _download(mlflow: Any, uri: str, folder: Path) -> Path:
+    """Where the artifact lies that MLflow has put into a folder."""
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+
+
+def files_of_run(mlflow: Any, run_id: str, folder: str) -> tuple[str, ...]:
+    """Paths of the artifacts in a folder of a run; none if there is no such folder."""
+    try:
+        return tuple(file.path for file in mlflow.MlflowClient().list_artifacts(run_id, folder))
+    except mlflow.MlflowException as error:  # some stores refuse to list a folder that is missing
+        if error.error_code not in NOT_FOUND:
+            raise
+        return ()
 
 
 def pool_version(uri: str) -> str:

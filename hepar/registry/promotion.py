@@ -6,7 +6,7 @@ models, on the scans that both were scored on, must lie within the margin. Too f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hepar.cases import LIVER, STRUCTURES, TUMOUR
@@ -15,13 +15,16 @@ from hepar.params import PromotionGates
 from hepar.registry.case_results import CaseResult
 from hepar.registry.model_registry import CHALLENGER, CHAMPION
 
+NOBODY: Mapping[str, str] = {}
+
 
 @dataclass(frozen=True)
 class Decision:
-    """Promote or not. `reasons` say why not; empty for a promotion by the gates."""
+    """Promote or not. `reasons` say why not; empty for a promotion by the gates. `left_out` names patients."""
 
     promote: bool
     reasons: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def alias(self) -> str:
@@ -31,7 +34,12 @@ class Decision:
     @property
     def summary(self) -> str:
         """The decision as one line of text."""
-        return "; ".join(["promoted" if self.promote else "not promoted", *self.reasons])
+        return "; ".join(["promoted" if self.promote else "not promoted", *self.remarks])
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """All that there is to say about it."""
+        return (*self.reasons, *self.left_out)
 
 
 @dataclass(frozen=True)
@@ -95,18 +103,27 @@ class Margin:
         return f"{title}: change {change.value:+.3f} {interval} may lie {bound} (n = {change.patients} patients)"
 
 
-def decide(challenger: Sequence[CaseResult], champion: Sequence[CaseResult] | None, gates: PromotionGates) -> Decision:
+def decide(
+    challenger: Sequence[CaseResult],
+    champion: Sequence[CaseResult] | None,
+    gates: PromotionGates,
+    learned: Mapping[str, str] = NOBODY,
+) -> Decision:
     """Judge a challenger by its scores, and by those of the champion on the same scans, which pair by case id.
 
-    Floors hold without a champion too. Modalities are judged one by one: a gain in one does not offset a loss in
-    another. A margin applies where the champion has the score; that of specificity also where the champion has lesions
-    scored but no tumour-free patient, which is too few unless `min_tumour_free_patients` is 0. A challenger without any
-    Dice is not promoted.
+    `learned` names for a patient the model that learned from him or her: such patients are left out and named. Floors
+    hold without a champion too. Modalities are judged one by one: a gain in one does not offset a loss in another. A
+    margin applies where the champion has the score, in whatever patients; that of specificity also where the champion
+    has lesions scored but no tumour-free patient, which is too few unless `min_tumour_free_patients` is 0. A challenger
+    without any Dice is not promoted.
     """
-    if all(result.liver_dice is None and result.tumour_dice is None for result in challenger):
-        return Decision(False, ("the challenger has no scores",))
-    reasons = [*_below_floors(challenger, gates), *_beyond_margins(challenger, champion or (), gates)]
-    return Decision(not reasons, tuple(reasons))
+    met = sorted({result.patient_id for result in challenger if result.patient_id in learned})
+    left_out = tuple(f"patient {patient} is left out: {learned[patient]} learned from this patient" for patient in met)
+    unseen = [result for result in challenger if result.patient_id not in learned]
+    if all(result.liver_dice is None and result.tumour_dice is None for result in unseen):
+        return Decision(False, ("the challenger has no scores",), left_out)
+    against = [*_below_floors(unseen, gates), *_beyond_margins(unseen, champion or (), gates)]
+    return Decision(not against, tuple(against), left_out)
 
 
 def _below_floors(results: Sequence[CaseResult], gates: PromotionGates) -> Iterator[str]:

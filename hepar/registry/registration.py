@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hepar.errors import ArtifactError, one_line
+from hepar.registry.promotion import Decision
 from hepar.runtime.artifacts import write_json
 from hepar.runtime.journal import finish_replacing
 
 
 @dataclass(frozen=True)
 class Registration:
-    """A registered version. `reasons` say why it did not become champion; empty if it did."""
+    """A registered version. `reasons` say why it did not become champion, and which patients were left out."""
 
     name: str
     version: str
@@ -22,6 +23,12 @@ class Registration:
 
     KIND = "registration"
     FILE = "registration.json"
+
+    @classmethod
+    def of(cls, name: str, version: str, decision: Decision) -> Registration:
+        """How the registration of a version ends by a decision."""
+        reasons = decision.left_out if decision.promote else decision.remarks
+        return cls(name, version, decision.alias, reasons)
 
     def save(self, folder: Path) -> None:
         """Write the file into `folder`; the same values give the same bytes."""

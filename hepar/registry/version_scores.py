@@ -7,7 +7,7 @@ from pathlib import Path
 from hepar.errors import ArtifactError, DataError
 from hepar.evaluation.report_folder import Report
 from hepar.params import REGISTERED
-from hepar.registry.model_registry import NOT_FOUND, REPORT_TAG
+from hepar.registry.model_registry import NOT_FOUND, REPORT_TAG, files_of_run
 from hepar.registry.tracking import connect, reason_of, report_place, server, storage_errors
 from hepar.runtime.scratch import scratch_folder
 
@@ -37,13 +37,7 @@ def version_scores(uri: str) -> str:
         report_hash = version.tags.get(REPORT_TAG)  # missing in versions of older releases
         folder = report_place(report_hash) if report_hash else Report.KIND
         path = f"{folder}/{Report.CASES}"
-        try:
-            listed = [file.path for file in client.list_artifacts(version.run_id, folder)]
-        except mlflow.MlflowException as error:  # some stores refuse to list a folder that is missing
-            if error.error_code not in NOT_FOUND:
-                raise
-            listed = []
-        if path not in listed:
+        if path not in files_of_run(mlflow, version.run_id, folder):
             raise ArtifactError(f"{uri} was registered without {path}: evaluate the model and register it again")
         place = mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path=path, dst_path=str(scratch))
         return Path(place).read_text()

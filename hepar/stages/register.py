@@ -7,39 +7,53 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hepar.cases import Cohort
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
-from hepar.params import PromotionGates, RegisterParams
-from hepar.registry.champion import RESULT_TAG, settle
+from hepar.params import RegisterParams
+from hepar.registry.champion import RESULT_TAG, Judge, settle
 from hepar.registry.model_registry import REPORT_TAG, RegisteredModel
 from hepar.registry.registration import Registration
 from hepar.registry.tracking import MODEL_TAG, as_tags, log_history, log_report, model_run
-from hepar.runtime.artifacts import check_made_from, write_artifact
+from hepar.runtime.artifacts import check_made_from, read_manifest, write_artifact
+from hepar.runtime.execution import execution_facts
 from hepar.runtime.progress import stage
 from hepar.runtime.verification import verify_artifact
 
 
-def run(model: Path, report: Path, registration: Path, params: RegisterParams, experiment: str) -> None:
+def run(
+    model: Path,
+    report: Path,
+    registration: Path,
+    params: RegisterParams,
+    experiment: str,
+    cohort: Path | None = None,
+) -> None:
     """Register the model folder `model` as a version. It becomes champion if it passes the gates, else challenger.
 
     The report and the version join the run that trained the model; one that the server does not know gets a run in the
     MLflow experiment `experiment`. The same model with the same report is one version: a repeated registration adds and
-    decides nothing, one that was cut short is completed. Raises ArtifactError if `report` scores another model,
-    StorageError if MLflow fails.
+    decides nothing, one that was cut short is completed. A champion that was scored on another test set is scored anew
+    on the test cases in `cohort`, that of the report; without it the champion stays. Raises ArtifactError if `report`
+    scores another model or cohort, StorageError if MLflow fails.
     """
     with stage("register"):
         manifest = verify_artifact(model, ModelFolder.KIND, deep=True)
         scored = Report.load(report)
         check_made_from(report, scored.manifest, model, manifest, "evaluate")
+        if cohort is not None:
+            check_made_from(report, scored.manifest, cohort, read_manifest(cohort, Cohort.KIND), "evaluate")
         with model_run(experiment, manifest.hash) as mlflow:
-            result = _register(model, scored, RegisteredModel(mlflow, params.model_name), params.gates)
+            judge = Judge(RegisteredModel(mlflow, params.model_name), params.gates, cohort)
+            result = _register(model, scored, judge)
         with write_artifact(registration, Registration.KIND, {ModelFolder.KIND: manifest.hash}) as folder:
             result.save(folder)
 
 
-def _register(model: Path, report: Report, registered: RegisteredModel, gates: PromotionGates) -> Registration:
+def _register(model: Path, report: Report, judge: Judge) -> Registration:
     """The version of this model and report, which is added unless it is there."""
-    tags = as_tags({**report.facts(), Report.KIND: report.manifest.hash})
+    registered = judge.model
+    tags = as_tags({**execution_facts(), **report.facts(), Report.KIND: report.manifest.hash})
     found = registered.find_version({name: tags[name] for name in (MODEL_TAG, REPORT_TAG)})
     if found is not None and RESULT_TAG in found[1]:
         return Registration.from_json(found[1][RESULT_TAG])
@@ -49,4 +63,4 @@ def _register(model: Path, report: Report, registered: RegisteredModel, gates: P
         number = registered.add_version(model, tags, report.prediction_settings())
     else:
         number = found[0]
-    return settle(number, registered, gates)
+    return settle(number, judge)

@@ -13,7 +13,7 @@ from toy_versions import ToyRegistry, scores, toy_gates
 
 from hepar.errors import DataError, StorageError
 from hepar.params import Params, RegisterParams, dump_params
-from hepar.registry.champion import DECISION_TAG, RESULT_TAG, promote, rollback, settle
+from hepar.registry.champion import DECISION_TAG, RESULT_TAG, Judge, promote, rollback, settle
 from hepar.registry.model_registry import RegisteredModel
 from hepar.registry.promotion import Decision
 from hepar.registry.registration import Registration
@@ -126,10 +126,16 @@ def test_a_promotion_that_breaks_off_is_completed_by_the_next(
     assert registry.aliases == {"champion": second, "previous": first}
 
 
-def test_scores_on_another_test_set_are_not_compared(registry: ToyRegistry, params: RegisterParams) -> None:
+def test_without_a_cohort_scores_on_another_test_set_are_not_compared(
+    registry: ToyRegistry, params: RegisterParams
+) -> None:
     first, second = registry.champion(scores(0.8), test_set="a"), registry.add(scores(0.99), test_set="b")
-    reason = f"not comparable: version {first} was scored on another test set"
+    reason = (
+        f"not comparable: version {first}, the champion, was scored on another test set; pass --cohort with the cohort"
+        f" of version {second} to score it on the same patients"
+    )
     assert promote(second, params) == Decision(False, (reason,))
+    assert registry.aliases == {"champion": first}
 
 
 def test_a_champion_without_its_scores_by_case_is_not_compared(registry: ToyRegistry, params: RegisterParams) -> None:
@@ -160,7 +166,7 @@ def test_a_version_that_does_not_exist_is_named(registry: ToyRegistry, params: R
 
 def test_a_first_version_below_a_floor_stays_challenger(registry: ToyRegistry, params: RegisterParams) -> None:
     number = registry.add(scores(0.01))
-    result = settle(number, RegisteredModel(connect(), registry.name), params.gates)
+    result = settle(number, Judge(RegisteredModel(connect(), registry.name), params.gates))
     assert result == Registration(registry.name, number, "challenger", ("CT liver Dice 0.010 < 0.500 (n = 6 scans)",))
     assert registry.aliases == {"challenger": number}
     assert Registration.from_json(registry.tag(number, RESULT_TAG)) == result
