@@ -1,13 +1,7 @@
-"""Charts for the report, as inline SVG in the CSS variables of the page, so that they follow light and dark mode.
-
-Matplotlib draws in the placeholder colours below, which are then replaced by `var(--name)`. The same input gives the
-same bytes.
-"""
+"""Charts of the cases and of the training, for the page of the report."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,28 +13,20 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hepar.cases import STRUCTURES
-from hepar.evaluation.chart_style import rc_style
+from hepar.evaluation.chart_style import PAGE, PAGE_INCHES, draw_inter_rater, page_svg
+from hepar.evaluation.inter_rater import INTER_RATER_DICE
 from hepar.evaluation.scores import CaseScores
 from hepar.imaging.display import MODALITY_MARKERS
 
-_CSS_VARIABLES = {
-    "#010203": "ink",
-    "#010204": "muted",
-    "#010205": "grid",
-    "#010206": "ct",
-    "#010207": "mr",
-    "#010208": "page",
-}
-_INK, _MUTED, _GRID, _CT, _MR, _PAGE = _CSS_VARIABLES
-_MODALITY_COLOURS = {"CT": _CT, "MR": _MR}
-_STYLE = rc_style(_INK, _MUTED, _GRID)
-_WIDTH_INCHES = 10.5
 _MAX_POINTS = 250
 MAX_CURVES = 16
 
 
 def dice_chart(scores: Sequence[CaseScores], metrics: dict[str, Any]) -> str | None:
-    """Liver and tumour Dice of each case as dots, with mean and 95 % interval; None if no Dice is defined."""
+    """Liver and tumour Dice of each case as dots, with mean and 95 % interval; None if no Dice is defined.
+
+    A line and a band show the agreement of two experts where it is known.
+    """
     rows = []
     for modality in metrics:
         for structure in STRUCTURES:
@@ -50,10 +36,12 @@ def dice_chart(scores: Sequence[CaseScores], metrics: dict[str, Any]) -> str | N
                 rows.append((modality, structure, defined))
     if not rows:
         return None
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": "dice"}):
-        figure = Figure(figsize=(_WIDTH_INCHES, 0.55 * len(rows) + 0.75), layout="constrained")
+    with mpl.rc_context(PAGE.style("dice")):
+        figure = Figure(figsize=(PAGE_INCHES, 0.55 * len(rows) + 0.75), layout="constrained")
         axes = figure.add_subplot()
         for row, (modality, structure, values) in enumerate(rows):
+            if (agreement := INTER_RATER_DICE.get((modality, structure))) is not None:
+                draw_inter_rater(axes, row, agreement)
             _draw_dots(axes, row, modality, values, metrics[modality][structure]["dice"])
         axes.set_yticks(
             range(len(rows)), [f"{modality} {structure} ({len(dots)})" for modality, structure, dots in rows]
@@ -61,7 +49,7 @@ def dice_chart(scores: Sequence[CaseScores], metrics: dict[str, Any]) -> str | N
         axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.5, -0.5), xlabel="Dice")
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        return _to_svg(figure)
+        return page_svg(figure, "Dice of liver and tumour in each case")
 
 
 def volume_chart(scores: Sequence[CaseScores]) -> str | None:
@@ -73,11 +61,11 @@ def volume_chart(scores: Sequence[CaseScores]) -> str | None:
     panels = [(structure, points) for structure in STRUCTURES if (points := _volumes(scores, structure))]
     if not panels:
         return None
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": "volume"}):
-        figure = Figure(figsize=(_WIDTH_INCHES, 4.6), layout="constrained")
+    with mpl.rc_context(PAGE.style("volume")):
+        figure = Figure(figsize=(PAGE_INCHES, 4.6), layout="constrained")
         for position, (structure, points) in enumerate(panels):
             _draw_volumes(figure.add_subplot(1, 2, position + 1), structure, points)
-        return _to_svg(figure)
+        return page_svg(figure, "Predicted against reference volume of liver and tumour")
 
 
 def learning_chart(history: pd.DataFrame) -> str | None:
@@ -90,8 +78,8 @@ def learning_chart(history: pd.DataFrame) -> str | None:
         return None
     columns = min(4, len(metrics))
     rows = -(-len(metrics) // columns)
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": "learning", "font.size": 8.5}):
-        figure = Figure(figsize=(_WIDTH_INCHES, 2.3 * rows + 0.35), layout="constrained")
+    with mpl.rc_context({**PAGE.style("learning"), "font.size": 8.5}):
+        figure = Figure(figsize=(PAGE_INCHES, 2.3 * rows + 0.35), layout="constrained")
         handles: dict[str, Any] = {}
         for position, metric in enumerate(metrics):
             axes = figure.add_subplot(rows, columns, position + 1)
@@ -100,11 +88,11 @@ def learning_chart(history: pd.DataFrame) -> str | None:
             if position >= len(metrics) - columns:
                 axes.set_xlabel("step")
         figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=max(1, len(handles)))
-        return _to_svg(figure)
+        return page_svg(figure, "Learning curves")
 
 
 def _draw_dots(axes: Axes, row: int, modality: str, values: list[float], mean: dict[str, Any]) -> None:
-    colour = _MODALITY_COLOURS.get(modality, _INK)
+    colour = PAGE.modality(modality)
     # spread by rank instead of random jitter: the same cases give the same chart
     offsets = [(0.0, -0.14, 0.14, -0.07, 0.07)[rank % 5] for rank in range(len(values))]
     axes.scatter(
@@ -118,8 +106,8 @@ def _draw_dots(axes: Axes, row: int, modality: str, values: list[float], mean: d
         clip_on=False,
     )
     if mean["ci95"] is not None:
-        axes.plot(mean["ci95"], [row + 0.32] * 2, color=_INK, linewidth=1.6, solid_capstyle="round")
-    axes.plot([mean["mean"]], [row + 0.32], marker="D", markersize=4.5, color=_INK, clip_on=False)
+        axes.plot(mean["ci95"], [row + 0.32] * 2, color=PAGE.ink, linewidth=1.6, solid_capstyle="round")
+    axes.plot([mean["mean"]], [row + 0.32], marker="D", markersize=4.5, color=PAGE.ink, clip_on=False)
 
 
 def _volumes(scores: Sequence[CaseScores], structure: str) -> list[tuple[str, float, float]]:
@@ -140,14 +128,14 @@ def _draw_volumes(axes: Axes, structure: str, points: list[tuple[str, float, flo
     else:
         pad = 0.06 * max(*volumes, 1.0)
         low, high = max(0.0, min(volumes) - pad), max(volumes) + pad
-    axes.plot([low, high], [low, high], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.plot([low, high], [low, high], color=PAGE.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     for modality in sorted({modality for modality, *_ in points}):
         own = [(reference, prediction) for name, reference, prediction in points if name == modality]
         axes.scatter(
             [reference for reference, _ in own],
             [prediction for _, prediction in own],
             s=26,
-            color=_MODALITY_COLOURS.get(modality, _INK),
+            color=PAGE.modality(modality),
             marker=MODALITY_MARKERS.get(modality, "s"),
             alpha=0.7,
             linewidths=0,
@@ -177,7 +165,7 @@ def _draw_curves(axes: Axes, rows: pd.DataFrame) -> dict[str, Any]:
             (line,) = axes.plot(
                 steps_n,
                 values_n,
-                color=_MODALITY_COLOURS.get(modality, _INK if split == "val" else _MUTED),
+                color=PAGE.modalities.get(modality, PAGE.ink if split == "val" else PAGE.muted),
                 linewidth=1.7 if split == "val" else 1.0,
                 alpha=1.0 if split == "val" else 0.75,
                 linestyle="-" if split == "val" else (0, (3, 1.5)),
@@ -197,19 +185,3 @@ def _thin(
         return steps_n, values_n
     parts = np.array_split(np.arange(len(steps_n)), _MAX_POINTS)
     return np.array([steps_n[part].mean() for part in parts]), np.array([values_n[part].mean() for part in parts])
-
-
-def _to_svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element that scales with the page, without metadata or ids."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg ") :].strip()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    width, height = (round(72 * inches) for inches in figure.get_size_inches())
-    svg = re.sub(r"<svg [^>]*>", f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">', svg, count=1)
-    svg = svg.replace("xlink:href", "href")
-    for colour, name in _CSS_VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return re.sub(r">\s+<", "><", svg)

@@ -94,9 +94,9 @@ def _facts(pairs: Sequence[MaskPair], folders: MaskFolders) -> dict[str, str]:
     ]
     return {
         Report.TEST_SET: sha256_json([tested, _hashes(pair.reference for pair in pairs), folders.labels.describe()]),
-        "predictions": sha256_json(_hashes(pair.prediction for pair in pairs)),
-        "labels of the reference": folders.labels.describe(),
-        "labels of the prediction": folders.prediction_labels.describe(),
+        Report.PREDICTIONS: sha256_json(_hashes(pair.prediction for pair in pairs)),
+        Report.REFERENCE_LABELS: folders.labels.describe(),
+        Report.PREDICTION_LABELS: folders.prediction_labels.describe(),
         **left_out,
         Report.COMMIT: git_commit(),
     }

@@ -1,8 +1,10 @@
-"""A comparison as a forest plot: differences with their intervals, in one panel for each unit."""
+"""Forest plots: differences of a comparison, one panel for each unit, and metrics by group, one panel for each."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,19 +12,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hepar.errors import ParamsError
-from hepar.evaluation.chart_style import rc_style
+from hepar.evaluation.bootstrap import Estimate
+from hepar.evaluation.chart_style import LIGHT, PAGE, PAGE_INCHES, Palette, draw_inter_rater, page_svg
 from hepar.evaluation.comparison import ComparedMetric, Comparison
 from hepar.evaluation.comparison_table import metric_label
+from hepar.evaluation.inter_rater import INTER_RATER_DICE
 from hepar.evaluation.paired import MIN_PATIENTS
+from hepar.evaluation.subgroups import MetricInGroups
 from hepar.imaging.display import MODALITY_MARKERS
 from hepar.runtime.whole_files import whole_file
 
 SUFFIXES = (".svg", ".png")
-_INK, _MUTED, _GRID, _PAGE = "#1a2129", "#5d6875", "#e7eaee", "#ffffff"  # as the report in light mode
-_COLOURS = {"CT": "#0072b2", "MR": "#c85200"}
 _UNITS = {"": "fraction", "mm": "mm", "ml": "ml", "per case": "per case"}
 _WIDTH_INCHES = 9.5
 _ROW_INCHES, _PANEL_INCHES, _TITLE_INCHES = 0.24, 0.75, 0.7
+
+
+@dataclass(frozen=True)
+class _Row:
+    """An estimate, drawn hollow if an interval over so few patients means nothing."""
+
+    label: str
+    modality: str
+    estimate: Estimate
+    too_few: bool
 
 
 def check_figure(path: Path) -> None:
@@ -37,10 +50,51 @@ def write_forest_plot(comparison: Comparison, path: Path) -> None:
     Raises ParamsError as `check_figure` does, StorageError if the file cannot be written.
     """
     check_figure(path)
-    style = {**rc_style(_INK, _MUTED, _GRID), "svg.hashsalt": "forest", "savefig.facecolor": _PAGE}
+    style = {**LIGHT.style("forest"), "savefig.facecolor": LIGHT.page}
     metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
     with mpl.rc_context(style), whole_file(path) as partial:
         _draw(comparison).savefig(partial, dpi=150, metadata=metadata)
+
+
+def groups_chart(metrics: Sequence[MetricInGroups]) -> str | None:
+    """Metrics by group for the page of the report, with the agreement of two experts where it is known; None without
+    any."""
+    if not metrics:
+        return None
+    heights = [_PANEL_INCHES + _ROW_INCHES * len(metric.groups) for metric in metrics]
+    with mpl.rc_context(PAGE.style("groups")):
+        figure = Figure(figsize=(PAGE_INCHES, sum(heights)), layout="constrained")
+        all_axes = figure.subplots(len(metrics), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, metric in zip(all_axes, metrics, strict=True):
+            _draw_groups(axes, metric)
+        return page_svg(figure, f"Forest plot of {', '.join(metric.title for metric in metrics)} by group")
+
+
+def _draw_groups(axes: Axes, metric: MetricInGroups) -> None:
+    rows = [
+        _Row(f"{group.label}  ({group.estimate.patients})", group.modality, group.estimate, group.too_few)
+        for group in metric.groups
+    ]
+    for place, group in enumerate(metric.groups):
+        agreement = INTER_RATER_DICE.get((group.modality, metric.structure)) if metric.is_dice else None
+        if agreement is not None:
+            draw_inter_rater(axes, place, agreement)
+    _draw_rows(axes, rows, PAGE)
+    axes.set(xlim=_range(metric), title=metric.title)
+
+
+def _range(metric: MetricInGroups) -> tuple[float, float]:
+    """From the tenth below all that is drawn to 1, with a margin."""
+    estimates = [group.estimate for group in metric.groups]
+    bands = [INTER_RATER_DICE.get((group.modality, metric.structure)) for group in metric.groups if metric.is_dice]
+    lowest = min(
+        *(estimate.value or 0.0 for estimate in estimates),
+        *(estimate.ci95[0] for estimate in estimates if estimate.ci95 is not None),
+        *(band.band[0] for band in bands if band is not None),
+        0.9,
+    )
+    low = math.floor(10 * lowest) / 10
+    return low - 0.02 * (1 - low), 1 + 0.02 * (1 - low)
 
 
 def _draw(comparison: Comparison) -> Figure:
@@ -64,26 +118,35 @@ def _title(comparison: Comparison) -> str:
 
 
 def _draw_panel(axes: Axes, rows: Sequence[ComparedMetric], unit: str, several: bool) -> None:
-    axes.axvline(0, color=_MUTED, linewidth=1)
-    labels = []
+    axes.axvline(0, color=LIGHT.muted, linewidth=1)
+    drawn = []
+    for row in rows:
+        versus = f"{row.versus}: " if several else ""
+        difference = row.result.difference
+        label = f"{versus}{row.group} {metric_label(row.metric)}  ({difference.patients})"
+        drawn.append(_Row(label, row.modality, difference, row.result.too_few))
+    _draw_rows(axes, drawn, LIGHT)
+    axes.set_xlabel(f"difference, {unit}")
+
+
+def _draw_rows(axes: Axes, rows: Sequence[_Row], palette: Palette) -> None:
     for place, row in enumerate(rows):
-        difference, colour = row.result.difference, _COLOURS.get(row.modality, _INK)
-        assert difference.value is not None  # of every row
-        if difference.ci95 is not None:
-            style = (0, (3, 2)) if row.result.too_few else "-"
-            axes.plot(difference.ci95, [place] * 2, color=colour, linewidth=1.6, linestyle=style)
+        colour, estimate = palette.modality(row.modality), row.estimate
+        assert estimate.value is not None  # of every row
+        if estimate.ci95 is not None:
+            style = (0, (3, 2)) if row.too_few else "-"
+            axes.plot(estimate.ci95, [place] * 2, color=colour, linewidth=1.6, linestyle=style)
         axes.plot(
-            [difference.value],
+            [estimate.value],
             [place],
             marker=MODALITY_MARKERS.get(row.modality, "s"),
             markersize=6,
             markeredgecolor=colour,
-            markerfacecolor=_PAGE if row.result.too_few else colour,
+            markerfacecolor=palette.page if row.too_few else colour,
+            clip_on=False,
         )
-        versus = f"{row.versus}: " if several else ""
-        labels.append(f"{versus}{row.group} {metric_label(row.metric)}  ({difference.patients})")
-    # a file name may hold dollar signs, which would start a formula
-    axes.set_yticks(range(len(rows)), labels, parse_math=False)
-    axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"difference, {unit}")
+    # a name may hold dollar signs, which would start a formula
+    axes.set_yticks(range(len(rows)), [row.label for row in rows], parse_math=False)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)

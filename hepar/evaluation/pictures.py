@@ -1,25 +1,27 @@
-"""Pictures for the report: a slice with mask outlines, as one SVG that embeds the image.
+"""Pictures for the report: slices with mask outlines, as one SVG that embeds the images.
 
-The image keeps its resolution as a greyscale PNG. The outlines are vectors along the pixel edges, so they are exact and
-can be switched off by style.
+A single slice keeps its resolution as a greyscale PNG; those that are scrolled through are JPEGs. The outlines are
+vectors along the pixel edges, so they are exact and can be switched off by style.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from markupsafe import escape
 from numpy.typing import NDArray
 from PIL import Image
 
-from hepar.cases import STRUCTURES
+from hepar.evaluation.outlines import crop_box, outline_paths
 from hepar.evaluation.slices import CaseSlice
-from hepar.imaging.masks import Mask, bounding_box
+from hepar.evaluation.stacks import ROLES, SliceStack
 
 MAX_PNG_BYTES = 60_000
-_MARGIN_MM = 20.0
+MAX_CORNERS = 6_000  # of the outlines of a single slice
+MAX_STACK_CORNERS = 40_000  # of all slices of a case
 _GREY_LEVELS = 64  # finer steps are invisible beside an outline, and their noise doubles the file size
 
 
@@ -27,42 +29,43 @@ def slice_svg(case_slice: CaseSlice, distances_known: bool) -> str:
     """An SVG of the slice, cropped to the masks plus a margin, with outlines and, if distances are known, a scale bar.
 
     Outlines are paths with the classes `liver` or `tumour` and `reference` or `prediction`. Empty and unknown masks
-    have no outline; if there is no outline at all, the whole slice is shown.
+    have no outline; if there is no outline at all, the whole slice is shown. Outlines of more than `MAX_CORNERS`
+    corners are coarser than the pixels.
     """
-    box = _crop(case_slice)
-    height_mm, width_mm = (
-        (part.stop - part.start) * spacing for part, spacing in zip(box, case_slice.spacing_yx_mm, strict=True)
-    )
-    spacing_y_mm, spacing_x_mm = case_slice.spacing_yx_mm
-    image = base64.b64encode(encode_png(case_slice.image_yx[box])).decode("ascii")
-    parts = [
-        f'<svg viewBox="0 0 {width_mm:.6g} {height_mm:.6g}" role="img" aria-label="Slice {case_slice.index_z}">',
-        f'<image width="{width_mm:.6g}" height="{height_mm:.6g}" preserveAspectRatio="none" '
-        f'href="data:image/png;base64,{image}"/>',
-        f'<g transform="scale({spacing_x_mm:.6g} {spacing_y_mm:.6g})">',
+    occupied_yx = np.logical_or.reduce([*case_slice.liver.masks_yx, *case_slice.tumour.masks_yx])
+    box = crop_box(occupied_yx, case_slice.spacing_yx_mm)
+    image_yx = case_slice.image_yx[box]
+    masks_kyx = [
+        np.zeros(image_yx.shape, np.bool_) if mask_yx is None else mask_yx[box]
+        for pair in (case_slice.liver, case_slice.tumour)
+        for mask_yx in (pair.reference_yx, pair.prediction_yx)
     ]
-    for structure, pair in zip(STRUCTURES, (case_slice.liver, case_slice.tumour), strict=True):
-        # the prediction is drawn over a wider reference, so that both are visible where they agree
-        for role, mask_yx in (("reference", pair.reference_yx), ("prediction", pair.prediction_yx)):
-            if mask_yx is not None and mask_yx.any():
-                path = outline_path(mask_yx[box])
-                parts.append(f'<path class="{structure} {role}" vector-effect="non-scaling-stroke" d="{path}"/>')
-    parts.append("</g>")
-    if distances_known:
-        parts.append(_scale_bar(width_mm, height_mm))
-    return "".join([*parts, "</svg>"])
+    paths = outline_paths(masks_kyx, MAX_CORNERS)
+    size_mm = _size_mm(image_yx.shape, case_slice.spacing_yx_mm)
+    content = [
+        _image(encode_png(image_yx), "png", size_mm),
+        _outlines(paths, case_slice.spacing_yx_mm),
+    ]
+    return _svg(f"Slice {case_slice.index_z} of {case_slice.case_id}", size_mm, content, distances_known)
 
 
-def outline_path(mask_yx: Mask) -> str:
-    """SVG path data of the outline of a mask, bool yx, along pixel edges, one unit per pixel; "" for an empty mask."""
-    rows, columns = mask_yx.shape
-    padded_yx = np.zeros((rows + 2, columns + 2), dtype=np.bool_)
-    padded_yx[1:-1, 1:-1] = mask_yx
-    across_yx = padded_yx[1:, 1:-1] != padded_yx[:-1, 1:-1]
-    down_xy = (padded_yx[1:-1, 1:] != padded_yx[1:-1, :-1]).T
-    horizontal = [f"M{start} {y}h{stop - start}" for y, start, stop in _runs(across_yx)]
-    vertical = [f"M{x} {start}v{stop - start}" for x, start, stop in _runs(down_xy)]
-    return "".join(horizontal + vertical)
+def stack_svg(case_id: str, stack: SliceStack, distances_known: bool) -> str:
+    """An SVG of all slices of a stack, as groups of the class `slice` with their index in `data-z`.
+
+    The key slice has the class `current`; style hides the others. Outlines are those of `slice_svg`, with at most
+    `MAX_STACK_CORNERS` corners in all slices together.
+    """
+    size_mm = _size_mm(stack.size_yx, stack.spacing_yx_mm)
+    paths = outline_paths(list(stack.masks().reshape(-1, *stack.size_yx)), MAX_STACK_CORNERS)
+    groups = []
+    for position, (index_z, jpeg) in enumerate(zip(stack.indices_z, stack.jpegs, strict=True)):
+        own = paths[position * len(ROLES) : (position + 1) * len(ROLES)]
+        name = "slice current" if position == stack.key else "slice"
+        groups.append(
+            f'<g class="{name}" data-z="{index_z}">{_image(jpeg, "jpeg", size_mm)}'
+            f"{_outlines(own, stack.spacing_yx_mm)}</g>"
+        )
+    return _svg(f"Slices of {case_id}", size_mm, groups, distances_known)
 
 
 def encode_png(image_yx: NDArray[np.float32]) -> bytes:
@@ -79,27 +82,36 @@ def encode_png(image_yx: NDArray[np.float32]) -> bytes:
         shrink *= 0.85
 
 
-def _crop(case_slice: CaseSlice) -> tuple[slice, slice]:
-    """Rows and columns around all masks, with a margin; the whole slice if all masks are empty."""
-    occupied_yx = np.logical_or.reduce([*case_slice.liver.masks_yx, *case_slice.tumour.masks_yx])
-    if (box := bounding_box(occupied_yx)) is None:
-        return slice(0, occupied_yx.shape[0]), slice(0, occupied_yx.shape[1])
-    margins = (round(_MARGIN_MM / spacing_mm) for spacing_mm in case_slice.spacing_yx_mm)
-    rows, columns = (
-        slice(max(0, part.start - margin), min(part.stop + margin, size))
-        for part, margin, size in zip(box, margins, occupied_yx.shape, strict=True)
+def _size_mm(size_yx: Sequence[int], spacing_yx_mm: tuple[float, float]) -> tuple[float, float]:
+    """Height and width."""
+    return size_yx[0] * spacing_yx_mm[0], size_yx[1] * spacing_yx_mm[1]
+
+
+def _svg(label: str, size_mm: tuple[float, float], content: Iterable[str], distances_known: bool) -> str:
+    height_mm, width_mm = size_mm
+    scale_bar = _scale_bar(width_mm, height_mm) if distances_known else ""
+    head = f'<svg viewBox="0 0 {width_mm:.6g} {height_mm:.6g}" role="img" aria-label="{escape(label)}">'
+    return "".join([head, *content, scale_bar, "</svg>"])
+
+
+def _image(encoded: bytes, kind: str, size_mm: tuple[float, float]) -> str:
+    height_mm, width_mm = size_mm
+    return (
+        f'<image width="{width_mm:.6g}" height="{height_mm:.6g}" preserveAspectRatio="none" '
+        f'href="data:image/{kind};base64,{base64.b64encode(encoded).decode("ascii")}"/>'
     )
-    return rows, columns
 
 
-def _runs(edges_yx: Mask) -> Iterator[tuple[int, int, int]]:
-    """(row, start, stop) of each run of True along the rows."""
-    padded_yx = np.zeros((edges_yx.shape[0], edges_yx.shape[1] + 2), dtype=np.int8)
-    padded_yx[:, 1:-1] = edges_yx
-    steps_yx = np.diff(padded_yx, axis=1)
-    rows, starts = np.nonzero(steps_yx == 1)
-    _, stops = np.nonzero(steps_yx == -1)
-    yield from zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True)
+def _outlines(paths: Sequence[str], spacing_yx_mm: tuple[float, float]) -> str:
+    """The outlines of one slice, in the order of `ROLES`: a prediction is drawn over its reference, whose line is
+    wider, so that both are visible where they agree."""
+    spacing_y_mm, spacing_x_mm = spacing_yx_mm
+    drawn = [
+        f'<path class="{structure} {role}" vector-effect="non-scaling-stroke" d="{path}"/>'
+        for (structure, role), path in zip(ROLES, paths, strict=True)
+        if path
+    ]
+    return f'<g transform="scale({spacing_x_mm:.6g} {spacing_y_mm:.6g})">{"".join(drawn)}</g>' if drawn else ""
 
 
 def _scale_bar(width_mm: float, height_mm: float) -> str:

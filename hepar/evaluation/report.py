@@ -1,7 +1,12 @@
-"""The HTML page of the report: one self-contained file, worst cases first."""
+"""The HTML page of the report: one self-contained file that loads nothing, worst cases first.
+
+Its size is bounded: at most `MAX_PICTURES` single slices, and the slices of at most three cases a modality.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +16,25 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from hepar.evaluation.agreement import QUANTITIES, measure_agreement
+from hepar.evaluation.agreement_chart import agreement_chart
 from hepar.evaluation.charts import MAX_CURVES, dice_chart, learning_chart, volume_chart
+from hepar.evaluation.examples import pick_examples
+from hepar.evaluation.forest_plot import groups_chart
+from hepar.evaluation.inter_rater import CITATION, INTER_RATER_DICE
 from hepar.evaluation.label_pairs import CaseIdentity
 from hepar.evaluation.lesions import threshold_name
-from hepar.evaluation.pictures import slice_svg
+from hepar.evaluation.not_scored import list_not_scored
+from hepar.evaluation.pictures import slice_svg, stack_svg
+from hepar.evaluation.provenance import trace
 from hepar.evaluation.scores import CaseScores
 from hepar.evaluation.slices import CaseSlice
+from hepar.evaluation.subgroups import metrics_in_groups
+from hepar.evaluation.summary import Bootstrap
 from hepar.evaluation.tables import (
     UNDEFINED,
     TableSection,
+    agreement_sections,
     challenge_sections,
     interval,
     metric_sections,
@@ -30,17 +45,25 @@ from hepar.inference.model_folder import ModelFolder
 from hepar.runtime.whole_files import write_text
 
 MAX_PICTURES = 60
+_TEMPLATES = Path(__file__).parent / "templates"
+_SCRIPT = "report.js"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A slice on the page: SVG, caption and remarks."""
+    """One or several slices of a case on the page: SVG, caption and remarks.
+
+    `slices` is their number, `position` that of the one that is shown first, `place` that of the case among others.
+    """
 
     svg: Markup
     case: CaseIdentity
     index_z: int
     numbers: str
     remarks: tuple[str, ...]
+    place: str = ""
+    slices: int = 1
+    position: int = 0
 
 
 def write_report(
@@ -50,12 +73,14 @@ def write_report(
     slices: Sequence[CaseSlice],
     history: pd.DataFrame,
     facts: Mapping[str, str],
+    bootstrap: Bootstrap,
 ) -> None:
     """Write the page for `metrics` (from `summarise`) and the cases behind them.
 
     `history` has the columns of `ModelFolder.HISTORY_COLUMNS`; split is train or val, modality may be empty. `facts`
-    are shown as given: hashes, commit, model. At most `MAX_PICTURES` slices are drawn. If there are no cases, slices or
-    history, the page says so. The same inputs give the same bytes.
+    are those of a `Report`. `bootstrap` gives the intervals of groups that `metrics` does not have. At most
+    `MAX_PICTURES` slices are drawn, and those of the worst, median and best case of each modality. If there are no
+    cases, slices or history, the page says so. The same inputs give the same bytes.
 
     Raises ValueError if the history lacks a column or a slice has no scored case.
     """
@@ -63,27 +88,40 @@ def write_report(
     if missing:
         raise ValueError(f"history lacks the columns {', '.join(missing)}")
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     ordered = worst_first(scores)
+    script = (_TEMPLATES / _SCRIPT).read_text(encoding="utf-8")
+    modalities = list(metrics)
+    agreements = {
+        modality: [measure_agreement(_of_modality(scores, modality), quantity) for quantity in QUANTITIES]
+        for modality in modalities
+    }
     page = environment.get_template("report.html.j2").render(
-        facts=facts,
-        modalities=list(metrics),
+        steps=trace(facts),
+        modalities=modalities,
         cards=_cards(metrics),
-        tables=_tables(metrics),
+        not_scored=list_not_scored(scores, facts),
+        tables={**_tables(metrics), "agreement": (modalities, agreement_sections(list(agreements.values())))},
         charts={
             "dice": _markup(dice_chart(scores, metrics)),
             "volume": _markup(volume_chart(scores)),
+            "agreement": _markup(agreement_chart(agreements)),
+            "groups": _markup(groups_chart(metrics_in_groups(scores, bootstrap))),
             "learning": _markup(learning_chart(history)),
         },
+        inter_rater=CITATION if any(modality in modalities for modality, _ in INTER_RATER_DICE) else "",
         curves_left_out=max(0, history["metric"].nunique() - MAX_CURVES),
+        examples=_examples(scores, slices),
         pictures=_pictures(ordered, slices),
         slices=len(slices),
         rows=[_case_row(case) for case in ordered],
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )
     write_text(path, page)
 
@@ -129,6 +167,31 @@ def _pictures(ordered: Sequence[CaseScores], slices: Sequence[CaseSlice]) -> lis
         )
         for case, case_slice in shown[:MAX_PICTURES]
     ]
+
+
+def _examples(scores: Sequence[CaseScores], slices: Sequence[CaseSlice]) -> dict[str, list[Picture]]:
+    """The cases to scroll through, by what they are ranked by."""
+    stacks = {case_slice.case_id: case_slice.stack for case_slice in slices}
+    ranked: dict[str, list[Picture]] = {}
+    for example in pick_examples([case for case in scores if case.identity.case_id in stacks]):
+        identity, stack = example.case.identity, stacks[example.case.identity.case_id]
+        ranked.setdefault(f"{identity.modality}, by {example.structure} Dice", []).append(
+            Picture(
+                svg=Markup(stack_svg(identity.case_id, stack, example.case.distances_known)),
+                case=identity,
+                index_z=stack.indices_z[stack.key],
+                numbers=_numbers(example.case),
+                remarks=remarks(example.case),
+                place=example.place,
+                slices=len(stack.indices_z),
+                position=stack.key,
+            )
+        )
+    return ranked
+
+
+def _of_modality(scores: Sequence[CaseScores], modality: str) -> list[CaseScores]:
+    return [case for case in scores if case.identity.modality == modality]
 
 
 def _numbers(case: CaseScores) -> str:

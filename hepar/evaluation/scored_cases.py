@@ -38,4 +38,4 @@ def save_report(
     scores = [case.scores for case in scored]
     metrics = summarise(scores, seed=bootstrap.seed, resamples=bootstrap.resamples)
     report.save(metrics, facts, scores_table(scores), lesions_table(row for case in scored for row in case.lesions))
-    write_report(report.page, metrics, scores, [case.shown for case in scored], history, facts)
+    write_report(report.page, metrics, scores, [case.shown for case in scored], history, facts, bootstrap)

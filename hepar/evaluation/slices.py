@@ -1,4 +1,4 @@
-"""The axial slice of a case that the report shows."""
+"""The axial slices of a case that the report shows: the one with the largest tumour, and those around it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from hepar.errors import DataError
 from hepar.evaluation.label_pairs import LabelPair, SegmentedCase
+from hepar.evaluation.stacks import SliceStack, stack_slices
 from hepar.imaging.display import largest_slice, scale_to_window
 from hepar.imaging.grid_rules import size_text
 from hepar.imaging.masks import Mask
@@ -32,7 +33,7 @@ class CaseSlice:
     """One axial slice with reference and prediction.
 
     `image_yx` is float32, windowed to 0…1. Row 0 is anterior and shown at the top, column 0 is the patient's right and
-    shown on the left.
+    shown on the left. `stack` holds the slices to scroll through.
     """
 
     case_id: str
@@ -41,6 +42,7 @@ class CaseSlice:
     tumour: SlicePair
     spacing_yx_mm: tuple[float, float]
     index_z: int
+    stack: SliceStack
 
 
 def pick_slice(
@@ -73,6 +75,7 @@ def pick_slice(
         tumour=_cut(case.tumour, index_z),
         spacing_yx_mm=case.spacing_zyx_mm[1:],
         index_z=index_z,
+        stack=stack_slices(case, image_zyx, window, index_z),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hepar.evaluation.agreement import QUANTITIES, Agreement
 from hepar.evaluation.lesions import IOU_THRESHOLDS, threshold_name
 from hepar.imaging.masks import LESION_SIZES
 
@@ -166,6 +167,33 @@ def challenge_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
                 row("Mean", "chaos_mean", 1),
             ),
         ),
+    ]
+
+
+def agreement_sections(groups: Sequence[Sequence[Agreement | None]]) -> list[TableSection]:
+    """Bias and limits of agreement, a section for each of `QUANTITIES`; a group has an entry for each of them."""
+
+    def row(label: str, hint: str, position: int, line: int) -> TableRow:
+        def cell(group: Sequence[Agreement | None]) -> Cell:
+            agreement = group[position]
+            if agreement is None or line >= len(agreement.lines):
+                return Cell(UNDEFINED)
+            (value, ci95), digits = agreement.lines[line], QUANTITIES[position].digits
+            return Cell(number(value, digits), interval(ci95, digits), agreement.basis)
+
+        return TableRow(label, hint, tuple(cell(group) for group in groups))
+
+    return [
+        TableSection(
+            f"{quantity.name}, {quantity.unit}",
+            (
+                row("Bias", "predicted − reference", position, 0),
+                row("Lower limit of agreement", "", position, 1),
+                row("Upper limit of agreement", "", position, 2),
+            ),
+        )
+        for position, quantity in enumerate(QUANTITIES)
+        if any(group[position] is not None for group in groups)
     ]
 
 
