@@ -1,7 +1,6 @@
 """A study as one Kubeflow pipeline: each step is a task, once, however many arms use it."""
 
-from __future__ import annotations
-
+# no `from __future__ import annotations`: KFP evaluates those of a pipeline
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

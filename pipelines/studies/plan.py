@@ -117,20 +117,14 @@ def _step(
     modality: Modality | None = None,
     fold: FoldSplit | None = None,
 ) -> PlannedStep:
-    """A step with its key. A training that starts from no teacher does not depend on the teachers."""
+    """A step with its key, which leaves out where a source lies if its content is known."""
     values = dump_params(params)
-    warm_start = params.train_universal.warm_start
-    known = ("source",) if fold is not None and fold.source_hash else ()  # by its content, wherever it lies
-    needed = {TEACHERS[Modality(warm_start)]} if warm_start in set(Modality) else set()
+    known = ("source",) if fold is not None and fold.source_hash else ()
     depends = {
         "stage": stage,
         "modality": modality,
         "params": {name: values[name] for name in SECTIONS[stage] if name not in known},
-        "inputs": {
-            role: step.key
-            for role, step in inputs.items()
-            if stage != TRAIN_UNIVERSAL or role not in TEACHERS.values() or role in needed
-        },
+        "inputs": {role: needed.key for role, needed in inputs.items()},
         "source": "" if fold is None else [fold.source_hash, fold.split],
     }
     return PlannedStep(stage, params, inputs, sha256_json(depends), modality, "" if fold is None else fold.split)

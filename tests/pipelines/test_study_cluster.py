@@ -1,0 +1,96 @@
+"""A study compiled for Kubeflow: every step of every cell is one task, with the params of its arm."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from toy_study import write_study
+
+from hepar.errors import ParamsError
+from pipelines.studies.cluster import compile_study
+from pipelines.studies.definition import load_study
+from pipelines.studies.plan import plan_cells, unique_steps
+
+ARMS = {
+    "universal": {"train_universal.training.batch_size": 4},
+    "CT only": {"modalities": ["CT"]},
+    "tumour labels": {"assemble_pool.labels": "tumour"},
+}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The file of a study and the specification of its pipeline."""
+    folder = tmp_path_factory.mktemp("study")
+    study = write_study(folder, arms=ARMS)
+    compile_study(study, folder / "built" / "study.yaml", "s3://scans/all")
+    return study, next(yaml.safe_load_all((folder / "built" / "study.yaml").read_text()))
+
+
+def tasks(specification: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(specification["root"]["dag"]["tasks"].values())
+
+
+def constants(task: dict[str, Any]) -> dict[str, Any]:
+    inputs = task["inputs"]["parameters"]
+    return {name: value["runtimeValue"]["constant"] for name, value in inputs.items() if "runtimeValue" in value}
+
+
+def stage_of(task: dict[str, Any]) -> str:
+    return str(task["taskInfo"]["name"]).split(": ")[-1].split("-CT")[0].split("-MR")[0]
+
+
+def test_every_step_is_one_task(compiled: tuple[Path, dict[str, Any]]) -> None:
+    """Two seeds: one cohort, two teachers and pseudo-labels a seed, and pool, training and report of three arms."""
+    found = Counter(stage_of(task) for task in tasks(compiled[1]))
+    assert found == {
+        "ingest": 1,
+        "train-liver": 4,
+        "pseudo-label": 2,
+        "assemble-pool": 6,
+        "train-universal": 6,
+        "evaluate": 6,
+    }
+    assert sum(found.values()) == len(unique_steps(plan_cells(load_study(compiled[0]))))
+
+
+def test_each_arm_has_its_params(compiled: tuple[Path, dict[str, Any]]) -> None:
+    by_name = {task["taskInfo"]["name"]: task for task in tasks(compiled[1])}
+    for seed in (1, 2):
+        for arm, modalities, labels in (
+            ("universal", ["CT", "MR"], "mixed"),
+            ("CT only", ["CT"], "mixed"),
+            ("tumour labels", ["CT", "MR"], "tumour"),
+        ):
+            pool = constants(by_name[f"{arm}, seed {seed}: assemble-pool"])
+            assert (pool["modalities"], pool["params"]["labels"]) == (modalities, labels)
+            training = constants(by_name[f"{arm}, seed {seed}: train-universal"])["params"]["training"]
+            assert training["seed"] == seed
+            batch, steps = (4, 8) if arm == "universal" else (2, 16)  # for both modalities; one takes half
+            assert (training["batch_size"], training["steps"]) == (batch, steps)
+    ingest = constants(by_name["universal, seed 1: ingest"])
+    assert (ingest["source"], ingest["modalities"]) == ("s3://scans/all", ["CT", "MR"])
+    assert constants(by_name["universal, seed 2: train-liver-MR"])["modality"] == "MR"
+
+
+def test_each_report_is_of_the_model_of_its_arm(compiled: tuple[Path, dict[str, Any]]) -> None:
+    by_key = compiled[1]["root"]["dag"]["tasks"]
+    for task in tasks(compiled[1]):
+        if stage_of(task) != "evaluate":
+            continue
+        model = task["inputs"]["artifacts"]["model"]["taskOutputArtifact"]["producerTask"]
+        cell = task["taskInfo"]["name"].split(": ")[0]
+        assert by_key[model]["taskInfo"]["name"] == f"{cell}: train-universal"
+        pool = by_key[model]["inputs"]["artifacts"]["pool"]["taskOutputArtifact"]["producerTask"]
+        assert by_key[pool]["taskInfo"]["name"] == f"{cell}: assemble-pool"
+
+
+def test_folds_and_other_endings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="folds is 3, but the split tables of folds lie on this machine"):
+        compile_study(write_study(tmp_path, folds=3), tmp_path / "study.yaml", None)
+    with pytest.raises(ParamsError, match=r"--cluster is .*study\.json but its name must end in \.yaml"):
+        compile_study(write_study(tmp_path), tmp_path / "study.json", None)
