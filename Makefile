@@ -72,8 +72,8 @@ manifests: setup ## render infra/kubernetes/overlays/$(OVERLAY) to build/; its i
 	mkdir -p build
 	rm -f build/kubernetes-$(OVERLAY).yaml
 	$(BIN)/kubectl kustomize infra/kubernetes/overlays/$(OVERLAY) > build/.kubernetes-$(OVERLAY).yaml
-	$(BIN)/kubernetes-validate --strict --quiet build/.kubernetes-$(OVERLAY).yaml
 	$(BIN)/python infra/kubernetes/rules.py --release build/.kubernetes-$(OVERLAY).yaml
+	$(BIN)/kubernetes-validate --strict --quiet build/.kubernetes-$(OVERLAY).yaml
 	mv build/.kubernetes-$(OVERLAY).yaml build/kubernetes-$(OVERLAY).yaml
 
 sbom: setup ## list what the image of the stages holds, as CycloneDX, in build/sbom.cdx.json
