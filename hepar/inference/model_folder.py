@@ -49,6 +49,9 @@ class ModelSpec(BaseModel):
     origin: dict[str, str]
 
 
+_MEMBER = "member "
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """A model folder, at `folder`. Weights are state dicts without pickled code.
@@ -73,6 +76,16 @@ class ModelFolder:
     def teacher_role(modality: Modality) -> str:
         """The role of the liver teacher of a modality."""
         return f"liver teacher {modality}"
+
+    @staticmethod
+    def member_name(number: int) -> str:
+        """The name among the parents of an ensemble of the model that a member was taken from; numbers start at 1."""
+        return f"{_MEMBER}{number}"
+
+    @staticmethod
+    def is_member(name: str) -> bool:
+        """Whether a parent is one that `member_name` has named."""
+        return name.startswith(_MEMBER)
 
     def save(
         self, weights: Mapping[str, Tensor], spec: ModelSpec, members: Sequence[Mapping[str, Tensor]] = ()

@@ -146,6 +146,7 @@ class Pool:
     PLAN = "plan.json"
     CASES = "cases"  # folder of the preprocessed arrays
     DATASHEET, PICTURES = "README.md", "pictures"
+    REVIEWS = "reviews"  # among its parents: the hash of the decisions that count
     REQUIRED = (TABLE, PLAN)
 
     def arrays(self, entry: PoolEntry) -> PreprocessedArrays:

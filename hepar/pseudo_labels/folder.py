@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from hepar.cases import Modality
 from hepar.errors import ArtifactError, one_line
 from hepar.pseudo_labels.gates import Verdict
 from hepar.pseudo_labels.signals import Signals
@@ -45,6 +46,11 @@ class PseudoLabels:
         *Signals.names(),
         *(item.name for item in fields(Verdict)),
     )
+
+    @staticmethod
+    def teacher(modality: Modality) -> str:
+        """The name among the parents of the teacher of a modality."""
+        return f"teacher-{modality}"
 
     def liver(self, case_id: str) -> Path:
         """The pseudo-liver of a case: 0 and 1."""

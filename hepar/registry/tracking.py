@@ -15,7 +15,7 @@ import os
 import sqlite3
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +28,9 @@ from hepar.errors import HeparError, Preempted, StorageError, one_line
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder, ModelSpec
 from hepar.params import TrainingParams
+from hepar.registry.lineage_records import LINEAGE, write_records
 from hepar.runtime.commit import git_commit
+from hepar.runtime.execution import execution_facts
 from hepar.runtime.redaction import redact
 from hepar.runtime.scratch import scratch_folder
 
@@ -66,6 +68,12 @@ def connect() -> Any:
 def tracking_uri() -> str:
     """Where MLflow keeps runs and models; it may hold a password."""
     return os.environ.get(URI_VARIABLE) or DEFAULT_URI
+
+
+def has_server() -> bool:
+    """False if the tracking server is an SQLite database that does not exist; `connect` would create it."""
+    database = _database(tracking_uri())
+    return database is None or database.exists()
 
 
 def server() -> str:
@@ -224,7 +232,7 @@ class TrainingRun:
         self._mlflow.log_params(flatten(self._training.model_dump(mode="json"), TRAINING))
         self._mlflow.log_params(flatten(self._spec.network.model_dump(mode="json"), "network"))
         self._mlflow.log_params(flatten(self._spec.plan.model_dump(mode="json"), "plan"))
-        self._mlflow.set_tags(as_tags({**self._spec.origin, Report.COMMIT: git_commit()}))
+        self._mlflow.set_tags(as_tags({**self._spec.origin, Report.COMMIT: git_commit(), **execution_facts()}))
 
     def _known_id(self) -> str | None:
         """The id of the run that this training began in, if the server still has it."""
@@ -238,6 +246,12 @@ class TrainingRun:
         """Log metrics at a training step."""
         with storage_errors():
             self._mlflow.log_metrics(dict(metrics), step=step)
+
+    def log_inputs(self, inputs: Sequence[Path]) -> None:
+        """Log what lineage needs to know about the artifacts in these folders; again, it changes nothing."""
+        with storage_errors(), scratch_folder(LINEAGE) as scratch:
+            write_records(inputs, scratch)
+            self._mlflow.log_artifacts(str(scratch), LINEAGE)
 
     def tag_model(self, model_hash: str) -> None:
         """Tag the run with the model that it trained, so that `model_run` finds it."""

@@ -250,6 +250,21 @@ def describe_mismatch(child: Path, made: Manifest, parent: Path, found: Manifest
     return f"{child} was made from {known}, but {parent} is {found.kind} {found.hash[:12]}"
 
 
+def parents_of_parent(kind: str, parents: Mapping[str, str]) -> dict[str, str]:
+    """The parents of an input of this kind, as `as_parents_of_parent` has put them among the parents of an artifact."""
+    prefix = _possessive(kind)
+    return {name.removeprefix(prefix): value for name, value in parents.items() if name.startswith(prefix)}
+
+
+def as_parents_of_parent(kind: str, parents: Mapping[str, str]) -> dict[str, str]:
+    """The parents of an input of this kind as further parents: the pool of a model becomes `model's pool`."""
+    return {f"{_possessive(kind)}{name}": value for name, value in parents.items()}
+
+
+def _possessive(kind: str) -> str:
+    return f"{kind}' " if kind.endswith("s") else f"{kind}'s "
+
+
 def write_json(path: Path, value: object) -> None:
     """Write JSON with sorted keys. Raises ValueError if a number is not finite, StorageError as `write_text` does."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")

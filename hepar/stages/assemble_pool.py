@@ -21,7 +21,7 @@ from hepar.pool.datasheet import write_datasheet
 from hepar.pool.table import Pool, PoolEntry
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.pseudo_labels.reviews import NO_REVIEWS, Review, ReviewDecision, Reviews
-from hepar.runtime.artifacts import check_made_from, read_manifest, write_artifact
+from hepar.runtime.artifacts import as_parents_of_parent, check_made_from, read_manifest, write_artifact
 from hepar.runtime.progress import current_stage, stage
 from hepar.runtime.scratch import scratch_folder
 
@@ -43,6 +43,7 @@ def run(
         pseudo_labels = PseudoLabels.load(pseudo)
         pseudo_labels.verify()
         parents = _parents(cohort, pseudo_labels, reviews)
+        inherited = as_parents_of_parent(PseudoLabels.KIND, pseudo_labels.manifest.parents)
         cases = Cohort.load(cohort)
         plan = make_preprocessing_plan(cases.cases, preprocessing)
         settings = PoolSettings(plan, params.unknown_tumour, params.margin_mm)
@@ -52,7 +53,7 @@ def run(
         if params.labels == "manual":  # a corrected liver counts as manual
             livers = {case_id: label for case_id, label in livers.items() if label.state == LabelState.MANUAL}
         previous, hashes, stored = PreviousPool.load(pool), dict[str, str](), dict[str, str]()
-        with write_artifact(pool, Pool.KIND, parents, hashes, stored) as folder:
+        with write_artifact(pool, Pool.KIND, parents | inherited, hashes, stored) as folder:
             builder = PoolBuilder(folder, cases.folder, settings, previous, hashes, stored)
             assembled = Pool(folder, plan, _build(builder, chosen, livers, params))
             _check_trainable(assembled.entries, modalities, params)
@@ -67,7 +68,7 @@ def _parents(cohort: Path, pseudo_labels: PseudoLabels, reviews: Reviews) -> dic
     manifest = read_manifest(cohort, Cohort.KIND)
     check_made_from(pseudo_labels.folder, pseudo_labels.manifest, cohort, manifest, "pseudo-label")
     parents = {Cohort.KIND: manifest.hash, PseudoLabels.KIND: pseudo_labels.manifest.hash}
-    return {**parents, "reviews": reviews.hash} if reviews.by_case else parents
+    return {**parents, Pool.REVIEWS: reviews.hash} if reviews.by_case else parents
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def run(cohort: Path, teachers: Mapping[Modality, Path], pseudo: Path, params: P
         cohort_manifest = read_manifest(cohort, Cohort.KIND)
         parents = {Cohort.KIND: cohort_manifest.hash}
         manifests = {modality: read_manifest(folder, ModelFolder.KIND) for modality, folder in teachers.items()}
-        parents.update({f"teacher-{modality}": manifest.hash for modality, manifest in manifests.items()})
+        parents.update({PseudoLabels.teacher(modality): manifest.hash for modality, manifest in manifests.items()})
         cases = Cohort.load(cohort)
         unlabelled = [case for case in cases if case.liver_state == LabelState.UNKNOWN and case.split != Split.TEST]
         cases.verify(unlabelled)

@@ -45,7 +45,7 @@ def run(
             return
         cases.verify(teacher_cases(cases, modality))
         pool = teacher_pool(cases, modality, preprocessing, scratch)
-        recipe = Recipe(network, params.training, (modality,), experiment, liver_intensity(pool))
+        recipe = Recipe(network, params.training, (modality,), experiment, liver_intensity(pool), inputs=(cohort,))
         if params.folds == 1:
             fit_model(pool, model, recipe, origin)
         else:

@@ -44,6 +44,7 @@ class Recipe:
     experiment: str
     liver_intensity: tuple[float, float] | None = None  # of liver teachers, see ModelSpec
     warm_start: Path | None = None  # the model folder whose weights the training starts from
+    inputs: tuple[Path, ...] = ()  # artifacts whose records and cases join the MLflow run; none need exist
 
 
 def fit_model(
@@ -96,6 +97,7 @@ def _fit(
             Trainer(network, pool, training, checkpoints, device, lambda step, metrics: None).run(current_stage())
             return
         with TrainingRun(recipe.experiment, stage_name, spec, training, checkpoints) as run:
+            run.log_inputs(recipe.inputs)
             trained = Trainer(network, pool, training, checkpoints, device, run.log).run(current_stage())
             with write_artifact(model, ModelFolder.KIND, origin | notes) as folder:
                 model_folder = ModelFolder(folder)

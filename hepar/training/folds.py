@@ -12,7 +12,7 @@ from hepar.cases import Split
 from hepar.errors import DataError
 from hepar.inference.model_folder import ModelFolder, hash_patient
 from hepar.pool.table import Pool, PoolEntry
-from hepar.runtime.artifacts import MANIFEST, sha256_json, write_artifact
+from hepar.runtime.artifacts import MANIFEST, read_manifest, sha256_json, write_artifact
 from hepar.runtime.progress import current_stage
 from hepar.runtime.unfinished import checkpoint_folder
 from hepar.training.distributed import refuse_torchrun
@@ -64,9 +64,12 @@ def fit_ensemble(pool: Pool, model: Path, recipe: Recipe, origin: Mapping[str, s
     settings = [training, recipe.network.model_dump(mode="json")]
     key = sha256_json([settings, dict(origin), folds, [entry.arrays.sha256 for entry in pool.entries]])
     teachers = checkpoint_folder(model, key)
-    first, *others = map(ModelFolder, fit_folds(pool, fold_by_patient, teachers, recipe, origin))
+    members = list(map(ModelFolder, fit_folds(pool, fold_by_patient, teachers, recipe, origin)))
+    hashes = [read_manifest(member.folder, ModelFolder.KIND).hash for member in members]
+    taken = {ModelFolder.member_name(number): digest for number, digest in enumerate(hashes, start=1)}
+    first, *others = members
     spec = first.load_spec().model_copy(update={"origin": dict(origin), "liver_intensity": recipe.liver_intensity})
-    with write_artifact(model, ModelFolder.KIND, origin) as folder:
+    with write_artifact(model, ModelFolder.KIND, {**origin, **taken}) as folder:
         ensemble = ModelFolder(folder)
         ensemble.save(first.load_weights(), spec, [member.load_weights() for member in others])
         shutil.copyfile(first.folder / ModelFolder.HISTORY, folder / ModelFolder.HISTORY)
