@@ -9,6 +9,7 @@ from hepar.params import SizeZYX
 SMALL: dict[str, dict[str, Any]] = {
     "dynunet": {"filters": [8, 16, 24, 32]},
     "mednext": {"init_filters": 4},
+    "resenc_unet": {"filters": [8, 16, 24, 32], "blocks": [1, 1, 2, 1]},
     "segresnet": {"init_filters": 8},
     "swinunetr": {"feature_size": 12},
     "unet": {"channels": [4, 8, 8, 8, 8]},

@@ -19,6 +19,7 @@ IN_CHANNELS = 1
 _CHANNELS = {"in_channels": IN_CHANNELS, "out_channels": len(STRUCTURES)}
 MAX_LEVELS = 6
 FILTERS, MAX_FILTERS = 32, 320
+RESENC_BLOCKS = (1, 3, 4, 6, 6, 6)  # of the encoder, by level
 
 
 class MonaiNetwork(nn.Module):
@@ -31,8 +32,8 @@ class MonaiNetwork(nn.Module):
 
     def forward(self, image_bcdhw: Tensor) -> Tensor | list[Tensor]:
         """Logits brdhw; in training with deep supervision a list of them, full resolution first."""
-        output: Tensor = self.network(image_bcdhw)
-        return list(output.unbind(1)) if output.dim() == 6 else output
+        output: Tensor | list[Tensor] = self.network(image_bcdhw)
+        return list(output.unbind(1)) if isinstance(output, Tensor) and output.dim() == 6 else output
 
 
 def dynunet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
@@ -46,7 +47,7 @@ def dynunet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
         "kernel_size": [[3, 3, 3]] * (len(strides) + 1),
         "strides": [[1, 1, 1], *strides],
         "upsample_kernel_size": strides,
-        "filters": [min(FILTERS * 2**level, MAX_FILTERS) for level in range(len(strides) + 1)],
+        "filters": _filters(len(strides) + 1),
         "res_block": True,
         "deep_supervision": len(strides) > 2,
         "deep_supr_num": min(3, max(1, len(strides) - 1)),
@@ -54,6 +55,22 @@ def dynunet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
     }
     divisor = tuple(math.prod(int(stride[axis]) for stride in settings["strides"]) for axis in range(3))
     return MonaiNetwork(DynUNet(**settings), divisor)  # type: ignore[arg-type]
+
+
+def resenc_unet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
+    """ResEnc U-Net, from MONAI's blocks. Strides follow from the patch unless `config` has them."""
+    from hepar.networks.resenc_unet import ResEncUNet
+
+    strides = config.get("strides", choose_strides(patch_zyx, MAX_LEVELS - 1))
+    settings: dict[str, Any] = {
+        **_CHANNELS,
+        "filters": _filters(len(strides) + 1),
+        "blocks": RESENC_BLOCKS[: len(strides) + 1],
+        **config,
+        "strides": strides,
+    }
+    network = ResEncUNet(**settings)
+    return MonaiNetwork(network, network.divisor)  # type: ignore[arg-type]
 
 
 def segresnet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
@@ -118,6 +135,7 @@ def vnet(config: Mapping[str, Any], patch_zyx: SizeZYX) -> nn.Module:
 BUILDERS: dict[str, Callable[[Mapping[str, Any], SizeZYX], nn.Module]] = {
     "dynunet": dynunet,
     "mednext": mednext,
+    "resenc_unet": resenc_unet,
     "segresnet": segresnet,
     "swinunetr": swinunetr,
     "unet": unet,
@@ -127,6 +145,7 @@ BUILDERS: dict[str, Callable[[Mapping[str, Any], SizeZYX], nn.Module]] = {
 OUTPUT_LAYERS = {
     "dynunet": r"network\.(output_block|deep_supervision_heads\.\d|skip_layers\..*super_head)\.conv\.conv",
     "mednext": r"network\.out_\d\.conv_out",
+    "resenc_unet": r"network\.heads\.\d",
     "segresnet": r"network\.conv_final\.2\.conv",
     "swinunetr": r"network\.out\.conv\.conv",
     "unet": r"network\.model\.2\.(1\.conv\.unit0\.)?conv",  # with or without residual units
@@ -137,3 +156,7 @@ OUTPUT_LAYERS = {
 
 def _cubed(side: int) -> SizeZYX:
     return (side, side, side)
+
+
+def _filters(levels: int) -> list[int]:
+    return [min(FILTERS * 2**level, MAX_FILTERS) for level in range(levels)]

@@ -103,9 +103,10 @@ def test_a_checkpoint_of_another_network_is_refused_without_writing_a_model(tiny
     assert not (tmp_path / "model").exists()
 
 
-def test_deep_supervision_returns_the_full_resolution_first() -> None:
+@pytest.mark.parametrize("name", ["dynunet", "resenc_unet"])
+def test_deep_supervision_returns_the_full_resolution_first(name: str) -> None:
     torch.manual_seed(1)
-    network = build_network("dynunet", SMALL["dynunet"], PATCH)
+    network = build_network(name, SMALL[name], PATCH)
     image_bcdhw = torch.randn(1, 1, *PATCH)
     first, *others = network.train()(image_bcdhw)
     assert len(others) == 2
@@ -139,6 +140,22 @@ def test_dynunet_takes_strides_and_kernels_from_its_config() -> None:
     assert network.eval()(torch.zeros(1, 1, 4, 8, 8)).shape == (1, 2, 4, 8, 8)
 
 
+def test_the_encoder_of_a_resenc_unet_is_counted_by_hand() -> None:
+    """Two levels of one and two blocks: stem, residual blocks with their projections, one decoder level, one head."""
+    config = {"filters": [4, 8], "blocks": [1, 2], "strides": [[1, 2, 2]]}
+    network = build_network("resenc_unet", config, (4, 8, 8))
+    assert network.divisor == (1, 2, 2)
+
+    def weights(channels_in: int, channels_out: int, voxels: int, norm: bool = True) -> int:
+        return channels_in * channels_out * voxels + channels_out + (2 * channels_out if norm else 0)
+
+    unbiased = [(4, 4, 27), (4, 4, 27), (4, 8, 27), (8, 8, 27), (4, 8, 1), (8, 8, 27), (8, 8, 27)]  # of MONAI's blocks
+    encoder = sum(weights(*shape) - shape[1] for shape in unbiased)
+    decoder = weights(8, 4, 4, norm=False) + weights(8, 4, 27) + weights(4, 2, 1, norm=False)
+    assert cost("resenc_unet", config, (4, 8, 8)).parameters == weights(1, 4, 27) + encoder + decoder
+    assert build_network("resenc_unet", {}, (32, 64, 64)).divisor == (8, 16, 16)
+
+
 def test_cost_matches_convolutions_counted_by_hand() -> None:
     settings = {"channels": [4, 8], "strides": [1], "num_res_units": 0, "kernel_size": 3, "norm": None, "act": None}
     found = cost("unet", {**settings, "bias": False}, PATCH)
@@ -152,6 +169,7 @@ def test_cost_matches_convolutions_counted_by_hand() -> None:
     ("name", "config", "patch", "message"),
     [
         ("nnunet", {}, PATCH, "network.name is 'nnunet' but must be one of dynunet, medformer,"),
+        ("resenc_unet", {"filters": [4, 8]}, PATCH, "network.config of resenc_unet: filters and blocks must have one"),
         ("segresnet", {"filters": 3}, PATCH, "network.config of segresnet: .*'filters'"),
         ("swinunetr", {}, (32, 48, 48), r"training.patch_zyx is \(32, 48, 48\): swinunetr needs .* \(32, 32, 32\)"),
     ],
