@@ -311,14 +311,14 @@ class CalibrateGatesParams(Section):
     coverage: Share  # fraction of accepted labels that must reach it
 
 
-UnknownTumour = Literal["masked", "ignored", "background"]
+UnknownTumour = Literal["masked", "ignored", "background", "left-out"]
 
 
 class AssemblePoolParams(Section):
     """Labels that the universal model learns from."""
 
     labels: Literal["tumour", "manual", "mixed"]  # tumour masks only; plus manual livers; plus pseudo-livers
-    unknown_tumour: UnknownTumour  # masked: tumour-free outside the liver
+    unknown_tumour: UnknownTumour  # masked: tumour-free outside the liver; left-out: such a case is not trained on
     margin_mm: Annotated[float, Field(ge=0)]  # around the liver, within which an unknown tumour stays unknown
     reviews: Address  # review decisions on pseudo-livers: a folder or s3://BUCKET/PREFIX; empty: none
 

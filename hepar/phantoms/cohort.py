@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
 from multiprocessing import get_context
@@ -77,6 +77,14 @@ class CohortDesign:
 
     pattern: tuple[CaseLabels, ...] = PARTIALLY_LABELLED
     modalities: tuple[str, ...] = ("CT", "MR")
+
+    def revealed(self) -> CohortDesign:
+        """The design of the same scans with every true mask; healthy patients stay known as such."""
+        healthy = _HEALTHY[1]
+        pattern = tuple(
+            CaseLabels(labels.split, *(_HEALTHY if labels.tumour == healthy else _BOTH)) for labels in self.pattern
+        )
+        return replace(self, pattern=pattern)
 
 
 def write_phantoms(

@@ -82,7 +82,8 @@ def make_targets(
 
     Without a liver mask L is unknown everywhere. An unknown tumour is still known to be absent outside the liver
     dilated by `margin_mm`, with the weight of that liver (`masked`); an empty liver mask makes it absent everywhere.
-    `ignored` leaves it unknown everywhere, `background` treats it as absent: the mistake that the other two avoid.
+    `ignored` leaves it unknown everywhere, and so does `left-out`, whose pool has such cases for validation only;
+    `background` treats it as absent: the mistake that the others avoid.
     """
     tumour_zyx = np.zeros(shape_zyx, bool) if known.tumour_zyx is None else known.tumour_zyx
     if known.liver_zyx is None:

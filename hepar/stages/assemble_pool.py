@@ -47,7 +47,7 @@ def run(
         cases = Cohort.load(cohort)
         plan = make_preprocessing_plan(cases.cases, preprocessing)
         settings = PoolSettings(plan, params.unknown_tumour, params.margin_mm)
-        chosen = [case for case in cases if case.split != Split.TEST and case.modality in modalities]
+        chosen = [case for case in cases if case.modality in modalities and _belongs(case, params)]
         cases.verify(chosen)
         livers = _liver_labels(chosen, cases, pseudo_labels, reviews) if params.labels != "tumour" else {}
         if params.labels == "manual":  # a corrected liver counts as manual
@@ -61,6 +61,12 @@ def run(
             write_datasheet(assembled, parents, params)
         if publish is not None:
             publish(pool)
+
+
+def _belongs(case: Case, params: AssemblePoolParams) -> bool:
+    """Whether a case is in the pool: test cases are not, nor with `left-out` training cases with an unknown tumour."""
+    left_out = params.unknown_tumour == "left-out" and case.split == Split.TRAIN
+    return case.split != Split.TEST and not (left_out and case.tumour_state == LabelState.UNKNOWN)
 
 
 def _parents(cohort: Path, pseudo_labels: PseudoLabels, reviews: Reviews) -> dict[str, str]:

@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 
 from hepar.imaging.volumes import Geometry, canonical, read_image, to_array
-from hepar.phantoms import PARTIALLY_LABELLED, Phantom, make_phantom, write_phantoms
+from hepar.phantoms import PARTIALLY_LABELLED, CohortDesign, Phantom, make_phantom, write_phantoms
 from hepar.phantoms.acquisition import CT_PHASES, MR_SEQUENCES
 from hepar.phantoms.anatomy import Tissue
 
@@ -218,3 +218,20 @@ def test_files_have_the_types_and_orientations_of_scanners(cohort: Path) -> None
             assert Geometry.of(liver).agrees_with(Geometry.of(images[row["case_id"]]))
     sizes = {Geometry.of(canonical(image)).size_zyx for image in images.values()}
     assert sizes == {MINUTE}
+
+
+def test_a_revealed_cohort_has_the_same_scans_and_splits_and_every_true_mask(cohort: Path, tmp_path: Path) -> None:
+    write_phantoms(tmp_path, cases=24, seed=3, size_zyx=MINUTE, design=CohortDesign().revealed())
+    before, after = rows(cohort), rows(tmp_path)
+    assert {"unknown"} <= {row["tumour_state"] for row in before} & {row["liver_state"] for row in before}
+    for old, new in zip(before, after, strict=True):
+        assert (old["case_id"], old["split"]) == (new["case_id"], new["split"])
+        assert (cohort / old["image"]).read_bytes() == (tmp_path / new["image"]).read_bytes()
+        assert new["liver_state"] == "manual"
+        assert new["tumour_state"] == ("absent" if old["tumour_state"] == "absent" else "manual")
+        for name in ("liver", "tumour"):
+            true_zyx = to_array(read_image(cohort / "hidden" / f"{old['case_id']}_{name}.nii.gz"))
+            if new[name]:
+                assert np.array_equal(to_array(read_image(tmp_path / new[name])), true_zyx)
+            else:
+                assert not true_zyx.any()

@@ -51,7 +51,7 @@ def test_without_a_liver_only_a_manual_tumour_is_known() -> None:
     assert weights(with_tumour, TUMOUR) == [FULL] * 12
 
 
-@pytest.mark.parametrize(("rule", "expected"), [("ignored", 0), ("background", FULL)])
+@pytest.mark.parametrize(("rule", "expected"), [("ignored", 0), ("left-out", 0), ("background", FULL)])
 def test_other_rules_for_unknown_tumours(rule: UnknownTumour, expected: int) -> None:
     targets = line_targets(LabelState.MANUAL, LabelState.UNKNOWN, rule=rule)
     assert weights(targets, TUMOUR) == [expected] * 12
