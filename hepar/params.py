@@ -101,6 +101,7 @@ class PhantomParams(Section):
     cases: Annotated[int, Field(ge=MIN_PHANTOMS)]  # half CT, half MR
     seed: Count
     size_zyx: SizeZYX  # voxels; the field of view always covers the abdomen
+    labels: Literal["partial", "full"]  # full: no mask is hidden
 
 
 class AddedPhantoms(Section):
@@ -127,6 +128,7 @@ class IngestParams(Section):
     empty_roi: Literal["unknown", "absent"]  # what an empty ROI, segment or mask series of the layout dicom says
     split: SplitParams
     split_from: Address  # predefined split (case_id or patient_id, split): table, cohort or s3:// URL; empty: none
+    liver_share: Annotated[float, Field(gt=0, le=1)]  # of the training patients with manual livers; others are hidden
     max_refused_share: Share  # the stage fails if a larger fraction of cases is refused
 
 

@@ -199,15 +199,15 @@ def test_a_file_that_is_missing_no_yaml_or_no_mapping_is_refused(tmp_path: Path)
 
 
 def test_whole_numbers_that_an_orchestrator_hands_over_as_floats_are_read() -> None:
-    handed = {"cases": 8.0, "seed": 3.0, "size_zyx": [24.0, 40.0, 40.0]}
+    handed = {"cases": 8.0, "seed": 3.0, "size_zyx": [24.0, 40.0, 40.0], "labels": "partial"}
     section = read_section(PhantomParams, handed)
-    assert section == PhantomParams(cases=8, seed=3, size_zyx=(24, 40, 40))
+    assert section == PhantomParams(cases=8, seed=3, size_zyx=(24, 40, 40), labels="partial")
     assert isinstance(section.seed, int)
 
 
 def test_a_broken_number_is_not_taken_for_a_whole_one() -> None:
     with pytest.raises(ParamsError, match=r"PhantomParams: cases is 8\.5"):
-        read_section(PhantomParams, {"cases": 8.5, "seed": 3, "size_zyx": [24, 40, 40]})
+        read_section(PhantomParams, {"cases": 8.5, "seed": 3, "size_zyx": [24, 40, 40], "labels": "full"})
 
 
 def test_a_section_by_itself_is_checked_as_strictly_as_in_a_file() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hepar.cases import Cohort, Modality, check_case_ids, check_patients
 from hepar.ingest.cohort_building import build_cases, load_earlier
+from hepar.ingest.liver_share import keep_livers
 from hepar.ingest.quarantine import check_refused_share, write_quarantine
 from hepar.ingest.sources import open_source
 from hepar.ingest.splits import assign_official_splits, assign_splits, check_trainable, read_splits
@@ -38,7 +39,8 @@ def run(source: str, cohort: Path, params: IngestParams, modalities: Sequence[Mo
         sources = [source for source in sources if source.fault is not None or source.modality in modalities]
         if params.split_from:
             sources = assign_official_splits(sources, read_splits(params.split_from))
-        accepted, refused = build_cases(assign_splits(sources, params.split), folder, load_earlier(cohort))
+        sources = keep_livers(assign_splits(sources, params.split), params.liver_share)
+        accepted, refused = build_cases(sources, folder, load_earlier(cohort))
         write_quarantine(folder / Cohort.QUARANTINE, refused)
         rejected.unlink(missing_ok=True)
         check_refused_share(refused, len(sources), params.max_refused_share, rejected)

@@ -7,10 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from phantom_folder import PhantomFolder, ingest
 
-from hepar.cases import LabelState, Modality, Split
+import hepar.stages.ingest
+from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.ingest.liver_share import keep_livers
 from hepar.ingest.sources.source import SourceCase, VolumeFile
+from hepar.params import Params
 
 
 def case(patient: str, modality: str = "CT", split: str = "train", liver: str = "manual", scan: int = 0) -> SourceCase:
@@ -66,3 +69,24 @@ def test_a_patient_is_hidden_in_all_scans_or_in_none() -> None:
     patients = {name.partition("-")[0] for name in shown(scans, 0.25)}
     assert len(patients) == 2
     assert len(shown(scans, 0.25)) == 4 * len(patients)
+
+
+def test_a_cohort_has_the_livers_of_its_share(source: PhantomFolder, tiny: Params) -> None:
+    source.rewrite([{**row, "split": row["split"].replace("val", "train")} for row in source.rows()])
+    whole = Cohort.load(ingest(source, tiny.ingest)).cases
+    fewer = Cohort.load(ingest(source, tiny.ingest.model_copy(update={"liver_share": 0.5}))).cases
+    hidden = [old for old, new in zip(whole, fewer, strict=True) if old.liver_state != new.liver_state]
+    assert sorted((item.modality, item.split, item.liver_state) for item in hidden) == [
+        ("CT", "train", "manual"),
+        ("MR", "train", "manual"),
+    ]
+    assert {new.liver for new in fewer if new.liver_state == LabelState.UNKNOWN} == {""}
+
+
+def test_phantoms_can_have_all_their_labels(tiny: Params, tmp_path: Path) -> None:
+    phantoms = tiny.ingest.phantoms.model_copy(update={"labels": "full"})
+    params = tiny.ingest.model_copy(update={"phantoms": phantoms})
+    hepar.stages.ingest.run("phantoms", tmp_path / "cohort", params, tiny.modalities)
+    cases = Cohort.load(tmp_path / "cohort").cases
+    assert {case.liver_state for case in cases} == {LabelState.MANUAL}
+    assert LabelState.UNKNOWN not in {case.tumour_state for case in cases}

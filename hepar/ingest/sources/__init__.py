@@ -103,7 +103,8 @@ def open_source(source: str, params: IngestParams) -> Iterator[list[SourceCase]]
     phantoms = params.phantoms
     with ExitStack() as stack:
         if source == PHANTOMS:
-            yield stack.enter_context(_phantoms(phantoms, phantoms.cases, CohortDesign()))
+            design = CohortDesign() if phantoms.labels == "partial" else CohortDesign().revealed()
+            yield stack.enter_context(_phantoms(phantoms, phantoms.cases, design))
             return
         cases = stack.enter_context(_opened(source, params))
         # another seed, so that they differ from phantoms in the source
