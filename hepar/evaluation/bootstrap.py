@@ -12,11 +12,13 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 _PERCENTILES = (2.5, 97.5)
+_RESAMPLES_AT_ONCE = 100
 Terms = tuple[float, float]  # numerator and denominator of one case; those of a mean are its value and 1
 
 
@@ -31,6 +33,19 @@ class Estimate:
     ci95: tuple[float, float] | None
     n: int
     patients: int
+
+    def summary(self, name: str = "value") -> dict[str, Any]:
+        """`{name: value, "ci95": [low, high] or None, "n": n}`."""
+        return {name: self.value, "ci95": None if self.ci95 is None else list(self.ci95), "n": self.n}
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """The patient of each case, and how patients are drawn."""
+
+    patient_ids: tuple[str, ...]
+    seed: int
+    resamples: int
 
 
 def ratio_of_sums(terms: Sequence[Terms]) -> float:
@@ -80,6 +95,35 @@ def bootstrap_mean(values: Sequence[float | None], patient_ids: Sequence[str], s
     return bootstrap_ratio(
         [value for value, _ in kept], [1.0] * len(kept), [patient for _, patient in kept], seed, resamples
     )
+
+
+def bootstrap_weighted(
+    statistics: Callable[[NDArray[np.float64]], NDArray[np.float64]], resampling: Resampling
+) -> list[Estimate]:
+    """Several statistics of weighted cases, with intervals from resampled patients.
+
+    `statistics` maps weights, float64 rc, which tell how often each of c cases counts, to values of s statistics,
+    float64 rs; nan is undefined. Resamples in which a statistic is undefined are left out of its interval. For many
+    cases this is far faster than `bootstrap_statistic`.
+    """
+    cases = len(resampling.patient_ids)
+    value_s = statistics(np.ones((1, cases)))[0]
+    names, patient_c = np.unique(np.array(resampling.patient_ids, np.str_), return_inverse=True)
+    values_rs = np.full((0, len(value_s)), np.nan)
+    if len(names) >= 2:
+        drawn_rp = np.random.default_rng(resampling.seed).integers(0, len(names), (resampling.resamples, len(names)))
+        weight_rp = np.stack([np.bincount(drawn_p, minlength=len(names)) for drawn_p in drawn_rp]).astype(np.float64)
+        blocks = np.array_split(weight_rp, math.ceil(len(weight_rp) / _RESAMPLES_AT_ONCE))
+        values_rs = np.concatenate([statistics(block_rp[:, patient_c]) for block_rp in blocks])
+    estimates = []
+    for value, values_r in zip(value_s.tolist(), values_rs.T, strict=True):
+        defined_r = values_r[~np.isnan(values_r)]
+        if math.isnan(value) or len(defined_r) == 0:
+            estimates.append(Estimate(None if math.isnan(value) else value, None, cases, len(names)))
+            continue
+        low, high = np.percentile(defined_r, _PERCENTILES)
+        estimates.append(Estimate(value, (float(low), float(high)), cases, len(names)))
+    return estimates
 
 
 def paired_difference(

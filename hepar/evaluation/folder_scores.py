@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,7 @@ import pandas as pd
 
 from hepar.cases import STRUCTURES, Modality
 from hepar.errors import ArtifactError, DataError, ParamsError
-from hepar.evaluation.label_pairs import SegmentedCase
 from hepar.evaluation.mask_folders import LabelValues, MaskPair, match_masks, read_pair
-from hepar.evaluation.predicted_lesions import mask_lesion_rows
 from hepar.evaluation.report_folder import Report
 from hepar.evaluation.scored_cases import ScoredCase, save_report
 from hepar.evaluation.scores import score_case
@@ -21,7 +20,9 @@ from hepar.evaluation.slices import pick_slice
 from hepar.evaluation.summary import Bootstrap
 from hepar.inference.model_folder import ModelFolder
 from hepar.runtime.artifacts import read_manifest, sha256_file, sha256_json, write_artifact
+from hepar.runtime.bounded_map import bounded_map
 from hepar.runtime.commit import git_commit
+from hepar.runtime.device import available_cores
 from hepar.runtime.progress import current_stage, stage
 
 
@@ -60,9 +61,9 @@ def score_folders(folders: MaskFolders, out: Path, bootstrap: Bootstrap) -> Repo
         with write_artifact(out, Report.KIND, {}) as folder:
             with current_stage().counting(len(pairs), "cases") as count:
                 scored = []
-                for pair in pairs:
-                    scored.append(_score(read_pair(pair, folders.labels, folders.prediction_labels)))
-                    count.advance(case=pair.facts.identity.case_id)
+                for case in bounded_map(partial(_score, folders=folders), pairs, available_cores()):
+                    scored.append(case)
+                    count.advance(case=case.scores.identity.case_id)
             history = pd.DataFrame(columns=list(ModelFolder.HISTORY_COLUMNS))
             save_report(Report(folder), scored, history, _facts(pairs, folders), bootstrap)
         return Report(out)
@@ -81,9 +82,10 @@ def _check_out(out: Path, folders: MaskFolders) -> None:
         raise DataError(f"{out} exists and is not a report: choose another --out") from None
 
 
-def _score(case: SegmentedCase) -> ScoredCase:
+def _score(pair: MaskPair, folders: MaskFolders) -> ScoredCase:
+    case = read_pair(pair, folders.labels, folders.prediction_labels)
     black_zyx = np.broadcast_to(np.uint8(0), case.liver.prediction_zyx.shape)
-    return ScoredCase(score_case(case), mask_lesion_rows(case), pick_slice(case, black_zyx, (0.0, 1.0)))
+    return ScoredCase(score_case(case), pick_slice(case, black_zyx, (0.0, 1.0)))
 
 
 def _facts(pairs: Sequence[MaskPair], folders: MaskFolders) -> dict[str, str]:

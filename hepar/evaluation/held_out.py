@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from hepar.cases import Case, Cohort
-from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase
+from hepar.cases import LIVER, STRUCTURES, TUMOUR, Case, Cohort
+from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase, TumourProbability
 from hepar.evaluation.references import read_references
 from hepar.evaluation.report_folder import Report
 from hepar.imaging.volumes import Geometry
@@ -23,6 +23,11 @@ def beside_references(cohort: Cohort, case: Case, predicted: Segmentation, geome
         LabelPair(references.tumour_zyx, predicted.tumour_zyx),
         geometry.spacing_zyx_mm,
         case.distances_known,
+        TumourProbability(
+            predicted.probability_rzyx[TUMOUR],
+            inside_liver=STRUCTURES[LIVER] in predicted.taught,
+            min_lesion_voxels=predicted.min_lesion_ml / geometry.voxel_ml,
+        ),
     )
 
 

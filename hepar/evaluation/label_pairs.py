@@ -78,29 +78,30 @@ class SegmentedCase:
         return z, y, x
 
 
-def case_box(case: SegmentedCase) -> tuple[slice, slice, slice]:
-    """The smallest box that holds liver and tumours of reference and prediction; all of the scan if there are none."""
-    boxes = [box for mask_zyx in case.masks_zyx if (box := bounding_box(mask_zyx)) is not None]
+def case_box(case: SegmentedCase) -> tuple[slice, ...]:
+    """The smallest box that holds liver and tumours of reference and prediction.
+
+    It is the whole scan if there are none, or if lesions were looked for beyond the liver.
+    """
     shape_zyx = case.liver.prediction_zyx.shape
-    z, y, x = (
-        slice(min(b[axis].start for b in boxes), max(b[axis].stop for b in boxes))
-        if boxes
-        else slice(0, shape_zyx[axis])
-        for axis in range(3)
+    boxes = [box for mask_zyx in case.masks_zyx if (box := bounding_box(mask_zyx)) is not None]
+    if not boxes or (case.tumour_probability is not None and not case.tumour_probability.inside_liver):
+        return tuple(slice(0, size) for size in shape_zyx)
+    return tuple(
+        slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in zip(*boxes, strict=True)
     )
-    return z, y, x
 
 
-def cut_case(case: SegmentedCase, box: tuple[slice, slice, slice]) -> SegmentedCase:
-    """The part of a case in a box that holds all its masks. It has the scores of the whole case."""
+def cut_case(case: SegmentedCase, box: tuple[slice, ...]) -> SegmentedCase:
+    """A copy of the part of a case in a box that holds its `case_box`. It has the scores of the whole case."""
 
     def cut(pair: LabelPair) -> LabelPair:
-        reference_zyx = None if pair.reference_zyx is None else pair.reference_zyx[box]
-        return LabelPair(reference_zyx, pair.prediction_zyx[box])
+        reference_zyx = None if pair.reference_zyx is None else pair.reference_zyx[box].copy()
+        return LabelPair(reference_zyx, pair.prediction_zyx[box].copy())
 
     probability = case.tumour_probability
     if probability is not None:
-        probability = replace(probability, probability_zyx=probability.probability_zyx[box])
+        probability = replace(probability, probability_zyx=probability.probability_zyx[box].copy())
     return replace(
         case,
         liver=cut(case.liver),

@@ -38,9 +38,10 @@ class Report:
     NOT_SCORED = "not scored"  # the structures that the model was not taught; only if there are such
     CASES = "cases.csv"
     TEXTS = tuple(item.name for item in fields(CaseIdentity))  # the columns of that table that hold texts
-    LESIONS = "lesions.csv"  # a row per predicted lesion, see `lesion_rows`
+    LESIONS = "lesions.csv"  # a row per reference and predicted lesion, see `LesionRow`
     PAGE = "report.html"
     MASKS = "masks"  # <case>.nii.gz: 0 background, 1 liver, 2 tumour
+    PROBABILITIES = "probabilities"  # <case>_<structure>.nii.gz: 255 times the probability, around the liver
 
     @property
     def page(self) -> Path:
@@ -50,6 +51,10 @@ class Report:
     def mask(self, case_id: str) -> Path:
         """The predicted labels of a case."""
         return self.folder / self.MASKS / f"{case_id}.nii.gz"
+
+    def probability(self, case_id: str, structure: str) -> Path:
+        """The predicted probabilities of a structure of a case, see `keep_probabilities`."""
+        return self.folder / self.PROBABILITIES / f"{case_id}_{structure}.nii.gz"
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -78,7 +83,7 @@ class Report:
         return (self.folder / self.CASES).read_text()
 
     def lesions(self) -> pd.DataFrame:
-        """The predicted lesions, one row per lesion."""
+        """The lesions of reference and prediction, one row per lesion."""
         return frame_from_csv((self.folder / self.LESIONS).read_text(), self.TEXTS)
 
     def save(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from hepar.evaluation.predicted_lesions import lesions_table
+from hepar.evaluation.lesion_table import lesions_table
 from hepar.evaluation.report import write_report
 from hepar.evaluation.report_folder import Report
 from hepar.evaluation.scores import CaseScores, scores_table
@@ -17,10 +17,9 @@ from hepar.evaluation.summary import Bootstrap, summarise
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """Scores of one case, the rows of its predicted lesions, and the slice that the report shows."""
+    """Scores of one case, and the slice that the report shows."""
 
     scores: CaseScores
-    lesions: list[dict[str, object]]
     shown: CaseSlice
 
 
@@ -37,5 +36,6 @@ def save_report(
     """
     scores = [case.scores for case in scored]
     metrics = summarise(scores, seed=bootstrap.seed, resamples=bootstrap.resamples)
-    report.save(metrics, facts, scores_table(scores), lesions_table(row for case in scored for row in case.lesions))
+    lesions = lesions_table(row for case in scores for row in case.lesion_rows)
+    report.save(metrics, facts, scores_table(scores), lesions)
     write_report(report.page, metrics, scores, [case.shown for case in scored], history, facts, bootstrap)

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from hepar.errors import DataError, one_line
+from hepar.evaluation.calibration import ReliabilityCounts, voxel_reliability
+from hepar.evaluation.candidates import LesionCandidates, rank_candidates
 from hepar.evaluation.challenge_scores import ChaosScores, LitsScores, chaos_scores, lits_scores
 from hepar.evaluation.label_pairs import (
     CaseIdentity,
@@ -19,17 +21,19 @@ from hepar.evaluation.label_pairs import (
     check_spacing,
     cut_case,
 )
+from hepar.evaluation.lesion_table import LesionRow, predicted_rows, reference_rows
 from hepar.evaluation.lesions import (
     IOU_THRESHOLDS,
     LesionDetection,
+    LesionMatching,
     detect_lesions,
-    match_lesions,
+    match_components,
     threshold_name,
 )
 from hepar.evaluation.overlap import OverlapCounts, count_overlap, ratio, tumour_burden
 from hepar.evaluation.panoptic import PanopticCounts, panoptic_counts
 from hepar.evaluation.surface import AreaWeightedScores, surface_scores
-from hepar.imaging.masks import LESION_SIZES, voxel_mm3
+from hepar.imaging.masks import LESION_SIZES, find_components, voxel_mm3
 from hepar.params import SizeZYX, SpacingZYX
 
 STRUCTURE_METRICS = ("dice", "nsd_2mm", "hd95_mm", "assd_mm", "mssd_mm", "rvd", "voe")
@@ -81,6 +85,7 @@ class CaseScores:
 
     `lesions` has one entry per IoU threshold (> 0, > 0.1, > 0.5) and is None, like `lits` and `panoptic`, if the tumour
     is unknown.
+    `candidates` and `reliability`, the calibration of the voxels, are None also without probabilities.
     `specific` and `false_positive_volume_ml` are set for tumour-free cases only. The tumour burden is the tumour's
     share of the liver volume; its error is prediction - reference.
     """
@@ -97,6 +102,9 @@ class CaseScores:
     lits: LitsScores | None
     panoptic: PanopticCounts | None
     chaos: ChaosScores | None
+    candidates: LesionCandidates | None
+    reliability: ReliabilityCounts | None
+    lesion_rows: tuple[LesionRow, ...]
 
     @property
     def tumour_free(self) -> bool:
@@ -126,13 +134,12 @@ def score_case(case: SegmentedCase) -> CaseScores:
     spacing_zyx_mm = case.spacing_zyx_mm if case.distances_known else None
     liver = _score_structure(liver_pair, spacing_zyx_mm, case.size_zyx, scored_if_absent=True)
     tumour = _score_structure(tumour_pair, spacing_zyx_mm, case.size_zyx, scored_if_absent=False)
-    lesions, lits, panoptic = None, None, None
-    if tumour_pair.reference_zyx is not None and tumour.overlap is not None:
-        matching = match_lesions(tumour_pair.reference_zyx, tumour_pair.prediction_zyx)
+    found = _find_lesions(case)
+    lesions, lits = None, None
+    if found.matching is not None and tumour.overlap is not None:
         lesion_voxel_mm3 = None if spacing_zyx_mm is None else voxel_mm3(spacing_zyx_mm)
-        lesions = tuple(detect_lesions(matching, iou_above, lesion_voxel_mm3) for iou_above in IOU_THRESHOLDS)
-        lits = lits_scores(matching, tumour.overlap, _overlap_with_tumour(liver_pair, tumour_pair))
-        panoptic = panoptic_counts(matching)
+        lesions = tuple(detect_lesions(found.matching, iou_above, lesion_voxel_mm3) for iou_above in IOU_THRESHOLDS)
+        lits = lits_scores(found.matching, tumour.overlap, _overlap_with_tumour(liver_pair, tumour_pair))
     tumour_free = tumour.known and not tumour.present
     return CaseScores(
         identity=case.identity,
@@ -145,8 +152,11 @@ def score_case(case: SegmentedCase) -> CaseScores:
         burden_reference=_burden(liver, tumour, of_reference=True),
         burden_prediction=_burden(liver, tumour, of_reference=False),
         lits=lits,
-        panoptic=panoptic,
+        panoptic=None if found.matching is None else panoptic_counts(found.matching),
         chaos=chaos_scores(liver.dice, liver.rvd, liver.assd_mm, liver.mssd_mm),
+        candidates=found.candidates,
+        reliability=voxel_reliability(case),
+        lesion_rows=found.rows,
     )
 
 
@@ -171,6 +181,26 @@ def _check(case: SegmentedCase) -> None:
                 check_masks(mask_zyx, case.liver.prediction_zyx)
     except ValueError as error:
         raise DataError(f"case {case.identity.case_id}: {one_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class _FoundLesions:
+    """The lesions of a case. `matching` is None if its tumours are unknown, `candidates` also without probabilities."""
+
+    matching: LesionMatching | None
+    candidates: LesionCandidates | None
+    rows: tuple[LesionRow, ...]
+
+
+def _find_lesions(case: SegmentedCase) -> _FoundLesions:
+    predicted = find_components(case.tumour.prediction_zyx)
+    if case.tumour.reference_zyx is None:
+        return _FoundLesions(None, None, tuple(predicted_rows(case, predicted, None)))
+    reference = find_components(case.tumour.reference_zyx)
+    matching = match_components(reference, predicted)
+    candidates = rank_candidates(case, reference, predicted, matching)
+    rows = [*reference_rows(case, reference, matching, candidates), *predicted_rows(case, predicted, matching)]
+    return _FoundLesions(matching, candidates, tuple(rows))
 
 
 def _score_structure(

@@ -8,7 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hepar.evaluation.bootstrap import Estimate, bootstrap_mean, bootstrap_ratio
+from hepar.evaluation.bootstrap import Estimate, Resampling, bootstrap_mean, bootstrap_ratio
+from hepar.evaluation.detection_summary import (
+    lesion_reliability,
+    summarise_average_precision,
+    summarise_calibration,
+    summarise_froc,
+)
 from hepar.evaluation.lesions import IOU_THRESHOLDS, LesionCounts, threshold_name
 from hepar.evaluation.panoptic import pool_panoptic
 from hepar.evaluation.scores import (
@@ -42,6 +48,10 @@ class Bootstrap:
         """Ratio of two sums over the cases, one entry per case."""
         return bootstrap_ratio(numerators, denominators, _patients(cases), self.seed, self.resamples)
 
+    def resampling(self, cases: Sequence[CaseScores]) -> Resampling:
+        """How the patients of the cases are drawn."""
+        return Resampling(tuple(_patients(cases)), self.seed, self.resamples)
+
 
 def summarise(scores: Sequence[CaseScores], seed: int, resamples: int) -> dict[str, Any]:
     """Summarise scored cases as a JSON-compatible dict, without rounding.
@@ -58,9 +68,10 @@ def summarise(scores: Sequence[CaseScores], seed: int, resamples: int) -> dict[s
     if duplicates:
         raise ValueError(f"scored more than once: {', '.join(duplicates)}")
     bootstrap = Bootstrap(seed, resamples)
+    ordered = sorted(scores, key=lambda case: case.identity.case_id)
     summary: dict[str, Any] = {}
     for modality in sorted({case.identity.modality for case in scores}):
-        cases = [case for case in scores if case.identity.modality == modality]
+        cases = [case for case in ordered if case.identity.modality == modality]
         summary[modality] = _summarise_group(cases, bootstrap)
         summary[modality]["sources"] = {
             source: _summarise_group([case for case in cases if case.identity.source == source], bootstrap)
@@ -131,6 +142,7 @@ def _summarise_tumour(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> dict
             for index, iou_above in enumerate(IOU_THRESHOLDS)
         },
         "panoptic": _summarise_panoptic(known, bootstrap),
+        **_summarise_probabilities(known, bootstrap),
         "specificity": bootstrap.mean(cases, lambda case: None if case.specific is None else float(case.specific)),
         "false_positive_volume_ml": bootstrap.mean(cases, lambda case: case.false_positive_volume_ml),
         "burden_error": bootstrap.mean(cases, lambda case: case.burden_error),
@@ -189,11 +201,27 @@ def _summarise_panoptic(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> di
     for name in ("pq", "sq", "rq"):
         terms = [getattr(count, f"{name}_terms") for count in counts]
         estimate = bootstrap.ratio(cases, [top for top, _ in terms], [bottom for _, bottom in terms])
-        summary[name] = {"value": estimate.value, "ci95": _interval(estimate), "n": estimate.n}
+        summary[name] = estimate.summary()
     pooled = pool_panoptic(counts)
     for name in ("true_positives", "false_positives", "false_negatives"):
         summary[name] = getattr(pooled, name)
     return summary
+
+
+def _summarise_probabilities(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Detection over all confidences and calibration, over the cases with known tumours and kept probabilities."""
+    ranked = [case for case in cases if case.candidates is not None]
+    candidates = [case.candidates for case in ranked if case.candidates is not None]
+    voxels = [case.reliability for case in ranked if case.reliability is not None]
+    resampling = bootstrap.resampling(ranked)
+    return {
+        "froc": summarise_froc(candidates, resampling),
+        "average_precision": summarise_average_precision(candidates, resampling),
+        "calibration": {
+            "voxels": summarise_calibration(voxels, resampling),
+            "lesions": summarise_calibration([lesion_reliability(case) for case in candidates], resampling),
+        },
+    }
 
 
 def _summarise_challenges(cases: Sequence[CaseScores], bootstrap: Bootstrap) -> dict[str, Any]:

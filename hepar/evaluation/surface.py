@@ -123,7 +123,8 @@ def distances_mm(from_zyx: Mask, to_zyx: Mask, spacing_zyx_mm: SpacingZYX) -> Le
 
 def _positions_mm(index_n: NDArray[np.int64], shape_zyx: tuple[int, ...], spacing_zyx_mm: SpacingZYX) -> Lengths:
     """Positions of voxels given by their number in scan order, float64 n3 (z, y, x), from the first voxel."""
-    return np.stack(np.unravel_index(index_n, shape_zyx), axis=-1) * np.asarray(spacing_zyx_mm)
+    index_n3 = np.stack(np.unravel_index(index_n, shape_zyx), axis=-1)
+    return np.asarray(index_n3 * np.asarray(spacing_zyx_mm), dtype=np.float64)
 
 
 def _area_weighted(

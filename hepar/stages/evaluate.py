@@ -1,12 +1,13 @@
 """Stage 6: score a model on the held-out patients.
 
-Writes a folder `Report`: summary metrics, the HTML page, scores, lesions and predicted mask of each case, and
-provenance.
+Writes a folder `Report`: summary metrics, the HTML page, scores, lesions, predicted mask and probabilities of each
+case, and provenance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ import numpy as np
 from hepar.cases import STRUCTURES, Case, Cohort, Split
 from hepar.errors import DataError
 from hepar.evaluation.held_out import beside_references, hash_test_set
-from hepar.evaluation.predicted_lesions import lesion_rows
+from hepar.evaluation.kept_probabilities import KeptProbabilities, keep_probabilities, write_probabilities
+from hepar.evaluation.label_pairs import SegmentedCase, case_box, cut_case
 from hepar.evaluation.report_folder import Report
 from hepar.evaluation.scored_cases import ScoredCase, save_report
 from hepar.evaluation.scores import score_case
-from hepar.evaluation.slices import pick_slice
+from hepar.evaluation.slices import CaseSlice, pick_slice
 from hepar.evaluation.summary import Bootstrap
 from hepar.imaging.display import display_window
 from hepar.imaging.volumes import Geometry, read_image, to_array, to_image, write_image
@@ -27,15 +29,17 @@ from hepar.inference.prediction import Model, load_ensemble, segment
 from hepar.inference.settings import PredictionSettings
 from hepar.params import EvaluateParams
 from hepar.runtime.artifacts import read_manifest, write_artifact
+from hepar.runtime.bounded_map import bounded_map
 from hepar.runtime.commit import git_commit
-from hepar.runtime.device import pick_device, use_threads
+from hepar.runtime.device import available_cores, pick_device, use_threads
 from hepar.runtime.progress import current_stage, stage
 
 
 def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None:
     """Segment and score all test cases of the model's modalities with all members of the model.
 
-    A structure that the model was not taught is not scored.
+    A structure that the model was not taught is not scored. Cases are predicted one by one, and scored several at a
+    time beside that.
 
     Raises DataError if there are none, or if the model has seen a label of a test patient.
     """
@@ -58,10 +62,11 @@ def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None
         }
         with write_artifact(report, Report.KIND, parents) as folder:
             with current_stage().counting(len(chosen), "cases") as count:
+                predicted = (_predict(case, cases, models, Report(folder), settings.for_model(spec)) for case in chosen)
                 scored = []
-                for case in chosen:
-                    scored.append(_score(case, cases, models, Report(folder), settings.for_model(spec)))
-                    count.advance(case=case.case_id)
+                for case in bounded_map(_score, predicted, params.threads or available_cores()):
+                    scored.append(case)
+                    count.advance(case=case.scores.identity.case_id)
             facts = _facts(chosen, parents, manifest.parents, settings, spec)
             bootstrap = Bootstrap(params.bootstrap_seed, params.bootstrap_resamples)
             save_report(Report(folder), scored, ModelFolder(model).load_history(), facts, bootstrap)
@@ -79,9 +84,19 @@ def _check_unseen(model: Path, cases: Sequence[Case]) -> None:
         )
 
 
-def _score(
+@dataclass(frozen=True)
+class _PredictedCase:
+    """The part of a case around its liver, what is kept of its probabilities, and the report that keeps it."""
+
+    segmented: SegmentedCase
+    shown: CaseSlice
+    kept: KeptProbabilities
+    report: Report
+
+
+def _predict(
     case: Case, cohort: Cohort, models: Sequence[Model], report: Report, settings: PredictionSettings
-) -> ScoredCase:
+) -> _PredictedCase:
     image = read_image(cohort.file(case.image))
     image_zyx = to_array(image)
     geometry = Geometry.of(image)
@@ -92,7 +107,13 @@ def _score(
     shown = pick_slice(
         segmented, image_zyx.astype(np.float32), display_window(image_zyx, case.modality, spec.plan.window_hu)
     )
-    return ScoredCase(score_case(segmented), lesion_rows(segmented, predicted.lesions), shown)
+    kept = keep_probabilities(segmented, predicted)
+    return _PredictedCase(cut_case(segmented, case_box(segmented)), shown, kept, report)
+
+
+def _score(case: _PredictedCase) -> ScoredCase:
+    write_probabilities(case.kept, case.report, case.segmented.identity.case_id)
+    return ScoredCase(score_case(case.segmented), case.shown)
 
 
 def _facts(

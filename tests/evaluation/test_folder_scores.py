@@ -40,8 +40,9 @@ def test_the_report_holds_the_scores_of_the_masks(tmp_path: Path, folders: MaskF
     assert first["lesion_iou>0.5_10-20 mm_true_positives"] == 0
     assert report.metrics()[UNKNOWN_MODALITY]["liver"]["dice"]["n"] == 2
     lesions = report.lesions()
-    assert lesions["volume_ml"].tolist() == pytest.approx([64 * VOXEL_ML, 32 * VOXEL_ML])
-    assert lesions["overlaps_reference"].tolist() == [True, False]
+    assert lesions["kind"].tolist() == ["reference", "predicted", "predicted"]
+    assert lesions["volume_ml"].tolist() == pytest.approx([64 * VOXEL_ML, 64 * VOXEL_ML, 32 * VOXEL_ML])
+    assert lesions["matched"].tolist() == [True, True, False]
     assert lesions["confidence"].isna().all()
     page = report.page.read_text()
     assert page.count("<figure>") == 2

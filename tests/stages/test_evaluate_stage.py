@@ -52,10 +52,11 @@ def evaluate(cohort: Path, tiny: Params, params: dict[str, Any], **spec: Any) ->
 
 def test_all_members_are_averaged_and_each_lesion_is_listed(cohort: Path, tiny: Params) -> None:
     report = evaluate(cohort, tiny, {"min_lesion_ml": 0.0})
-    (lesion,) = report.lesions().to_dict("records")
-    assert (lesion["case_id"], lesion["lesion"], lesion["overlaps_reference"]) == ("a", 1, True)
+    reference, lesion = report.lesions().to_dict("records")
+    assert (lesion["case_id"], lesion["kind"], lesion["lesion"], lesion["matched"]) == ("a", "predicted", 1, True)
     assert lesion["volume_ml"] == pytest.approx(VOLUME_ML)
-    assert lesion["confidence"] == pytest.approx(0.55, abs=1e-5)
+    assert lesion["iou"] == reference["iou"] == 8 / 16**3
+    assert lesion["confidence"] == reference["confidence"] == pytest.approx(0.55, abs=1e-5)
     assert report.cases()["tumour_prediction_volume_ml"].tolist() == pytest.approx([VOLUME_ML])
     assert Report.NOT_SCORED not in report.facts()
 
@@ -66,8 +67,9 @@ def test_the_report_records_how_its_masks_were_predicted(cohort: Path, tiny: Par
     recorded = PredictionSettings.from_facts(report.prediction_settings())
     assert recorded == PredictionSettings(tiny.evaluate.overlap, 2, (Axis.X,), 0.6, 0.3)
     assert given_settings(report.facts()) == PredictionSettings(tiny.evaluate.overlap, 2, (Axis.X,), None, 0.3)
-    assert len(report.lesions()) == 0  # 0.55 does not exceed the model's threshold
-    assert "confidence" in report.lesions().columns
+    (missed,) = report.lesions().to_dict("records")  # 0.55 does not exceed the model's threshold
+    assert (missed["kind"], missed["matched"]) == ("reference", False)
+    assert missed["confidence"] == pytest.approx(0.55, abs=1e-5)
 
 
 def test_a_structure_that_was_not_taught_is_not_scored(cohort: Path, tiny: Params) -> None:
