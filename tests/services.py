@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -120,23 +120,32 @@ def s3_server(
     ),
     keys: Mapping[str, str] = S3_KEYS,
 ) -> Iterator[dict[str, str]]:
-    """SeaweedFS with its data in `folder`; yields the variables of its clients. Of a repeated flag the last counts."""
+    """SeaweedFS with its data in `folder`; yields the variables of its clients.
+
+    Of a repeated flag the last counts. Without `keys` the command must name a file of identities.
+    """
     names = ["master.port", "volume.port", "filer.port", "s3.port"]
     names += [f"{name}.grpc" for name in names]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     folder.mkdir(parents=True, exist_ok=True)
-    flags = [f"-dir={folder}", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    flags = [
+        f"-dir={folder}",
+        "-master.telemetry=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-volume.preStopSeconds=0",
+    ]
     flags += [f"-{name}={port}" for name, port in ports.items()]
     url = f"http://127.0.0.1:{ports['s3.port']}"
     log = folder.with_name(f"{folder.name}.log")
     with started([*command, *flags], lambda: answers(f"{url}/healthz"), log, keys):
         client = {"AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1", **keys}
         for bucket in buckets:
-            s3_client(client).create_bucket(Bucket=bucket)  # type: ignore[attr-defined]
+            s3_client(client).create_bucket(Bucket=bucket)
         yield client
 
 
-def s3_client(variables: Mapping[str, str]) -> object:
+def s3_client(variables: Mapping[str, str]) -> Any:
     """A boto3 client of the server that `s3_server` yields."""
     import boto3
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import services
@@ -73,3 +76,14 @@ def container(manifests: list[dict[str, Any]], kind: str, name: str) -> dict[str
     spec = found["spec"]["jobTemplate"]["spec"] if kind == "CronJob" else found["spec"]
     (own,) = [one for one in spec["template"]["spec"]["containers"] if one["name"] == name]
     return dict(own)
+
+
+def load_script(path: Path) -> ModuleType:
+    """A script of infra/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"infra_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = loaded  # where dataclasses look for it
+    spec.loader.exec_module(loaded)
+    return loaded

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import re
 import shutil
@@ -11,29 +10,28 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
-from infra.deployment_files import INFRA, OVERLAYS, ROOT, ComposeFile, container, example_variables, rendered
+from infra.deployment_files import (
+    INFRA,
+    OVERLAYS,
+    ROOT,
+    ComposeFile,
+    container,
+    example_variables,
+    load_script,
+    rendered,
+)
 
 KUBERNETES = INFRA / "kubernetes"
 DIGEST = f"sha256:{'0123456789abcdef' * 4}"
 Manifests = list[dict[str, Any]]
 
 
-def module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, KUBERNETES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-rules = module("rules")
+rules = load_script(KUBERNETES / "rules.py")
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +179,7 @@ def references(manifests: Manifests) -> Iterator[tuple[str, str, str]]:
 
 
 def test_the_secrets_that_are_made_are_those_that_are_needed(manifests: Manifests) -> None:
-    secrets = module("make_secrets").make_secrets()
+    secrets = load_script(KUBERNETES / "make_secrets.py").make_secrets()
     made = {
         (one["metadata"]["namespace"], one["metadata"]["name"], key) for one in secrets for key in one["stringData"]
     }
