@@ -15,7 +15,7 @@ import os
 import sqlite3
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,8 +28,8 @@ from hepar.errors import HeparError, Preempted, StorageError, one_line
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder, ModelSpec
 from hepar.params import TrainingParams
-from hepar.registry.lineage_records import LINEAGE, write_records
 from hepar.runtime.commit import git_commit
+from hepar.runtime.environment import EPHEMERAL_VARIABLE
 from hepar.runtime.execution import execution_facts
 from hepar.runtime.redaction import redact
 from hepar.runtime.scratch import scratch_folder
@@ -66,8 +66,16 @@ def connect() -> Any:
 
 
 def tracking_uri() -> str:
-    """Where MLflow keeps runs and models; it may hold a password."""
-    return os.environ.get(URI_VARIABLE) or DEFAULT_URI
+    """Where MLflow keeps runs and models; it may hold a password.
+
+    Raises StorageError if none is named in a container, where the default would be lost with all that it holds.
+    """
+    given = os.environ.get(URI_VARIABLE)
+    if not given and os.environ.get(EPHEMERAL_VARIABLE):
+        raise StorageError(
+            f"{URI_VARIABLE} is not set, and a database in this container would be lost: set it to your MLflow server"
+        )
+    return given or DEFAULT_URI
 
 
 def has_server() -> bool:
@@ -247,11 +255,11 @@ class TrainingRun:
         with storage_errors():
             self._mlflow.log_metrics(dict(metrics), step=step)
 
-    def log_inputs(self, inputs: Sequence[Path]) -> None:
-        """Log what lineage needs to know about the artifacts in these folders; again, it changes nothing."""
-        with storage_errors(), scratch_folder(LINEAGE) as scratch:
-            write_records(inputs, scratch)
-            self._mlflow.log_artifacts(str(scratch), LINEAGE)
+    def log_files(self, place: str, write: Callable[[Path], None]) -> None:
+        """Log the files that `write` puts into an empty folder, as the folder `place` of the run."""
+        with storage_errors(), scratch_folder("logged") as scratch:
+            write(scratch)
+            self._mlflow.log_artifacts(str(scratch), place)
 
     def tag_model(self, model_hash: str) -> None:
         """Tag the run with the model that it trained, so that `model_run` finds it."""

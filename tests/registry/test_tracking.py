@@ -21,6 +21,7 @@ from toy_model import toy_spec
 from hepar.errors import StorageError
 from hepar.params import Params
 from hepar.registry.tracking import MODEL_TAG, TrainingRun, connect, model_run, storage_errors
+from hepar.runtime.environment import EPHEMERAL_VARIABLE
 
 
 def experiment_of(run: mlflow.ActiveRun) -> str:
@@ -236,3 +237,16 @@ def test_temporary_files_of_mlflow_lie_in_our_scratch_folder(tmp_path: Path, mon
 def test_mlflow_logs_nothing_beside_what_it_raises(name: str) -> None:
     connect()
     assert not logging.getLogger(name).isEnabledFor(logging.ERROR)
+
+
+def test_in_a_container_a_missing_server_is_refused_before_a_database_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv(EPHEMERAL_VARIABLE, "1")
+    with pytest.raises(StorageError, match="MLFLOW_TRACKING_URI is not set, and a database in this container"):
+        connect()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/kept.db")
+    connect()

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from hepar.errors import DataError
+from hepar.runtime.environment import EPHEMERAL_VARIABLE
 
 VARIABLE = "HEPAR_PATIENT_KEY"
 FILE_VARIABLE = "HEPAR_PATIENT_KEY_FILE"
-EPHEMERAL_VARIABLE = "HEPAR_EPHEMERAL"  # set where the home folder is lost, as in a container
 MIN_LENGTH = 16
 
 

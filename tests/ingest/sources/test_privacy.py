@@ -20,9 +20,10 @@ from hepar.ingest.cohort_building import build_cases
 from hepar.ingest.quarantine import write_quarantine
 from hepar.ingest.sources import dicom_tree
 from hepar.ingest.sources.dicom_tree import Reading
-from hepar.ingest.sources.pseudonyms import EPHEMERAL_VARIABLE, FILE_VARIABLE, VARIABLE, patient_key
+from hepar.ingest.sources.pseudonyms import FILE_VARIABLE, VARIABLE, patient_key
 from hepar.ingest.splits import assign_splits
 from hepar.params import Params
+from hepar.runtime.environment import EPHEMERAL_VARIABLE
 
 KEY = b"a key of the tests"
 
