@@ -19,6 +19,7 @@ from markupsafe import Markup
 from hepar.evaluation.agreement import QUANTITIES, measure_agreement
 from hepar.evaluation.agreement_chart import agreement_chart
 from hepar.evaluation.charts import MAX_CURVES, dice_chart, learning_chart, volume_chart
+from hepar.evaluation.confidence_charts import froc_chart, reliability_chart
 from hepar.evaluation.examples import pick_examples
 from hepar.evaluation.forest_plot import groups_chart
 from hepar.evaluation.inter_rater import CITATION, INTER_RATER_DICE
@@ -36,6 +37,8 @@ from hepar.evaluation.tables import (
     TableSection,
     agreement_sections,
     challenge_sections,
+    confidence_sections,
+    further_sections,
     interval,
     metric_sections,
     number,
@@ -112,6 +115,8 @@ def write_report(
             "volume": _markup(volume_chart(scores)),
             "agreement": _markup(agreement_chart(agreements)),
             "groups": _markup(groups_chart(metrics_in_groups(scores, bootstrap))),
+            "froc": _markup(froc_chart(metrics)),
+            "reliability": _markup(reliability_chart(metrics)),
             "learning": _markup(learning_chart(history)),
         },
         inter_rater=CITATION if any(modality in modalities for modality, _ in INTER_RATER_DICE) else "",
@@ -247,6 +252,8 @@ def _tables(metrics: dict[str, Any]) -> dict[str, tuple[list[str], list[TableSec
         "sources": (list(by_source), metric_sections(list(by_source.values()))),
         "sizes": (list(metrics), size_sections(list(metrics.values()))),
         "challenges": (list(metrics), challenge_sections(list(metrics.values()))),
+        "further": (list(metrics), further_sections(list(metrics.values()))),
+        "confidence": (list(metrics), confidence_sections(list(metrics.values()))),
     }
 
 

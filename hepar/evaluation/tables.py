@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hepar.cases import STRUCTURES
 from hepar.evaluation.agreement import QUANTITIES, Agreement
 from hepar.evaluation.lesions import IOU_THRESHOLDS, threshold_name
 from hepar.imaging.masks import LESION_SIZES
@@ -194,6 +195,69 @@ def agreement_sections(groups: Sequence[Sequence[Agreement | None]]) -> list[Tab
         )
         for position, quantity in enumerate(QUANTITIES)
         if any(group[position] is not None for group in groups)
+    ]
+
+
+def further_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
+    """Panoptic quality of lesions, and the distances of surfaces weighted by area."""
+
+    def area(structure: str, label: str, hint: str, metric: str, digits: int) -> TableRow:
+        return _row(label, hint, groups, lambda group: _mean_cell(group[structure]["area_weighted"][metric], digits))
+
+    def panoptic(label: str, hint: str, name: str) -> TableRow:
+        return _row(label, hint, groups, lambda group: _mean_cell(group["tumour"]["panoptic"][name], 3, key="value"))
+
+    return [
+        TableSection(
+            "Panoptic quality of lesions",
+            (
+                panoptic("Panoptic quality", "segmentation × recognition", "pq"),
+                panoptic("Segmentation quality", "mean IoU of matched lesions", "sq"),
+                panoptic("Recognition quality", "F1 at IoU > 0.5", "rq"),
+            ),
+        ),
+        *(
+            TableSection(
+                f"{structure.capitalize()} surface, weighted by area",
+                (
+                    area(structure, "NSD", "within 2 mm", "nsd_2mm", 3),
+                    area(structure, "HD95, mm", "lower is better", "hd95_mm", 1),
+                    area(structure, "ASSD, mm", "lower is better", "assd_mm", 1),
+                ),
+            )
+            for structure in STRUCTURES
+        ),
+    ]
+
+
+def confidence_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
+    """Detection over all confidences, and calibration."""
+
+    def row(label: str, hint: str, estimate_of: Callable[[dict[str, Any]], dict[str, Any]]) -> TableRow:
+        return _row(label, hint, groups, lambda group: _mean_cell(estimate_of(group["tumour"]), 3, key="value"))
+
+    def at(rate: str) -> TableRow:
+        return row(
+            f"At {rate} false lesion{'s' * (rate != '1')} per case", "", lambda own: own["froc"]["sensitivity"][rate]
+        )
+
+    def precision(iou_above: float) -> TableRow:
+        return row(f"At IoU > {iou_above:g}", "", lambda own: own["average_precision"][threshold_name(iou_above)])
+
+    rates = list(groups[0]["tumour"]["froc"]["sensitivity"]) if groups else []
+    return [
+        TableSection(
+            "Sensitivity",
+            (*map(at, rates), row("Mean of these", "", lambda own: own["froc"]["mean"])),
+        ),
+        TableSection("Average precision", tuple(map(precision, IOU_THRESHOLDS))),
+        TableSection(
+            "Expected calibration error",
+            (
+                row("Voxels", "lower is better", lambda own: own["calibration"]["voxels"]["ece"]),
+                row("Predicted lesions", "lower is better", lambda own: own["calibration"]["lesions"]["ece"]),
+            ),
+        ),
     ]
 
 
