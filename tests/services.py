@@ -26,7 +26,7 @@ BIN = Path(sys.executable).parent
 IN_CI = bool(os.environ.get("HEPAR_CI"))  # read here, because tests run without variables of hepar
 START_SECONDS, STOP_SECONDS = 240.0, 30.0
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "hepar-test", "AWS_SECRET_ACCESS_KEY": "hepar-test-secret"}
-MLFLOW_COMMAND = ("mlflow", "server", "--workers=1")
+MLFLOW_COMMAND = ("mlflow", "server")
 
 
 def missing(what: str) -> NoReturn:
@@ -221,7 +221,13 @@ def mlflow_server(
     flags = ["--backend-store-uri=postgresql+psycopg2://", f"--artifacts-destination=s3://{bucket}"]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "GIT_PYTHON_REFRESH": "quiet"}
     log = logs / f"mlflow-{port}.log"
-    words = [*command, *flags, "--host=127.0.0.1", f"--port={port}"]
+    words = [
+        *command,
+        *flags,
+        "--host=127.0.0.1",
+        f"--port={port}",
+        "--workers=1",
+    ]  # each worker takes seconds to start
     with started(words, lambda: answers(f"{url}/health"), log, {**quiet, **variables}):
         yield url
 

@@ -1,0 +1,88 @@
+"""infra/compose: what Docker Compose makes of it, and what holds for each service."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import services
+import yaml
+from infra.deployment_files import COMPOSE, EXAMPLE, ComposeFile, example_variables
+
+FILLED = {name: value or f"/srv/{name.lower()}" for name, value in example_variables().items()}
+ON_DEMAND = {"buckets", "backup"}  # they end
+
+
+@pytest.fixture(scope="module")
+def compose() -> ComposeFile:
+    return ComposeFile.load(FILLED)
+
+
+def config(environment: Path) -> subprocess.CompletedProcess[str]:
+    """What `docker-compose config` says of the file with these variables."""
+    found = shutil.which("docker-compose") or services.missing("docker-compose")
+    command = [found, "--file", str(COMPOSE), "--env-file", str(environment), "config"]
+    return subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+
+
+def test_docker_compose_reads_it_as_the_tests_do(compose: ComposeFile, tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("".join(f"{name}={value}\n" for name, value in FILLED.items()))
+    done = config(tmp_path / "env")
+    assert done.returncode == 0, done.stderr
+    read = yaml.safe_load(done.stdout)["services"]
+    assert read.keys() == compose.services.keys()
+    for name, service in read.items():
+        assert service["command"] == compose.command(name)
+        assert service.get("environment", {}) == compose.environment(name)
+        expected = compose.services[name].get("healthcheck", {}).get("test")
+        assert service.get("healthcheck", {}).get("test") == expected
+
+
+def test_nothing_starts_from_the_example_alone() -> None:
+    done = config(EXAMPLE)
+    assert done.returncode != 0
+    assert re.search(r"set (POSTGRES_PASSWORD|S3_SECRET_KEY|S3_ACCESS_KEY), see .env.example", done.stderr)
+
+
+def test_whatever_is_empty_in_the_example_must_be_set() -> None:
+    uses = re.findall(r"\$\{(\w+)(:-|:\?)", COMPOSE.read_text())
+    assert {name for name, _ in uses} == set(example_variables())
+    assert {name for name, operator in uses if operator == ":?"} == {
+        name for name, value in example_variables().items() if not value
+    }
+    defaults = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", COMPOSE.read_text()))
+    assert defaults == {name: value for name, value in example_variables().items() if value}
+
+
+def test_no_secret_is_in_a_command(compose: ComposeFile) -> None:
+    secrets = {FILLED[name] for name in ("POSTGRES_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY")}
+    words = [word for service in compose.services.values() for word in service["command"]]
+    assert [word for word in words if any(secret in word for secret in secrets)] == []
+
+
+@pytest.mark.parametrize("name", ComposeFile.load(FILLED).services)
+def test_a_service_is_confined_and_watched(compose: ComposeFile, name: str) -> None:
+    service: Any = compose.services[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in service
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+    assert service["restart"] == ("no" if name in ON_DEMAND else "unless-stopped")
+    assert ("healthcheck" in service) == (name not in ON_DEMAND)
+
+
+def test_what_must_last_has_a_volume_of_its_own(compose: ComposeFile) -> None:
+    mounts = {
+        name: [str(one).split(":")[0] for one in service.get("volumes", ())]
+        for name, service in compose.services.items()
+    }
+    assert mounts["postgres"] == ["postgres"]
+    assert mounts["s3"] == ["s3"]
+    assert mounts["mlflow"] == []  # all of it is in the other two
+    assert mounts["review"] == [FILLED["WORKDIR"], FILLED["REVIEWS"]]
+    assert mounts["backup"] == [FILLED["BACKUP_FOLDER"]]
