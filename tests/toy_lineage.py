@@ -9,9 +9,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import pytest
+from conftest import made_once
 from toy_case import write_case
 from toy_model import toy_spec, toy_weights
 from toy_pool import Toy, toy_pool, with_columns
@@ -24,12 +27,16 @@ from hepar.inference.model_folder import ModelFolder
 from hepar.params import Params
 from hepar.pool.table import Pool
 from hepar.pseudo_labels.folder import PseudoLabels
+from hepar.registry.lineage_records import LINEAGE, write_records
 from hepar.registry.tracking import TrainingRun
 from hepar.runtime.artifacts import as_parents_of_parent, dvc_version, read_any_manifest, write_artifact
+from hepar.runtime.commit import COMMIT_VARIABLE
+from hepar.runtime.execution import KFP_RUN_VARIABLE, STAGE_IMAGE_VARIABLE
 
 NAME = "hepar-toy"
 LICENCE = "CC BY-NC-SA 4.0"
 PATIENT = "patient-of-the-test"
+IMAGE, KFP, COMMIT = "registry.example.org/hepar@sha256:ab", "run-7", "c0ffee"
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,27 @@ class ToyRun:
         return self.folder / "registration"
 
 
+def finished_run(factory: pytest.TempPathFactory, tiny: Params) -> ToyRun:
+    """A run of image `IMAGE` and KFP run `KFP`, with its MLflow database in it, for tests that leave it alone."""
+
+    def write(folder: Path) -> None:
+        (folder / "run").mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'run' / 'mlflow.db'}")
+            patch.setenv(STAGE_IMAGE_VARIABLE, IMAGE)
+            patch.setenv(KFP_RUN_VARIABLE, KFP)
+            patch.setenv(COMMIT_VARIABLE, COMMIT)
+            write_run(folder / "run", tiny)
+
+    return ToyRun(made_once(factory, "lineage", write) / "run")
+
+
+def copied_run(finished: ToyRun, target: Path) -> ToyRun:
+    """The artifacts of a run in another folder, without the MLflow database."""
+    shutil.copytree(finished.folder, target, ignore=shutil.ignore_patterns("mlflow.db", ".mlflow*", "mlartifacts"))
+    return ToyRun(target)
+
+
 def hash_of(folder: Path) -> str:
     """The content hash of an artifact."""
     return read_any_manifest(folder).hash
@@ -87,7 +115,7 @@ def write_run(folder: Path, tiny: Params) -> ToyRun:
     version = {ModelFolder.POOL_VERSION: dvc_version(run.pool)}
     train(run.model, tiny, origin, (run.pool, run.teacher, folder / "no-such-teacher"), version)
     parents = {Cohort.KIND: hash_of(run.cohort), ModelFolder.KIND: hash_of(run.model)}
-    facts = {Report.TEST_SET: "a", Report.COMMIT: "c0ffee", ModelFolder.KIND: hash_of(run.model), **version}
+    facts = {Report.TEST_SET: "a", Report.COMMIT: COMMIT, ModelFolder.KIND: hash_of(run.model), **version}
     with write_artifact(run.report, Report.KIND, parents) as partial:
         dice = {name: {"dice": {"mean": 0.9}} for name in ("liver", "tumour")}
         Report(partial).save({"CT": dice}, facts, scores(0.9), pd.DataFrame({"case_id": []}))
@@ -106,9 +134,9 @@ def train(
     spec = toy_spec(tiny.network).model_copy(update={"origin": dict(origin)})
     checkpoints = model.parent / f"checkpoints-{model.name}"
     with TrainingRun("toy", model.name, spec, tiny.train_universal.training, checkpoints) as tracked:
-        tracked.log_inputs(inputs)
-        with write_artifact(model, ModelFolder.KIND, {**origin, **(notes or {})}) as partial:
-            saved = ModelFolder(partial)
+        tracked.log_files(LINEAGE, partial(write_records, inputs))
+        with write_artifact(model, ModelFolder.KIND, {**origin, **(notes or {})}) as folder:
+            saved = ModelFolder(folder)
             saved.save(toy_weights(tiny), spec)
             saved.save_history(pd.DataFrame([(1, "train", "", "loss", 0.5)], columns=list(saved.HISTORY_COLUMNS)))
             saved.save_patients(())

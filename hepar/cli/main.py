@@ -20,6 +20,7 @@ from hepar.cli.artifacts import artifacts_app
 from hepar.cli.cohorts import cohorts_app
 from hepar.cli.evaluation import evaluation_app
 from hepar.cli.gates import PANEL, gates_app
+from hepar.cli.lineage import lineage_app
 from hepar.cli.messages import print_message
 from hepar.cli.models import models_app
 from hepar.cli.pool import pool_app
@@ -40,7 +41,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for group in (stages_app, cohorts_app, artifacts_app, predict_app, models_app, evaluation_app, studies_app, gates_app):
+for group in (
+    stages_app,
+    cohorts_app,
+    artifacts_app,
+    predict_app,
+    models_app,
+    lineage_app,
+    evaluation_app,
+    studies_app,
+    gates_app,
+):
     app.add_typer(group)
 app.add_typer(pool_app, name="pool", rich_help_panel=PANEL)
 

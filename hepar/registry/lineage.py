@@ -53,9 +53,9 @@ class Place:
 class Node:
     """A version or an artifact. `parents` maps the part that each parent had in it to the key of its node.
 
-    `records` are MLflow runs that tell of it. A version and a model have the facts `EXECUTION`, None if not known, and
-    a model the `parameters` of its training. `cases` has one row per case of a cohort or pool, with the columns of
-    `lineage_records.TABLES`, and of a cohort `FILE`; None if no table is left.
+    `records` are MLflow runs that tell of it, for a model its training if that is known. A version and a model have the
+    facts `EXECUTION`, None if not known, and a model the `parameters` of its training. `cases` has one row per case of
+    a cohort or pool, with the columns of `lineage_records.TABLES`, and of a cohort `FILE`; None if no table is left.
     """
 
     key: str  # the hash of an artifact, the address of a version
@@ -242,7 +242,7 @@ class LineageTracer:
             self._learn(record)
         return replace(
             node,
-            records=tuple(dict.fromkeys((training.uri, *node.records))),
+            records=(training.uri,),
             facts={**node.facts, **{name: training.facts.get(name) for name in EXECUTION}},
             parameters=training.parameters,
         )

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from hepar.inference.prediction import make_model
 from hepar.networks import OUTPUT_LAYERS, build_network
 from hepar.params import NetworkParams, TrainingParams
 from hepar.pool.table import Pool
+from hepar.registry.lineage_records import LINEAGE, write_records
 from hepar.registry.tracking import TrainingRun
 from hepar.runtime.artifacts import read_manifest, sha256_json, write_artifact
 from hepar.runtime.device import use_threads
@@ -97,7 +99,7 @@ def _fit(
             Trainer(network, pool, training, checkpoints, device, lambda step, metrics: None).run(current_stage())
             return
         with TrainingRun(recipe.experiment, stage_name, spec, training, checkpoints) as run:
-            run.log_inputs(recipe.inputs)
+            run.log_files(LINEAGE, partial(write_records, recipe.inputs))
             trained = Trainer(network, pool, training, checkpoints, device, run.log).run(current_stage())
             with write_artifact(model, ModelFolder.KIND, origin | notes) as folder:
                 model_folder = ModelFolder(folder)
