@@ -6,12 +6,14 @@ of them, so the budget of a modality stays the same.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from hepar.cases import Modality
-from hepar.networks import cost
-from hepar.params import Params
+from hepar.networks import Cost, cost
+from hepar.params import Params, SizeZYX
 
 
 class BudgetKind(StrEnum):
@@ -45,7 +47,7 @@ def spending(params: Params) -> Spending:
     """What a training with these params takes."""
     training = params.train_universal.training
     own = training.scaled(len(params.modalities) / len(Modality))
-    found = cost(params.network.name, params.network.config, training.patch_zyx)
+    found = _cost_of(params)
     patches = own.steps * training.batch_size * training.accumulate / len(params.modalities)
     return Spending(own.steps, patches, patches * found.multiply_adds, found.parameters)
 
@@ -56,4 +58,13 @@ def _per_step(params: Params, kind: BudgetKind) -> int:
     patches = training.batch_size * training.accumulate
     if kind == BudgetKind.PATCHES:
         return patches
-    return patches * cost(params.network.name, params.network.config, training.patch_zyx).multiply_adds
+    return patches * _cost_of(params).multiply_adds
+
+
+def _cost_of(params: Params) -> Cost:
+    return _cost(params.network.name, json.dumps(params.network.config), params.train_universal.training.patch_zyx)
+
+
+@lru_cache
+def _cost(name: str, config: str, patch_zyx: SizeZYX) -> Cost:  # the first arm is looked at once per arm
+    return cost(name, json.loads(config), patch_zyx)

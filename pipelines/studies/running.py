@@ -86,7 +86,9 @@ def prepare_folds(study: Study, folder: Path) -> tuple[Study, tuple[FoldSplit, .
         given = sha256_file(path) if is_local(source) and path.is_file() else ""
         return study, (FoldSplit(source_hash=given),)
     if not is_local(source) or not path.is_file() or path.suffix == ".zip":
-        raise ParamsError(f"folds is {folds}, but the source {source} is no table: set folds to 1")
+        raise ParamsError(
+            f"folds is {folds}, but the source {source} is no table: set folds to 1, or give a table by --source"
+        )
     patients = read_patients(path, study.base.ingest.split)
     table = table_of([patient for patient in patients if patient.split != Split.TEST], path)
     kept = folder / TABLES / f"{sha256_json(table)[:KEY_DIGITS]}.csv"

@@ -1,0 +1,59 @@
+"""`hepar study`: it finds the pipelines by their entry points, lists steps, compiles, and refuses by name."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from toy_study import write_study
+from typer.testing import CliRunner
+
+from hepar.cli.main import app
+from hepar.errors import HeparError, ParamsError
+
+GROUP = "hepar.studies"
+
+
+@pytest.fixture(autouse=True)
+def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry points of pyproject.toml, also where hepar was installed before they were added."""
+    entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][GROUP]
+    folder = tmp_path_factory.mktemp("installed")
+    info = folder / "hepar_entries-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hepar-entries\nVersion: 0\n")
+    lines = [f"{name} = {target}" for name, target in entries.items()]
+    (info / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *lines]) + "\n")
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_a_dry_run_lists_the_steps(tmp_path: Path) -> None:
+    words = ["study", str(write_study(tmp_path, seeds=[1])), "--dry-run", "--out", str(tmp_path / "out")]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+    assert sum(line.startswith("| evaluate-") for line in found.stdout.splitlines()) == 2
+
+
+def test_a_study_is_compiled_for_a_cluster(tmp_path: Path) -> None:
+    package = tmp_path / "study.yaml"
+    found = CliRunner().invoke(app, ["study", str(write_study(tmp_path)), "--cluster", str(package)])
+    assert found.exit_code == 0, found.output
+    assert "name: hepar-study-toy" in package.read_text()
+
+
+@pytest.mark.parametrize("words", [[], ["--cluster", "study.yaml"]])
+def test_a_bad_override_is_named_with_its_arm(tmp_path: Path, words: list[str]) -> None:
+    arms = {"a": {}, "b": {"assemble_pool.label": "mixed"}}
+    found = CliRunner().invoke(app, ["study", str(write_study(tmp_path, arms=arms, claims=[])), *words])
+    assert isinstance(found.exception, ParamsError)
+    assert str(found.exception).endswith("arm 'b': unknown key assemble_pool.label")
+
+
+def test_without_the_pipelines_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+    found = CliRunner().invoke(app, ["study", str(write_study(tmp_path))])
+    assert isinstance(found.exception, HeparError)
+    assert "installed without its pipelines" in str(found.exception)
