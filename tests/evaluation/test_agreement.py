@@ -81,8 +81,8 @@ def test_several_scans_of_a_patient() -> None:
     assert agreement.limits is not None
     assert (agreement.patients, agreement.bias) == (3, 20)
     half = 4.30265 * 10 / math.sqrt(3)  # t with two degrees of freedom
-    assert agreement.bias_ci95 == pytest.approx((20 - half, 20 + half))
-    assert agreement.limits.upper == pytest.approx(20 + 1.95996 * math.sqrt(100 + (1 - 1 / 2) * 2))
+    assert agreement.bias_ci95 == pytest.approx((20 - half, 20 + half), abs=1e-3)
+    assert agreement.limits.upper == pytest.approx(20 + 1.95996 * math.sqrt(100 + (1 - 1 / 2) * 2), abs=1e-3)
     # a patient's scans are alike, so that six scans of three patients tell far less than six patients
     independent = livers(pairs)
     assert independent.limits is not None
