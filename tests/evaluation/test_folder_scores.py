@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from label_maps import VOXEL_ML, label_map, write_labels
 
+import hepar.evaluation.folder_scores
 from hepar.errors import DataError, ParamsError
 from hepar.evaluation.folder_scores import MaskFolders, score_folders
 from hepar.evaluation.mask_folders import UNKNOWN_MODALITY, LabelValues
 from hepar.evaluation.report_folder import Report
 from hepar.evaluation.summary import Bootstrap
-from hepar.runtime.artifacts import write_artifact
+from hepar.runtime.artifacts import MANIFEST, write_artifact
 
 BOOTSTRAP = Bootstrap(1, 50)
 LABELS = LabelValues((1,), (2,))
@@ -47,6 +48,19 @@ def test_the_report_holds_the_scores_of_the_masks(tmp_path: Path, folders: MaskF
     page = report.page.read_text()
     assert page.count("<figure>") == 2
     assert "labels of the reference" in page
+
+
+def test_the_number_of_workers_changes_no_byte(
+    tmp_path: Path, folders: MaskFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = []
+    for workers in (1, 3):
+        monkeypatch.setattr(hepar.evaluation.folder_scores, "available_cores", lambda workers=workers: workers)
+        score_folders(folders, tmp_path / str(workers), BOOTSTRAP)
+        files = [path for path in sorted((tmp_path / str(workers)).rglob("*")) if path.is_file()]
+        reports.append({path.name: path.read_bytes() for path in files if path.name != MANIFEST})
+    assert reports[0] == reports[1]
+    assert len(reports[0]) == 5
 
 
 def test_a_structure_that_one_folder_lacks_is_not_scored(tmp_path: Path, folders: MaskFolders) -> None:
