@@ -8,33 +8,21 @@ Compiled pipelines are copied around, so a source that names a patient is refuse
 import os
 from pathlib import Path
 
-from kfp import dsl, kubernetes
+from kfp import dsl
 
-from components import IMAGE, stages
+from components import stages
 from hepar.errors import ParamsError
 from hepar.ingest.sources.dicomweb import without_identifiers
 from hepar.params import dump_sections, load_params
-from hepar.runtime.execution import KFP_RUN_VARIABLE, STAGE_IMAGE_VARIABLE
 from hepar.runtime.redaction import QUERY_VARIABLE, redact_address
 from pipelines.execution import PARAMS_VARIABLE
+from pipelines.pod_settings import tell_execution
 
-IMAGE_ANNOTATION = "hepar-image"  # of a pod
-RUN_LABEL = "pipeline/runid"  # that KFP gives every pod
 DEFAULTS = dump_sections(load_params(Path(os.environ.get(PARAMS_VARIABLE, Path(__file__).parents[1] / "params.yaml"))))
 if without_identifiers(DEFAULTS["source"])[1]:
     raise ParamsError(
         f"source {redact_address(DEFAULTS['source'])} names a patient: leave the value empty and set {QUERY_VARIABLE}"
     )
-
-
-def _tell_execution(task: dsl.PipelineTask) -> None:
-    """Let a task on a cluster know its image and its KFP run, by settings of the pod that no local runner reads.
-
-    As parameters they would enter the key of KFP's cache, so that no task would ever be found there.
-    """
-    kubernetes.add_pod_annotation(task, IMAGE_ANNOTATION, IMAGE)
-    kubernetes.use_field_path_as_env(task, STAGE_IMAGE_VARIABLE, f"metadata.annotations['{IMAGE_ANNOTATION}']")
-    kubernetes.use_field_path_as_env(task, KFP_RUN_VARIABLE, f"metadata.labels['{RUN_LABEL}']")
 
 
 @dsl.pipeline(name="hepar-two-stage", description="Universal liver-tumour segmentation from partially labelled data")
@@ -107,4 +95,4 @@ def two_stage(
     )
     registered.set_caching_options(False)  # it depends on the state of the registry
     for task in (ingested, *teachers.values(), labelled, pooled, universal, scored, registered):
-        _tell_execution(task)
+        tell_execution(task)

@@ -45,13 +45,14 @@ class ResEncUNet(nn.Module):
         self.encoder = nn.ModuleList()
         before = filters[0]
         for stride, channels, number in zip([[1, 1, 1], *strides], filters, blocks, strict=True):
-            level = [_residual(before, channels, stride), *(_residual(channels, channels, 1) for _ in range(1, number))]
-            self.encoder.append(nn.Sequential(*level))
+            further = (_residual(channels, channels, 1) for _ in range(1, number))
+            self.encoder.append(nn.Sequential(_residual(before, channels, stride), *further))
             before = channels
         self.up, self.decoder, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(len(strides))):
-            below, channels, stride = filters[level + 1], filters[level], [int(by) for by in strides[level]]
-            self.up.append(nn.ConvTranspose3d(below, channels, stride, stride))
+            channels, (by_z, by_y, by_x) = filters[level], strides[level]
+            stride_zyx = (by_z, by_y, by_x)
+            self.up.append(nn.ConvTranspose3d(filters[level + 1], channels, stride_zyx, stride_zyx))
             self.decoder.append(_convolution(2 * channels, channels))
             if level < SUPERVISED:
                 self.heads.append(nn.Conv3d(channels, out_channels, 1))

@@ -10,6 +10,7 @@ from kfp import compiler, dsl
 from components import stages
 from hepar.errors import ParamsError
 from hepar.params import dump_sections
+from pipelines.pod_settings import tell_execution
 from pipelines.steps import say
 from pipelines.studies.definition import Study, load_study
 from pipelines.studies.plan import (
@@ -84,6 +85,7 @@ def as_pipeline(study: Study, cells: list[StudyCell]) -> Any:
         for step in unique_steps(cells):
             task = COMPONENTS[step.stage](**_arguments(step, tasks))
             task.set_display_name(names[step.key])
+            tell_execution(task)
             if step.stage in UNCACHED:
                 task.set_caching_options(False)
             tasks[step.key] = task

@@ -13,7 +13,9 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from hepar.cases import Modality
 from hepar.errors import ParamsError, one_line
 from hepar.evaluation.comparison import choose_metrics
+from hepar.ingest.sources.dicomweb import without_identifiers
 from hepar.params import AtLeastOne, Count, Params, Section, load_params, override_params
+from hepar.runtime.redaction import QUERY_VARIABLE, redact_address
 from pipelines.studies.budget import BudgetKind, budgeted
 
 ArmName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 .,%+()/-]*$", max_length=40)]
@@ -98,6 +100,9 @@ def load_study(path: Path, source: str | None = None) -> Study:
     base = override_params(load_params(path.parent / file.params), file.common, f"{path}: common")
     if source is not None:
         base = override_params(base, {"source": source}, "--source")
+    if without_identifiers(base.source)[1]:  # params are written beside results, and compiled
+        address = redact_address(base.source)
+        raise ParamsError(f"source {address} names a patient: leave the value empty and set {QUERY_VARIABLE}")
     changed = {name: override_params(base, overrides, f"{path}: arm {name!r}") for name, overrides in file.arms.items()}
     first = next(iter(changed.values()))
     arms = []

@@ -17,11 +17,9 @@ import yaml
 from hepar.cases import Split
 from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.ingest.cross_validation import assign_folds, read_patients, split_fold, splits_as_csv, table_of
-from hepar.ingest.sources.dicomweb import without_identifiers
 from hepar.params import Params, dump_params, override_params
 from hepar.registry import tracking
 from hepar.runtime.artifacts import sha256_file, sha256_json, write_json
-from hepar.runtime.redaction import QUERY_VARIABLE, redact_address
 from hepar.runtime.whole_files import write_text
 from pipelines.execution import is_local
 from pipelines.local import with_absolute_paths
@@ -74,11 +72,6 @@ def prepare_folds(study: Study, folder: Path) -> tuple[Study, tuple[FoldSplit, .
 
     Raises ParamsError if there is no table to make folds of.
     """
-    if without_identifiers(study.base.source)[1]:
-        raise ParamsError(
-            f"source {redact_address(study.base.source)} names a patient: leave the value empty and set"
-            f" {QUERY_VARIABLE}"
-        )
     study = _with_params(study, with_absolute_paths)
     source, folds = study.base.source, study.file.folds
     path = Path(source)

@@ -89,6 +89,16 @@ def test_each_report_is_of_the_model_of_its_arm(compiled: tuple[Path, dict[str, 
         assert by_key[pool]["taskInfo"]["name"] == f"{cell}: assemble-pool"
 
 
+def test_every_task_learns_its_image_and_its_run(compiled: tuple[Path, dict[str, Any]]) -> None:
+    built = compiled[0].parent / "built" / "study.yaml"
+    _, platform = yaml.safe_load_all(built.read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+    assert len(executors) == len(tasks(compiled[1]))
+    for executor in executors:
+        assert set(executor["podMetadata"]["annotations"]) == {"hepar-image"}
+        assert len(executor["fieldPathAsEnv"]) == 2
+
+
 def test_folds_and_other_endings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="folds is 3, but the split tables of folds lie on this machine"):
         compile_study(write_study(tmp_path, folds=3), tmp_path / "study.yaml", None)

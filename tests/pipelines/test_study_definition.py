@@ -63,6 +63,13 @@ def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, object], mess
         load_study(write_study(tmp_path, **changes))
 
 
+def test_a_source_that_names_a_patient_is_refused(tmp_path: Path) -> None:
+    source = "dicomweb+https://server/dicom?PatientID=Jane"
+    with pytest.raises(ParamsError, match="names a patient: leave the value empty and set HEPAR_") as caught:
+        load_study(write_study(tmp_path), source=source)
+    assert "Jane" not in str(caught.value)
+
+
 def test_a_warm_start_from_a_teacher_of_another_network_is_refused(tmp_path: Path) -> None:
     arms = {"a": {"train_universal.warm_start": "CT"}, "b": {"train_universal.warm_start": "CT"}}
     other = {**arms["b"], "network": {"name": "unet", "config": {}}}
