@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -161,10 +162,11 @@ def _case_lines(node: Node, all_of_them: bool) -> list[str]:
     from hepar.registry.lineage import FILE
 
     assert node.cases is not None
-    counts = node.cases.groupby(["source", "licence"]).size()
+    counts = Counter(zip(node.cases.source, node.cases.licence, strict=True))
     lines = [f"cases: {len(node.cases)}"]
     lines += [
-        f"  {count} of {source}, licence {licence or 'not stated'}" for (source, licence), count in counts.items()
+        f"  {count} of {source}, licence {licence or 'not stated'}"
+        for (source, licence), count in sorted(counts.items())
     ]
     if FILE in node.cases and (gone := int((node.cases[FILE] == "").sum())):
         lines.append(f"  the images of {gone} are gone; their hashes are known")

@@ -41,7 +41,7 @@ class LinkState(StrEnum):
 
 
 @dataclass(frozen=True)
-class Place:
+class Whereabouts:
     """Where an artifact can be opened, or where it was looked for; `problem` says why it cannot be opened there."""
 
     where: str
@@ -60,7 +60,7 @@ class Node:
 
     key: str  # the hash of an artifact, the address of a version
     kind: str
-    places: tuple[Place, ...] = ()
+    places: tuple[Whereabouts, ...] = ()
     records: tuple[str, ...] = ()
     facts: Mapping[str, str | None] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
@@ -158,7 +158,7 @@ class LineageTracer:
     def of_version(self, version: Version) -> Lineage:
         """The lineage of a registered version, also of one that the registry no longer has."""
         links = {name: (name, value) for name, value in version.artifacts.items()}
-        places = (Place("registry", version.uri, version.problem),)
+        places = (Whereabouts("registry", version.uri, version.problem),)
         facts = {**version.facts, **{name: version.facts.get(name) for name in EXECUTION}}
         node = Node(version.uri, VERSION, places, facts=facts, parents={name: key for name, (_, key) in links.items()})
         return self._trace(node, links, version)
@@ -215,7 +215,7 @@ class LineageTracer:
                 node = replace(node, cases=cases, facts=facts)
             except HeparError as error:
                 problem = problem or str(error)
-            node = replace(node, places=(*node.places, Place("folder", str(folder), problem)))
+            node = replace(node, places=(*node.places, Whereabouts("folder", str(folder), problem)))
         return node
 
     def _on_server(self, node: Node, server: ServerRecords) -> Node:
@@ -230,12 +230,14 @@ class LineageTracer:
         if node.kind != ModelFolder.KIND:
             return node
         training = server.training_of(node.key)
-        for uri, record in server.versions_of(node.key).items():
-            if record is not None and record.hash == node.key:
-                self._learn(record)
-                node = replace(node, places=(*node.places, Place("registry", uri)))
+        for uri, held in server.versions_of(node.key).items():
+            if held is not None and held.hash == node.key:
+                self._learn(held)
+                node = replace(node, places=(*node.places, Whereabouts("registry", uri)))
             else:
-                node = replace(node, places=(*node.places, Place("registry", uri, "its files do not hold this model")))
+                node = replace(
+                    node, places=(*node.places, Whereabouts("registry", uri, "its files do not hold this model"))
+                )
         if training is None:
             return node
         for record in (*training.records, training.record_of(node.key)):
@@ -247,13 +249,13 @@ class LineageTracer:
             parameters=training.parameters,
         )
 
-    def _of_version(self, kind: str, version: Version) -> tuple[Place, ...]:
+    def _of_version(self, kind: str, version: Version) -> tuple[Whereabouts, ...]:
         """Where the report of a version is; its model is found like any other."""
         if kind != Report.KIND:
             return ()
         if version.report_record is not None:
             self._learn(version.report_record)
-        return (Place("MLflow run", version.report_uri, "" if version.report_record else "not in this run"),)
+        return (Whereabouts("MLflow run", version.report_uri, "" if version.report_record else "not in this run"),)
 
     def _on_remote(self, node: Node) -> Node:
         """The node of a pool with its version on the DVC remote, and its cases from there if they are not known."""
@@ -273,7 +275,7 @@ class LineageTracer:
                     problem = f"it is {record.kind} {record.hash[:12]}"
         except HeparError as error:
             problem = str(error)
-        return replace(node, places=(*node.places, Place("DVC remote", dvc_version, problem)))
+        return replace(node, places=(*node.places, Whereabouts("DVC remote", dvc_version, problem)))
 
 
 def _cases_in(folder: Path, kind: str) -> pd.DataFrame | None:

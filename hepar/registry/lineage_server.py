@@ -11,14 +11,14 @@ from typing import Any
 import pandas as pd
 
 from hepar.cases import Cohort
-from hepar.errors import ArtifactError, DataError
+from hepar.errors import ArtifactError
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import REGISTERED
 from hepar.pool.table import Pool
 from hepar.registry.lineage_records import LINEAGE, LoggedRecords, Record
-from hepar.registry.model_registry import NOT_FOUND, files_of_run
-from hepar.registry.tracking import MODEL_TAG, connect, reason_of, report_place, server, storage_errors, tag_name
+from hepar.registry.model_registry import files_of_run, find_registered
+from hepar.registry.tracking import MODEL_TAG, connect, report_place, storage_errors, tag_name
 from hepar.runtime.artifacts import MANIFEST, read_any_manifest
 from hepar.runtime.execution import IMAGE, KFP_RUN
 from hepar.runtime.scratch import scratch_folder
@@ -83,14 +83,7 @@ class ServerRecords:
 
     def version(self, uri: str) -> Version:
         """The version `models:/NAME@ALIAS` or `models:/NAME/NUMBER`. Raises DataError if there is no such version."""
-        name, mark, key = _parse(uri)
-        try:
-            ask = self._client.get_model_version_by_alias if mark == "@" else self._client.get_model_version
-            found = ask(name, key)
-        except self._mlflow.MlflowException as error:
-            if error.error_code not in NOT_FOUND:
-                raise
-            raise DataError(f"{uri} is not in the registry at {server()}: {reason_of(error)}") from None
+        found = find_registered(self._mlflow, uri)
         number, artifacts = str(found.version), _facts(found.tags, (ModelFolder.KIND, Report.KIND))
         address = f"{REGISTERED}{found.name}/{number}"
         aliases = self._client.get_registered_model(found.name).aliases
@@ -173,15 +166,6 @@ def server_records() -> Iterator[ServerRecords]:
     """Questions to the tracking server for as long as the context lasts. Raises StorageError if it fails."""
     with storage_errors(), scratch_folder("lineage") as scratch:
         yield ServerRecords(connect(), scratch)
-
-
-def _parse(uri: str) -> Sequence[str]:
-    """Name, `@` or `/`, and alias or number of a version. Raises DataError if the address is another."""
-    named = uri.removeprefix(REGISTERED)
-    parts = named.partition("@" if "@" in named else "/")
-    if not all(parts):
-        raise DataError(f"{uri} must be {REGISTERED}NAME@ALIAS or {REGISTERED}NAME/VERSION")
-    return parts
 
 
 def _facts(tags: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import REGISTERED
 from hepar.registry.case_results import CaseResult, case_results
-from hepar.registry.tracking import connect, reason_of, report_place, server, tag_name
+from hepar.registry.tracking import connect, reason_of, report_place, server, storage_errors, tag_name
 from hepar.runtime.artifacts import MANIFEST
 from hepar.runtime.scratch import scratch_folder
 
@@ -236,20 +236,31 @@ def files_of_run(mlflow: Any, run_id: str, folder: str) -> tuple[str, ...]:
         return ()
 
 
+def find_registered(mlflow: Any, uri: str) -> Any:
+    """What MLflow knows about the version `models:/NAME@ALIAS` or `models:/NAME/NUMBER`.
+
+    Raises DataError if there is no such version or the address is of another form.
+    """
+    named = uri.removeprefix(REGISTERED)
+    name, mark, key = named.partition("@" if "@" in named else "/")
+    if not (name and mark and key):
+        raise DataError(f"{uri} must be {REGISTERED}NAME@ALIAS or {REGISTERED}NAME/VERSION")
+    client = mlflow.MlflowClient()
+    try:
+        return client.get_model_version_by_alias(name, key) if mark == "@" else client.get_model_version(name, key)
+    except mlflow.MlflowException as error:
+        if error.error_code not in NOT_FOUND:
+            raise
+        raise DataError(f"{uri} is not in the registry at {server()}: {reason_of(error)}") from None
+
+
 def pool_version(uri: str) -> str:
     """The DVC version of the pool that a registered model, such as `models:/NAME@champion`, was trained on.
 
-    Raises DataError if there is no such model, or if it lacks the tag.
+    Raises DataError if there is no such model, or if it lacks the tag, StorageError if the registry fails.
     """
-    mlflow = connect()
-    name, _, alias = uri.removeprefix(REGISTERED).partition("@")
-    name, _, number = name.partition("/")
-    try:
-        client = mlflow.MlflowClient()
-        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
-    except mlflow.MlflowException as error:
-        raise DataError(f"{uri} is not in the registry at {server()}: {reason_of(error)}") from None
-    tag = str(found.tags.get(POOL_TAG, ""))
+    with storage_errors():
+        tag = str(find_registered(connect(), uri).tags.get(POOL_TAG, ""))
     if not tag:
         raise DataError(f"{uri} does not name its pool: the tag {POOL_TAG} is missing")
     return tag

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hepar.errors import ArtifactError, DataError
+from hepar.errors import ArtifactError
 from hepar.evaluation.report_folder import Report
-from hepar.params import REGISTERED
-from hepar.registry.model_registry import NOT_FOUND, REPORT_TAG, files_of_run
-from hepar.registry.tracking import connect, reason_of, report_place, server, storage_errors
+from hepar.registry.model_registry import REPORT_TAG, files_of_run, find_registered
+from hepar.registry.tracking import connect, report_place, storage_errors
 from hepar.runtime.scratch import scratch_folder
 
 
@@ -18,22 +17,9 @@ def version_scores(uri: str) -> str:
     Raises DataError if there is no such version, ArtifactError if it was registered without this table, StorageError if
     the registry fails.
     """
-    named = uri.removeprefix(REGISTERED)
-    name, by_alias, key = named.partition("@" if "@" in named else "/")
-    if not (name and by_alias and key):
-        raise DataError(f"{uri} must be {REGISTERED}NAME@ALIAS or {REGISTERED}NAME/VERSION")
     with storage_errors(), scratch_folder("scores") as scratch:
         mlflow = connect()
-        client = mlflow.MlflowClient()
-        try:
-            if by_alias == "@":
-                version = client.get_model_version_by_alias(name, key)
-            else:
-                version = client.get_model_version(name, key)
-        except mlflow.MlflowException as error:
-            if error.error_code not in NOT_FOUND:
-                raise
-            raise DataError(f"{uri} is not in the registry at {server()}: {reason_of(error)}") from None
+        version = find_registered(mlflow, uri)
         report_hash = version.tags.get(REPORT_TAG)  # missing in versions of older releases
         folder = report_place(report_hash) if report_hash else Report.KIND
         path = f"{folder}/{Report.CASES}"
