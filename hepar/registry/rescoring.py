@@ -147,8 +147,8 @@ def _read(mlflow: Any, version: ModelVersion, place: str, files: Mapping[str, st
     """The kept scores of these cases; the folder may hold those of others."""
     try:
         with scratch_folder(RESCORED) as scratch:
-            mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path=place, dst_path=str(scratch))
-            texts = [(scratch / file).read_text() for file in files.values()]
+            got = mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path=place, dst_path=str(scratch))
+            texts = [(Path(got) / Path(file).name).read_text() for file in files.values()]
             return tuple(result for text in texts for result in case_results(frame_from_csv(text, Report.TEXTS)))
     except (OSError, ValueError, KeyError) as error:
         what = f"version {version.number} of {version.name}"

@@ -237,3 +237,29 @@ def test_a_challenger_without_scores_is_not_promoted(champion: tuple[CaseResult,
     unscored = changed(cohort(), lambda result: replace(result, liver_dice=None, tumour_dice=None))
     for challenger in ((), unscored):
         assert decide(challenger, champion, GATES) == Decision(False, ("the challenger has no scores",))
+
+
+def test_a_patient_that_a_model_learned_from_counts_in_neither_floors_nor_margins() -> None:
+    def fails_in_one(result: CaseResult) -> CaseResult:
+        return replace(result, liver_dice=0.0) if result.patient_id == "CT-1" else result
+
+    after, gates = changed(cohort(), fails_in_one), GATES.model_copy(update={"min_liver_dice": 0.9})
+    left_out = ("patient CT-1 is left out: version 3 learned from this patient",)
+    assert decide(after, cohort(), gates, {"CT-1": "version 3", "somebody": "version 3"}) == Decision(
+        True, (), left_out
+    )
+    assert decide(after, None, gates, {"CT-1": "version 3"}) == Decision(True, (), left_out)
+    without = decide(after, cohort(), gates)
+    assert [reason[:14] for reason in without.reasons] == ["CT liver Dice ", "CT liver Dice:"]
+    assert decide(after, cohort(), gates, {"CT-1": "version 3"}).summary == f"promoted; {left_out[0]}"
+
+
+def test_a_modality_whose_patients_are_all_left_out_is_not_enough_evidence() -> None:
+    """The champion learned from every MR patient: nothing tells whether the challenger is as good in MR."""
+    both, learned = (*cohort("CT"), *cohort("MR")), {result.patient_id: "version 1" for result in cohort("MR")}
+    decision = decide(both, both, GATES, learned)
+    assert (decision.promote, len(decision.left_out)) == (False, 12)
+    assert decision.reasons[0] == "MR liver Dice: not enough evidence, n = 0 paired patients < 5"
+    assert decide(cohort(), cohort(), GATES, {result.patient_id: "version 1" for result in cohort()}).reasons == (
+        "the challenger has no scores",
+    )

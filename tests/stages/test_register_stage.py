@@ -8,14 +8,16 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
-from toy_model import write_model
+from toy_cohort import EVERYWHERE, write_cohort
+from toy_model import constant_weights, write_model
 from toy_versions import scores, toy_gates
 
+import hepar.stages.evaluate
 import hepar.stages.register
 from hepar.errors import ArtifactError, StorageError
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
-from hepar.params import Params
+from hepar.params import Params, RegisterParams
 from hepar.registry.champion import DECISION_TAG, rollback
 from hepar.registry.model_registry import POOL_TAG, RegisteredModel, pool_version
 from hepar.registry.registration import Registration
@@ -39,6 +41,10 @@ def report_on(model: Path, report: Path, liver: float, test_set: str = "a") -> P
 @pytest.fixture
 def model(tmp_path: Path, tiny: Params) -> Path:
     return write_model(tmp_path / "model", tiny).folder
+
+
+def another_model(folder: Path, tiny: Params) -> Path:
+    return write_model(folder / "rival", tiny, min_lesion_ml=0.7).folder
 
 
 def register(model: Path, report: Path, tiny: Params) -> Registration:
@@ -77,13 +83,15 @@ def test_the_same_model_and_report_are_one_version(model: Path, tiny: Params, tm
 def test_a_version_is_judged_by_its_own_report_after_the_model_has_got_another(
     model: Path, tiny: Params, tmp_path: Path
 ) -> None:
-    register(model, report_on(model, tmp_path / "report", 0.9), tiny)
+    register(model, report_on(model, tmp_path / "report", 0.3), tiny)
+    rival = another_model(tmp_path, tiny)
+    register(rival, report_on(rival, tmp_path / "rival-report", 0.9), tiny)
     again = register(model, report_on(model, tmp_path / "other", 0.7), tiny)
     reason = "CT liver Dice: change -0.200 [-0.200, -0.200] may lie below -0.020 (n = 6 patients)"
-    assert again == Registration(NAME, "2", "challenger", (reason,))
-    kept = [RegisteredModel(connect(), NAME).version(number) for number in "12"]
-    assert [version.cases[0].liver_dice for version in kept if version and version.cases] == [0.9, 0.7]
-    assert mlflow.MlflowClient().get_model_version(NAME, "2").tags[DECISION_TAG] == f"not promoted; {reason}"
+    assert again == Registration(NAME, "3", "challenger", (reason,))
+    kept = [RegisteredModel(connect(), NAME).version(number) for number in "123"]
+    assert [version.cases[0].liver_dice for version in kept if version and version.cases] == [0.3, 0.9, 0.7]
+    assert mlflow.MlflowClient().get_model_version(NAME, "3").tags[DECISION_TAG] == f"not promoted; {reason}"
 
 
 def test_a_first_version_below_a_floor_becomes_challenger(model: Path, tiny: Params, tmp_path: Path) -> None:
@@ -91,19 +99,49 @@ def test_a_first_version_below_a_floor_becomes_challenger(model: Path, tiny: Par
     assert (result.alias, aliases()) == ("challenger", {"challenger": "1"})
 
 
-def test_another_test_set_keeps_the_champion(model: Path, tiny: Params, tmp_path: Path) -> None:
+def test_the_champion_under_another_report_is_no_challenger_to_itself(
+    model: Path, tiny: Params, tmp_path: Path
+) -> None:
     register(model, report_on(model, tmp_path / "report", 0.8), tiny)
     result = register(model, report_on(model, tmp_path / "other", 0.99, test_set="b"), tiny)
-    assert result.reasons == ("not comparable: version 1 was scored on another test set",)
+    assert result.reasons == ("version 1, the champion, is the same model",)
+    assert aliases() == {"champion": "1", "challenger": "2"}
+
+
+def test_a_champion_is_scored_anew_where_the_test_set_has_grown(tiny: Params, tmp_path: Path) -> None:
+    """Its own report says that it is perfect, on two patients; its model finds no liver in any of the three of now."""
+    first = write_model(tmp_path / "first", tiny, constant_weights(tiny, 0.1, 0.1)).folder
+    register(first, report_on(first, tmp_path / "report", 1.0), tiny)
+    better = write_model(tmp_path / "better", tiny, constant_weights(tiny, 0.9, 0.1)).folder
+    cohort, grown = write_cohort(tmp_path / "small", ["p0", "p1"]), write_cohort(tmp_path / "grown", ["p0", "p1", "p2"])
+    hepar.stages.evaluate.run(grown, better, tmp_path / "scored", tiny.evaluate)
+    floor = toy_gates(tiny, NAME).gates.model_copy(update={"min_liver_dice": EVERYWHERE - 0.01})
+    section = RegisterParams(model_name=NAME, gates=floor)
+    places = better, tmp_path / "scored", tmp_path / "registration"
+    with pytest.raises(ArtifactError, match="run evaluate again"):
+        hepar.stages.register.run(*places, section, "tests", cohort)
+    assert versions() == ["1"]
+    hepar.stages.register.run(*places, section, "tests", grown)
+    assert Registration.load(tmp_path / "registration") == Registration(NAME, "2", "champion", ())
+    assert aliases() == {"champion": "2", "previous": "1"}
+
+
+def test_a_test_set_that_has_grown_needs_its_cohort(model: Path, tiny: Params, tmp_path: Path) -> None:
+    register(model, report_on(model, tmp_path / "report", 0.8), tiny)
+    rival = another_model(tmp_path, tiny)
+    result = register(rival, report_on(rival, tmp_path / "other", 0.99, test_set="b"), tiny)
+    (reason,) = result.reasons
+    assert reason.endswith("pass --cohort with the cohort of version 2 to score it on the same patients")
     assert aliases() == {"champion": "1", "challenger": "2"}
 
 
 def test_repeating_a_registration_does_not_undo_a_rollback(model: Path, tiny: Params, tmp_path: Path) -> None:
     register(model, report_on(model, tmp_path / "report", 0.8), tiny)
-    better = report_on(model, tmp_path / "better", 0.9)
-    assert register(model, better, tiny).alias == "champion"
+    rival = another_model(tmp_path, tiny)
+    better = report_on(rival, tmp_path / "better", 0.9)
+    assert register(rival, better, tiny).alias == "champion"
     rollback(toy_gates(tiny, NAME))
-    register(model, better, tiny)
+    register(rival, better, tiny)
     assert aliases() == {"champion": "1"}
 
 
