@@ -26,6 +26,10 @@ from infra.deployment_files import (
     rendered,
 )
 
+from hepar.ingest.sources import pseudonyms
+from hepar.registry.tracking import URI_VARIABLE
+from hepar.runtime.environment import POOL_REMOTE_VARIABLE
+
 KUBERNETES = INFRA / "kubernetes"
 DIGEST = f"sha256:{'0123456789abcdef' * 4}"
 Manifests = list[dict[str, Any]]
@@ -188,6 +192,34 @@ def test_the_secrets_that_are_made_are_those_that_are_needed(manifests: Manifest
     assert unused == {"s3-pipeline", "hepar-patient-key"}  # of runs
     for one in secrets:
         validate(one)
+
+
+def test_the_steps_of_runs_get_settings_that_exist(overlays: dict[str, Manifests]) -> None:
+    """The PodDefault, a kind of Kubeflow whose schema is not here: its names are those of hepar and of the secrets."""
+    (default,) = yaml.safe_load_all(rendered(KUBERNETES / "pod-defaults"))
+    variables = {one["name"]: one for one in default["spec"]["env"]}
+    ours = {URI_VARIABLE, POOL_REMOTE_VARIABLE, pseudonyms.VARIABLE}
+    assert ours <= variables.keys()
+    assert all(name in ours or name.startswith("AWS_") for name in variables)
+    made = {
+        (one["metadata"]["namespace"], one["metadata"]["name"], key)
+        for one in load_script(KUBERNETES / "make_secrets.py").make_secrets()
+        for key in one["stringData"]
+    }
+    asked = [one["valueFrom"]["secretKeyRef"] for one in variables.values() if "valueFrom" in one]
+    assert {(default["metadata"]["namespace"], one["name"], one["key"]) for one in asked} <= made
+    services = {
+        f"{one['metadata']['name']}.{one['metadata']['namespace']}": one
+        for one in overlays["cpu"]
+        if one["kind"] == "Service"
+    }
+    for name in (URI_VARIABLE, "AWS_ENDPOINT_URL"):
+        host, _, port = variables[name]["value"].removeprefix("http://").rpartition(":")
+        assert services[host.removesuffix(".svc.cluster.local")]["spec"]["ports"] == [{"port": int(port)}]
+    allowed = next(
+        word for word in container(overlays["cpu"], "Deployment", "mlflow")["command"] if "allowed-hosts" in word
+    )
+    assert variables[URI_VARIABLE]["value"].removeprefix("http://") in allowed.partition("=")[2].split(",")
 
 
 def test_secrets_are_new_each_time() -> None:
