@@ -20,6 +20,7 @@ from hepar.params import SignalName
 from hepar.planning.gate_calibration import CalibrationFolder
 from hepar.pool.arrays import PreprocessedArrays
 from hepar.pool.table import Pool
+from hepar.prediction.folder import PredictionFolder
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.pseudo_labels.reviews import Reviews
 from hepar.pseudo_labels.signals import Signals
@@ -29,7 +30,7 @@ PACKAGE = ROOT / "hepar"
 SOURCES = sorted(path for name in ("hepar", "components", "pipelines") for path in (ROOT / name).rglob("*.py"))
 STAGES = ["ingest", "train_liver", "pseudo_label", "assemble_pool", "train_universal", "evaluate", "register"]
 MAX_PARAMETERS = 7
-ARTIFACTS = (Cohort, PseudoLabels, Pool, ModelFolder, Report, Registration, CalibrationFolder)
+ARTIFACTS = (PredictionFolder, Cohort, PseudoLabels, Pool, ModelFolder, Report, Registration, CalibrationFolder)
 KINDS = {owner.KIND for owner in ARTIFACTS} | {ModelFolder.ROLE, ModelFolder.POOL_VERSION, Report.COMMIT}
 OWNER_OF = {  # the module of each file name that a folder class owns
     value: owner.__module__

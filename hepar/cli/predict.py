@@ -1,34 +1,81 @@
-"""The command that segments a scan with a model."""
+"""Commands for a patient's scans: predict them, and compare a scan with an earlier one."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hepar.cases import Modality
+from hepar.cli.messages import print_message
 from hepar.cli.models import PANEL
-from hepar.cli.options import UNIVERSAL, UniversalModel
-from hepar.errors import DataError
+from hepar.cli.options import UNIVERSAL
+from hepar.errors import DataError, HeparError
 from hepar.inference.defaults import OVERLAP, VARIANTS
 from hepar.inference.settings import Axis, PredictionSettings
+from hepar.prediction.outputs import Output
+
+if TYPE_CHECKING:
+    from hepar.prediction.predicted_scan import PredictedScan, Predictor
+    from hepar.prediction.scans import Scan
 
 OF_MODEL = "the model's own"
+WARNED = 1  # exit code with --strict
 
 predict_app = typer.Typer()
 
 
+class UnevenSlices(StrEnum):
+    """What to do with DICOM slices that are tilted or unevenly spaced."""
+
+    REFUSE = "refuse"
+    RESAMPLE = "resample"
+
+
 @predict_app.command(rich_help_panel=PANEL)
 def predict(
-    image: Annotated[Path, typer.Argument(help="A scan in any format that SimpleITK reads.")],
-    out: Annotated[Path, typer.Option(help="Label map to write: 0 background, 1 liver, 2 tumour.")],
-    model: UniversalModel = UNIVERSAL,
+    scans: Annotated[
+        list[str],
+        typer.Argument(
+            help="NIfTI, NRRD or MetaImage files; folders or zips of DICOM; s3://BUCKET/KEY;"
+            " dicomweb+https://HOST/PATH?StudyInstanceUID=UID.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for a folder of results a scan; or, of one scan, a label map to write (.nii.gz): 0 background,"
+            " 1 liver, 2 tumour.",
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option(help="Model folder, or a registered version: models:/NAME@ALIAS or models:/NAME/VERSION.")
+    ] = str(UNIVERSAL),
+    only: Annotated[
+        list[Output] | None,
+        typer.Option(help="Write only this; repeatable. seg and sr need DICOM; sr brings seg.", show_default="all"),
+    ] = None,
+    lesion_segments: Annotated[
+        bool, typer.Option(help="One segment a lesion in the DICOM-SEG, instead of one for all tumours.")
+    ] = True,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if any scan has a warning.")] = False,
+    uneven_slices: Annotated[
+        UnevenSlices, typer.Option(help="What to do with slices that are tilted or unevenly spaced.")
+    ] = UnevenSlices.REFUSE,
     modality: Annotated[
         Modality | None,
         typer.Option(
-            case_sensitive=False, help="Modality of the scan.", show_default="guessed where the values leave no doubt"
+            case_sensitive=False,
+            help="Modality of scans that are not DICOM.",
+            show_default="guessed where the values leave no doubt",
         ),
     ] = None,
     overlap: Annotated[
@@ -50,19 +97,128 @@ def predict(
         typer.Option(min=0, help="Predicted tumours smaller than this are dropped.", show_default=OF_MODEL),
     ] = None,
 ) -> None:
-    """Segment liver and tumours of one scan on its own grid, and print their volumes and each lesion."""
-    from hepar.imaging.modality import guess_modality
-    from hepar.imaging.volumes import Geometry, check_writable, read_image, to_image, write_image
-    from hepar.inference.prediction import load_ensemble, segment
+    """Segment liver and tumours of scans: masks, measurements, a page, and DICOM objects for DICOM input.
+
+    Prints a line of JSON a scan. Research use only.
+    """
+    from hepar.imaging.headers import READERS
+
+    settings = PredictionSettings(overlap, variants, tuple(mirror or ()), tumour_threshold, min_lesion_ml)
+    as_label_map = out.name.lower().endswith(tuple(ending for known in READERS.values() for ending in known))
+    if as_label_map:
+        _check_label_map(out, scans, bool(only))
+    with _predictor(model, settings) as predictor:
+        run = _Run(predictor, out, modality, tuple(only or Output), lesion_segments, as_label_map)
+        for source in scans:
+            run.predict(source, uneven_slices)
+    if run.failed:
+        raise typer.Exit(2)
+    if strict and run.warned:
+        print_message(f"{run.warned} of {run.predicted} scans have warnings")
+        raise typer.Exit(WARNED)
+
+
+@contextmanager
+def _predictor(model: str, settings: PredictionSettings) -> Iterator[Predictor]:
+    from hepar.inference.model_folder import ModelFolder
+    from hepar.inference.prediction import load_ensemble
+    from hepar.params import REGISTERED
+    from hepar.prediction.predicted_scan import Predictor
+    from hepar.registry.model_registry import downloaded_model
+    from hepar.runtime.artifacts import read_manifest
     from hepar.runtime.device import pick_device, use_threads
 
-    check_writable(out)
-    if out.exists() and image.exists() and out.samefile(image):
-        raise DataError(f"{out} is the scan itself: choose another file for the labels")
     use_threads(0)
-    scan = read_image(image)
-    kind = modality or guess_modality(scan, image)
-    settings = PredictionSettings(overlap, variants, tuple(mirror or ()), tumour_threshold, min_lesion_ml)
-    found = segment(load_ensemble(model, pick_device()), scan, kind, settings)
-    write_image(to_image(found.labels_zyx, Geometry.of(scan)), out)
-    print(json.dumps({"labels": str(out), "modality": str(kind), **found.rounded()}))
+    if model.startswith(REGISTERED):
+        with downloaded_model(model) as folder:
+            loaded, found = load_ensemble(folder, pick_device()), read_manifest(folder, ModelFolder.KIND)
+    else:
+        loaded = load_ensemble(Path(model), pick_device())
+        found = read_manifest(Path(model), ModelFolder.KIND)
+    yield Predictor(loaded, found.hash, settings)
+
+
+def _check_label_map(out: Path, scans: list[str], chosen: bool) -> None:
+    """Raise DataError unless one scan can be written to one label map."""
+    from hepar.imaging.volumes import check_writable
+
+    check_writable(out)
+    if len(scans) > 1 or chosen:
+        raise DataError(f"{out} is one label map: give a folder for several scans or with --only")
+    if out.exists() and Path(scans[0]).exists() and out.samefile(scans[0]):
+        raise DataError(f"{out} is the scan itself: choose another file for the labels")
+
+
+class _Run:
+    """The scans of one command: predicts each and counts what went wrong."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        out: Path,
+        modality: Modality | None,
+        outputs: tuple[Output, ...],
+        by_lesion: bool,
+        as_label_map: bool,
+    ) -> None:
+        self.predictor, self.out, self.modality = predictor, out, modality
+        self.outputs, self.by_lesion, self.as_label_map = outputs, by_lesion, as_label_map
+        self.predicted = self.warned = self.failed = 0
+        self.names: list[str] = []
+
+    def predict(self, source: str, uneven: UnevenSlices) -> None:
+        """Predict the scans of a source. One that fails is named, and the others go on."""
+        from hepar.prediction.scans import open_scans
+        from hepar.runtime.redaction import redact_address
+
+        before = self.predicted
+        try:
+            with open_scans(source, uneven.value) as found:
+                if self.as_label_map and len(found.scans) > 1:
+                    raise DataError(f"{source} holds {len(found.scans)} scans: give --out a folder")
+                for left_out in found.left_out:
+                    print_message(f"{redact_address(source)}: {left_out.name} is left out: {left_out.reason}")
+                for scan in found.scans:
+                    self._predict_one(scan)
+        except HeparError as error:
+            print_message(str(error))
+            self.failed += 1
+            return
+        if self.predicted == before:
+            print_message(f"{redact_address(source)}: no scan was predicted")
+            self.failed += 1
+
+    def _predict_one(self, scan: Scan) -> None:
+        from hepar.prediction.predicted_scan import predict_scan
+        from hepar.prediction.scans import unique_names
+
+        self.names = unique_names([*self.names, scan.name])
+        scan = replace(scan, name=self.names[-1])
+        try:
+            with scan.fetched() as here:
+                predicted = predict_scan(self.predictor, here, self.modality)
+                self._write(predicted)
+        except DataError as error:
+            print_message(f"{scan.name} is left out: {error}" if scan.stack is not None else str(error))
+            return
+        self.predicted += 1
+        self.warned += bool(predicted.warnings)
+        for warning in predicted.warnings:
+            print_message(f"{scan.name}: warning: {warning.message}")
+
+    def _write(self, predicted: PredictedScan) -> None:
+        from hepar.imaging.volumes import to_image, write_image
+        from hepar.prediction.outputs import RESEARCH_USE
+        from hepar.prediction.predicted_scan import shown
+        from hepar.prediction.writing import write_prediction
+
+        if self.as_label_map:
+            labels = to_image(predicted.found.labels_zyx, predicted.found.geometry)
+            write_image(labels, self.out, RESEARCH_USE)
+            printed = {"labels": str(self.out), "modality": str(predicted.modality), **predicted.found.rounded()}
+        else:
+            folder = self.out / predicted.scan.name
+            if problem := write_prediction(predicted, folder, self.outputs, self.by_lesion):
+                print_message(f"{problem}; there is neither DICOM-SEG nor SR")
+            printed = {"folder": str(folder), **shown(predicted.measurements())}
+        print(json.dumps(printed))

@@ -171,8 +171,10 @@ def without_metadata(image: sitk.Image) -> sitk.Image:
     return bare
 
 
-def write_image(image: sitk.Image, path: Path) -> None:
-    """Write a volume, compressed and without header texts, and make its folder if needed.
+def write_image(image: sitk.Image, path: Path, note: str = "") -> None:
+    """Write a volume, compressed and without header texts but for a note, and make its folder if needed.
+
+    A note of at most 79 characters becomes the `descrip` of a NIfTI header.
 
     What was written is read back, since ITK ignores a full disk. Raises DataError as `check_writable` does, or if the
     format cannot hold the volume, and StorageError if the disk is full; then nothing is left.
@@ -180,7 +182,10 @@ def write_image(image: sitk.Image, path: Path) -> None:
     check_writable(path)
     with whole_file(path) as partial:
         try:
-            sitk.WriteImage(without_metadata(image), str(partial), useCompression=True)
+            bare = without_metadata(image)
+            if note:
+                bare.SetMetaData("ITK_FileNotes", note)
+            sitk.WriteImage(bare, str(partial), useCompression=True)
             problem = _compare_written(image, partial)
         except RuntimeError as error:
             problem = str(error).strip().splitlines()[-1]

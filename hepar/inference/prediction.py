@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hepar.cases import LIVER, STRUCTURES, TUMOUR, Modality
 from hepar.errors import ArtifactError, DataError, ParamsError, one_line
+from hepar.evaluation.overlap import dice
 from hepar.imaging.masks import Mask, fill_holes, keep_largest_component, remove_small_components
 from hepar.imaging.preprocessing import preprocess_image
 from hepar.imaging.volumes import Geometry, canonical, resample, to_array, to_image
@@ -32,6 +33,7 @@ from hepar.networks import build_network
 from hepar.runtime.device import memory_format
 
 LIVER_THRESHOLD = 0.5  # the probability that a liver voxel exceeds
+OnMember = Callable[[Probabilities], None]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Segmentation:
     """Masks on the scan's own grid, bool zyx, and the probabilities behind them, float32 rzyx.
 
     `liver_zyx` is the whole liver, tumour included. The mask of a structure that the model was not taught is empty, and
-    its volume None. Smaller lesions than `min_lesion_ml` were dropped.
+    its volume None. Smaller lesions than `min_lesion_ml` were dropped. `agreement` has, of an ensemble, the lowest Dice
+    of each structure between what one model finds alone and what all find together, before that: 1 if none finds any.
     """
 
     liver_zyx: Mask
@@ -57,6 +60,7 @@ class Segmentation:
     geometry: Geometry
     taught: tuple[str, ...]
     min_lesion_ml: float
+    agreement: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def lesions(self) -> tuple[PredictedLesion, ...]:
@@ -118,13 +122,18 @@ def make_model(weights: Mapping[str, Tensor], spec: ModelSpec, device: torch.dev
 
 
 def predict_probabilities(
-    models: Sequence[Model], image: sitk.Image, modality: Modality, settings: PredictionSettings
+    models: Sequence[Model],
+    image: sitk.Image,
+    modality: Modality,
+    settings: PredictionSettings,
+    on_member: OnMember | None = None,
 ) -> tuple[Probabilities, Geometry]:
     """Predict a canonical scan: probabilities, float32 rzyx, on a grid of the plan's spacing.
 
-    They are the mean over the models and over the variants and mirrored scans of the settings.
+    They are the mean over the models and over the variants and mirrored scans of the settings. `on_member` receives
+    those of each model alone, of the plain scan and on the same grid.
     """
-    total_rzyx, plain = predict_variant(models, image, modality, settings.overlap, 0, settings.mirror_axes)
+    total_rzyx, plain = predict_variant(models, image, modality, settings.overlap, 0, settings.mirror_axes, on_member)
     for variant in range(1, settings.variants):
         probability_rzyx, grid = predict_variant(
             models, image, modality, settings.overlap, variant, settings.mirror_axes
@@ -141,13 +150,14 @@ def predict_variant(
     overlap: float,
     variant: int,
     mirror_axes: Sequence[Axis] = (),
+    on_member: OnMember | None = None,
 ) -> tuple[Probabilities, Geometry]:
     """Predict a test-time variant of a canonical scan: probabilities, float32 rzyx, and the grid of their voxels.
 
     `variant` 0 is the scan on the plan's spacing. Higher ones change scale, contrast and brightness, each on a grid of
     its own. The mean is taken over the models, and over the preprocessed scan mirrored along every combination of
-    `mirror_axes`, none included, with the prediction mirrored back. Raises DataError if the models were not trained on
-    that modality.
+    `mirror_axes`, none included, with the prediction mirrored back. `on_member` receives the mean of each model. Raises
+    DataError if the models were not trained on that modality.
     """
     spec, strength = models[0].spec, variant_strength(variant)
     if modality not in spec.modalities:
@@ -156,13 +166,25 @@ def predict_variant(
     plan = spec.plan.model_copy(update={"spacing_zyx_mm": (z, y, x)}) if variant else spec.plan
     image_zyx, grid = preprocess_image(image, modality, plan)
     input_zyx = change_contrast(image_zyx, 1 + strength, strength) if variant else image_zyx
-    predictions = list(itertools.product(models, _mirrorings(mirror_axes)))
     total_rzyx = np.zeros((len(STRUCTURES), *input_zyx.shape), np.float32)
-    for model, axes in predictions:
+    for model in models:
+        member_rzyx = _predict_mirrored(model, input_zyx, overlap, _mirrorings(mirror_axes))
+        if on_member is not None:
+            on_member(member_rzyx)
+        total_rzyx += member_rzyx
+    return np.asarray(total_rzyx / len(models), np.float32), grid
+
+
+def _predict_mirrored(
+    model: Model, input_zyx: npt.NDArray[np.float32], overlap: float, mirrorings: Sequence[tuple[int, ...]]
+) -> Probabilities:
+    """The mean of one model over mirrored copies of a preprocessed scan, float32 rzyx."""
+    total_rzyx = np.zeros((len(STRUCTURES), *input_zyx.shape), np.float32)
+    for axes in mirrorings:
         mirrored_zyx = np.ascontiguousarray(np.flip(input_zyx, axes))
-        mirrored_rzyx = sliding_window(model.network, mirrored_zyx, spec.patch_zyx, overlap, model.device)
+        mirrored_rzyx = sliding_window(model.network, mirrored_zyx, model.spec.patch_zyx, overlap, model.device)
         total_rzyx += np.flip(mirrored_rzyx, tuple(axis + 1 for axis in axes))
-    return np.asarray(total_rzyx / len(predictions), np.float32), grid
+    return np.asarray(total_rzyx / len(mirrorings), np.float32)
 
 
 def _mirrorings(mirror_axes: Sequence[Axis]) -> list[tuple[int, ...]]:
@@ -193,7 +215,10 @@ def segment(
     """Segment liver and tumour of a scan in any orientation, on its own grid, with all models of an ensemble."""
     spec = models[0].spec
     point = settings.operating_point(spec)
-    predicted_rzyx, grid = predict_probabilities(models, canonical(image), modality, settings)
+    thresholds = np.array([LIVER_THRESHOLD, point.tumour_threshold], np.float32)[:, None, None, None]
+    members: list[npt.NDArray[np.bool_]] = []
+    on_member = (lambda member_rzyx: members.append(member_rzyx > thresholds)) if len(models) > 1 else None
+    predicted_rzyx, grid = predict_probabilities(models, canonical(image), modality, settings, on_member)
     own = Geometry.of(image)
     probability_rzyx = np.empty((len(STRUCTURES), *own.size_zyx), np.float32)
     for structure, probability_zyx in enumerate(predicted_rzyx):
@@ -205,7 +230,20 @@ def segment(
         own.voxel_ml,
         point.min_lesion_ml,
     )
-    return Segmentation(*masks_zyx, probability_rzyx, own, spec.taught, point.min_lesion_ml)
+    agreement = _agreement(members, predicted_rzyx > thresholds, spec.taught) if members else {}
+    return Segmentation(*masks_zyx, probability_rzyx, own, spec.taught, point.min_lesion_ml, agreement)
+
+
+def _agreement(
+    members: Sequence[npt.NDArray[np.bool_]], mean_rzyx: npt.NDArray[np.bool_], taught: Sequence[str]
+) -> dict[str, float]:
+    """The lowest Dice of each taught structure between the masks of a member and those of the mean."""
+    lowest = {}
+    for structure, name in enumerate(STRUCTURES):
+        if name in taught:
+            dices = [dice(mean_rzyx[structure], member_rzyx[structure]) for member_rzyx in members]
+            lowest[name] = min(1.0 if value is None else value for value in dices)
+    return lowest
 
 
 def postprocess(

@@ -89,6 +89,16 @@ def test_the_members_of_an_ensemble_are_averaged() -> None:
     assert lesion.confidence == pytest.approx(0.55, abs=1e-5)
 
 
+def test_an_ensemble_says_how_far_its_members_agree_with_their_mean() -> None:
+    def agreement(*members: nn.Module, **spec: Any) -> Any:
+        return segment(models(*members, **spec), scan(), Modality.CT, PredictionSettings()).agreement
+
+    assert agreement(Constant(0.9, 0.9), Constant(0.2, 0.3)) == {"liver": 0, "tumour": 0}  # the mean finds both
+    assert agreement(Constant(0.9, 0.2), Constant(0.8, 0.3)) == {"liver": 1, "tumour": 1}  # nobody finds a tumour
+    assert agreement(Constant(0.9, 0.2), Constant(0.8, 0.3), taught=("liver",)) == {"liver": 1}
+    assert agreement(Constant(0.9, 0.9)) == {}
+
+
 def test_mirrored_predictions_are_mirrored_back_and_averaged_over_every_combination_of_axes() -> None:
     along_x, along_both = (
         predict(models(Corner()), mirror_axes=axes)[LIVER, 0] for axes in ([Axis.X], [Axis.Y, Axis.X])

@@ -64,6 +64,8 @@ TAGS = [
     "FrameOfReferenceUID",
     "PatientID",
     "SeriesDescription",
+    "SeriesNumber",
+    "BodyPartExamined",
     "ProtocolName",
     "ImagePositionPatient",
     "ImageOrientationPatient",

@@ -1,0 +1,117 @@
+"""The folder of one predicted scan."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from hepar.cases import STRUCTURES
+from hepar.errors import ArtifactError, DataError, one_line
+from hepar.evaluation.report_folder import Report
+from hepar.imaging.volumes import read_image, to_array, write_image
+from hepar.prediction.outputs import RESEARCH_USE, Output
+from hepar.runtime.artifacts import MANIFEST, read_any_manifest, write_json
+from hepar.runtime.csv_cells import frame_to_csv
+from hepar.runtime.verification import verify_artifact
+from hepar.runtime.whole_files import write_bytes, write_text
+
+
+@dataclass(frozen=True)
+class PredictionFolder:
+    """The files of one scan, in `folder`. `SEG` and `SR` come with DICOM input only."""
+
+    folder: Path
+
+    KIND = "prediction"
+    MASKS = tuple(f"{structure}.nii.gz" for structure in STRUCTURES)
+    SEG, SR = "segmentation.dcm", "report.dcm"
+    MEASUREMENTS, SUMMARY, LESIONS = "measurements.json", "measurements.csv", Report.LESIONS
+    PICTURE, PAGE = "overview.png", "page.html"
+
+    def save_masks(self, masks: dict[int, sitk.Image]) -> None:
+        """Write the mask of each structure, uint8."""
+        for structure, mask in masks.items():
+            write_image(mask, self.folder / self.MASKS[structure], RESEARCH_USE)
+
+    def save_measurements(self, measurements: dict[str, Any]) -> None:
+        """Write all measurements as JSON."""
+        write_json(self.folder / self.MEASUREMENTS, measurements)
+
+    def save_tables(self, measurements: dict[str, Any]) -> None:
+        """Write the scan as one row of a table, and its lesions as the rows of another."""
+        import pandas as pd
+
+        scan, warnings = measurements["scan"], measurements["warnings"]
+        row = {"scan": scan["name"], "modality": scan["modality"], **measurements["measurements"]}
+        row |= {"warnings": "; ".join(warning["message"] for warning in warnings), "use": RESEARCH_USE}
+        write_text(self.folder / self.SUMMARY, frame_to_csv(pd.DataFrame([row])))
+        lesions = [{"scan": scan["name"], **_flat(lesion), "use": RESEARCH_USE} for lesion in measurements["lesions"]]
+        columns = None if lesions else ["scan", "number", "use"]
+        write_text(self.folder / self.LESIONS, frame_to_csv(pd.DataFrame(lesions, columns=columns)))
+
+    def save_picture(self, png: bytes) -> None:
+        """Write the overview."""
+        write_bytes(self.folder / self.PICTURE, png)
+
+    def save_page(self, html: str) -> None:
+        """Write the page."""
+        write_text(self.folder / self.PAGE, html)
+
+    def load_measurements(self) -> dict[str, Any]:
+        """Read the measurements. Raises ArtifactError if they are missing or damaged."""
+        self._check(self.MEASUREMENTS, Output.JSON)
+        try:
+            measurements: dict[str, Any] = json.loads((self.folder / self.MEASUREMENTS).read_text())
+        except ValueError as error:
+            raise ArtifactError(f"{self.folder / self.MEASUREMENTS} is damaged: {one_line(error)}") from None
+        return measurements
+
+    def load_mask(self, structure: int) -> sitk.Image:
+        """Read the mask of a structure, uint8. Raises ArtifactError if it is missing or damaged."""
+        name = self.MASKS[structure]
+        self._check(name, Output.MASKS)
+        mask = read_image(self.folder / name)
+        if not np.isin(to_array(mask), (0, 1)).all():
+            raise ArtifactError(f"{self.folder / name} is not a mask of 0 and 1")
+        return mask
+
+    def _check(self, name: str, output: Output) -> None:
+        if not (self.folder / name).is_file():
+            raise ArtifactError(f"{self.folder} has no {name}: predict the scan with --only {output} or without --only")
+        verify_artifact(self.folder, self.KIND, [name], deep=True)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise DataError if a folder exists that is neither empty nor a prediction: it would be replaced."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    kind = read_any_manifest(folder).kind if (folder / MANIFEST).is_file() else ""
+    if kind != PredictionFolder.KIND:
+        raise DataError(f"{folder} exists and is not a prediction: choose another --out")
+
+
+def find_prediction(place: Path) -> PredictionFolder:
+    """The prediction in a folder, or the only one in the folders below it. Raises ArtifactError if it is not one."""
+    if (place / MANIFEST).is_file():
+        return PredictionFolder(place)
+    found = sorted(path.parent for path in place.glob(f"*/{MANIFEST}"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise ArtifactError(f"{place} must be or hold one predicted scan, but holds {names}")
+    return PredictionFolder(found[0])
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Values with a column for each coordinate: `centre_lps_mm` becomes `centre_lps_mm_1` to `_3`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            flat |= {f"{name}_{number}": part for number, part in enumerate(value, start=1)}
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,50 @@
+"""One self-contained HTML page of a predicted scan, without scripts and without anything from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hepar.prediction.outputs import RESEARCH_USE
+from hepar.prediction.pictures import ScanPictures
+from hepar.prediction.predicted_scan import PredictedScan
+
+MAX_PICTURES = 20  # of the largest lesions
+NOTHING = "–"
+
+
+def overview_lines(predicted: PredictedScan) -> list[str]:
+    """What stands below the overview."""
+    measured = predicted.measured
+    volumes = f"liver {_number(measured.liver_ml, 0, 'ml')}, tumours {_number(measured.tumour_ml, 1, 'ml')}"
+    burden = f"burden {_number(measured.burden_percent, 1, '%')}, lesions {len(measured.lesions)}"
+    lines = [f"{predicted.scan.name} ({predicted.modality}): {volumes}, {burden}", predicted.predictor.description]
+    if predicted.warnings:
+        lines.append(f"{len(predicted.warnings)} warnings, the first: {predicted.warnings[0].message}")
+    return lines
+
+
+def render_page(predicted: PredictedScan, pictures: ScanPictures, overview: bytes) -> str:
+    """The page: warnings, the overview, volumes, and the lesions with their pictures."""
+    environment = Environment(
+        loader=PackageLoader("hepar.prediction"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["number"] = _number
+    lesions = sorted(predicted.measured.lesions, key=lambda lesion: -lesion.diameters.longest.length_mm)
+    return environment.get_template("page.html.j2").render(
+        use=RESEARCH_USE,
+        predicted=predicted,
+        facts=predicted.measurements(),
+        overview=_address(overview),
+        lesions=predicted.measured.lesions,
+        pictures=[(lesion, _address(pictures.lesion(lesion))) for lesion in lesions[:MAX_PICTURES]],
+    )
+
+
+def _address(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
+def _number(value: float | None, digits: int, unit: str = "") -> str:
+    return NOTHING if value is None else f"{value:.{digits}f} {unit}".strip()

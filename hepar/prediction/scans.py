@@ -1,0 +1,225 @@
+"""The scans in what a user gives: a file, a folder or zip, `s3://` or `dicomweb+https://`; and the series left out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pydicom.uid
+
+from hepar.cases import Modality
+from hepar.errors import DataError
+from hepar.imaging.headers import READERS
+from hepar.imaging.volumes import check_inside
+from hepar.ingest.sources import is_remote
+from hepar.ingest.sources.archive import unpacked
+from hepar.ingest.sources.dicom import CLASSIC, ENHANCED, MIN_SLICES, Instance, Stack, read_header, stacks
+from hepar.ingest.sources.dicom_scan import refused_folders, scan
+from hepar.ingest.sources.dicom_tree import structure_of
+from hepar.ingest.sources.dicom_volume import DicomVolume, Uneven
+from hepar.ingest.sources.dicomweb import SCHEMES, Server
+from hepar.ingest.sources.files import folders, safe_id
+from hepar.ingest.sources.remote_cache import RemoteFile, local
+from hepar.ingest.sources.s3 import Buckets
+from hepar.ingest.sources.source import Volume, VolumeFile
+from hepar.runtime.redaction import redact_address
+from hepar.runtime.scratch import scratch_folder
+
+ENDINGS = tuple(sorted((ending for known in READERS.values() for ending in known), key=len, reverse=True))
+PHASES = ("arterial", "portal-venous", "delayed", "non-contrast")
+# parts of the body in BodyPartExamined whose scans do not show the liver; CHEST may reach it
+OTHER_PARTS = frozenset(
+    (
+        *("HEAD", "BRAIN", "SKULL", "FACE", "ORBIT", "JAW", "SINUS", "NECK", "CSPINE", "CAROTID", "BREAST", "HEART"),
+        *("CORONARY", "PELVIS", "PROSTATE", "UTERUS", "HIP", "LEG", "THIGH", "KNEE", "ANKLE", "FOOT", "EXTREMITY"),
+        *("SHOULDER", "ARM", "ELBOW", "WRIST", "HAND", "FINGER", "TOE"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One volume to predict. `name` holds no identifier; `modality` is that of the DICOM header, None without one.
+
+    `remote` maps placeholders to the files of a store, which `fetched` gets.
+    """
+
+    name: str
+    image: Volume
+    modality: Modality | None = None
+    sequence: str = ""
+    stack: Stack | None = None  # of DICOM slices
+    remote: Mapping[Path, RemoteFile] = field(default_factory=dict, repr=False)
+    roots: tuple[Path, ...] = ()  # in which all its files lie; anywhere if there are none
+
+    @contextmanager
+    def fetched(self) -> Iterator[Scan]:
+        """The scan with all its files on this disk. Raises DataError if one lies out of the source."""
+        if self.roots and not self.remote:
+            check_inside(self.image.files, self.roots)
+        with local(self, self.remote) as here:
+            yield here
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A series or file that is not predicted, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source holds: the scans to predict, each with a name of its own, and what is left out."""
+
+    scans: tuple[Scan, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+
+@contextmanager
+def open_scans(source: str, uneven: Uneven = "refuse") -> Iterator[Found]:
+    """The scans of a source; unpacked files and those of a store last as long as the context.
+
+    A file is a scan. In a folder, a zip or behind an address each CT or MR series that may show the liver is one, or
+    without DICOM files each NIfTI, NRRD or MetaImage file. `uneven` says what to do with tilted or uneven slices, as
+    `ingest.uneven_slices` does. Raises DataError if the source does not exist or holds no scan at all.
+    """
+    with scratch_folder("remote") as scratch:
+        store: Server | Buckets | None = None
+        if source.startswith(SCHEMES):
+            store = server = Server(scratch, source)
+            path = server.mirror()
+        elif is_remote(source):
+            store = buckets = Buckets(scratch)
+            path = buckets.mirror(source)
+        else:
+            path = Path(source)
+        if not path.exists():
+            raise DataError(f"{source}: no such file or folder")
+        if path.is_file() and path.suffix.lower() != ".zip":
+            yield _in_instances(read, (path,), uneven) if (read := _as_dicom(path)) else Found((_file_scan(path),))
+            return
+        with unpacked(path) as opened:
+            found = _in_folder(opened.folder, (opened.folder, path), uneven)
+            refused = [LeftOut(case.case_id, str(case.fault)) for case in opened.refused]
+            if not found.scans and not found.left_out and not refused:
+                raise DataError(f"{redact_address(source)}: no DICOM series and no scan in {', '.join(ENDINGS)}")
+            scans = [replace(item, remote=_remote_files(item, store)) for item in found.scans]
+            yield Found(tuple(scans), (*found.left_out, *refused))
+
+
+def _remote_files(item: Scan, store: Server | Buckets | None) -> dict[Path, RemoteFile]:
+    if store is None:
+        return {}
+    resolved = {path: path.resolve() for path in item.image.files}
+    return {path: store.remote(real) for path, real in resolved.items() if real.is_relative_to(store.root)}
+
+
+def _as_dicom(path: Path) -> list[Instance]:
+    """The header of a file of DICOM, such as a multi-frame image; none of any other file."""
+    return [found] if (found := read_header(path)) else []
+
+
+def _file_scan(path: Path) -> Scan:
+    ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), path.suffix)
+    return Scan(safe_id(path.name[: len(path.name) - len(ending)]), VolumeFile(path))
+
+
+def _in_folder(folder: Path, roots: tuple[Path, ...], uneven: Uneven) -> Found:
+    instances = list(scan(folder))
+    if instances:
+        found = _in_instances(instances, roots, uneven)
+        return Found(_uniquely_named(found.scans), found.left_out)
+    files = [path for part in folders(folder) for path in sorted(part.iterdir()) if path.name.lower().endswith(ENDINGS)]
+    visible = [path for path in files if path.is_file() and not path.name.startswith(".")]
+    return Found(_uniquely_named([replace(_file_scan(path), roots=roots) for path in visible]))
+
+
+def _in_instances(instances: Sequence[Instance], roots: tuple[Path, ...], uneven: Uneven) -> Found:
+    scans, left_out = [], [LeftOut(case.case_id, str(case.fault)) for case in refused_folders(instances)]
+    every = stacks(instances)
+    for stack in every:
+        if reason := _why_not(stack):
+            left_out.append(LeftOut(_stack_name(stack), reason))
+        else:
+            volume = DicomVolume(stack.paths, uneven)
+            scans.append(Scan(_stack_name(stack), volume, stack.modality, _sequence(stack), stack, roots=roots))
+    known = {stack.series for stack in every}
+    for uid, members in _by_series(instances).items():
+        if uid not in known:
+            left_out.append(LeftOut(_series_name(members[0]), _why_no_volume(members)))
+    return Found(tuple(scans), tuple(left_out))
+
+
+def _by_series(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
+    series: dict[str, list[Instance]] = {}
+    for instance in instances:
+        if uid := instance.get("SeriesInstanceUID"):
+            series.setdefault(str(uid), []).append(instance)
+    return series
+
+
+def _why_not(stack: Stack) -> str:
+    """Why a volume is not predicted; empty if it is."""
+    if stack.fault is not None:
+        return str(stack.fault)
+    if structure := structure_of(stack):
+        return f"its name is that of a mask of the {structure}"
+    words = re.findall(r"[A-Z]+", str(stack.first.get("BodyPartExamined") or "").upper())
+    if words and all(word in OTHER_PARTS for word in words):
+        return f"BodyPartExamined is {' '.join(words)}, which does not show the liver"
+    return ""
+
+
+def _why_no_volume(members: Sequence[Instance]) -> str:
+    """Why the files of a series form no volume."""
+    kind = members[0].get("SOPClassUID")
+    if kind not in {**CLASSIC, **ENHANCED}:
+        return f"it is no image of CT or MR but {pydicom.uid.UID(str(kind)).name}"
+    if len(members) < MIN_SLICES:
+        return f"a series has at least {MIN_SLICES} slices: {len(members)}"
+    return f"none of its {len(members)} files is a slice with a place: localisers, projections or captures"
+
+
+def _stack_name(stack: Stack) -> str:
+    parts = [
+        _series_name(stack.first),
+        str(stack.modality),
+        _sequence(stack),
+        str(stack.number + 1) if stack.number else "",
+    ]
+    return "-".join(part.lower() for part in parts if part)
+
+
+def _sequence(stack: Stack) -> str:
+    """Phase or sequence; of a CT only a phase, since protocols of whole studies may name a sequence of MR."""
+    return stack.sequence if stack.modality == Modality.MR or stack.sequence in PHASES else ""
+
+
+def _series_name(instance: Instance) -> str:
+    """A name without identifiers: descriptions may hold anything, but a number of up to six digits is a number."""
+    number = str(instance.get("SeriesNumber") or "")
+    return f"series-{number}" if re.fullmatch(r"\d{1,6}", number) else "series"
+
+
+def _uniquely_named(scans: Sequence[Scan]) -> tuple[Scan, ...]:
+    """The scans, with a number behind every name that an earlier one has."""
+    return tuple(
+        replace(item, name=name) for item, name in zip(scans, unique_names(s.name for s in scans), strict=True)
+    )
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+    """The names, with -2, -3, … behind each that an earlier one has."""
+    given: list[str] = []
+    for name in names:
+        number, candidate = 1, name
+        while candidate in given:
+            number += 1
+            candidate = f"{name}-{number}"
+        given.append(candidate)
+    return given

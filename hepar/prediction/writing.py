@@ -1,0 +1,82 @@
+"""Writing what a prediction found: all files of a scan at once, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from hepar.cases import STRUCTURES
+from hepar.errors import DataError
+from hepar.imaging.volumes import to_image
+from hepar.inference.model_folder import ModelFolder
+from hepar.prediction.folder import PredictionFolder, check_replaceable
+from hepar.prediction.outputs import Output
+from hepar.prediction.page import overview_lines, render_page
+from hepar.prediction.pictures import ScanPictures
+from hepar.prediction.predicted_scan import PredictedScan
+from hepar.runtime.artifacts import write_artifact
+from hepar.runtime.whole_files import whole_file
+
+
+def write_prediction(
+    predicted: PredictedScan, folder: Path, outputs: Collection[Output] = tuple(Output), by_lesion: bool = True
+) -> str:
+    """Write the chosen outputs of a scan to a folder, which is replaced if it is a prediction.
+
+    A DICOM SR refers to the DICOM-SEG, so it brings that along; without DICOM input both are left out. If not
+    `by_lesion`, all tumours are one segment. Returns why there are no DICOM objects if the headers of the scan allow
+    none, empty otherwise. Raises DataError if nothing else was asked for, or if the folder is something else.
+    """
+    check_replaceable(folder)
+    objects, problem = {Output.SEG, Output.SR} & set(outputs), ""
+    if objects == set(outputs) and predicted.scan.stack is None:
+        raise DataError(f"{predicted.scan.name} is not DICOM, so there is neither DICOM-SEG nor SR")
+    with write_artifact(folder, PredictionFolder.KIND, {ModelFolder.KIND: predicted.predictor.model_hash}) as partial:
+        written, measurements = PredictionFolder(partial), predicted.measurements()
+        if Output.MASKS in outputs:
+            written.save_masks(_masks(predicted))
+        if Output.JSON in outputs:
+            written.save_measurements(measurements)
+        if Output.CSV in outputs:
+            written.save_tables(measurements)
+        if objects and predicted.scan.stack is not None:
+            try:
+                _write_objects(predicted, written, by_lesion, Output.SR in outputs)
+            except DataError as error:
+                if objects == set(outputs):
+                    raise
+                problem = str(error)
+        if {Output.PICTURE, Output.PAGE} & set(outputs):
+            pictures = ScanPictures.of(predicted)
+            overview = pictures.overview(overview_lines(predicted))
+            if Output.PICTURE in outputs:
+                written.save_picture(overview)
+            if Output.PAGE in outputs:
+                written.save_page(render_page(predicted, pictures, overview))
+    return problem
+
+
+def _masks(predicted: PredictedScan) -> dict[int, Any]:
+    found = predicted.found
+    masks_zyx = (found.liver_zyx, found.tumour_zyx)
+    return {
+        structure: to_image(mask_zyx, found.geometry)
+        for structure, mask_zyx in enumerate(masks_zyx)
+        if STRUCTURES[structure] in found.taught
+    }
+
+
+def _write_objects(predicted: PredictedScan, written: PredictionFolder, by_lesion: bool, with_report: bool) -> None:
+    from hepar.prediction.dicom_report import make_report
+    from hepar.prediction.dicom_segmentation import make_segmentation, make_segments, read_sources
+
+    sources, segments = read_sources(predicted), make_segments(predicted, by_lesion)
+    segmentation = make_segmentation(predicted, segments, sources) if segments else None
+    objects = {written.SEG: segmentation}
+    if with_report:
+        objects[written.SR] = make_report(predicted, sources, segments, segmentation)
+    for name, made in objects.items():
+        if made is not None:
+            with whole_file(written.folder / name) as partial:
+                made.save_as(partial)
