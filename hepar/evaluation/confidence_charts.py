@@ -48,9 +48,9 @@ def froc_chart(metrics: Groups) -> str | None:
 
 
 def reliability_chart(metrics: Groups) -> str | None:
-    """Observed frequency against mean confidence of voxels and of lesions, by modality; None without confidences."""
+    """Fraction true against mean probability of voxels and lesion candidates, by modality; None without confidences."""
     panels = []
-    for kind, title in (("voxels", "Voxels"), ("lesions", "Predicted lesions")):
+    for kind, title in (("voxels", "Voxels"), ("lesions", "Lesion candidates")):
         found = {
             modality: calibration
             for modality, group in metrics.items()
@@ -92,7 +92,7 @@ def _draw_froc(axes: Axes, modality: str, froc: dict[str, Any], shift: float) ->
         marker=MODALITY_MARKERS.get(modality, "s"),
         markersize=6,
         color=colour,
-        label=f"{modality} ({froc['lesions']} lesions, {froc['n']} cases)",
+        label=f"{modality} (lesions: {froc['lesions']}, cases: {froc['n']})",
     )
 
 

@@ -255,7 +255,7 @@ def confidence_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
             "Expected calibration error",
             (
                 row("Voxels", "lower is better", lambda own: own["calibration"]["voxels"]["ece"]),
-                row("Predicted lesions", "lower is better", lambda own: own["calibration"]["lesions"]["ece"]),
+                row("Lesion candidates", "lower is better", lambda own: own["calibration"]["lesions"]["ece"]),
             ),
         ),
     ]

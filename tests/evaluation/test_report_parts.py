@@ -310,10 +310,10 @@ def test_curves_of_confidence_are_drawn_for_modalities_that_have_them() -> None:
     froc, reliability = froc_chart(metrics), reliability_chart(metrics)
     assert froc is not None
     assert reliability is not None
-    assert "CT (8 lesions, 4 cases)" in froc
+    assert "CT (lesions: 8, cases: 4)" in froc
     assert "MR (" not in froc
     assert ">Voxels</text>" in reliability
-    assert ">Predicted lesions</text>" in reliability
+    assert ">Lesion candidates</text>" in reliability
     assert (">CT</text>" in reliability, ">MR</text>" in reliability) == (True, False)
 
 
