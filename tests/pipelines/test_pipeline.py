@@ -30,7 +30,7 @@ from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.registry.model_registry import RegisteredModel
 from hepar.registry.registration import Registration
 from hepar.registry.tracking import connect
-from hepar.runtime.artifacts import dvc_version, read_manifest, write_artifact
+from hepar.runtime.artifacts import dvc_version, read_any_manifest, read_manifest, write_artifact
 from hepar.runtime.csv_cells import frame_to_csv
 from hepar.runtime.execution import KFP_RUN_VARIABLE, STAGE_IMAGE_VARIABLE
 from hepar.stages import train_universal
@@ -119,6 +119,34 @@ def test_the_registry_records_the_lineage_of_a_version(by_kfp: Path) -> None:
     run = client.get_run(version.run_id)
     assert run.data.params["training.seed"] == "1"
     assert len(client.get_metric_history(version.run_id, "train/loss")) > 1
+
+
+def test_lineage_is_complete_with_the_folders_of_a_run_and_from_its_registry_alone(
+    by_kfp: Path, tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{by_kfp / 'mlflow.db'}"
+    ask = ("hepar", "lineage", "models:/hepar-tiny@champion", "--json")
+    alone = json.loads(succeed(*ask, cwd=tmp_path, MLFLOW_TRACKING_URI=uri))
+    here = json.loads(succeed("hepar", "lineage", str(by_kfp), "--json", cwd=tmp_path))
+    parents = [{node["key"]: node["parents"] for node in found["nodes"]} for found in (here, alone)]
+    assert parents[0] == parents[1]
+    made = [by_kfp / place for place in ("cohort", "models/liver-ct", "models/liver-mr", "pseudo", "pool", "report")]
+    made.append(by_kfp / "models" / "universal")
+    assert parents[0].keys() - {here["root"]} == {read_any_manifest(folder).hash for folder in made}
+    assert {node["state"] for node in here["nodes"]} == {"here"}
+    states = {node["kind"]: node["state"] for node in alone["nodes"] if node["kind"] != ModelFolder.KIND}
+    gone = "gone, but recorded"
+    assert states == {
+        "registered version": "here",
+        "report": "here",
+        "pool": gone,
+        "cohort": gone,
+        "pseudo-labels": gone,
+    }
+    (cohort,) = (node for node in alone["nodes"] if node["kind"] == Cohort.KIND)
+    assert [case["image_sha256"] for case in cohort["cases"]] == [
+        case.image_sha256 for case in Cohort.load(by_kfp / "cohort")
+    ]
 
 
 def test_a_worse_second_version_becomes_challenger(by_kfp: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hepar.errors import ArtifactError
 from hepar.params import Params, override_params
 from hepar.pool.table import Pool
 from hepar.pseudo_labels.folder import PseudoLabels
-from hepar.runtime.artifacts import MANIFEST, read_manifest, write_artifact
+from hepar.runtime.artifacts import MANIFEST, parents_of_parent, read_manifest, write_artifact
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +37,9 @@ def test_a_pool_assembled_again_is_linked_and_has_the_same_hash(by_kfp: Path, ti
     assert inodes(pool) == before
     assert read_manifest(pool, Pool.KIND) == manifest
     assert manifest.hash == read_manifest(by_kfp / "pool", Pool.KIND).hash
+    pseudo = read_manifest(by_kfp / "pseudo", PseudoLabels.KIND)
+    assert parents_of_parent(PseudoLabels.KIND, manifest.parents) == pseudo.parents
+    assert pseudo.parents.keys() == {"cohort", "teacher-CT", "teacher-MR"}
 
 
 def test_pseudo_labels_of_another_cohort_are_refused(by_kfp: Path, tiny: Params, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hepar.cases import Modality, Split
 from hepar.errors import DataError, Preempted
 from hepar.inference.model_folder import ModelFolder, hash_patient
 from hepar.params import Params
+from hepar.runtime.artifacts import read_manifest
 from hepar.training import folds
 from hepar.training.fit import Recipe, fit_model
 from hepar.training.folds import assign_folds, fit_ensemble, without_fold
@@ -55,7 +56,7 @@ def test_an_interrupted_ensemble_keeps_its_finished_teachers(
             fit_ensemble(pool, tmp_path / "model", recipe, {"role": "liver teacher CT"}, 2)
     assert not (tmp_path / "model").exists()
     (kept,) = (tmp_path / ".checkpoints").glob("model-*/fold-1")
-    first = ModelFolder(kept).load_weights()
+    first, first_hash = ModelFolder(kept).load_weights(), read_manifest(kept, ModelFolder.KIND).hash
     monkeypatch.setattr(folds, "fit_model", fit_and_record)
     fit_ensemble(pool, tmp_path / "model", recipe, {"role": "liver teacher CT"}, 2)
     assert fitted == ["fold-1", "fold-2"]
@@ -64,6 +65,9 @@ def test_an_interrupted_ensemble_keeps_its_finished_teachers(
     assert equal_weights(model.load_weights(), first)
     assert not equal_weights(model.load_weights(), model.load_weights("members/1.pt"))
     assert model.load_spec().origin == {"role": "liver teacher CT"}
+    parents = read_manifest(model.folder, ModelFolder.KIND).parents
+    assert list(parents) == ["member 1", "member 2", "role"]  # by which lineage finds their trainings
+    assert parents["member 1"] == first_hash
     assert model.load_spec().liver_intensity == (0.5, 0.1)  # over all folds
     assert model.load_patients() == {hash_patient(entry.patient_id) for entry in pool.entries}
     assert not kept.exists()
