@@ -28,7 +28,7 @@ from hepar.inference.model_folder import ModelFolder, ModelSpec, hash_patient
 from hepar.inference.prediction import Model, load_ensemble, segment
 from hepar.inference.settings import PredictionSettings
 from hepar.params import EvaluateParams
-from hepar.runtime.artifacts import read_manifest, write_artifact
+from hepar.runtime.artifacts import as_parents_of_parent, read_manifest, write_artifact
 from hepar.runtime.bounded_map import bounded_map
 from hepar.runtime.commit import git_commit
 from hepar.runtime.device import available_cores, pick_device, use_threads
@@ -58,7 +58,7 @@ def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None
         parents = {
             Cohort.KIND: cohort_hash,
             ModelFolder.KIND: manifest.hash,
-            **{f"model's {k}": v for k, v in manifest.parents.items()},
+            **as_parents_of_parent(ModelFolder.KIND, manifest.parents),
         }
         with write_artifact(report, Report.KIND, parents) as folder:
             with current_stage().counting(len(chosen), "cases") as count:
