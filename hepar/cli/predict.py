@@ -222,3 +222,37 @@ class _Run:
                 print_message(f"{problem}; there is neither DICOM-SEG nor SR")
             printed = {"folder": str(folder), **shown(predicted.measurements())}
         print(json.dumps(printed))
+
+
+@predict_app.command(rich_help_panel=PANEL)
+def follow(
+    baseline: Annotated[Path, typer.Argument(help="Folder of a predicted scan, or a folder that holds one.")],
+    follow_up: Annotated[Path, typer.Argument(help="The same of a later scan of the patient.")],
+    nadir_mm: Annotated[
+        float | None,
+        typer.Option(min=0, help="Smallest sum of diameters so far.", show_default="that of the baseline"),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything as JSON.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Also write a row a lesion as CSV.")] = None,
+) -> None:
+    """Match the lesions of two predicted scans, and suggest a RECIST 1.1 category for the liver. Research use only.
+
+    The livers are aligned first, without deformation. The category is an aid: a reader has to confirm it.
+    """
+    import pandas as pd
+
+    import hepar.prediction.follow_up
+    from hepar.prediction.folder import find_prediction
+    from hepar.prediction.outputs import RESEARCH_USE
+    from hepar.runtime.artifacts import write_json
+    from hepar.runtime.csv_cells import frame_to_csv
+    from hepar.runtime.whole_files import write_text
+
+    found = hepar.prediction.follow_up.follow(find_prediction(baseline), find_prediction(follow_up), nadir_mm)
+    for warning in found.warnings:
+        print_message(f"warning: {warning}")
+    if json_file is not None:
+        write_json(json_file, found.as_json())
+    if csv_file is not None:
+        write_text(csv_file, frame_to_csv(pd.DataFrame([{**row, "use": RESEARCH_USE} for row in found.rows()])))
+    print(json.dumps(found.as_json()))

@@ -1,0 +1,267 @@
+"""Comparison of two predictions of one patient: matched lesions, their change, and a response category as an aid.
+
+Lesions are matched after a rigid registration of the livers. The category follows RECIST 1.1 (Eisenhauer et al., Eur J
+Cancer 2009) for the liver alone, as far as two scans can tell: it knows no other organ, no clinical finding and no scan
+in between, and a reader has to confirm it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+
+from hepar.cases import LIVER, TUMOUR
+from hepar.errors import DataError
+from hepar.imaging.masks import dilate, enlarged, label_components
+from hepar.imaging.volumes import Geometry, to_array, to_image
+from hepar.prediction.alignment import Alignment, align_livers
+from hepar.prediction.folder import PredictionFolder
+from hepar.prediction.outputs import RESEARCH_USE
+
+MATCHED_WITHIN_MM = 10.0  # between the surfaces of two lesions after registration, which breathing leaves
+MIN_TARGET_MM = 10.0  # longest diameter of a measurable lesion
+MAX_TARGETS = 2  # of an organ
+SHRINKAGE, GROWTH, MIN_GROWTH_MM = 0.30, 0.20, 5.0  # partial response, progression
+MIN_LIVER_DICE = 0.8  # below it, matches are doubtful
+SCHEMA = 1
+Labels = npt.NDArray[np.int32]
+
+
+class Fate(StrEnum):
+    """What became of a lesion."""
+
+    MATCHED = "matched"
+    NEW = "new"
+    VANISHED = "vanished"
+    MERGED = "merged"  # with a lesion that another one became too
+    SPLIT = "split"  # from a lesion that became another one too
+
+
+@dataclass(frozen=True)
+class FollowedLesion:
+    """A lesion in both scans or in one: its number and longest diameter there, None where it is not."""
+
+    fate: Fate
+    baseline: int | None
+    follow_up: int | None
+    baseline_mm: float | None
+    follow_up_mm: float | None
+    is_target: bool
+
+    @property
+    def change_percent(self) -> float | None:
+        """Change of the longest diameter; None unless it is in both scans."""
+        if self.baseline_mm is None or self.follow_up_mm is None:
+            return None
+        return 100 * (self.follow_up_mm / self.baseline_mm - 1)
+
+
+@dataclass(frozen=True)
+class Response:
+    """The category, CR, PR, SD, PD, or NE if it cannot be evaluated, and its reasons.
+
+    Sums are those of the longest diameters of the target lesions; a vanished one counts 0.
+    """
+
+    category: str
+    reasons: tuple[str, ...]
+    baseline_sum_mm: float
+    follow_up_sum_mm: float
+
+    @property
+    def change_percent(self) -> float | None:
+        """Change of the sum; None without a target lesion."""
+        return 100 * (self.follow_up_sum_mm / self.baseline_sum_mm - 1) if self.baseline_sum_mm else None
+
+
+@dataclass(frozen=True)
+class FollowUp:
+    """Two scans of a patient compared."""
+
+    lesions: tuple[FollowedLesion, ...]
+    response: Response
+    alignment: Alignment
+    volumes_ml: Mapping[str, tuple[float | None, float | None]]
+    warnings: tuple[str, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a lesion."""
+        return [
+            {**asdict(lesion), "fate": str(lesion.fate), "change_percent": _round(lesion.change_percent)}
+            for lesion in self.lesions
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything by name."""
+        response = self.response
+        return {
+            "schema": SCHEMA,
+            "use": RESEARCH_USE,
+            "response": {
+                "category": response.category,
+                "aid_only": "RECIST 1.1 for the liver alone, from two scans: a reader has to confirm it",
+                "reasons": list(response.reasons),
+                "baseline_sum_mm": round(response.baseline_sum_mm, 1),
+                "follow_up_sum_mm": round(response.follow_up_sum_mm, 1),
+                "change_percent": _round(response.change_percent),
+            },
+            "volumes_ml": {name: list(pair) for name, pair in self.volumes_ml.items()},
+            "lesions": self.rows(),
+            "registration": {
+                "liver_dice": round(self.alignment.liver_dice, 3),
+                "rotation_degrees": round(self.alignment.rotation_degrees, 1),
+                "shift_mm": round(self.alignment.shift_mm, 1),
+            },
+            "warnings": list(self.warnings),
+        }
+
+
+def follow(baseline: PredictionFolder, follow_up: PredictionFolder, nadir_mm: float | None = None) -> FollowUp:
+    """Compare two predictions of one patient.
+
+    `nadir_mm` is the smallest sum of diameters so far, by default that of the baseline. Raises ArtifactError if a
+    folder lacks masks or measurements, DataError if a liver is missing or the modalities differ.
+    """
+    before, after = baseline.load_measurements(), follow_up.load_measurements()
+    modalities = before["scan"]["modality"], after["scan"]["modality"]
+    if modalities[0] != modalities[1]:
+        raise DataError(f"the baseline is {modalities[0]}, but the follow-up is {modalities[1]}")
+    alignment = align_livers(baseline.load_mask(LIVER), follow_up.load_mask(LIVER))
+    tumour = follow_up.load_mask(TUMOUR)
+    moved = alignment.to_follow_up(_labelled(baseline.load_mask(TUMOUR)), tumour)
+    labels_zyx, _ = label_components(to_array(tumour) > 0)
+    diameters = tuple(_diameters_mm(measured) for measured in (before, after))
+    near = near_pairs(to_array(moved), labels_zyx, Geometry.of(tumour).spacing_zyx_mm)
+    lesions = match_lesions(near, *diameters)
+    volumes = {name: (before["measurements"][name], after["measurements"][name]) for name in ("liver_ml", "tumour_ml")}
+    return FollowUp(lesions, respond(lesions, nadir_mm), alignment, volumes, _warnings(before, after, alignment))
+
+
+def _warnings(before: Mapping[str, Any], after: Mapping[str, Any], alignment: Alignment) -> tuple[str, ...]:
+    warnings = [
+        f"{name}: {warning['message']}"
+        for name, measured in (("baseline", before), ("follow-up", after))
+        for warning in measured["warnings"]
+    ]
+    if alignment.liver_dice < MIN_LIVER_DICE:
+        value = f"Dice {alignment.liver_dice:.2f}, below {MIN_LIVER_DICE:g}"
+        warnings.append(f"the aligned livers overlap little, so lesions may be matched wrongly: {value}")
+    return tuple(warnings)
+
+
+def _diameters_mm(measured: Mapping[str, Any]) -> dict[int, float]:
+    return {lesion["number"]: lesion["longest_diameter_mm"] for lesion in measured["lesions"]}
+
+
+def _labelled(mask: sitk.Image) -> sitk.Image:
+    labels_zyx, _ = label_components(to_array(mask) > 0)
+    return to_image(labels_zyx, Geometry.of(mask))
+
+
+def near_pairs(
+    baseline_zyx: Labels, follow_up_zyx: Labels, spacing_zyx_mm: tuple[float, float, float]
+) -> dict[tuple[int, int], float]:
+    """The pairs of lesions, by their labels on one grid, at most `MATCHED_WITHIN_MM` apart, with the distance between
+    their centroids in mm."""
+    numbers = range(1, int(baseline_zyx.max(initial=0)) + 1)
+    centres_n3 = np.reshape(ndimage.center_of_mass(baseline_zyx > 0, baseline_zyx, numbers), (-1, 3))
+    pairs: dict[tuple[int, int], float] = {}
+    for number, box in enumerate(ndimage.find_objects(follow_up_zyx), start=1):
+        around = enlarged(box, spacing_zyx_mm, MATCHED_WITHIN_MM)
+        lesion_zyx = follow_up_zyx[around] == number
+        near_zyx = dilate(lesion_zyx, spacing_zyx_mm, MATCHED_WITHIN_MM)
+        centre_zyx = np.array(ndimage.center_of_mass(lesion_zyx)) + [part.start for part in around]
+        for other in np.unique(baseline_zyx[around][near_zyx]).tolist():
+            if other:
+                apart_mm = (centre_zyx - centres_n3[other - 1]) * spacing_zyx_mm
+                pairs[other, number] = float(np.linalg.norm(apart_mm))
+    return pairs
+
+
+def match_lesions(
+    near: Mapping[tuple[int, int], float], baseline_mm: Mapping[int, float], follow_up_mm: Mapping[int, float]
+) -> tuple[FollowedLesion, ...]:
+    """Pair near lesions one to one, as many as possible and then by the smallest sum of distances.
+
+    A lesion left over beside one that is paired was merged into it or split from it; any other is vanished or new.
+    """
+    paired = _assign(near)
+    targets = choose_targets(baseline_mm)
+    lesions = []
+    for number, size_mm in baseline_mm.items():
+        other = paired.get(number)
+        beside = any(first == number for first, _ in near)
+        fate = Fate.MATCHED if other else Fate.MERGED if beside else Fate.VANISHED
+        after_mm = follow_up_mm[other] if other else None
+        lesions.append(FollowedLesion(fate, number, other, size_mm, after_mm, number in targets))
+    for number, size_mm in follow_up_mm.items():
+        if number not in paired.values():
+            fate = Fate.SPLIT if any(second == number for _, second in near) else Fate.NEW
+            lesions.append(FollowedLesion(fate, None, number, None, size_mm, False))
+    return tuple(lesions)
+
+
+def _assign(near: Mapping[tuple[int, int], float]) -> dict[int, int]:
+    if not near:
+        return {}
+    firsts, seconds = sorted({a for a, _ in near}), sorted({b for _, b in near})
+    far_mm = 1e6  # more than all distances together, so that a pair that is not near is taken only for want of another
+    costs = np.array([[near.get((a, b), far_mm) for b in seconds] for a in firsts])
+    rows, columns = linear_sum_assignment(costs)
+    chosen = ((firsts[row], seconds[column]) for row, column in zip(rows.tolist(), columns.tolist(), strict=True))
+    return {first: second for first, second in chosen if (first, second) in near}
+
+
+def choose_targets(baseline_mm: Mapping[int, float]) -> tuple[int, ...]:
+    """The largest measurable lesions of the baseline, at most `MAX_TARGETS`; the first of equal ones."""
+    measurable = [number for number, size_mm in baseline_mm.items() if size_mm >= MIN_TARGET_MM]
+    return tuple(sorted(measurable, key=lambda number: -baseline_mm[number])[:MAX_TARGETS])
+
+
+def respond(lesions: Sequence[FollowedLesion], nadir_mm: float | None = None) -> Response:
+    """The category of RECIST 1.1 for the lesions of the liver; progression counts from the nadir.
+
+    A target that was merged into another lesion has no diameter of its own, so the category is NE. Not evaluable, too,
+    is a baseline without a measurable lesion, unless a lesion is new: that is progression.
+    """
+    targets = [lesion for lesion in lesions if lesion.is_target]
+    before_mm = float(sum(lesion.baseline_mm or 0.0 for lesion in targets))
+    after_mm = float(sum(lesion.follow_up_mm or 0.0 for lesion in targets))
+    category, reasons = _category(lesions, targets, before_mm, after_mm, before_mm if nadir_mm is None else nadir_mm)
+    return Response(category, reasons, before_mm, after_mm)
+
+
+def _category(
+    lesions: Sequence[FollowedLesion],
+    targets: Sequence[FollowedLesion],
+    before_mm: float,
+    after_mm: float,
+    nadir_mm: float,
+) -> tuple[str, tuple[str, ...]]:
+    new = sum(lesion.fate == Fate.NEW for lesion in lesions)
+    if new:
+        return "PD", (f"{new} new lesion{'s' if new > 1 else ''}, which a reader has to confirm",)
+    if not targets:
+        return "NE", (f"no lesion of the baseline has {MIN_TARGET_MM:g} mm or more",)
+    if any(lesion.fate == Fate.MERGED for lesion in targets):
+        return "NE", ("a target lesion has merged with another one",)
+    growth_mm = after_mm - nadir_mm
+    if growth_mm >= max(GROWTH * nadir_mm, MIN_GROWTH_MM):
+        return "PD", (f"the sum of diameters grew by {growth_mm:.1f} mm from {nadir_mm:.1f} mm",)
+    if all(lesion.fate == Fate.VANISHED for lesion in lesions):
+        return "CR", ("all lesions have vanished",)
+    if after_mm <= (1 - SHRINKAGE) * before_mm:
+        return "PR", (f"the sum of diameters fell from {before_mm:.1f} to {after_mm:.1f} mm",)
+    return "SD", (f"the sum of diameters went from {before_mm:.1f} to {after_mm:.1f} mm",)
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
