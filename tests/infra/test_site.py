@@ -179,9 +179,18 @@ def registry(site: Site, folder: Path) -> dict[str, Any]:
     return found
 
 
+def kustomized(overlay: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(rendered(INFRA / "kubernetes" / "overlays" / overlay)))
+
+
+def secrets_of(found: Mapping[str, Any]) -> set[str]:
+    """The secrets that the variables of a container come from."""
+    return {one["valueFrom"]["secretKeyRef"]["name"] for one in found["env"] if "valueFrom" in one}
+
+
 @pytest.fixture(scope="module")
 def manifests() -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(rendered(INFRA / "kubernetes" / "overlays" / "cpu")))
+    return kustomized("cpu")
 
 
 @dataclass(frozen=True)
@@ -200,6 +209,7 @@ def saved(site: Site, manifests: list[dict[str, Any]], tmp_path_factory: pytest.
     folder = tmp_path_factory.mktemp("saved")
     cron = container(manifests, "CronJob", "backup")
     assert {variable["name"] for variable in cron["env"]} == set(site.variables)
+    assert secrets_of(cron) == {"postgres", "s3-backup"}
     assert cron["command"].count("/backup") == 1
     words = [str(folder / "backup") if word == "/backup" else word for word in cron["command"]]
     with pytest.MonkeyPatch.context() as patch:
@@ -243,8 +253,13 @@ def test_registry_and_pool_come_back_on_empty_services(
         services.s3_server(tmp_path / "s3", command=command, keys={}) as address,
     ):
         users = {name: {**address, **as_variables(secrets[f"s3-{name}"])} for name in USERS}
-        done(["hepar-storage", "restore", str(saved.backup)], {**database, **users["operator"]})
-        words = container(manifests, "Deployment", "mlflow")["command"]
+        restore = container(kustomized("restore"), "Job", "restore")
+        assert secrets_of(restore) == {"postgres", "s3-operator"}
+        words = [str(saved.backup) if word == "/backup" else word for word in restore["command"]]
+        done(words, {**database, **users["operator"]})
+        served = container(manifests, "Deployment", "mlflow")
+        assert secrets_of(served) == {"postgres", "s3-mlflow"}
+        words = served["command"]
         words = [f"{word},localhost:*" if word.startswith("--allowed-hosts=") else word for word in words]
         with mlflow_of(Site(database, address), tmp_path, words, {**database, **users["mlflow"]}) as restored:
             assert registry(restored, tmp_path / "after") == saved.registry
