@@ -1,18 +1,28 @@
-"""`hepar predict`: its options, and the JSON that it prints."""
+"""`hepar predict`: its options, what it prints, and the folder of each scan."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
-from toy_case import write_noise
+import SimpleITK as sitk
+from click.testing import Result
+from dicom_files import phantom_voxels, write_series
+from PIL import Image
+from toy_case import volume, write_noise
 from toy_model import constant_weights, write_model
 from typer.testing import CliRunner
 
 from hepar.cli.main import app
+from hepar.errors import DataError
+from hepar.imaging.volumes import write_image
 from hepar.params import Params
+from hepar.prediction.outputs import RESEARCH_USE
 
 
 @pytest.fixture
@@ -53,3 +63,111 @@ def test_volumes_and_lesions_are_printed(folder: Path) -> None:
 def test_threshold_and_smallest_lesion_are_options(folder: Path, options: tuple[str, str]) -> None:
     found = predict(folder, *options)
     assert (found["liver_ml"], found["tumour_ml"], found["lesions"]) == (32.768, 0, [])
+
+
+def run(folder: Path, *arguments: str, code: int = 0) -> Result:
+    """`hepar predict` with the model of the folder; the exit code is checked."""
+    options = ["--model", str(folder / "model"), *arguments]
+    done = CliRunner().invoke(app, ["predict", *options], catch_exceptions=False)
+    assert done.exit_code == code, done.output
+    return done
+
+
+def test_a_folder_has_every_output_of_each_scan_and_each_says_what_it_is_for(folder: Path) -> None:
+    write_noise(folder / "other" / "scan.nii.gz")
+    scans = [str(folder / "scan.nii.gz"), str(folder / "other" / "scan.nii.gz")]
+    done = run(folder, *scans, "-o", str(folder / "out"), "--modality", "ct")
+    printed = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["folder"] for line in printed] == [str(folder / "out" / name) for name in ("scan", "scan-2")]
+    assert [line["liver_ml"] for line in printed] == [32.8, 32.8]
+    out = folder / "out" / "scan"
+    assert {path.name for path in out.iterdir()} == {
+        *("liver.nii.gz", "tumour.nii.gz", "measurements.json", "measurements.csv", "lesions.csv"),
+        *("overview.png", "page.html", "manifest.json"),
+    }
+    for name in ("measurements.json", "measurements.csv", "lesions.csv", "page.html"):
+        assert RESEARCH_USE in (out / name).read_text()
+    with Image.open(out / "overview.png") as picture:
+        assert picture.info["Disclaimer"] == RESEARCH_USE
+    mask = sitk.ReadImage(str(out / "tumour.nii.gz"))
+    assert mask.GetMetaData("descrip") == RESEARCH_USE
+    assert (sitk.GetArrayFromImage(mask) == 1).all()
+    assert mask.GetSpacing() == sitk.ReadImage(scans[0]).GetSpacing()
+
+
+def test_tables_and_json_have_the_same_measurements(folder: Path) -> None:
+    run(folder, str(folder / "scan.nii.gz"), "-o", str(folder / "out"), "--modality", "ct")
+    out = folder / "out" / "scan"
+    measured = json.loads((out / "measurements.json").read_text())
+    lesions, scans = pd.read_csv(out / "lesions.csv"), pd.read_csv(out / "measurements.csv")
+    assert measured["scan"]["modality_from"] == "--modality"
+    assert lesions["longest_diameter_mm"].tolist() == [measured["lesions"][0]["longest_diameter_mm"]]
+    assert lesions["centre_lps_mm_3"].tolist() == [measured["lesions"][0]["centre_lps_mm"][2]]
+    assert scans["burden_percent"].tolist() == [100.0]
+    assert scans["warnings"][0] == "; ".join(warning["message"] for warning in measured["warnings"])
+
+
+def test_the_page_shows_warnings_and_takes_nothing_from_elsewhere(folder: Path) -> None:
+    run(folder, str(folder / "scan.nii.gz"), "-o", str(folder / "out"), "--modality", "ct", "--only", "page")
+    out = folder / "out" / "scan"
+    assert {path.name for path in out.iterdir()} == {"page.html", "manifest.json"}
+    page = (out / "page.html").read_text()
+    assert "outside 300 to 6000" in page
+    assert not re.search(r"<script|https?://|src=\"(?!data:)", page)
+
+
+def test_warnings_fail_the_command_only_if_it_is_strict(folder: Path) -> None:
+    scan = [str(folder / "scan.nii.gz"), "-o", str(folder / "out"), "--modality", "ct", "--only", "json"]
+    assert "the liver is cut at the foot end of the scan" in run(folder, *scan).stderr
+    assert "1 of 1 scans have warnings" in run(folder, *scan, "--strict", code=1).stderr
+    assert (folder / "out" / "scan" / "measurements.json").is_file()
+
+
+def test_a_scan_that_fails_does_not_stop_the_others(folder: Path) -> None:
+    scans = [str(folder / "missing.nii.gz"), str(folder / "scan.nii.gz")]
+    done = run(folder, *scans, "-o", str(folder / "out"), "--modality", "ct", "--only", "json", code=2)
+    assert "missing.nii.gz: no such file or folder" in done.stderr
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_a_modality_that_the_model_never_learned_or_that_is_doubtful_is_refused(folder: Path) -> None:
+    scan = [str(folder / "scan.nii.gz"), "-o", str(folder / "out")]
+    assert "the model was trained on CT only" in run(folder, *scan, "--modality", "mr", code=2).stderr
+    assert "may be CT or MR by its values" in run(folder, *scan, code=2).stderr
+    assert not (folder / "out").exists()
+
+
+def test_the_modality_of_dicom_is_that_of_its_header(folder: Path) -> None:
+    write_series(folder / "dicom", phantom_voxels(), SeriesNumber=3)
+    out = ["-o", str(folder / "out"), "--only", "json"]
+    (line,) = run(folder, str(folder / "dicom"), *out).stdout.splitlines()
+    assert json.loads(line)["folder"].endswith("series-3-ct-portal-venous")
+    refused = run(folder, str(folder / "dicom"), *out, "--modality", "mr", code=2)
+    assert "is CT by its DICOM header, not MR" in refused.stderr
+
+
+def test_a_folder_that_is_no_prediction_is_not_replaced(folder: Path) -> None:
+    (folder / "out" / "scan").mkdir(parents=True)
+    (folder / "out" / "scan" / "thesis.txt").write_text("mine")
+    arguments = [str(folder / "scan.nii.gz"), "-o", str(folder / "out"), "--modality", "ct"]
+    assert "exists and is not a prediction" in run(folder, *arguments, code=2).stderr
+    assert (folder / "out" / "scan" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"), [(["--only", "json"], "one label map"), (["scan2.nii.gz"], "one label map")]
+)
+def test_a_label_map_is_of_one_scan(folder: Path, options: list[str], problem: str) -> None:
+    arguments = ["predict", str(folder / "scan.nii.gz"), "-o", str(folder / "labels.nii.gz"), *options]
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, DataError)
+    assert problem in str(done.exception)
+
+
+def test_a_scan_of_one_slice_has_every_output(folder: Path) -> None:
+    image = volume(np.random.default_rng(0).integers(0, 200, (1, 16, 16)).astype(np.int16))
+    write_image(image, folder / "slice.nii.gz")
+    run(folder, str(folder / "slice.nii.gz"), "-o", str(folder / "out"), "--modality", "ct")
+    measured = json.loads((folder / "out" / "slice" / "measurements.json").read_text())
+    assert measured["lesions"][0]["longest_diameter_mm"] == pytest.approx(np.hypot(32, 30), abs=0.1)
+    assert (folder / "out" / "slice" / "page.html").is_file()
