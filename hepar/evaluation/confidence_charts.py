@@ -54,7 +54,7 @@ def reliability_chart(metrics: Groups) -> str | None:
         found = {
             modality: calibration
             for modality, group in metrics.items()
-            if (calibration := group["tumour"].get("calibration", {}).get(kind)) and calibration["bins"]
+            if (calibration := group["tumour"].get("reliability", {}).get(kind)) and calibration["bins"]
         }
         if any(_filled(calibration) for calibration in found.values()):
             panels.append((title, found))

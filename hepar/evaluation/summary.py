@@ -217,7 +217,7 @@ def _summarise_probabilities(cases: Sequence[CaseScores], bootstrap: Bootstrap) 
     return {
         "froc": summarise_froc(candidates, resampling),
         "average_precision": summarise_average_precision(candidates, resampling),
-        "calibration": {
+        "reliability": {
             "voxels": summarise_calibration(voxels, resampling),
             "lesions": summarise_calibration([lesion_reliability(case) for case in candidates], resampling),
         },

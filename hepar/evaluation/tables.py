@@ -254,8 +254,8 @@ def confidence_sections(groups: Sequence[dict[str, Any]]) -> list[TableSection]:
         TableSection(
             "Expected calibration error",
             (
-                row("Voxels", "lower is better", lambda own: own["calibration"]["voxels"]["ece"]),
-                row("Lesion candidates", "lower is better", lambda own: own["calibration"]["lesions"]["ece"]),
+                row("Voxels", "lower is better", lambda own: own["reliability"]["voxels"]["ece"]),
+                row("Lesion candidates", "lower is better", lambda own: own["reliability"]["lesions"]["ece"]),
             ),
         ),
     ]

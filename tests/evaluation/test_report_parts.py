@@ -295,7 +295,7 @@ def confident(lesions: int, bins: list[dict[str, float]]) -> dict[str, dict[str,
         "n": 4,
     }
     calibration = {"ece": estimate(0.1), "bins": bins}
-    return {"tumour": {"froc": froc, "calibration": {"voxels": calibration, "lesions": calibration}}}
+    return {"tumour": {"froc": froc, "reliability": {"voxels": calibration, "lesions": calibration}}}
 
 
 BINS = [
