@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hepar.evaluation.bootstrap import bootstrap_mean, bootstrap_ratio, bootstrap_statistic, paired_difference
+from hepar.evaluation.bootstrap import (
+    Resampling,
+    bootstrap_mean,
+    bootstrap_ratio,
+    bootstrap_statistic,
+    bootstrap_weighted,
+    paired_difference,
+)
 
 
 def test_mean_over_defined_cases() -> None:
@@ -106,3 +113,20 @@ def test_a_statistic_on_the_cases_of_each_resample_has_the_interval_of_the_sums_
     assert by_cases.ci95 == pytest.approx(by_sums.ci95)
     assert bootstrap_statistic(lambda chosen: 1.0, ["a", "a"], seed=0, resamples=10).ci95 is None
     assert bootstrap_statistic(lambda chosen: 1.0, [], seed=0, resamples=10).value is None
+
+
+def test_weighted_statistics_have_the_interval_of_the_ratio_that_they_compute() -> None:
+    """The same patients are drawn, so that all intervals of a report are over the same resamples."""
+    patients = ("p", "q", "q", "r", "s")
+    top_c, bottom_c = np.array([1.0, 2.0, 0.0, 3.0, 5.0]), np.array([2.0, 2.0, 4.0, 3.0, 6.0])
+
+    def statistics(weight_rc: np.ndarray) -> np.ndarray:
+        return np.stack([(weight_rc @ top_c) / (weight_rc @ bottom_c), np.full(len(weight_rc), np.nan)], axis=1)
+
+    found, undefined = bootstrap_weighted(statistics, Resampling(patients, 3, 250))
+    expected = bootstrap_ratio(top_c, bottom_c, patients, 3, 250)
+    assert found.value == pytest.approx(expected.value)
+    assert found.ci95 == pytest.approx(expected.ci95)
+    assert (found.n, found.patients) == (5, 4)
+    assert undefined.summary() == {"value": None, "ci95": None, "n": 5}
+    assert bootstrap_weighted(statistics, Resampling(("p",) * 5, 3, 250))[0].ci95 is None

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from hepar.errors import DataError
-from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase
+from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase, case_box, cut_case
 from hepar.evaluation.scores import CaseScores, score_case, scores_table
 
 SHAPE = (6, 10, 10)
@@ -157,6 +158,28 @@ def test_lits_counts_tumour_outside_the_liver_as_liver() -> None:
 def test_masks_that_cannot_be_compared_are_refused_by_case(wrong: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="case ct-1: "):
         score(**wrong)
+
+
+@pytest.mark.parametrize("tumour", [LabelPair(TUMOUR_ZYX, ELSEWHERE_ZYX), LabelPair(EMPTY_ZYX, TUMOUR_ZYX)])
+def test_a_case_that_is_cut_to_its_liver_has_the_same_scores(tumour: LabelPair) -> None:
+    """Also the diagonal of the image, which is the distance if one mask is empty."""
+    whole = replace(PERFECT, tumour=tumour)
+    cut = cut_case(whole, case_box(whole))
+    assert cut.tumour.prediction_zyx.shape == (4, 6, 6)
+    assert cut_case(cut, case_box(cut)).size_zyx == SHAPE
+    assert score_case(cut) == score_case(whole)
+
+
+def test_distances_by_area_and_panoptic_quality_are_in_the_table() -> None:
+    (row,) = scores_table([score(tumour=LabelPair(TUMOUR_ZYX, ELSEWHERE_ZYX))]).to_dict("records")
+    assert (row["pq"], row["rq"]) == (0, 0)
+    assert pd.isna(row["sq"])
+    assert (row["liver_area_weighted_nsd_2mm"], row["liver_area_weighted_hd95_mm"]) == (1, 0)
+    # 3 voxels of 2 mm in y and in x lie between the two cubes
+    assert row["tumour_area_weighted_nsd_2mm"] == 0
+    assert 2 < row["tumour_area_weighted_assd_mm"] < row["tumour_area_weighted_hd95_mm"] < math.hypot(10, 10)
+    (nominal,) = scores_table([score(distances_known=False)]).to_dict("records")
+    assert pd.isna(nominal["liver_area_weighted_hd95_mm"])
 
 
 def test_the_table_has_a_row_per_case_and_empty_cells_for_unknown() -> None:

@@ -12,10 +12,11 @@ from toy_case import write_case, write_noise
 from toy_model import constant_weights, write_model
 
 import hepar.stages.evaluate
-from hepar.cases import Case, Cohort, LabelState, Split
+from hepar.cases import STRUCTURES, Case, Cohort, LabelState, Split
 from hepar.errors import DataError
 from hepar.evaluation.held_out import given_settings
 from hepar.evaluation.report_folder import Report
+from hepar.imaging.volumes import read_image, to_array
 from hepar.inference.model_folder import ModelFolder
 from hepar.inference.settings import Axis, PredictionSettings
 from hepar.params import Params
@@ -58,6 +59,13 @@ def test_all_members_are_averaged_and_each_lesion_is_listed(cohort: Path, tiny: 
     assert lesion["iou"] == reference["iou"] == 8 / 16**3
     assert lesion["confidence"] == reference["confidence"] == pytest.approx(0.55, abs=1e-5)
     assert report.cases()["tumour_prediction_volume_ml"].tolist() == pytest.approx([VOLUME_ML])
+    kept = {name: set(to_array(read_image(report.probability("a", name))).ravel()) for name in STRUCTURES}
+    assert kept == {"liver": {140}, "tumour": {140}}  # 0.55 of 255
+    tumour = report.metrics()["CT"]["tumour"]
+    assert (tumour["froc"]["mean"]["value"], tumour["average_precision"]["iou>0"]["value"]) == (1, 1)
+    assert tumour["average_precision"]["iou>0.1"]["value"] == 0
+    assert tumour["reliability"]["voxels"]["bins"][5]["count"] == 16**3
+    assert tumour["reliability"]["voxels"]["ece"]["value"] == pytest.approx(0.55 - 8 / 16**3)
     assert Report.NOT_SCORED not in report.facts()
 
 
