@@ -1,6 +1,7 @@
 """Promote versions at once, each in a process of its own: `promote_at_once.py PARAMS VERSION…`, with params as JSON.
 
-The processes are forked from one that has imported everything but has not yet connected. Each prints its decision.
+The processes are forked from one that has imported everything but has not yet connected. None acts before all have
+decided against the same champion. Each prints its last decision.
 """
 
 from __future__ import annotations
@@ -11,25 +12,40 @@ import sys
 from multiprocessing.synchronize import Barrier
 
 from hepar.params import RegisterParams
-from hepar.registry.champion import promote
+from hepar.registry.champion import Judge, promote
+from hepar.registry.promotion import Decision
+
+SECONDS = 300  # that one process waits for the others
 
 
-def decide(number: str, params: RegisterParams, start: Barrier) -> None:
-    start.wait()
+def promote_after_all_have_decided(number: str, params: RegisterParams, decided: Barrier) -> None:
+    decide_on, first = Judge.decide_on, True
+
+    def decide_and_wait(judge: Judge, version: str) -> tuple[Decision, str]:
+        nonlocal first
+        found = decide_on(judge, version)
+        if first:
+            decided.wait(SECONDS)
+        first = False
+        return found
+
+    Judge.decide_on = decide_and_wait  # type: ignore[method-assign]
     decision = promote(number, params)
-    sys.stdout.write(json.dumps({"version": number, "promoted": decision.promote, "reasons": decision.reasons}) + "\n")
+    sys.stdout.write(json.dumps({"version": number, "promoted": decision.promote}) + "\n")
 
 
 def main() -> None:
     params, numbers = RegisterParams.model_validate_json(sys.argv[1]), sys.argv[2:]
     fork = multiprocessing.get_context("fork")
-    start = fork.Barrier(len(numbers))
-    processes = [fork.Process(target=decide, args=(number, params, start)) for number in numbers]
+    decided = fork.Barrier(len(numbers))
+    processes = [
+        fork.Process(target=promote_after_all_have_decided, args=(number, params, decided)) for number in numbers
+    ]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    sys.exit(max(process.exitcode or 0 for process in processes))
+    sys.exit(max(abs(process.exitcode or 0) for process in processes))
 
 
 if __name__ == "__main__":
