@@ -156,5 +156,5 @@ def _png(picture: Image.Image) -> bytes:
 
     note, buffer = PngInfo(), io.BytesIO()
     note.add_text("Disclaimer", RESEARCH_USE)  # a keyword of the PNG standard
-    picture.save(buffer, "PNG", optimize=True, pnginfo=note)
+    picture.save(buffer, "PNG", pnginfo=note)
     return buffer.getvalue()

@@ -25,13 +25,25 @@ from hepar.params import Params
 from hepar.prediction.outputs import RESEARCH_USE
 
 
+def prepare(folder: Path, tiny: Params) -> Path:
+    """A scan of 32.768 ml, and a model of which one member finds liver everywhere and the other tumour everywhere."""
+    write_noise(folder / "scan.nii.gz")
+    liver, tumour = constant_weights(tiny, 0.9, 0.2), constant_weights(tiny, 0.2, 0.9)
+    write_model(folder / "model", tiny, liver, members=[tumour])
+    return folder
+
+
 @pytest.fixture
 def folder(tiny: Params, tmp_path: Path) -> Path:
-    """A scan of 32.768 ml, and a model of which one member finds liver everywhere and the other tumour everywhere."""
-    write_noise(tmp_path / "scan.nii.gz")
-    liver, tumour = constant_weights(tiny, 0.9, 0.2), constant_weights(tiny, 0.2, 0.9)
-    write_model(tmp_path / "model", tiny, liver, members=[tumour])
-    return tmp_path
+    return prepare(tmp_path, tiny)
+
+
+@pytest.fixture(scope="module")
+def written(tiny: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All outputs of that scan."""
+    folder = prepare(tmp_path_factory.mktemp("written"), tiny)
+    run(folder, str(folder / "scan.nii.gz"), "-o", str(folder / "out"), "--modality", "ct")
+    return folder / "out" / "scan"
 
 
 def predict(folder: Path, *options: str) -> dict[str, Any]:
@@ -67,39 +79,30 @@ def test_threshold_and_smallest_lesion_are_options(folder: Path, options: tuple[
 
 def run(folder: Path, *arguments: str, code: int = 0) -> Result:
     """`hepar predict` with the model of the folder; the exit code is checked."""
-    options = ["--model", str(folder / "model"), *arguments]
+    options = ["--model", str(folder / "model"), "--overlap", "0", *arguments]
     done = CliRunner().invoke(app, ["predict", *options], catch_exceptions=False)
     assert done.exit_code == code, done.output
     return done
 
 
-def test_a_folder_has_every_output_of_each_scan_and_each_says_what_it_is_for(folder: Path) -> None:
-    write_noise(folder / "other" / "scan.nii.gz")
-    scans = [str(folder / "scan.nii.gz"), str(folder / "other" / "scan.nii.gz")]
-    done = run(folder, *scans, "-o", str(folder / "out"), "--modality", "ct")
-    printed = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["folder"] for line in printed] == [str(folder / "out" / name) for name in ("scan", "scan-2")]
-    assert [line["liver_ml"] for line in printed] == [32.8, 32.8]
-    out = folder / "out" / "scan"
-    assert {path.name for path in out.iterdir()} == {
+def test_a_folder_has_every_output_of_a_scan_and_each_says_what_it_is_for(written: Path) -> None:
+    assert {path.name for path in written.iterdir()} == {
         *("liver.nii.gz", "tumour.nii.gz", "measurements.json", "measurements.csv", "lesions.csv"),
         *("overview.png", "page.html", "manifest.json"),
     }
     for name in ("measurements.json", "measurements.csv", "lesions.csv", "page.html"):
-        assert RESEARCH_USE in (out / name).read_text()
-    with Image.open(out / "overview.png") as picture:
+        assert RESEARCH_USE in (written / name).read_text()
+    with Image.open(written / "overview.png") as picture:
         assert picture.info["Disclaimer"] == RESEARCH_USE
-    mask = sitk.ReadImage(str(out / "tumour.nii.gz"))
+    mask = sitk.ReadImage(str(written / "tumour.nii.gz"))
     assert mask.GetMetaData("descrip") == RESEARCH_USE
     assert (sitk.GetArrayFromImage(mask) == 1).all()
-    assert mask.GetSpacing() == sitk.ReadImage(scans[0]).GetSpacing()
+    assert mask.GetSpacing() == (2.0, 2.0, 2.0)
 
 
-def test_tables_and_json_have_the_same_measurements(folder: Path) -> None:
-    run(folder, str(folder / "scan.nii.gz"), "-o", str(folder / "out"), "--modality", "ct")
-    out = folder / "out" / "scan"
-    measured = json.loads((out / "measurements.json").read_text())
-    lesions, scans = pd.read_csv(out / "lesions.csv"), pd.read_csv(out / "measurements.csv")
+def test_tables_and_json_have_the_same_measurements(written: Path) -> None:
+    measured = json.loads((written / "measurements.json").read_text())
+    lesions, scans = pd.read_csv(written / "lesions.csv"), pd.read_csv(written / "measurements.csv")
     assert measured["scan"]["modality_from"] == "--modality"
     assert lesions["longest_diameter_mm"].tolist() == [measured["lesions"][0]["longest_diameter_mm"]]
     assert lesions["centre_lps_mm_3"].tolist() == [measured["lesions"][0]["centre_lps_mm"][2]]
@@ -107,13 +110,21 @@ def test_tables_and_json_have_the_same_measurements(folder: Path) -> None:
     assert scans["warnings"][0] == "; ".join(warning["message"] for warning in measured["warnings"])
 
 
-def test_the_page_shows_warnings_and_takes_nothing_from_elsewhere(folder: Path) -> None:
-    run(folder, str(folder / "scan.nii.gz"), "-o", str(folder / "out"), "--modality", "ct", "--only", "page")
-    out = folder / "out" / "scan"
-    assert {path.name for path in out.iterdir()} == {"page.html", "manifest.json"}
-    page = (out / "page.html").read_text()
+def test_the_page_shows_warnings_and_takes_nothing_from_elsewhere(written: Path) -> None:
+    page = (written / "page.html").read_text()
     assert "outside 300 to 6000" in page
     assert not re.search(r"<script|https?://|src=\"(?!data:)", page)
+
+
+def test_scans_of_one_name_have_folders_of_their_own_and_a_line_each(folder: Path) -> None:
+    write_noise(folder / "other" / "scan.nii.gz")
+    scans = [str(folder / "scan.nii.gz"), str(folder / "other" / "scan.nii.gz")]
+    done = run(folder, *scans, "-o", str(folder / "out"), "--modality", "ct", "--only", "csv")
+    printed = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["folder"] for line in printed] == [str(folder / "out" / name) for name in ("scan", "scan-2")]
+    assert [line["liver_ml"] for line in printed] == [32.8, 32.8]
+    files = {path.name for path in (folder / "out" / "scan-2").iterdir()}
+    assert files == {"measurements.csv", "lesions.csv", "manifest.json"}
 
 
 def test_warnings_fail_the_command_only_if_it_is_strict(folder: Path) -> None:
