@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from chromium import open_chromium
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase
 from hepar.evaluation.report import write_report
@@ -78,32 +78,45 @@ def figure(page: Page) -> Locator:
 
 def shown(figure: Locator) -> list[str | None]:
     """The indices of the slices that can be seen."""
-    slices = figure.locator("g.slice")
-    return [slices.nth(n).get_attribute("data-z") for n in range(slices.count()) if slices.nth(n).is_visible()]
+    return [one.get_attribute("data-z") for one in figure.locator("g.slice").all() if one.is_visible()]
+
+
+def turn_wheel(figure: Locator, after_scrolling: bool) -> bool:
+    """Turn the wheel by one notch towards the feet over the picture; tells whether the picture keeps it.
+
+    Both events come in one turn of the event loop, so that no time passes between them.
+    """
+    return bool(
+        figure.locator("svg").evaluate(
+            """(svg, afterScrolling) => {
+              if (afterScrolling) window.dispatchEvent(new Event("scroll"));
+              const wheel = new WheelEvent("wheel", { deltaY: 100, cancelable: true, bubbles: true });
+              svg.dispatchEvent(wheel);
+              return wheel.defaultPrevented;
+            }""",
+            after_scrolling,
+        )
+    )
 
 
 def test_slices_are_scrolled_by_slider_keys_and_wheel(page: Page) -> None:
     first, other = figure(page), page.locator("figure.stack").nth(1)
-    first.scroll_into_view_if_needed()
-    page.wait_for_timeout(400)  # a wheel right after the page has scrolled goes on scrolling it
+    place = first.locator("output")
     assert shown(first) == [str(KEY)]
-    assert first.locator("output").inner_text() == f"slice {KEY} · 6 of 12"
+    expect(place).to_have_text(f"slice {KEY} · 6 of 12")
 
     first.locator("svg").click()
-    page.keyboard.press("ArrowRight")
-    assert shown(first) == ["7"]
-    page.keyboard.press("Home")
-    assert shown(first) == ["1"]
-    page.keyboard.press("End")
-    assert shown(first) == ["12"]
+    for key, index_z in (("ArrowRight", 7), ("Home", 1), ("End", 12)):
+        page.keyboard.press(key)
+        expect(place).to_have_text(f"slice {index_z} · {index_z} of 12")
+        assert shown(first) == [str(index_z)]
 
     before = page.evaluate("scrollY")
     page.mouse.wheel(0, 100)
-    page.wait_for_timeout(100)
-    assert shown(first) == ["11"]
-    page.mouse.wheel(0, -100)
-    page.mouse.wheel(0, -100)
-    page.wait_for_timeout(100)
+    expect(place).to_have_text("slice 11 · 11 of 12")
+    for _ in range(2):
+        page.mouse.wheel(0, -100)
+        expect(place).to_have_text("slice 12 · 12 of 12")
     assert shown(first) == ["12"]
     assert page.evaluate("scrollY") == before, "the page stays where it is while slices scroll"
     assert first.locator("input").get_attribute("aria-valuetext") == "slice 12 · 12 of 12"
@@ -112,15 +125,17 @@ def test_slices_are_scrolled_by_slider_keys_and_wheel(page: Page) -> None:
 
 def test_a_wheel_that_scrolls_the_page_is_not_caught_by_a_picture(page: Page) -> None:
     first = figure(page)
-    first.locator("svg").hover()
-    page.wait_for_timeout(400)
-    page.evaluate("scrollBy(0, 1)")
-    page.wait_for_timeout(50)
-    before = page.evaluate("scrollY")
-    page.mouse.wheel(0, 120)
-    page.wait_for_timeout(200)
-    assert page.evaluate("scrollY") > before
+    assert not turn_wheel(first, after_scrolling=True)
     assert shown(first) == [str(KEY)]
+    page.wait_for_timeout(400)
+    assert turn_wheel(first, after_scrolling=False)
+    assert shown(first) == [str(KEY - 1)]
+    first.locator("svg").click()
+    assert turn_wheel(first, after_scrolling=True), "a picture that was chosen keeps the wheel"
+    page.keyboard.press("Home")
+    page.evaluate("document.activeElement.blur()")
+    page.wait_for_timeout(400)
+    assert not turn_wheel(first, after_scrolling=False), "beyond the last slice the page goes on"
 
 
 def test_outlines_can_be_switched_off(page: Page) -> None:
