@@ -24,10 +24,10 @@ def columns(*numbers: int) -> Mask:
 def case(
     reference: Mask | None, probabilities: list[float], inside_liver: bool = True, min_voxels: float = 1
 ) -> SegmentedCase:
-    """A case whose predicted lesions are the voxels above one half, and whose liver ends two voxels before the row."""
+    """A case whose predicted lesions are the voxels above one half. The liver leaves out column 11 and the last two."""
     probability_zyx = np.zeros((1, 1, WIDTH), np.float32)
     probability_zyx[0, 0, : len(probabilities)] = probabilities
-    liver_zyx = columns(*range(WIDTH - 2))
+    liver_zyx = columns(*(number for number in range(WIDTH - 2) if number != 11))
     predicted_zyx = (probability_zyx > 0.5) & (liver_zyx if inside_liver else True)
     return SegmentedCase(
         CaseIdentity("a", "p", "CT", "", "s"),
@@ -56,10 +56,10 @@ def test_a_component_of_low_probability_is_a_candidate_unless_it_touches_a_predi
 
 
 def test_candidates_lie_in_the_predicted_liver_and_are_no_smaller_than_a_lesion() -> None:
-    row = [0.25, 0, 0.25, 0.25, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.25]
+    row = [0.25, 0, 0.25, 0.25, 0, 0, 0, 0, 0, 0, 0, 0.375, 0, 0, 0, 0.5]
     assert candidates(columns(), row).confidences == (0.25, 0.25)
     assert candidates(columns(), row, min_voxels=2).confidences == (0.25,)
-    assert candidates(columns(), row, inside_liver=False).confidences == (0.25, 0.25, 0.25)
+    assert candidates(columns(), row, inside_liver=False).confidences == (0.25, 0.25, 0.375, 0.5)
 
 
 def test_a_lesion_has_the_highest_confidence_of_what_overlaps_it() -> None:
@@ -105,6 +105,6 @@ def test_the_liver_bounds_where_probabilities_matter() -> None:
     """A case that was cut to its liver has the same candidates, and a voxel far from it is not among its voxels."""
     scores = score_case(case(columns(0), [0.75] + [0] * 14 + [0.875]))
     assert scores.reliability is not None
-    assert sum(scores.reliability.samples) == WIDTH - 2
+    assert sum(scores.reliability.samples) == WIDTH - 3
     assert scores.reliability.positives[7] == 1
     assert scores.reliability.probability_sums[7] == pytest.approx(0.75)
