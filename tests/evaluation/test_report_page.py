@@ -199,8 +199,9 @@ def test_without_scripts_the_key_slice_is_a_still_picture(browser: Browser, repo
     context.close()
 
 
-def test_on_paper_there_are_no_controls(page: Page) -> None:
-    page.emulate_media(media="print")
+def test_on_paper_there_are_no_controls_and_no_dark_mode(page: Page) -> None:
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator("nav").is_visible()
     assert not figure(page).locator("input").is_visible()
     assert shown(figure(page)) == [str(KEY)]
