@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from hepar.evaluation.outlines import crop_box
 from hepar.imaging.display import CT_WINDOW_HU, display_window, largest_slice, scale_to_window
-from hepar.imaging.masks import Mask
+from hepar.imaging.masks import Mask, keep_largest_component
 from hepar.imaging.volumes import Geometry, canonical, to_array, to_image
 from hepar.prediction.measurements import MeasuredLesion
 from hepar.prediction.outputs import RESEARCH_USE
@@ -138,7 +138,7 @@ class ScanPictures:
         """The middle of the largest finding on an axial slice, or of the slice."""
         for mask_zyx in (self.tumour_zyx, self.liver_zyx):
             if mask_zyx[z].any():
-                y, x = ndimage.center_of_mass(mask_zyx[z])
+                y, x = ndimage.center_of_mass(keep_largest_component(mask_zyx[z]))
                 return round(y), round(x)
         return self.image_zyx.shape[1] // 2, self.image_zyx.shape[2] // 2
 

@@ -26,6 +26,7 @@ from hepar.ingest.listing import list_source
 from hepar.ingest.sources import dicomweb, open_source, remote_cache
 from hepar.ingest.sources.pseudonyms import VARIABLE
 from hepar.params import Params
+from hepar.prediction.scans import open_scans
 
 PLUGIN = "libOrthancDicomWeb.so"
 PLUGIN_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc", "/usr/local/share/orthanc/plugins")
@@ -135,6 +136,20 @@ def test_a_server_gives_the_volumes_and_masks_of_the_files(source: Path, orthanc
                 if here.liver is not None:
                     assert np.array_equal(voxels(here.liver.read()), voxels(liver))
     assert sum(liver is not None for _, _, liver in expected.values()) == 1
+
+
+def test_a_scan_of_a_study_is_fetched_whole_to_be_predicted(source: Path, orthanc: str) -> None:
+    (first, *_) = sorted((source / "ct").iterdir())
+    study = pydicom.dcmread(first).StudyInstanceUID
+    with open_scans(f"dicomweb+{orthanc}/dicom-web?StudyInstanceUID={study}") as found:
+        (scan,) = found.scans
+        assert [item.reason for item in found.left_out] == ["it is no image of CT or MR but Segmentation Storage"]
+        with scan.fetched() as here:
+            assert here.stack is not None
+            assert here.stack.paths == here.image.files
+            assert np.array_equal(voxels(here.image.read()), phantom_voxels())
+            header = pydicom.dcmread(here.stack.paths[0])
+            assert header.PatientID == IDENTIFIERS["PatientID"]  # a DICOM-SEG carries it on
 
 
 def voxels(image: Any) -> np.ndarray[Any, Any]:

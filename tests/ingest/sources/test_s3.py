@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 from dicom_files import phantom_voxels, write_series
+from toy_case import write_noise
 
 import hepar.stages.ingest
 from hepar.cases import Cohort
@@ -30,6 +31,7 @@ from hepar.ingest.sources import open_source, remote_cache, s3
 from hepar.ingest.sources.pseudonyms import VARIABLE
 from hepar.ingest.sources.source import VolumeFile
 from hepar.params import Params
+from hepar.prediction.scans import open_scans
 from hepar.runtime.artifacts import read_manifest, sha256_file
 
 BUCKET = "scans"
@@ -112,6 +114,19 @@ def test_a_cohort_from_s3_has_the_bytes_of_one_from_the_disk(
     on_disk = ingested(str(phantom_source), tmp_path / "disk", tiny)
     assert ingested(f"s3://{BUCKET}/phantoms/one", tmp_path / "s3", tiny) == on_disk
     assert ingested(f"s3://{BUCKET}/phantoms/one/cohort.csv", tmp_path / "table", tiny) == on_disk
+
+
+def test_a_file_a_series_and_a_zip_in_a_bucket_are_fetched_whole_to_be_predicted(store: Any, tmp_path: Path) -> None:
+    write_series(tmp_path / "dicom" / "ct", phantom_voxels())
+    write_noise(tmp_path / "files" / "scan.nii.gz")
+    shutil.make_archive(str(tmp_path / "files" / "ct"), "zip", tmp_path / "dicom")
+    upload(store, tmp_path / "dicom", "dicom")
+    upload(store, tmp_path / "files", "files")
+    for place, size in (("dicom", (24, 20, 12)), ("files/scan.nii.gz", (16, 16, 16)), ("files/ct.zip", (24, 20, 12))):
+        with open_scans(f"s3://{BUCKET}/{place}") as found:
+            (scan,) = found.scans
+            with scan.fetched() as here:
+                assert here.image.read().GetSize() == size
 
 
 def test_an_unchanged_source_is_recognised_without_fetching_a_volume(
