@@ -74,7 +74,7 @@ def started(
     user: str | None = None,
     stop: signal.Signals = signal.SIGKILL,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is healthy; ended at the end, with all that it started, in no time: nobody needs its data then."""
+    """A process that is healthy; killed at the end with all that it started: nobody needs its data then."""
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "HEPAR_", "AWS_", "PG"))
     }

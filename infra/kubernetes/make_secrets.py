@@ -3,8 +3,8 @@
 
     python infra/kubernetes/make_secrets.py | kubectl create -f -
 
-`create` refuses what exists, so a running site keeps its keys. Keep a copy where your site keeps passwords: backups do not
-hold them, and with another `hepar-patient-key` every patient gets another pseudonym and perhaps another split.
+`create` refuses what exists, so a running site keeps its keys. Keep a copy where your site keeps passwords: backups do
+not hold them, and with another `hepar-patient-key` every patient gets another pseudonym and perhaps another split.
 """
 
 from __future__ import annotations
