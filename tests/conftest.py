@@ -20,6 +20,7 @@ from toy_case import write_case
 from hepar.cases import Case
 from hepar.params import Params, load_params
 from hepar.phantoms import write_phantoms
+from hepar.registry.tracking import connect
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -75,6 +76,24 @@ def own_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith(("MLFLOW_", "HEPAR_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tracking database with nothing in it, which takes MLflow more than a second to create."""
+
+    def create(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+            connect()
+
+    return made_once(tmp_path_factory, "database", create) / "mlflow.db"
+
+
+@pytest.fixture
+def database(tmp_path: Path, empty_database: Path, own_tracking: None) -> None:
+    """Put a copy of the empty database where the test will look for its own."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ WORSE = "CT liver Dice: change -0.100 [-0.100, -0.100] may lie below -0.020 (n =
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> ToyRegistry:
+def registry(tmp_path: Path, database: None) -> ToyRegistry:
     return ToyRegistry(tmp_path / "registry")
 
 

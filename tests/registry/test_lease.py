@@ -23,6 +23,7 @@ from hepar.registry.champion import DECISION_TAG
 from hepar.registry.lease import SOURCE, hold_lease
 from hepar.registry.tracking import connect
 
+pytestmark = pytest.mark.usefixtures("database")
 NAME, TICKETS = "toy", "toy-lease"
 DICES = (0.75, 0.6, 0.9, 0.55, 0.8, 0.65, 0.85, 0.7)  # of eight challengers; the margin is 0.02
 

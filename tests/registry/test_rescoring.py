@@ -57,7 +57,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory, tiny: Params) -> Scored:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> ToyRegistry:
+def registry(tmp_path: Path, database: None) -> ToyRegistry:
     return ToyRegistry(tmp_path / "registry")
 
 

@@ -24,7 +24,10 @@ from hepar.registry.registration import Registration
 from hepar.registry.tracking import MODEL_TAG, connect
 from hepar.runtime.artifacts import read_manifest, write_artifact
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*inferred as AnyType")  # MLflow, of a type of its own
+pytestmark = [
+    pytest.mark.usefixtures("database"),
+    pytest.mark.filterwarnings("ignore:.*inferred as AnyType"),  # MLflow, of a type of its own
+]
 NAME = "hepar-toy"
 
 
