@@ -11,7 +11,7 @@ from hepar.evaluation.candidates import LesionCandidates
 from hepar.evaluation.detection_summary import lesion_reliability, summarise_calibration
 
 SURE = count_reliability(np.array([0.25, 0.25, 0.25, 0.25]), np.array([True, False, False, False]))
-UNSURE = count_reliability(np.array([0.75, 1.0]), np.array([False, True]))
+UNSURE = count_reliability(np.array([0.75, 0.95]), np.array([False, True]))
 BOTH = Resampling(("p", "q"), 1, 200)
 
 
@@ -23,11 +23,11 @@ def test_samples_are_binned_by_probability() -> None:
 
 
 def test_the_error_is_the_mean_distance_over_all_samples() -> None:
-    # the first bin is calibrated; of the two other samples, each in its bin, one is off by 0.75
+    # the first bin is calibrated; the two other samples, each in its bin, are 0.75 too high and 0.05 too low
     summary = summarise_calibration([SURE, UNSURE], BOTH)
-    assert summary["ece"]["value"] == pytest.approx(0.75 / 6)
-    # the patients alone have errors 0 and 0.75 / 2
-    assert summary["ece"]["ci95"] == pytest.approx([0, 0.75 / 2])
+    assert summary["ece"]["value"] == pytest.approx((0.75 + 0.05) / 6)
+    # the patients alone have errors 0 and 0.4
+    assert summary["ece"]["ci95"] == pytest.approx([0, (0.75 + 0.05) / 2], abs=1e-12)
     assert summary["ece"]["n"] == 2
 
 
