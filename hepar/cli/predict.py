@@ -52,8 +52,8 @@ def predict(
         typer.Option(
             "--out",
             "-o",
-            help="Folder for a folder of results a scan; or, of one scan, a label map to write (.nii.gz): 0 background,"
-            " 1 liver, 2 tumour.",
+            help="Folder for a folder of results a scan; or, with an ending such as .nii.gz, one label map of one scan:"
+            " 0 background, 1 liver, 2 tumour.",
         ),
     ],
     model: Annotated[
@@ -101,10 +101,8 @@ def predict(
 
     Prints a line of JSON a scan. Research use only.
     """
-    from hepar.imaging.headers import READERS
-
     settings = PredictionSettings(overlap, variants, tuple(mirror or ()), tumour_threshold, min_lesion_ml)
-    as_label_map = out.name.lower().endswith(tuple(ending for known in READERS.values() for ending in known))
+    as_label_map = bool(out.suffix) and not out.is_dir()
     if as_label_map:
         _check_label_map(out, scans, bool(only))
     with _predictor(model, settings) as predictor:

@@ -115,7 +115,7 @@ class FollowUp:
             },
             "volumes_ml": {name: list(pair) for name, pair in self.volumes_ml.items()},
             "lesions": self.rows(),
-            "registration": {
+            "alignment": {
                 "liver_dice": round(self.alignment.liver_dice, 3),
                 "rotation_degrees": round(self.alignment.rotation_degrees, 1),
                 "shift_mm": round(self.alignment.shift_mm, 1),

@@ -136,7 +136,7 @@ def _check_field_of_view(found: Segmentation) -> Iterator[ScanWarning]:
             if value > MAX_CUT_CM2:
                 side = _side(found.geometry, axis, index)
                 message = (
-                    f"the liver is cut at the {side} end of the scan, over {value:.1f} cm², more than {MAX_CUT_CM2:g}"
+                    f"the liver is cut at the {side} end of the scan: {value:.1f} cm² of it, more than {MAX_CUT_CM2:g}"
                 )
                 yield ScanWarning("field of view", value, MAX_CUT_CM2, "cm²", message)
 

@@ -40,7 +40,7 @@ class Predictor:
     def facts(self) -> dict[str, Any]:
         """Program, model and settings by name."""
         settings = self.settings.for_model(self.models[0].spec).facts()
-        return {"hepar": __version__, "model": self.model_hash, "members": len(self.models), "settings": settings}
+        return {"hepar": __version__, "model_hash": self.model_hash, "members": len(self.models), "settings": settings}
 
 
 @dataclass(frozen=True)
