@@ -47,7 +47,7 @@ def risk_coverage_png(table: pd.DataFrame) -> bytes:
         xlim=(0, 1), xlabel="coverage: fraction of labels kept, best score first", ylabel="mean Dice of those kept"
     )
     axes.set_title("Risk–coverage of pseudo-livers", loc="left", fontsize=10)
-    axes.legend(frameon=False, loc="lower left", fontsize=8)
+    axes.legend(frameon=False, loc="upper right", fontsize=8)
     return _png(figure)
 
 
