@@ -376,6 +376,22 @@ class RegisterParams(Section):
     gates: PromotionGates
 
 
+class RetrainParams(Section):
+    """When `hepar retrain` and `hepar watch` train again. In no stage's hash: no result depends on it."""
+
+    min_new_cases: AtLeastOne  # of training and validation patients
+    min_became_known: AtLeastOne  # labels of such patients that were unknown to the champion
+    max_drift: Positive  # distance that the whole interval must exceed: 0 equal, 0.9 a shift by 1 SD, 2 at most
+    min_drift_patients: Annotated[int, Field(ge=2)]  # new ones with that measurement; fewer show no drift
+    min_scored_patients: Annotated[int, Field(ge=2)]  # newly labelled ones; fewer do not speak against the champion
+    suspect_dice: Share  # of a new liver mask and the champion's prediction, below which it goes to review
+    max_suspect_share: Share  # of the new cases; a larger one refuses the batch
+    max_resubmissions: Count  # of a run that failed
+    bootstrap_resamples: AtLeastOne
+    bootstrap_seed: Count
+    look_seconds: Interval  # of `hepar watch`: between looks at first, and at most, as it doubles while nothing changes
+
+
 class Params(Section):
     """A whole `params.yaml`."""
 
@@ -392,6 +408,7 @@ class Params(Section):
     train_universal: TrainUniversalParams
     evaluate: EvaluateParams
     register_model: RegisterParams = Field(alias="register")
+    retrain: RetrainParams
 
 
 SectionT = TypeVar("SectionT", bound=Section)

@@ -1,0 +1,1 @@
+"""When to train again, and why: states are compared, suspicious labels are held back, a state is submitted once."""
