@@ -18,6 +18,8 @@ CANNOT_CHANGE_A_RESULT = {  # modules that no stage depends on, and why
     "hepar.runtime.journal": "when a finished folder gets its name",
     "hepar.runtime.locks": "who may write",
     "hepar.runtime.commit": "notes the commit",
+    "hepar.runtime.cpu_quota": "how many cores there are, as on another machine",
+    "hepar.runtime.environment": "names of environment variables",
     "hepar.runtime.execution": "notes the image and the KFP run",
     "hepar.runtime.redaction": "what messages leave out",
     "hepar.runtime.scratch": "where temporary files lie",
