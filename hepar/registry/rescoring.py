@@ -98,7 +98,7 @@ def rescore(mlflow: Any, version: ModelVersion, held_out: HeldOut) -> tuple[Case
 def _settings_key(version: ModelVersion, settings: PredictionSettings) -> str:
     """What the scores of any case depend on: the model, the settings, and the release that scores."""
     key = {
-        "model": version.model_hash,
+        ModelFolder.KIND: version.model_hash,
         "settings": dict(settings.facts()),
         "release": importlib.metadata.version("hepar"),
     }
