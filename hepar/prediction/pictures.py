@@ -38,7 +38,7 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class _Plane:
+class _Slice:
     """A plane of a volume with its masks: row 0 is shown at the top, column 0 on the left."""
 
     image_yx: Floats
@@ -46,12 +46,12 @@ class _Plane:
     tumour_yx: Mask
     spacing_yx_mm: tuple[float, float]
 
-    def cropped(self) -> _Plane:
+    def cropped(self) -> _Slice:
         """The part around the masks, the whole plane if they are empty."""
         box = crop_box(self.liver_yx | self.tumour_yx, self.spacing_yx_mm)
         return self._part(box)
 
-    def around(self, points_yx: Sequence[tuple[float, float]], margin_mm: float) -> tuple[_Plane, tuple[slice, slice]]:
+    def around(self, points_yx: Sequence[tuple[float, float]], margin_mm: float) -> tuple[_Slice, tuple[slice, slice]]:
         """The part around some points, and which part it is."""
         rows, columns = (
             slice(max(0, int(min(values) - margin_mm / mm)), int(max(values) + margin_mm / mm) + 2)
@@ -59,8 +59,8 @@ class _Plane:
         )
         return self._part((rows, columns)), (rows, columns)
 
-    def _part(self, box: tuple[slice, slice]) -> _Plane:
-        return _Plane(self.image_yx[box], self.liver_yx[box], self.tumour_yx[box], self.spacing_yx_mm)
+    def _part(self, box: tuple[slice, slice]) -> _Slice:
+        return _Slice(self.image_yx[box], self.liver_yx[box], self.tumour_yx[box], self.spacing_yx_mm)
 
     def drawn(self, longer_side: int) -> Image.Image:
         """The plane in its true proportions with outlines, one pixel wide."""
@@ -142,13 +142,13 @@ class ScanPictures:
                 return round(y), round(x)
         return self.image_zyx.shape[1] // 2, self.image_zyx.shape[2] // 2
 
-    def _plane(self, axis: int, index: int) -> _Plane:
+    def _plane(self, axis: int, index: int) -> _Slice:
         """A plane across an axis: coronal and sagittal planes with the head at the top."""
         spacing_zyx_mm = Geometry.of(self.image).spacing_zyx_mm
         rows, columns = ((1, 2), (0, 2), (0, 1))[axis]
         parts = [np.take(array_zyx, index, axis) for array_zyx in (self.image_zyx, self.liver_zyx, self.tumour_zyx)]
         image_yx, liver_yx, tumour_yx = (part if axis == 0 else part[::-1] for part in parts)
-        return _Plane(image_yx, liver_yx, tumour_yx, (spacing_zyx_mm[rows], spacing_zyx_mm[columns]))
+        return _Slice(image_yx, liver_yx, tumour_yx, (spacing_zyx_mm[rows], spacing_zyx_mm[columns]))
 
 
 def _png(picture: Image.Image) -> bytes:
