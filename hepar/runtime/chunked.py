@@ -39,9 +39,13 @@ def write_chunked(path: Path, array_zyx: npt.NDArray[Any], **metadata: Any) -> N
 
     chunks = _clip(CHUNK_ZYX, array_zyx.shape)
     blocks = _clip(BLOCK_ZYX, chunks)
-    settings = {"codec": blosc2.Codec.ZSTD, "clevel": COMPRESSION_LEVEL, "nthreads": 1}
     stored = blosc2.asarray(
-        np.ascontiguousarray(array_zyx), contiguous=True, chunks=chunks, blocks=blocks, cparams=settings
+        np.ascontiguousarray(array_zyx),
+        contiguous=True,
+        chunks=chunks,
+        blocks=blocks,
+        cparams={"codec": blosc2.Codec.ZSTD, "clevel": COMPRESSION_LEVEL, "nthreads": 1},
+        dparams={"nthreads": 1},  # it stands in the file, and would be the number of cores
     )
     stored.schunk.vlmeta[METADATA_KEY] = metadata
     write_bytes(path, stored.to_cframe())  # the bytes that Blosc2 would write itself, without a look at the disk

@@ -63,6 +63,15 @@ def test_equal_arrays_give_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.b2nd").read_bytes() == (tmp_path / "b.b2nd").read_bytes()
 
 
+@pytest.mark.parametrize("threads", [1, 3, 64])
+def test_the_number_of_cores_is_not_in_the_bytes(threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array_zyx = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
+    write_chunked(tmp_path / "here.b2nd", array_zyx)
+    monkeypatch.setattr(blosc2, "nthreads", threads)
+    write_chunked(tmp_path / "there.b2nd", array_zyx)
+    assert (tmp_path / "here.b2nd").read_bytes() == (tmp_path / "there.b2nd").read_bytes()
+
+
 def test_a_damaged_or_missing_file_raises_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "a.b2nd").write_bytes(b"not a chunked array")
     for name in ("a.b2nd", "missing.b2nd"):
