@@ -16,13 +16,14 @@ import pandas as pd
 import pytest
 from conftest import made_once
 from toy_case import write_case
-from toy_model import toy_spec, toy_weights
+from toy_model import PLAN, toy_spec, toy_weights
 from toy_pool import Toy, toy_pool, with_columns
 from toy_versions import scores, toy_gates
 
 import hepar.stages.register
 from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.evaluation.report_folder import Report
+from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import Params
 from hepar.pool.table import Pool
@@ -129,9 +130,10 @@ def train(
     origin: Mapping[str, str],
     inputs: tuple[Path, ...],
     notes: Mapping[str, str] | None = None,
+    plan: PreprocessingPlan = PLAN,
 ) -> None:
     """Write a model folder and its MLflow run, as a training does; the hash of the model is that of its origin."""
-    spec = toy_spec(tiny.network).model_copy(update={"origin": dict(origin)})
+    spec = toy_spec(tiny.network).model_copy(update={"origin": dict(origin), "plan": plan})
     checkpoints = model.parent / f"checkpoints-{model.name}"
     with TrainingRun("toy", model.name, spec, tiny.train_universal.training, checkpoints) as tracked:
         tracked.log_files(LINEAGE, partial(write_records, inputs))

@@ -54,7 +54,7 @@ def lineage(
     Each artifact is looked for by its hash in folders, in MLflow and, a pool, on the DVC remote. What cannot be opened
     any more is said to be gone, with what is still recorded about it.
     """
-    found = _trace(what, look_in, remote)
+    found = trace(what, look_in, remote)
     for problem in found.damaged:
         print_message(problem)
     if as_json:
@@ -63,7 +63,8 @@ def lineage(
         print("\n".join(tree_lines(found, cases)))
 
 
-def _trace(what: str, look_in: Sequence[Path] | None, remote: str) -> Lineage:
+def trace(what: str, look_in: Sequence[Path] | None, remote: str) -> Lineage:
+    """The lineage of a version or a folder, as the command takes them. Raises DataError if it is neither."""
     from hepar.params import REGISTERED
     from hepar.registry import tracking
     from hepar.registry.lineage import trace_folder, trace_version

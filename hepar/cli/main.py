@@ -25,6 +25,7 @@ from hepar.cli.messages import print_message
 from hepar.cli.models import models_app
 from hepar.cli.pool import pool_app
 from hepar.cli.predict import predict_app
+from hepar.cli.retraining import retraining_app
 from hepar.cli.stages import stages_app
 from hepar.cli.studies import studies_app
 from hepar.errors import HeparError, Preempted
@@ -48,6 +49,7 @@ for group in (
     predict_app,
     models_app,
     lineage_app,
+    retraining_app,
     evaluation_app,
     studies_app,
     gates_app,

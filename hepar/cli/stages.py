@@ -179,10 +179,11 @@ def run(
 ) -> None:
     """Run the whole pipeline on this machine through kfp.local, and print the scores."""
     p = load_with_options(params, source, layout, split_from)
-    _load_runner(runner)(params=p, workdir=workdir, image=image)
+    load_runner(runner)(params=p, workdir=workdir, image=image)
 
 
-def _load_runner(name: str) -> Callable[..., None]:
+def load_runner(name: str) -> Callable[..., None]:
+    """A runner of the whole pipeline. Raises HeparError if there is none of this name."""
     runners = {entry.name: entry for entry in importlib.metadata.entry_points(group=RUNNERS)}
     if name not in runners:
         raise HeparError(f"--runner is {name!r} but must be one of {', '.join(sorted(runners))}")

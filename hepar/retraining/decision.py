@@ -158,7 +158,7 @@ def _performs_worse(scores: FreshScores, params: RetrainParams) -> RetrainingChe
 
 def _refusals(suspects: SuspectBatch, params: RetrainParams) -> Iterator[str]:
     if suspects.rejected:
-        yield f"rejected in review, but still in the source: {', '.join(suspects.rejected)}"
+        yield f"rejected in review, but still in the source: {', '.join(found.case_id for found in suspects.rejected)}"
     if suspects.share > params.max_suspect_share:
         named = "; ".join(f"{found.case_id} ({found.reason})" for found in suspects.suspects)
         yield (

@@ -27,12 +27,13 @@ class Suspect:
 class SuspectBatch:
     """The suspicious cases among `size` new or newly labelled ones.
 
-    `rejected` are those whose masks a reviewer did not accept; they are in the source still.
+    `rejected` are those whose masks a reviewer did not accept; they are in the source still, and in the queue, so that
+    the decision can be changed.
     """
 
     size: int = 0
     suspects: tuple[Suspect, ...] = ()
-    rejected: tuple[str, ...] = ()
+    rejected: tuple[Suspect, ...] = ()
 
     @property
     def share(self) -> float:
@@ -42,7 +43,7 @@ class SuspectBatch:
     @property
     def case_ids(self) -> frozenset[str]:
         """The cases that count for no reason: suspicious or rejected."""
-        return frozenset([*(found.case_id for found in self.suspects), *self.rejected])
+        return frozenset(found.case_id for found in (*self.suspects, *self.rejected))
 
 
 def judge_batch(
@@ -63,7 +64,7 @@ def judge_batch(
         review = find_review(reviews, case)
         if review is not None:
             if review.decision != ReviewDecision.ACCEPT:
-                rejected.append(case.case_id)
+                rejected.append(Suspect(case.case_id, f"liver mask {review.summary}", value))
         elif value is not None and value < suspect_dice:
             reason = f"liver Dice with the champion's prediction {value:.2f} < {suspect_dice:g}"
             suspects.append(Suspect(case.case_id, reason, value))

@@ -109,7 +109,7 @@ def test_suspicious_cases_count_for_no_reason(params: RetrainParams) -> None:
     decision = decide_retraining(replace(NOTHING, changes=new(3), suspects=batch), params)
     assert (decision.retrain, decision.refused) == (False, ())
     assert decide_retraining(replace(NOTHING, changes=new(4), suspects=batch), params).retrain
-    rejected = SuspectBatch(12, (), ("b0",))
+    rejected = SuspectBatch(12, (), (Suspect("b0", "why", 0.1),))
     assert decide_retraining(replace(NOTHING, changes=became_known(2), suspects=rejected), params).reasons == ()
 
 
@@ -127,7 +127,9 @@ def test_a_batch_with_too_many_suspects_is_refused_by_name(params: RetrainParams
 
 
 def test_a_rejected_mask_holds_the_training_until_it_has_left_the_source(params: RetrainParams) -> None:
-    decision = decide_retraining(replace(NOTHING, changes=new(4), suspects=SuspectBatch(4, (), ("x",))), params)
+    decision = decide_retraining(
+        replace(NOTHING, changes=new(4), suspects=SuspectBatch(4, (), (Suspect("x", "why", 0.1),))), params
+    )
     assert (decision.retrain, decision.refused) == (False, ("rejected in review, but still in the source: x",))
 
 

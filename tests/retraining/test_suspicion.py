@@ -40,7 +40,7 @@ def test_a_scan_that_ingest_refused_is_suspicious() -> None:
 )
 def test_a_decision_ends_the_suspicion(decision: ReviewDecision, rejected: tuple[str, ...]) -> None:
     batch = judge_batch([CASE], {"a": 0.1}, [], 0.5, decided(decision))
-    assert (batch.suspects, batch.rejected) == ((), rejected)
+    assert (batch.suspects, tuple(found.case_id for found in batch.rejected)) == ((), rejected)
 
 
 def test_a_decision_on_another_mask_or_image_is_void() -> None:

@@ -1,0 +1,160 @@
+"""The commands `retrain` and `watch`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hepar.cli.lineage import trace
+from hepar.cli.messages import print_message
+from hepar.cli.options import PARAMS, Layout, ParamsFile, Source, SplitFrom, load_with_options
+from hepar.cli.pool import Remote
+from hepar.cli.stages import load_runner
+from hepar.runtime.environment import DEFAULT_IMAGE
+
+if TYPE_CHECKING:
+    from hepar.params import Params
+    from hepar.registry.lineage import Lineage
+    from hepar.retraining.looking import Look
+    from hepar.retraining.watching import Seen
+
+PANEL = "Models"
+NO = 3  # the exit code of `retrain` if nothing is to be trained
+Workdir = Annotated[Path, typer.Option(help="Folder of `hepar run`; looks are kept in its subfolder retraining.")]
+Runner = Annotated[str, typer.Option(help="Where the training runs, as for 'hepar run'.")]
+Image = Annotated[str, typer.Option(help="Image for the docker runner.")]
+
+retraining_app = typer.Typer()
+
+
+@retraining_app.command(rich_help_panel=PANEL)
+def retrain(
+    source: Source = None,
+    workdir: Workdir = Path("runs/latest"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and why; train nothing.")] = (
+        False
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
+    runner: Runner = "subprocess",
+    image: Image = DEFAULT_IMAGE,
+    layout: Layout = None,
+    split_from: SplitFrom = None,
+    remote: Remote = "",
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Train again if the source, the labels or the champion's scores give a reason; exit code 0 yes, 3 no.
+
+    The training is that of 'hepar run' on this machine, and this command waits for it. One state is trained once.
+    """
+    from hepar.retraining.folder import LookBusy
+
+    job = _Job(load_with_options(params, source, layout, split_from), workdir, runner, image, remote)
+    aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    try:
+        with job.folder.hold(), aside:  # the runner prints scores
+            found = job.look()
+            wanted = found.decision.retrain
+            why_not = job.train(found) if wanted and not dry_run else ""
+    except LookBusy as busy:
+        print_message(str(busy))
+        raise typer.Exit(NO) from None
+    if as_json:
+        submitted = wanted and not dry_run and not why_not
+        print(json.dumps({**found.as_json(), "submitted": submitted, "why_not": why_not}, indent=2))
+    else:
+        print("\n".join([*decision_lines(found), *([f"not trained: {why_not}"] if why_not else [])]))
+    if not wanted or why_not:
+        raise typer.Exit(NO)
+
+
+@retraining_app.command(rich_help_panel=PANEL)
+def watch(
+    source: Source = None,
+    workdir: Workdir = Path("runs/latest"),
+    runner: Runner = "subprocess",
+    image: Image = DEFAULT_IMAGE,
+    layout: Layout = None,
+    split_from: SplitFrom = None,
+    remote: Remote = "",
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Look as 'hepar retrain' does, again and again; one line a look, until Ctrl-C or SIGTERM."""
+    from hepar.retraining.watching import Backoff, Seen, watch_source
+
+    job = _Job(load_with_options(params, source, layout, split_from), workdir, runner, image, remote)
+    last: list[str] = []
+
+    def look_once() -> Seen:
+        with job.folder.hold():
+            found = job.look()
+            why_not = job.train(found) if found.decision.retrain else ""
+        text, before = one_line_of(found, why_not), last[-1:]
+        last[:] = [found.state]
+        return Seen(text, changed=before != last)
+
+    shortest, longest = job.params.retrain.look_seconds
+    watch_source(look_once, Backoff(shortest, longest), lambda line: print(line, flush=True))
+
+
+class _Job:
+    """The params and the places of looks and trainings."""
+
+    def __init__(self, params: Params, workdir: Path, runner: str, image: str, remote: str) -> None:
+        from hepar.registry import tracking
+        from hepar.retraining.folder import RetrainingFolder
+
+        self.params, self.workdir, self.image, self.remote = params, workdir.resolve(), image, remote
+        self.runner = load_runner(runner)
+        self.folder = RetrainingFolder.of_workdir(self.workdir)
+        database = f"{tracking.SQLITE}{self.workdir / tracking.DATABASE}"  # as the runners have it
+        os.environ[tracking.URI_VARIABLE] = os.environ.get(tracking.URI_VARIABLE) or database
+
+    def look(self) -> Look:
+        from hepar.retraining.looking import look
+
+        return look(self.params, self.folder, self._trace)
+
+    def _trace(self, uri: str) -> Lineage:
+        return trace(uri, [self.workdir], self.remote)
+
+    def train(self, found: Look) -> str:
+        """Train the state of a look; returns why it is not trained, empty if it was."""
+        from hepar.retraining.submission import Submission, place_of, submit
+
+        submission = Submission(
+            state=found.state,
+            model=self.params.register_model.model_name,
+            experiment=self.params.experiment,
+            place=place_of(self.workdir),
+            reasons=found.decision.reasons,
+            max_resubmissions=self.params.retrain.max_resubmissions,
+        )
+        return submit(submission, lambda: self.runner(params=self.params, workdir=self.workdir, image=self.image))
+
+
+def decision_lines(found: Look) -> list[str]:
+    """A decision for people: yes or no, the reasons, what refuses it, and the checks that found none."""
+    decision = found.decision
+    lines = [f"retrain: {'yes' if decision.retrain else 'no'}"]
+    lines.append(f"champion: {found.champion or 'none'}")
+    lines += [f"refused: {reason}" for reason in decision.refused]
+    lines += [f"{'reason' if check.holds else 'no reason'}: {check.text}" for check in decision.checks]
+    return [*lines, f"state: {found.state[:12]}"]
+
+
+def one_line_of(found: Look, why_not: str) -> str:
+    """A look in one line."""
+    decision = found.decision
+    if decision.refused:
+        return f"refused: {'; '.join(decision.refused)}"
+    if not decision.retrain:
+        return "no reason to train"
+    if why_not:
+        return f"not trained: {why_not}"
+    return f"trained: {'; '.join(decision.reasons)}"

@@ -1,0 +1,114 @@
+"""A state is submitted once: the record of each attempt is an MLflow run, tagged with the hash of the state.
+
+Whoever wants to train a state adds an attempt under a lease, if the attempts so far allow it; so of two events at one
+time, on any machines that share the registry, one trains. An attempt whose process died stays RUNNING; whoever
+submits next from the same working directory, which only one process at a time can lock, knows that it is dead.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hepar.errors import Preempted
+from hepar.registry.lease import hold_lease
+from hepar.registry.tracking import connect, experiment_id, storage_errors, tag_name
+
+STATE_TAG, PLACE_TAG, REASONS_TAG = (tag_name(name) for name in ("retrained state", "place", "reasons"))
+RUN_NAME = "retrain"
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # as MLflow has them
+MAX_ATTEMPTS = 1000  # that are read; there are at most a few
+MAX_TAG = 4000  # characters; MLflow allows 8000
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt to train a state: its MLflow run, how that ended, and the working directory that it was begun in."""
+
+    run_id: str
+    status: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A state to be trained, in a working directory; `reasons` are kept with the attempt."""
+
+    state: str
+    model: str
+    experiment: str
+    place: str
+    reasons: Sequence[str]
+    max_resubmissions: int
+
+
+def place_of(workdir: Path) -> str:
+    """A working directory as attempts name it: with its machine."""
+    return f"{socket.gethostname()}:{workdir.resolve()}"
+
+
+def why_not(attempts: Sequence[Attempt], max_resubmissions: int) -> str:
+    """Why a state with these attempts is not submitted; empty if it is. Pure.
+
+    A run that was stopped (`KILLED`) may be resumed any number of times; it has not failed.
+    """
+    statuses = [attempt.status for attempt in attempts]
+    for attempt in attempts:
+        if attempt.status == FINISHED:
+            return f"this state has been trained already (MLflow run {attempt.run_id})"
+        if attempt.status == RUNNING:
+            return f"this state is being trained already (MLflow run {attempt.run_id}, {attempt.place})"
+    if (failed := statuses.count(FAILED)) > max_resubmissions:
+        return f"training this state has failed {failed} times; at most {max_resubmissions} resubmissions are allowed"
+    return ""
+
+
+def submit(submission: Submission, train: Callable[[], None]) -> str:
+    """Train a state unless that has been done or is being done; returns why it is not trained, empty if it was.
+
+    The caller holds the lock of the working directory. What `train` raises passes, after it was recorded. Raises
+    StorageError if the registry fails.
+    """
+    mlflow = connect()
+    with storage_errors():
+        client, experiment = mlflow.MlflowClient(), experiment_id(mlflow, submission.experiment)
+        with hold_lease(mlflow, f"{submission.model}-retraining") as lease:
+            attempts = _attempts(mlflow, submission)
+            if reason := why_not(attempts, submission.max_resubmissions):
+                return reason
+            tags = {STATE_TAG: submission.state, PLACE_TAG: submission.place}
+            tags[REASONS_TAG] = "; ".join(submission.reasons)[:MAX_TAG]
+            lease.check()
+            run_id = client.create_run(experiment, run_name=RUN_NAME, tags=tags).info.run_id
+    status = FAILED
+    try:
+        train()
+        status = FINISHED
+    except (Preempted, KeyboardInterrupt):
+        status = KILLED
+        raise
+    finally:
+        with storage_errors():
+            client.set_terminated(run_id, status)
+    return ""
+
+
+def _attempts(mlflow: Any, submission: Submission) -> list[Attempt]:
+    """The attempts at a state so far; those of this working directory that seem to run are dead, and marked failed."""
+    found = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"tags.`{STATE_TAG}` = '{submission.state}'",
+        max_results=MAX_ATTEMPTS,
+        output_format="list",
+    )
+    attempts = []
+    for run in found:
+        run_id, status, place = run.info.run_id, run.info.status, run.data.tags.get(PLACE_TAG, "")
+        if status == RUNNING and place == submission.place:
+            mlflow.MlflowClient().set_terminated(run_id, FAILED)
+            status = FAILED
+        attempts.append(Attempt(run_id, status, place))
+    return attempts
