@@ -30,7 +30,7 @@ class RetrainingFolder:
     SUSPECTS = "suspects"  # a folder of pseudo-labels, for `hepar review`
     REVIEWS = "suspect-reviews"
     LAST_LOOK = "last_look.json"
-    MEASUREMENTS = "measurements.json"
+    MEASUREMENTS = "drift_measurements.json"
     LOCK = ".lock"
 
     @classmethod

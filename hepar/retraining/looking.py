@@ -16,6 +16,7 @@ from hepar.cases import Cohort, LabelState
 from hepar.errors import DataError, one_line
 from hepar.evaluation.bootstrap import bootstrap_mean
 from hepar.evaluation.held_out import given_settings
+from hepar.inference.model_folder import ModelFolder
 from hepar.inference.settings import PredictionSettings
 from hepar.ingest.listing import list_source
 from hepar.ingest.quarantine import Refused, read_quarantine
@@ -68,7 +69,7 @@ def look(params: Params, folder: RetrainingFolder, trace: Tracer) -> Look:
     pool_reviews, suspect_reviews = read_pool_reviews(params.assemble_pool.reviews), folder.reviews()
     identity: dict[str, Any] = {
         "champion": "" if champion is None else champion.uri,
-        "model": "" if champion is None else champion.model_hash,
+        ModelFolder.KIND: "" if champion is None else champion.model_hash,
         "reviews": pool_reviews.hash,
         "params": dump_params(params),
     }
