@@ -190,6 +190,7 @@ class _Run:
         from hepar.prediction.predicted_scan import predict_scan
         from hepar.prediction.scans import unique_names
 
+        scan = scan.qualified() if scan.name in self.names else scan
         self.names = unique_names([*self.names, scan.name])
         scan = replace(scan, name=self.names[-1])
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -42,18 +43,27 @@ OTHER_PARTS = frozenset(
 
 @dataclass(frozen=True)
 class Scan:
-    """One volume to predict. `name` holds no identifier; `modality` is that of the DICOM header, None without one.
+    """One volume to predict. `name` is that of a file, or for DICOM one without identifiers; `modality` is that of the
+    DICOM header, None without one.
 
-    `remote` maps placeholders to the files of a store, which `fetched` gets.
+    `source` is the path of a file in the source, after its folder's name if it is the source itself; `folder` is the
+    name of that folder. Both are empty for DICOM, whose paths often name a patient. `remote` maps placeholders to the
+    files of a store, which `fetched` gets.
     """
 
     name: str
     image: Volume
     modality: Modality | None = None
     sequence: str = ""
+    source: str = ""
+    folder: str = ""
     stack: Stack | None = None  # of DICOM slices
     remote: Mapping[Path, RemoteFile] = field(default_factory=dict, repr=False)
     roots: tuple[Path, ...] = ()  # in which all its files lie; anywhere if there are none
+
+    def qualified(self) -> Scan:
+        """The scan with the name of its folder before its own; itself if that is not known, or there already."""
+        return replace(self, name=f"{self.folder}-{self.name}", folder="") if self.folder else self
 
     @contextmanager
     def fetched(self) -> Iterator[Scan]:
@@ -101,7 +111,11 @@ def open_scans(source: str, uneven: Uneven = "refuse") -> Iterator[Found]:
         if not path.exists():
             raise DataError(f"{source}: no such file or folder")
         if path.is_file() and path.suffix.lower() != ".zip":
-            yield _in_instances(read, (path,), uneven) if (read := _as_dicom(path)) else Found((_file_scan(path),))
+            yield (
+                _in_instances(read, (path,), uneven)
+                if (read := _as_dicom(path))
+                else Found((_file_scan(path, path.parent.parent),))
+            )
             return
         with unpacked(path) as opened:
             found = _in_folder(opened.folder, (opened.folder, path), uneven)
@@ -124,9 +138,12 @@ def _as_dicom(path: Path) -> list[Instance]:
     return [found] if (found := read_header(path)) else []
 
 
-def _file_scan(path: Path) -> Scan:
+def _file_scan(path: Path, base: Path) -> Scan:
+    """The scan of a file other than DICOM; `source` is its path below `base`."""
     ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), path.suffix)
-    return Scan(safe_id(path.name[: len(path.name) - len(ending)]), VolumeFile(path))
+    folder = path.parent.resolve() if path.parent.name in ("", "..") else path.parent
+    name, source = safe_id(path.name[: len(path.name) - len(ending)]), path.relative_to(base).as_posix()
+    return Scan(name, VolumeFile(path), source=source, folder=safe_id(folder.name))
 
 
 def _in_folder(folder: Path, roots: tuple[Path, ...], uneven: Uneven) -> Found:
@@ -136,7 +153,7 @@ def _in_folder(folder: Path, roots: tuple[Path, ...], uneven: Uneven) -> Found:
         return Found(_uniquely_named(found.scans), found.left_out)
     files = [path for part in folders(folder) for path in sorted(part.iterdir()) if path.name.lower().endswith(ENDINGS)]
     visible = [path for path in files if path.is_file() and not path.name.startswith(".")]
-    return Found(_uniquely_named([replace(_file_scan(path), roots=roots) for path in visible]))
+    return Found(_uniquely_named([replace(_file_scan(path, folder), roots=roots) for path in visible]))
 
 
 def _in_instances(instances: Sequence[Instance], roots: tuple[Path, ...], uneven: Uneven) -> Found:
@@ -147,7 +164,8 @@ def _in_instances(instances: Sequence[Instance], roots: tuple[Path, ...], uneven
             left_out.append(LeftOut(_stack_name(stack), reason))
         else:
             volume = DicomVolume(stack.paths, uneven)
-            scans.append(Scan(_stack_name(stack), volume, stack.modality, _sequence(stack), stack, roots=roots))
+            made = Scan(_stack_name(stack), volume, stack.modality, _sequence(stack), stack=stack, roots=roots)
+            scans.append(made)
     known = {stack.series for stack in every}
     for uid, members in _by_series(instances).items():
         if uid not in known:
@@ -207,10 +225,11 @@ def _series_name(instance: Instance) -> str:
 
 
 def _uniquely_named(scans: Sequence[Scan]) -> tuple[Scan, ...]:
-    """The scans, with a number behind every name that an earlier one has."""
-    return tuple(
-        replace(item, name=name) for item, name in zip(scans, unique_names(s.name for s in scans), strict=True)
-    )
+    """The scans: where names clash, with those of their folders before them; a number behind those that still do."""
+    count = Counter(item.name for item in scans)
+    qualified = [item.qualified() if count[item.name] > 1 else item for item in scans]
+    names = unique_names(item.name for item in qualified)
+    return tuple(replace(item, name=name) for item, name in zip(qualified, names, strict=True))
 
 
 def unique_names(names: Iterable[str]) -> list[str]:

@@ -104,6 +104,7 @@ def test_tables_and_json_have_the_same_measurements(written: Path) -> None:
     measured = json.loads((written / "measurements.json").read_text())
     lesions, scans = pd.read_csv(written / "lesions.csv"), pd.read_csv(written / "measurements.csv")
     assert measured["scan"]["modality_from"] == "--modality"
+    assert measured["scan"]["source"].endswith("/scan.nii.gz")
     assert lesions["longest_diameter_mm"].tolist() == [measured["lesions"][0]["longest_diameter_mm"]]
     assert lesions["centre_lps_mm_3"].tolist() == [measured["lesions"][0]["centre_lps_mm"][2]]
     assert scans["burden_percent"].tolist() == [100.0]
@@ -121,9 +122,10 @@ def test_scans_of_one_name_have_folders_of_their_own_and_a_line_each(folder: Pat
     scans = [str(folder / "scan.nii.gz"), str(folder / "other" / "scan.nii.gz")]
     done = run(folder, *scans, "-o", str(folder / "out"), "--modality", "ct", "--only", "csv")
     printed = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["folder"] for line in printed] == [str(folder / "out" / name) for name in ("scan", "scan-2")]
+    assert [line["folder"] for line in printed] == [str(folder / "out" / name) for name in ("scan", "other-scan")]
+    assert [line["source"] for line in printed] == [f"{folder.name}/scan.nii.gz", "other/scan.nii.gz"]
     assert [line["liver_ml"] for line in printed] == [32.8, 32.8]
-    files = {path.name for path in (folder / "out" / "scan-2").iterdir()}
+    files = {path.name for path in (folder / "out" / "other-scan").iterdir()}
     assert files == {"measurements.csv", "lesions.csv", "manifest.json"}
 
 
@@ -153,6 +155,7 @@ def test_the_modality_of_dicom_is_that_of_its_header(folder: Path) -> None:
     out = ["-o", str(folder / "out"), "--only", "json"]
     (line,) = run(folder, str(folder / "dicom"), *out).stdout.splitlines()
     assert json.loads(line)["folder"].endswith("series-3-ct-portal-venous")
+    assert json.loads(line)["source"] is None
     refused = run(folder, str(folder / "dicom"), *out, "--modality", "mr", code=2)
     assert "is CT by its DICOM header, not MR" in refused.stderr
 

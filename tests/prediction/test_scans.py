@@ -24,6 +24,7 @@ def test_a_file_is_a_scan_named_after_it(tmp_path: Path) -> None:
     write_noise(tmp_path / "one.two.nii.gz")
     (scan,) = found_in(tmp_path / "one.two.nii.gz").scans
     assert (scan.name, scan.modality, scan.stack) == ("one.two", None, None)
+    assert scan.source == f"{tmp_path.name}/one.two.nii.gz"
     assert scan.image.read().GetSize() == (16, 16, 16)
 
 
@@ -63,7 +64,7 @@ def test_a_body_part_that_may_show_the_liver_is_predicted(part: str, tmp_path: P
 def test_names_hold_no_identifier_and_no_sequence_of_mr_for_a_ct(tmp_path: Path) -> None:
     write_series(tmp_path, phantom_voxels(), SeriesNumber="12345678", SeriesDescription="T2 GRIMALDI")
     (scan,) = found_in(tmp_path).scans
-    assert (scan.name, scan.sequence) == ("series-ct", "")
+    assert (scan.name, scan.sequence, scan.source, scan.folder) == ("series-ct", "", "", "")
     assert not any(value.lower() in scan.name for value in IDENTIFIERS.values())
 
 
@@ -80,7 +81,20 @@ def test_a_zip_is_read_like_its_folder_and_lasts_as_long_as_the_context(tmp_path
 def test_a_folder_without_dicom_has_its_volumes_as_scans(tmp_path: Path) -> None:
     for place in ("a/image.nii.gz", "b/image.nii.gz", "c.mha", ".hidden.nii.gz"):
         write_noise(tmp_path / place)
-    assert [scan.name for scan in found_in(tmp_path).scans] == ["c", "image", "image-2"]
+    assert [(scan.name, scan.source) for scan in found_in(tmp_path).scans] == [
+        ("c", "c.mha"),
+        ("a-image", "a/image.nii.gz"),
+        ("b-image", "b/image.nii.gz"),
+    ]
+
+
+def test_scans_whose_folders_have_one_name_too_are_numbered(tmp_path: Path) -> None:
+    for place in ("a/ct/image.nii.gz", "b/ct/image.nii.gz"):
+        write_noise(tmp_path / place)
+    assert [(scan.name, scan.source) for scan in found_in(tmp_path).scans] == [
+        ("ct-image", "a/ct/image.nii.gz"),
+        ("ct-image-2", "b/ct/image.nii.gz"),
+    ]
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
