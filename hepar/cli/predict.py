@@ -238,11 +238,8 @@ def follow(
 
     The livers are aligned first, without deformation. The category is an aid: a reader has to confirm it.
     """
-    import pandas as pd
-
     import hepar.prediction.follow_up
     from hepar.prediction.folder import find_prediction
-    from hepar.prediction.outputs import RESEARCH_USE
     from hepar.runtime.artifacts import write_json
     from hepar.runtime.csv_cells import frame_to_csv
     from hepar.runtime.whole_files import write_text
@@ -253,5 +250,5 @@ def follow(
     if json_file is not None:
         write_json(json_file, found.as_json())
     if csv_file is not None:
-        write_text(csv_file, frame_to_csv(pd.DataFrame([{**row, "use": RESEARCH_USE} for row in found.rows()])))
+        write_text(csv_file, frame_to_csv(found.table()))
     print(json.dumps(found.as_json()))

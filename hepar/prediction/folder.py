@@ -14,6 +14,7 @@ from hepar.cases import STRUCTURES
 from hepar.errors import ArtifactError, DataError, one_line
 from hepar.evaluation.report_folder import Report
 from hepar.imaging.volumes import read_image, to_array, write_image
+from hepar.prediction.measurements import LESION_VALUES
 from hepar.prediction.outputs import RESEARCH_USE, Output
 from hepar.runtime.artifacts import MANIFEST, read_any_manifest, write_json
 from hepar.runtime.csv_cells import frame_to_csv
@@ -51,7 +52,7 @@ class PredictionFolder:
         row |= {"warnings": "; ".join(warning["message"] for warning in warnings), "use": RESEARCH_USE}
         write_text(self.folder / self.SUMMARY, frame_to_csv(pd.DataFrame([row])))
         lesions = [{"scan": scan["name"], **_flat(lesion), "use": RESEARCH_USE} for lesion in measurements["lesions"]]
-        columns = None if lesions else ["scan", "number", "use"]
+        columns = ["scan", *(column for name in LESION_VALUES for column in _columns(name)), "use"]
         write_text(self.folder / self.LESIONS, frame_to_csv(pd.DataFrame(lesions, columns=columns)))
 
     def save_picture(self, png: bytes) -> None:
@@ -97,6 +98,8 @@ def check_replaceable(folder: Path) -> None:
 
 def find_prediction(place: Path) -> PredictionFolder:
     """The prediction in a folder, or the only one in the folders below it. Raises ArtifactError if it is not one."""
+    if not place.exists():
+        raise ArtifactError(f"{place} does not exist")
     if (place / MANIFEST).is_file():
         return PredictionFolder(place)
     found = sorted(path.parent for path in place.glob(f"*/{MANIFEST}"))
@@ -106,12 +109,16 @@ def find_prediction(place: Path) -> PredictionFolder:
     return PredictionFolder(found[0])
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """Values with a column for each coordinate: `centre_lps_mm` becomes `centre_lps_mm_1` to `_3`."""
+def _columns(name: str) -> list[str]:
+    """The columns of a value of a lesion, one for each coordinate: `centre_lps_mm_1` to `_3` for `centre_lps_mm`."""
+    count = LESION_VALUES[name]
+    return [name] if count == 1 else [f"{name}_{number}" for number in range(1, count + 1)]
+
+
+def _flat(lesion: dict[str, Any]) -> dict[str, Any]:
+    """The values of a lesion by column; those of a value that is missing are missing."""
     flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, list):
-            flat |= {f"{name}_{number}": part for number, part in enumerate(value, start=1)}
-        else:
-            flat[name] = value
+    for name, value in lesion.items():
+        parts = value if isinstance(value, list) else [value] * LESION_VALUES[name]
+        flat |= dict(zip(_columns(name), parts, strict=True))
     return flat

@@ -8,9 +8,9 @@ in between, and a reader has to confirm it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from hepar.imaging.volumes import Geometry, to_array, to_image
 from hepar.prediction.alignment import Alignment, align_livers
 from hepar.prediction.folder import PredictionFolder
 from hepar.prediction.outputs import RESEARCH_USE
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MATCHED_WITHIN_MM = 10.0  # between the surfaces of two lesions after registration, which breathing leaves
 MIN_TARGET_MM = 10.0  # longest diameter of a measurable lesion
@@ -47,7 +50,11 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True)
 class FollowedLesion:
-    """A lesion in both scans or in one: its number and longest diameter there, None where it is not."""
+    """A lesion in both scans or in one: its number and longest diameter there, None where it is not.
+
+    `merged_into` is the number of the lesion at follow-up that a merged one became, `split_from` that of the lesion at
+    baseline that a split one came from; the nearest by centroids if there are several.
+    """
 
     fate: Fate
     baseline: int | None
@@ -55,6 +62,8 @@ class FollowedLesion:
     baseline_mm: float | None
     follow_up_mm: float | None
     is_target: bool
+    merged_into: int | None = None
+    split_from: int | None = None
 
     @property
     def change_percent(self) -> float | None:
@@ -98,6 +107,14 @@ class FollowUp:
             {**asdict(lesion), "fate": str(lesion.fate), "change_percent": _round(lesion.change_percent)}
             for lesion in self.lesions
         ]
+
+    def table(self) -> pd.DataFrame:
+        """The rows as a table that says what it is for; all columns also without a lesion, lesion numbers as Int64."""
+        import pandas as pd
+
+        columns = [*(field.name for field in fields(FollowedLesion)), "change_percent", "use"]
+        table = pd.DataFrame([{**row, "use": RESEARCH_USE} for row in self.rows()], columns=columns)
+        return table.astype(dict.fromkeys(("baseline", "follow_up", "merged_into", "split_from"), "Int64"))
 
     def as_json(self) -> dict[str, Any]:
         """Everything by name."""
@@ -198,15 +215,21 @@ def match_lesions(
     lesions = []
     for number, size_mm in baseline_mm.items():
         other = paired.get(number)
-        beside = any(first == number for first, _ in near)
-        fate = Fate.MATCHED if other else Fate.MERGED if beside else Fate.VANISHED
+        into = None if other else _nearest({second: mm for (first, second), mm in near.items() if first == number})
+        fate = Fate.MATCHED if other else Fate.MERGED if into else Fate.VANISHED
         after_mm = follow_up_mm[other] if other else None
-        lesions.append(FollowedLesion(fate, number, other, size_mm, after_mm, number in targets))
+        lesions.append(FollowedLesion(fate, number, other, size_mm, after_mm, number in targets, merged_into=into))
     for number, size_mm in follow_up_mm.items():
         if number not in paired.values():
-            fate = Fate.SPLIT if any(second == number for _, second in near) else Fate.NEW
-            lesions.append(FollowedLesion(fate, None, number, None, size_mm, False))
+            origin = _nearest({first: mm for (first, second), mm in near.items() if second == number})
+            fate = Fate.SPLIT if origin else Fate.NEW
+            lesions.append(FollowedLesion(fate, None, number, None, size_mm, False, split_from=origin))
     return tuple(lesions)
+
+
+def _nearest(distances_mm: Mapping[int, float]) -> int | None:
+    """The lesion at the smallest distance, the first of equal ones; None if there is none."""
+    return min(distances_mm, key=lambda number: (distances_mm[number], number), default=None)
 
 
 def _assign(near: Mapping[tuple[int, int], float]) -> dict[int, int]:

@@ -18,6 +18,24 @@ from hepar.inference.lesions import PredictedLesion
 from hepar.inference.prediction import Segmentation
 
 AROUND_LESION_MM = 10.0  # how far the liver around a lesion reaches that it is compared with
+LESION_VALUES = {  # of a lesion in JSON and CSV, with the number of coordinates of each
+    "number": 1,
+    "volume_ml": 1,
+    "longest_diameter_mm": 1,
+    "perpendicular_diameter_mm": 1,
+    "slice_index": 1,
+    "longest_ends_lps_mm": 6,
+    "perpendicular_ends_lps_mm": 6,
+    "centre_lps_mm": 3,
+    "centre_index_zyx": 3,
+    "from_liver_centre_lps_mm": 3,
+    "capsule_mm": 1,
+    "mean_intensity": 1,
+    "surrounding_liver_intensity": 1,
+    "contrast": 1,
+    "contrast_to_noise": 1,
+    "confidence": 1,
+}
 Voxels = npt.NDArray[Any]
 
 
@@ -56,7 +74,7 @@ class MeasuredLesion:
     contrast: Contrast
 
     def rounded(self) -> dict[str, Any]:
-        """All values by name, as JSON and CSV have them."""
+        """All values by name, those of `LESION_VALUES`, as JSON and CSV have them."""
         diameters, contrast = self.diameters, self.contrast
         return {
             "number": self.number,

@@ -67,12 +67,12 @@ def _check_grid(grid: Geometry, spec: ModelSpec) -> Iterator[ScanWarning]:
     for axis, own_mm, learned_mm in zip("zyx", _canonical_spacing_zyx_mm(grid), spec.plan.spacing_zyx_mm, strict=True):
         bound_mm = MAX_COARSER * learned_mm
         if own_mm > bound_mm * 1.001:  # headers round
-            message = f"voxels of {own_mm:.3g} mm along {axis}, more than {bound_mm:.3g}: twice those of the model"
+            message = f"voxels of {own_mm:.3g} mm along {axis} (bound {bound_mm:.3g} mm: twice those of the model)"
             yield ScanWarning("spacing", own_mm, bound_mm, "mm", message)
     axis_number = slice_axis(grid)
     extent_mm = grid.size_zyx[axis_number] * grid.spacing_zyx_mm[axis_number]
     if extent_mm < MIN_EXTENT_MM:
-        message = f"the scan is {extent_mm:.0f} mm high, less than {MIN_EXTENT_MM:.0f}: a whole liver does not fit"
+        message = f"the scan is {extent_mm:.0f} mm high (bound {MIN_EXTENT_MM:.0f} mm): a whole liver does not fit"
         yield ScanWarning("extent", extent_mm, MIN_EXTENT_MM, "mm", message)
 
 
@@ -94,7 +94,7 @@ def _check_intensities(image: sitk.Image, modality: Modality, measured: ScanMeas
         low, high = LIVER_HU
         if not low <= median <= high:
             bound = low if median < low else high
-            message = f"the liver has a median of {median:.0f} HU, outside {low:g} to {high:g}"
+            message = f"the liver has a median of {median:.0f} HU, outside {low:g} to {high:g} HU"
             yield ScanWarning("liver intensity", median, bound, "HU", message)
 
 
@@ -109,7 +109,8 @@ def _check_against_learned(
     preprocessed_zyx = normalise(to_array(image).astype(np.float32), modality, spec.plan)
     away = abs(float(np.median(preprocessed_zyx[healthy_zyx])) - mean) / deviation
     if away > MAX_DEVIATIONS:
-        message = f"the liver's brightness is {away:.1f} SD from those that the model learned from"
+        bound = f"bound {MAX_DEVIATIONS:g} SD"
+        message = f"the liver's brightness is {away:.1f} SD from those that the model learned from ({bound})"
         yield ScanWarning("liver unlike those learned from", away, MAX_DEVIATIONS, "SD", message)
 
 
@@ -119,7 +120,7 @@ def _check_volumes(measured: ScanMeasurements) -> Iterator[ScanWarning]:
         yield ScanWarning("no liver", 0.0, low_ml, "ml", "no liver was found")
     elif liver_ml is not None and not low_ml <= liver_ml <= high_ml:
         bound_ml = low_ml if liver_ml < low_ml else high_ml
-        message = f"a liver of {liver_ml:.0f} ml, outside {low_ml:g} to {high_ml:g}"
+        message = f"a liver of {liver_ml:.0f} ml, outside {low_ml:g} to {high_ml:g} ml"
         yield ScanWarning("liver volume", liver_ml, bound_ml, "ml", message)
     burden = measured.burden_percent
     if burden is not None and burden > MAX_BURDEN_PERCENT:
@@ -135,9 +136,8 @@ def _check_field_of_view(found: Segmentation) -> Iterator[ScanWarning]:
             value = float(np.take(found.liver_zyx, index, axis).sum() * area_cm2)
             if value > MAX_CUT_CM2:
                 side = _side(found.geometry, axis, index)
-                message = (
-                    f"the liver is cut at the {side} end of the scan: {value:.1f} cm² of it, more than {MAX_CUT_CM2:g}"
-                )
+                face = f"{side} {'end' if side in DIRECTIONS[2] else 'edge'}"
+                message = f"{value:.1f} cm² of the liver lie on the {face} of the scan (bound {MAX_CUT_CM2:g} cm²)"
                 yield ScanWarning("field of view", value, MAX_CUT_CM2, "cm²", message)
 
 

@@ -111,9 +111,17 @@ def test_tables_and_json_have_the_same_measurements(written: Path) -> None:
     assert scans["warnings"][0] == "; ".join(warning["message"] for warning in measured["warnings"])
 
 
+def test_the_table_of_lesions_has_the_same_columns_without_a_lesion(folder: Path, written: Path) -> None:
+    out = ["-o", str(folder / "out"), "--modality", "ct", "--only", "csv", "--min-lesion-ml", "33"]
+    run(folder, str(folder / "scan.nii.gz"), *out)
+    lesions = pd.read_csv(folder / "out" / "scan" / "lesions.csv")
+    assert (lesions.columns.tolist(), len(lesions)) == (pd.read_csv(written / "lesions.csv").columns.tolist(), 0)
+    assert {"longest_ends_lps_mm_6", "from_liver_centre_lps_mm_1", "confidence"} < set(lesions.columns)
+
+
 def test_the_page_shows_warnings_and_takes_nothing_from_elsewhere(written: Path) -> None:
     page = (written / "page.html").read_text()
-    assert "outside 300 to 6000" in page
+    assert "outside 300 to 6000 ml" in page
     assert not re.search(r"<script|https?://|src=\"(?!data:)", page)
 
 
@@ -131,7 +139,7 @@ def test_scans_of_one_name_have_folders_of_their_own_and_a_line_each(folder: Pat
 
 def test_warnings_fail_the_command_only_if_it_is_strict(folder: Path) -> None:
     scan = [str(folder / "scan.nii.gz"), "-o", str(folder / "out"), "--modality", "ct", "--only", "json"]
-    assert "the liver is cut at the foot end of the scan" in run(folder, *scan).stderr
+    assert "cm² of the liver lie on the foot end of the scan (bound 1 cm²)" in run(folder, *scan).stderr
     assert "1 of 1 scans have warnings" in run(folder, *scan, "--strict", code=1).stderr
     assert (folder / "out" / "scan" / "measurements.json").is_file()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,7 +110,20 @@ def test_lesions_of_a_moved_patient_are_matched_and_new_and_vanished_ones_are_na
     assert fates["new"]["follow_up_mm"] == pytest.approx(14, abs=3)
     assert found["response"]["category"] == "PD"
     assert "Research use only" in found["use"]
-    assert len((tmp_path / "f.csv").read_text().splitlines()) == 4
+    with (tmp_path / "f.csv").open(newline="") as file:
+        rows = {row["fate"]: row for row in csv.DictReader(file)}
+    assert sorted(rows) == ["matched", "new", "vanished"]
+    assert [rows[fate]["baseline"] for fate in ("new", "vanished")] == ["", str(fates["vanished"]["baseline"])]
+    assert rows["new"]["follow_up"] == str(fates["new"]["follow_up"])
+    assert all("Research use only" in row["use"] for row in rows.values())
+
+
+def test_livers_without_lesions_have_a_table_with_all_columns(tmp_path: Path) -> None:
+    write_prediction(scan({}), tmp_path / "healthy")
+    done = CliRunner().invoke(app, ["follow", *[str(tmp_path / "healthy")] * 2, "--csv", str(tmp_path / "f.csv")])
+    assert done.exit_code == 0, done.output
+    (header,) = csv.reader((tmp_path / "f.csv").read_text().splitlines())
+    assert {"fate", "baseline", "follow_up_mm", "is_target", "merged_into", "change_percent", "use"} < set(header)
 
 
 def test_scans_of_two_modalities_are_not_compared(tmp_path: Path) -> None:
@@ -123,6 +137,8 @@ def test_scans_of_two_modalities_are_not_compared(tmp_path: Path) -> None:
 def test_a_folder_without_a_prediction_is_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["follow", str(tmp_path), str(tmp_path)])
     assert isinstance(done.exception, ArtifactError)
+    done = CliRunner().invoke(app, ["follow", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert str(done.exception) == f"{tmp_path / 'a'} does not exist"
 
 
 def test_lesions_are_near_if_their_surfaces_are_within_ten_millimetres() -> None:
@@ -137,6 +153,13 @@ def test_each_lesion_is_paired_once_and_others_beside_it_are_merged_or_split() -
     near = {(1, 1): 2.0, (2, 1): 3.0, (3, 2): 1.0, (3, 3): 4.0}
     lesions = match_lesions(near, {1: 20.0, 2: 12.0, 3: 9.0, 4: 30.0}, {1: 25.0, 2: 6.0, 3: 5.0, 4: 8.0})
     found = [(lesion.fate, lesion.baseline, lesion.follow_up) for lesion in lesions]
+    assert [
+        (lesion.merged_into, lesion.split_from) for lesion in lesions if lesion.fate in (Fate.MERGED, Fate.SPLIT)
+    ] == [
+        (1, None),
+        (None, 3),
+    ]
+    assert all(lesion.merged_into is lesion.split_from is None for lesion in (lesions[0], lesions[3], lesions[5]))
     assert found == [
         (Fate.MATCHED, 1, 1),
         (Fate.MERGED, 2, None),
@@ -145,6 +168,13 @@ def test_each_lesion_is_paired_once_and_others_beside_it_are_merged_or_split() -
         (Fate.SPLIT, None, 3),
         (Fate.NEW, None, 4),
     ]
+
+
+def test_a_lesion_between_two_others_merged_into_the_nearer_one() -> None:
+    near = {(1, 1): 0.0, (2, 2): 0.0, (3, 1): 9.0, (3, 2): 5.0}
+    sizes = {1: 20.0, 2: 12.0, 3: 9.0}
+    (lesion,) = (lesion for lesion in match_lesions(near, sizes, {1: 25.0, 2: 16.0}) if lesion.fate == Fate.MERGED)
+    assert (lesion.baseline, lesion.merged_into) == (3, 2)
 
 
 def test_as_many_lesions_as_possible_are_paired() -> None:

@@ -13,7 +13,7 @@ from hepar.cases import Modality
 from hepar.imaging.masks import Mask
 from hepar.imaging.volumes import Geometry
 from hepar.inference.prediction import Segmentation
-from hepar.prediction.measurements import ScanMeasurements, measure
+from hepar.prediction.measurements import LESION_VALUES, ScanMeasurements, measure
 
 OBLIQUE = tuple(Rotation.from_euler("xyz", (12, 8, -20), degrees=True).as_matrix().ravel().tolist())
 GRID = Geometry((28, 40, 50), (3.0, 1.0, 2.0), (-40.0, 5.0, 60.0), OBLIQUE)
@@ -52,6 +52,12 @@ def test_volumes_and_burden_are_those_of_the_boxes(measured: ScanMeasurements) -
     assert measured.burden_percent == pytest.approx(100 * (24 + 960) / (16 * 32 * 40))
     assert measured.liver_median == pytest.approx(110, abs=10)
     assert [lesion.number for lesion in measured.lesions] == [1, 2]
+
+
+def test_the_values_of_a_lesion_have_as_many_coordinates_as_their_list_says(measured: ScanMeasurements) -> None:
+    values = measured.lesions[0].rounded()
+    assert list(values) == list(LESION_VALUES)
+    assert {name: len(value) if isinstance(value, list) else 1 for name, value in values.items()} == LESION_VALUES
 
 
 def test_each_lesion_has_the_values_of_its_box(measured: ScanMeasurements) -> None:

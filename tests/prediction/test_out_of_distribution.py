@@ -56,7 +56,7 @@ def test_a_scan_within_all_bounds_has_no_warning() -> None:
 def test_voxels_more_than_twice_as_coarse_as_those_of_the_model_are_told_with_their_axis() -> None:
     found = warnings(spacing_zyx_mm=(5.2, 5.0, 5.0))["spacing"]
     assert (found.value, found.bound, found.unit) == (5.2, 5.0, "mm")
-    assert "along z" in found.message
+    assert found.message == "voxels of 5.2 mm along z (bound 5 mm: twice those of the model)"
     assert "along y" in warnings(spacing_zyx_mm=(5.2, 5.0, 5.0), direction=CORONAL)["spacing"].message
 
 
@@ -78,7 +78,8 @@ def test_intensities_without_air_are_not_those_of_ct() -> None:
 def test_no_liver_and_a_small_one_are_told() -> None:
     assert warnings(liver=None)["no liver"].value == 0
     small: Box = (slice(4, 17), slice(4, 17), slice(4, 17))  # 275 ml
-    assert warnings(liver=small)["liver volume"].bound == 300
+    found = warnings(liver=small)["liver volume"]
+    assert (found.bound, found.message) == (300, "a liver of 275 ml, outside 300 to 6000 ml")
 
 
 def test_tumours_in_most_of_the_liver_are_told() -> None:
@@ -91,18 +92,18 @@ def test_tumours_in_most_of_the_liver_are_told() -> None:
 @pytest.mark.parametrize(
     ("liver", "direction", "side"),
     [
-        ((slice(0, 26), slice(4, 26), slice(4, 26)), STRAIGHT, "foot"),
-        ((slice(4, 30), slice(4, 26), slice(4, 26)), STRAIGHT, "head"),
-        ((slice(4, 26), slice(4, 30), slice(4, 26)), STRAIGHT, "back"),
-        ((slice(4, 26), slice(4, 26), slice(0, 26)), STRAIGHT, "right"),
-        ((slice(4, 26), slice(4, 30), slice(4, 26)), CORONAL, "foot"),
+        ((slice(0, 26), slice(4, 26), slice(4, 26)), STRAIGHT, "foot end"),
+        ((slice(4, 30), slice(4, 26), slice(4, 26)), STRAIGHT, "head end"),
+        ((slice(4, 26), slice(4, 30), slice(4, 26)), STRAIGHT, "back edge"),
+        ((slice(4, 26), slice(4, 26), slice(0, 26)), STRAIGHT, "right edge"),
+        ((slice(4, 26), slice(4, 30), slice(4, 26)), CORONAL, "foot end"),
     ],
 )
 def test_a_liver_that_reaches_the_end_of_the_scan_is_cut_there(
     liver: Box, direction: tuple[float, ...], side: str
 ) -> None:
     found = warnings(liver=liver, direction=direction)["field of view"]
-    assert f"at the {side} end" in found.message
+    assert found.message == f"121.0 cm² of the liver lie on the {side} of the scan (bound 1 cm²)"
     assert found.value == pytest.approx(22 * 22 * 0.25)  # cm²
 
 
