@@ -4,5 +4,5 @@ from __future__ import annotations
 
 OVERLAP = 0.5  # of neighbouring windows, as a fraction
 VARIANTS = 1  # test-time variants of size and contrast: only the plain one
-TUMOUR_THRESHOLD = 0.5  # least probability of a tumour voxel, of a model that names none
+TUMOUR_THRESHOLD = 0.5  # the probability that a tumour voxel exceeds, of a model that names none
 MIN_LESION_ML = 0.1  # smaller predicted tumours are dropped, by a model that names no other volume
