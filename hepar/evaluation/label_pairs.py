@@ -23,6 +23,13 @@ class LabelPair:
     reference_zyx: Mask | None
     prediction_zyx: Mask
 
+    @property
+    def likely_zyx(self) -> Mask:
+        """The best mask of where the structure is: the reference, or the prediction if that is unknown or empty."""
+        if self.reference_zyx is not None and self.reference_zyx.any():
+            return self.reference_zyx
+        return self.prediction_zyx
+
 
 @dataclass(frozen=True)
 class CaseIdentity:

@@ -104,9 +104,8 @@ def _predict(
     predicted = segment(models, image, case.modality, settings)
     write_image(to_image(predicted.labels_zyx, geometry), report.mask(case.case_id))
     segmented = beside_references(cohort, case, predicted, geometry)
-    shown = pick_slice(
-        segmented, image_zyx.astype(np.float32), display_window(image_zyx, case.modality, spec.plan.window_hu)
-    )
+    window = display_window(image_zyx, case.modality, spec.plan.window_hu, segmented.liver.likely_zyx)
+    shown = pick_slice(segmented, image_zyx.astype(np.float32), window)
     kept = keep_probabilities(segmented, predicted)
     return _PredictedCase(cut_case(segmented, case_box(segmented)), shown, kept, report)
 

@@ -200,6 +200,13 @@ def test_the_slice_has_the_largest_tumour_else_the_largest_liver() -> None:
     assert pick_slice(empty, np.zeros(SHAPE), (0.0, 1.0)).index_z == 2
 
 
+def test_a_structure_is_where_the_reference_is_unless_that_is_unknown_or_empty() -> None:
+    liver_zyx, other_zyx = block(1, 3), block(2, 4)
+    assert LabelPair(liver_zyx, other_zyx).likely_zyx is liver_zyx
+    assert LabelPair(None, other_zyx).likely_zyx is other_zyx
+    assert LabelPair(EMPTY_ZYX, other_zyx).likely_zyx is other_zyx
+
+
 def test_slice_is_windowed_to_0_and_1() -> None:
     image_zyx = np.zeros(SHAPE)
     image_zyx[1] = np.linspace(-100, 300, 24 * 30).reshape(24, 30)

@@ -17,6 +17,22 @@ def test_ct_is_shown_in_the_given_window_and_mr_between_percentiles_of_the_volum
     assert display_window(RAMP_ZYX, Modality.MR, (-17.0, 201.0)) == pytest.approx((9.99, 994.005))
 
 
+def test_mr_is_shown_around_the_liver_where_its_mask_is_known() -> None:
+    liver_zyx = np.zeros((3, 4, 5), bool)
+    liver_zyx[1, 1, :] = True
+    image_zyx = np.full((3, 4, 5), 5000.0)  # a bright organ everywhere else
+    image_zyx[1, 1] = (90, 98, 100, 102, 4000)  # median 100, deviations 0, 2, 2, 10, 3900
+    reach = 8 * 1.4826 * 2
+    assert display_window(image_zyx, Modality.MR, (0.0, 1.0), liver_zyx) == pytest.approx((100 - reach, 100 + reach))
+    assert display_window(image_zyx, Modality.CT, (0.0, 1.0), liver_zyx) == (0.0, 1.0)
+
+
+def test_an_empty_or_constant_liver_leaves_the_percentiles_of_the_volume() -> None:
+    of_volume = pytest.approx((9.99, 994.005))
+    assert display_window(RAMP_ZYX, Modality.MR, (0.0, 1.0), np.zeros(RAMP_ZYX.shape, bool)) == of_volume
+    assert display_window(RAMP_ZYX, Modality.MR, (0.0, 1.0), RAMP_ZYX == 500) == of_volume
+
+
 def test_a_constant_mr_has_a_window_too() -> None:
     low, high = display_window(np.zeros((2, 2, 2)), Modality.MR, (0.0, 1.0))
     assert low < high

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from toy_case import write_case, write_noise
+from PIL import Image
+from toy_case import box, volume, write_case, write_noise
 from toy_model import constant_weights, write_model
 
 import hepar.stages.evaluate
-from hepar.cases import STRUCTURES, Case, Cohort, LabelState, Split
+from hepar.cases import STRUCTURES, Case, Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
 from hepar.evaluation.held_out import given_settings
 from hepar.evaluation.report_folder import Report
-from hepar.imaging.volumes import read_image, to_array
+from hepar.imaging.volumes import read_image, to_array, write_image
 from hepar.inference.model_folder import ModelFolder
 from hepar.inference.settings import Axis, PredictionSettings
 from hepar.params import Params
-from hepar.runtime.artifacts import write_artifact
+from hepar.runtime.artifacts import sha256_file, write_artifact
 
 VOLUME_ML = 16**3 * 0.008  # of the whole scan
 
@@ -96,6 +101,22 @@ def test_a_liver_teacher_is_scored_on_livers_alone(cohort: Path, tiny: Params) -
     assert metrics["liver"]["dice"]["mean"] == pytest.approx(2 * 8**3 / (8**3 + 16**3))
     assert (metrics["tumour"]["dice"]["n"], metrics["tumour"]["counts"]["unknown"]) == (0, 1)
     assert len(report.lesions()) == 0
+
+
+def test_slices_of_mr_are_windowed_around_the_reference_liver(cohort: Path, tiny: Params) -> None:
+    """A bright organ fills the rest of the scan, and the model predicts liver everywhere."""
+    rng = np.random.default_rng(0)
+    bright_zyx = np.where(box(4, 12), rng.integers(90, 111, (16, 16, 16)), 5000).astype(np.int16)
+    write_image(volume(bright_zyx), cohort.parent / "cohort" / "image.nii.gz")
+    (case,) = Cohort.load(cohort)
+    changed = sha256_file(cohort.parent / "cohort" / "image.nii.gz")
+    sealed = seal(cohort.parent, replace(case, modality=Modality.MR, image_sha256=changed))
+    page = evaluate(sealed, tiny, {}, modalities=(Modality.MR,)).page.read_text()
+    (png,) = re.findall(r"data:image/png;base64,([^\"]+)", page)
+    with Image.open(io.BytesIO(base64.b64decode(png))) as picture:
+        shown_yx = np.asarray(picture.convert("L"))
+    assert shown_yx.shape == (16, 16)
+    assert shown_yx[4:12, 4:12].mean() == pytest.approx(128, abs=5)
 
 
 NO_TUMOUR = {"tumour": "", "tumour_sha256": ""}
