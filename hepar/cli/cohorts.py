@@ -38,16 +38,24 @@ def phantom(
     cases: Annotated[int, typer.Option(min=8, help="Number of scans, half CT, half MR.")] = 24,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal scans.")] = 7,
     size: Annotated[tuple[int, int, int], typer.Option(help="Voxels along z, y, x.")] = (64, 96, 96),
+    full: Annotated[bool, typer.Option("--full", help="Hide no mask.")] = False,
 ) -> None:
-    """Make a partially labelled cohort of digital abdomens."""
+    """Make a cohort of digital abdomens, partially labelled unless --full is given."""
     from hepar.params import PhantomParams, read_section
-    from hepar.phantoms import write_phantoms
+    from hepar.phantoms import CohortDesign, write_phantoms
     from hepar.runtime.progress import stage
 
-    p = read_section(PhantomParams, {"cases": cases, "seed": seed, "size_zyx": size})
+    labels = "full" if full else "partial"
+    p = read_section(PhantomParams, {"cases": cases, "seed": seed, "size_zyx": size, "labels": labels})
+    design = CohortDesign().revealed() if full else CohortDesign()
     with stage("phantom") as running, running.counting(cases, "phantoms") as count:
         table = write_phantoms(
-            out, cases=p.cases, seed=p.seed, size_zyx=p.size_zyx, progress=lambda done, _: count.advance(done)
+            out,
+            cases=p.cases,
+            seed=p.seed,
+            size_zyx=p.size_zyx,
+            design=design,
+            progress=lambda done, _: count.advance(done),
         )
     print(table)
 
