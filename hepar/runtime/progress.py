@@ -25,6 +25,7 @@ from hepar.runtime.redaction import redact
 FOLDER_VARIABLE = "HEPAR_PROGRESS"
 LINE_SECONDS = 10.0
 FILE_SECONDS = 0.5
+RATE_SECONDS = 1.0  # a rate over less says nothing
 
 
 @dataclass
@@ -51,17 +52,18 @@ class Stage:
         self.status = StageStatus(name)
         self._began = time.monotonic()
         self._last_line = self._last_file = -1e9
+        self._what = ""
         self._quiet = os.environ.get("RANK", "0") != "0"  # of the processes of one training only the first reports
         self._console = Console(stderr=True, quiet=self._quiet)
         self._bar: Progress | None = None
         # steps done, and when: the rate excludes the steps that a resumed run skipped
-        self._counted_from: tuple[int, float] | None = None
+        self._counted_from = 0, self._began
 
     @contextmanager
     def counting(self, total: int, what: str) -> Iterator[Stage]:
         """Count `total` steps of one kind of work within the stage."""
-        self.status.done, self.status.total, self.status.message = 0, total, what
-        self._counted_from = None
+        self.status.done, self.status.total, self.status.message, self._what = 0, total, what, what
+        self._counted_from = 0, time.monotonic()
         if not self._console.is_terminal:
             yield self
             return
@@ -76,30 +78,31 @@ class Stage:
 
     def advance(self, to: int | None = None, **facts: float | str) -> None:
         """Count one more step, or set the count to `to`. `facts` are shown beside the bar."""
-        status = self.status
+        status, now = self.status, time.monotonic()
+        if status.done == 0 and to is not None and to > 1:
+            self._counted_from = to, now  # a resumed run did not take these steps
         status.done = status.done + 1 if to is None else to
-        shown = " ".join(
+        shown = ", ".join(
             f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items()
         )
         if shown:
-            status.message = shown
-        now = time.monotonic()
+            status.message = _listed(self._what, shown)
         rate = self._rate(now)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=status.done, facts=f"{rate} {shown}".strip())
+            self._bar.update(self._bar.task_ids[0], completed=status.done, facts=_listed(shown, rate))
         elif not self._quiet and (now - self._last_line >= LINE_SECONDS or status.done == status.total):
             self._last_line = now
             done = f"{status.stage}: {status.done}/{status.total} {status.message}".rstrip()
-            print(", ".join(filter(None, (done, rate))), file=sys.stderr, flush=True)
+            print(_listed(done, rate), file=sys.stderr, flush=True)
         if now - self._last_file >= FILE_SECONDS:
             self.publish()
 
     def _rate(self, now: float) -> str:
-        """Steps per second since the first one was counted; empty until there are two."""
-        if self._counted_from is None:
-            self._counted_from = self.status.done, now
+        """Steps per second since the counting began or was resumed; empty in the first `RATE_SECONDS`."""
         done, since = self._counted_from
-        return f"{(self.status.done - done) / max(now - since, 1e-9):.2f}/s" if self.status.done > done else ""
+        if now - since < RATE_SECONDS or self.status.done == done:
+            return ""
+        return f"{(self.status.done - done) / (now - since):.2f}/s"
 
     def log(self, text: str) -> None:
         """Print a line, without disturbing the bar."""
@@ -114,6 +117,11 @@ class Stage:
         self._last_file = time.monotonic()
         with suppress(StorageError):
             write_json(Path(folder) / f"{self.status.stage}.json", asdict(self.status))
+
+
+def _listed(*texts: str) -> str:
+    """Texts with commas between those that are not empty."""
+    return ", ".join(filter(None, texts))
 
 
 _current: ContextVar[Stage | None] = ContextVar("stage", default=None)

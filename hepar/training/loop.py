@@ -92,7 +92,7 @@ class Trainer:
         log_every = max(1, params.steps // LOG_POINTS)
         kept_steps = snapshot_steps(params.snapshots, params.steps)
         with (
-            stage.counting(params.steps, "training") as progress,
+            stage.counting(params.steps, "steps") as progress,
             catch_sigterm() as sigterm_arrived,
             explain_resource_errors(self.network, params, lambda: state.step),
             torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),

@@ -26,8 +26,8 @@ def test_the_rate_excludes_steps_before_a_resume(clock: list[float], capsys: pyt
             clock[0] += 0.5
             count.advance(step, loss=0.25)
     first, *others = capsys.readouterr().err.splitlines()
-    assert first == "training: 500/1000 loss 0.5"
-    assert others == [f"training: {step}/1000 loss 0.25, 2.00/s" for step in (520, 540, 560)]
+    assert first == "training: 500/1000 steps, loss 0.5"
+    assert others == [f"training: {step}/1000 steps, loss 0.25, 2.00/s" for step in (520, 540, 560)]
 
 
 def test_each_counting_has_its_own_rate(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +39,31 @@ def test_each_counting_has_its_own_rate(clock: list[float], capsys: pytest.Captu
                     count.advance()
     assert "ingest: 3/3 cases, 0.10/s" in (lines := capsys.readouterr().err.splitlines())
     assert lines[-1] == "ingest: 3/3 cases, 1.00/s"
+
+
+def test_results_that_arrive_together_are_timed_from_the_start(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress.stage("score") as running, running.counting(4, "cases") as count:
+        clock[0] += 8.0
+        for _ in range(4):
+            clock[0] += 1e-4
+            count.advance()
+    assert capsys.readouterr().err.splitlines()[-1] == "score: 4/4 cases, 0.50/s"
+
+
+def test_less_than_a_second_has_no_rate(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.stage("score") as running, running.counting(2, "cases") as count:
+        for _ in range(2):
+            clock[0] += 0.4
+            count.advance()
+    assert capsys.readouterr().err.splitlines()[-1] == "score: 2/2 cases"
+
+
+def test_facts_are_listed_with_commas(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.stage("ingest") as running, running.counting(8, "cases") as count:
+        count.advance(accepted="1", refused="0")
+    assert capsys.readouterr().err.splitlines() == ["ingest: 1/8 cases, accepted 1, refused 0"]
 
 
 def test_the_status_file_gives_the_error_and_whether_the_user_can_fix_it(
