@@ -20,10 +20,10 @@ from hepar.inference.model_folder import ModelFolder
 from hepar.inference.settings import PredictionSettings
 from hepar.ingest.listing import list_source
 from hepar.ingest.quarantine import Refused, read_quarantine
-from hepar.ingest.sources.s3 import SCHEME, Buckets
 from hepar.params import Params, RetrainParams, dump_params
 from hepar.pool.table import Pool
-from hepar.pseudo_labels.reviews import NO_REVIEWS, Reviews
+from hepar.pseudo_labels.reviews import Reviews
+from hepar.pseudo_labels.stored_reviews import open_reviews
 from hepar.registry.case_results import CaseResult
 from hepar.registry.lineage import Lineage, Node
 from hepar.registry.model_registry import CHAMPION, ModelVersion, RegisteredModel
@@ -37,7 +37,6 @@ from hepar.retraining.suspect_queue import SuspectQueue
 from hepar.retraining.suspicion import SuspectBatch, judge_batch
 from hepar.runtime.artifacts import read_manifest, sha256_json
 from hepar.runtime.progress import stage
-from hepar.runtime.scratch import scratch_folder
 
 METRICS: dict[str, Callable[[CaseResult], float | None]] = {
     "liver Dice": lambda result: result.liver_dice,
@@ -66,7 +65,9 @@ def look(params: Params, folder: RetrainingFolder, trace: Tracer) -> Look:
     Raises DataError if what the champion learned from is no longer known, or the source cannot be ingested.
     """
     champion = _champion(params.register_model.model_name)
-    pool_reviews, suspect_reviews = read_pool_reviews(params.assemble_pool.reviews), folder.reviews()
+    suspect_reviews = folder.reviews()
+    with open_reviews(params.assemble_pool.reviews) as pool_reviews:
+        pass  # the decisions stay; the masks are not needed here
     identity: dict[str, Any] = {
         "champion": "" if champion is None else champion.uri,
         ModelFolder.KIND: "" if champion is None else champion.model_hash,
@@ -89,19 +90,6 @@ def look(params: Params, folder: RetrainingFolder, trace: Tracer) -> Look:
     found = Look(state, identity["champion"], decide_retraining(evidence, params.retrain))
     folder.save_look({"seen": seen, **found.as_json()})
     return found
-
-
-def read_pool_reviews(place: str) -> Reviews:
-    """The decisions on pseudo-livers that the next pool will apply, in a folder or bucket; none if `place` is empty.
-
-    Raises DataError if there is no log or it is damaged.
-    """
-    if not place:
-        return NO_REVIEWS
-    if not place.startswith(SCHEME):
-        return Reviews.load(Path(place))
-    with scratch_folder("reviews") as scratch:
-        return Reviews.load(Buckets(scratch).fetch(place))
 
 
 def _champion(name: str) -> ModelVersion | None:

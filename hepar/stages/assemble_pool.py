@@ -6,24 +6,22 @@ cases with the same files and settings are linked instead of preprocessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hepar.cases import Case, Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
 from hepar.imaging.preprocessing import make_preprocessing_plan
-from hepar.ingest.sources.s3 import SCHEME, Buckets
 from hepar.params import AssemblePoolParams, PreprocessingParams
 from hepar.pool.building import LiverLabel, PoolBuilder, PoolSettings, PreviousPool
 from hepar.pool.datasheet import write_datasheet
 from hepar.pool.table import Pool, PoolEntry
 from hepar.pseudo_labels.folder import PseudoLabels
-from hepar.pseudo_labels.reviews import NO_REVIEWS, Review, ReviewDecision, Reviews
+from hepar.pseudo_labels.reviews import Review, ReviewDecision, Reviews
+from hepar.pseudo_labels.stored_reviews import open_reviews
 from hepar.runtime.artifacts import as_parents_of_parent, check_made_from, read_manifest, write_artifact
 from hepar.runtime.progress import current_stage, stage
-from hepar.runtime.scratch import scratch_folder
 
 
 def run(
@@ -39,7 +37,7 @@ def run(
 
     `publish`, if given, is called with the finished pool inside the stage: if it fails, the stage fails.
     """
-    with stage("assemble-pool"), _load_reviews(params.reviews) as reviews:
+    with stage("assemble-pool"), open_reviews(params.reviews) as reviews:
         pseudo_labels = PseudoLabels.load(pseudo)
         pseudo_labels.verify()
         parents = _parents(cohort, pseudo_labels, reviews)
@@ -75,18 +73,6 @@ def _parents(cohort: Path, pseudo_labels: PseudoLabels, reviews: Reviews) -> dic
     check_made_from(pseudo_labels.folder, pseudo_labels.manifest, cohort, manifest, "pseudo-label")
     parents = {Cohort.KIND: manifest.hash, PseudoLabels.KIND: pseudo_labels.manifest.hash}
     return {**parents, Pool.REVIEWS: reviews.hash} if reviews.by_case else parents
-
-
-@contextmanager
-def _load_reviews(place: str) -> Iterator[Reviews]:
-    """The reviews in a folder or bucket; none if `place` is empty."""
-    if not place:
-        yield NO_REVIEWS
-    elif place.startswith(SCHEME):
-        with scratch_folder("reviews") as scratch:
-            yield Reviews.load(Buckets(scratch).fetch(place))
-    else:
-        yield Reviews.load(Path(place))
 
 
 def _build(
