@@ -67,6 +67,9 @@ def promote(
 
     section, folder = load_params(params).register_model, scored_cohort(cohort)
     decision = hepar.registry.champion.promote(version, section, force, dry_run, folder)
+    if decision.reasons == (hepar.registry.champion.ALREADY_CHAMPION,):
+        print(f"version {version} is the champion already; nothing {'would change' if dry_run else 'changed'}")
+        return
     promoted = "would become champion" if dry_run else "champion"
     print("; ".join([f"version {version}: {promoted if decision.promote else 'not promoted'}", *decision.remarks]))
     if not decision.promote:

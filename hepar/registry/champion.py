@@ -22,6 +22,7 @@ from hepar.registry.rescoring import HeldOut, rescore
 from hepar.registry.tracking import connect, server, storage_errors, tag_name
 
 DECISION_TAG = tag_name("decision")  # of a version: the last decision on it, with its reasons
+ALREADY_CHAMPION = "it is already the champion"
 RESULT_TAG = tag_name("registration")  # of a version: how its registration ended; missing if that was cut short
 
 
@@ -50,7 +51,7 @@ class Judge:
         Raises DataError if the cohort is another one than that of the challenger.
         """
         if champion is not None and champion.number == challenger.number:
-            return Decision(True, ("it is already the champion",))
+            return Decision(True, (ALREADY_CHAMPION,))
         if challenger.cases is None:
             return Decision(False, (f"version {challenger.number} was registered without its scores by case",))
         if champion is None:

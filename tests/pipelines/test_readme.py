@@ -117,7 +117,7 @@ def test_every_block_is_run_by_a_test() -> None:
 
 def test_stage_by_stage_ends_with_a_champion(shell: Shell) -> None:
     assert Registration.load(shell.folder / "registration") == Registration("hepar-universal", "1", "champion", ())
-    assert shell.succeed("hepar promote 1") == "version 1: champion; it is already the champion\n"
+    assert shell.succeed("hepar promote 1") == "version 1 is the champion already; nothing changed\n"
 
 
 @pytest.mark.parametrize("preset", ["params/demo.yaml", "params/real-small.yaml"])

@@ -181,6 +181,8 @@ def test_the_commands_print_decisions_and_reasons(tiny: Params, tmp_path: Path, 
         f"promote {second}",
         f"promote {second} --force --dry-run",
         f"promote {second} --force",
+        f"promote {second} --dry-run",
+        f"promote {second}",
         *["rollback"] * 2,
     )
     ended = [
@@ -191,6 +193,8 @@ def test_the_commands_print_decisions_and_reasons(tiny: Params, tmp_path: Path, 
         (1, f"version {second}: not promoted; {WORSE}\n"),
         (0, f"version {second}: would become champion; by force; {WORSE}\n"),
         (0, f"version {second}: champion; by force; {WORSE}\n"),
+        (0, f"version {second} is the champion already; nothing would change\n"),
+        (0, f"version {second} is the champion already; nothing changed\n"),
         (0, f"version {first}: champion again; it replaces version {second}\n"),
         (2, ""),
     ]
