@@ -114,8 +114,13 @@ def _outlines(paths: Sequence[str], spacing_yx_mm: tuple[float, float]) -> str:
     return f'<g transform="scale({spacing_x_mm:.6g} {spacing_y_mm:.6g})">{"".join(drawn)}</g>' if drawn else ""
 
 
+def scale_bar_mm(width_mm: float) -> int:
+    """The length of the scale bar of a picture."""
+    return 50 if width_mm > 150 else 20
+
+
 def _scale_bar(width_mm: float, height_mm: float) -> str:
-    length_mm = 50 if width_mm > 150 else 20
+    length_mm = scale_bar_mm(width_mm)
     size = 0.045 * height_mm
     left, bottom = width_mm - length_mm - size, height_mm - size
     return (

@@ -21,7 +21,8 @@ def overview_lines(predicted: PredictedScan) -> list[str]:
     burden = f"burden {_number(measured.burden_percent, 1, '%')}, lesions {len(measured.lesions)}"
     lines = [f"{predicted.scan.name} ({predicted.modality}): {volumes}, {burden}", predicted.predictor.description]
     if predicted.warnings:
-        lines.append(f"{len(predicted.warnings)} warnings, the first: {predicted.warnings[0].message}")
+        count, first = len(predicted.warnings), predicted.warnings[0].message
+        lines.append(f"1 warning: {first}" if count == 1 else f"{count} warnings, the first: {first}")
     return lines
 
 
@@ -47,4 +48,7 @@ def _address(png: bytes) -> str:
 
 
 def _number(value: float | None, digits: int, unit: str = "") -> str:
-    return NOTHING if value is None else f"{value:.{digits}f} {unit}".strip()
+    """The number with a minus sign, not a hyphen; none for a value that rounds to 0."""
+    if value is None:
+        return NOTHING
+    return f"{value:z.{digits}f} {unit}".strip().replace("-", "−", 1 if value < 0 else 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from hepar.evaluation.outlines import crop_box
+from hepar.evaluation.pictures import scale_bar_mm
 from hepar.imaging.display import CT_WINDOW_HU, display_window, largest_slice, scale_to_window
 from hepar.imaging.masks import Mask, keep_largest_component
 from hepar.imaging.volumes import Geometry, canonical, to_array, to_image
@@ -33,7 +35,7 @@ LIVER_COLOUR, TUMOUR_COLOUR, LINE_COLOUR, ACROSS_COLOUR = (
 BACKGROUND, TEXT = (16, 18, 22), (235, 235, 235)
 PANEL_PIXELS, LESION_PIXELS = 420, 300  # the longer side
 AROUND_LESION_MM = 25.0  # of the scan that is shown around it
-MARGIN, LINE_HEIGHT = 12, 24
+MARGIN, LINE_HEIGHT, FONT_SIZE, MIN_WIDTH = 12, 24, 16, 760
 Floats = npt.NDArray[np.float32]
 
 
@@ -62,11 +64,16 @@ class _Slice:
     def _part(self, box: tuple[slice, slice]) -> _Slice:
         return _Slice(self.image_yx[box], self.liver_yx[box], self.tumour_yx[box], self.spacing_yx_mm)
 
-    def drawn(self, longer_side: int) -> Image.Image:
+    @property
+    def size_mm(self) -> tuple[float, float]:
+        """Height and width."""
+        (rows, columns), (row_mm, column_mm) = self.image_yx.shape, self.spacing_yx_mm
+        return rows * row_mm, columns * column_mm
+
+    def drawn(self, pixels_per_mm: float) -> Image.Image:
         """The plane in its true proportions with outlines, one pixel wide."""
-        height_mm, width_mm = (n * mm for n, mm in zip(self.image_yx.shape, self.spacing_yx_mm, strict=True))
-        scale = longer_side / max(height_mm, width_mm)
-        size = (max(1, round(width_mm * scale)), max(1, round(height_mm * scale)))
+        height_mm, width_mm = self.size_mm
+        size = (max(1, round(width_mm * pixels_per_mm)), max(1, round(height_mm * pixels_per_mm)))
         grey = Image.fromarray(np.round(self.image_yx * 255).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
         colours = np.repeat(np.asarray(grey)[..., None], 3, axis=2)
         for mask_yx, colour in ((self.liver_yx, LIVER_COLOUR), (self.tumour_yx, TUMOUR_COLOUR)):
@@ -97,24 +104,25 @@ class ScanPictures:
         return cls(image, scale_to_window(image_zyx, window), *masks)
 
     def overview(self, lines: Sequence[str]) -> bytes:
-        """A PNG of an axial, a coronal and a sagittal plane through the largest finding, above lines of text."""
+        """A PNG of an axial, a coronal and a sagittal plane through the largest finding, in one scale, above lines of
+        text, which are wrapped."""
         z = largest_slice((self.tumour_zyx, self.liver_zyx), self.image_zyx.shape[0])
         y, x = self._centre_yx(z)
-        panels = [self._plane(axis, index).cropped().drawn(PANEL_PIXELS) for axis, index in enumerate((z, y, x))]
-        marks = (("R", "L"), ("R", "L"), ("A", "P"))
-        width = sum(panel.width for panel in panels) + MARGIN * (len(panels) + 1)
+        planes = [self._plane(axis, index).cropped() for axis, index in enumerate((z, y, x))]
+        pixels_per_mm = PANEL_PIXELS / max(max(plane.size_mm) for plane in planes)
+        panels, font = [plane.drawn(pixels_per_mm) for plane in planes], _font()
+        width = max(MIN_WIDTH, sum(panel.width for panel in panels) + MARGIN * (len(panels) + 1))
         height = max(panel.height for panel in panels) + 2 * MARGIN
-        font = ImageFont.load_default(size=16)
-        sheet = Image.new("RGB", (max(width, 760), height + LINE_HEIGHT * (len(lines) + 1) + MARGIN), BACKGROUND)
-        draw, left = ImageDraw.Draw(sheet), MARGIN
-        for panel, (first, last) in zip(panels, marks, strict=True):
+        rows = [row for line in (*lines, RESEARCH_USE) for row in _wrapped(line, font, width - 2 * MARGIN)]
+        sheet, left = Image.new("RGB", (width, height + LINE_HEIGHT * len(rows) + MARGIN), BACKGROUND), MARGIN
+        bar_mm = scale_bar_mm(min(plane.size_mm[1] for plane in planes))
+        for panel, sides in zip(panels, (("R", "L"), ("R", "L"), ("A", "P")), strict=True):
+            _mark(panel, sides, bar_mm, bar_mm * pixels_per_mm)
             sheet.paste(panel, (left, MARGIN))
-            middle = MARGIN + panel.height // 2
-            draw.text((left + 4, middle), first, fill=TEXT, font=font, anchor="lm")
-            draw.text((left + panel.width - 4, middle), last, fill=TEXT, font=font, anchor="rm")
             left += panel.width + MARGIN
-        for number, line in enumerate((*lines, RESEARCH_USE)):
-            draw.text((MARGIN, height + number * LINE_HEIGHT), line, fill=TEXT, font=font)
+        draw = ImageDraw.Draw(sheet)
+        for number, row in enumerate(rows):
+            draw.text((MARGIN, height + number * LINE_HEIGHT), row, fill=TEXT, font=font)
         return _png(sheet)
 
     def lesion(self, lesion: MeasuredLesion) -> bytes:
@@ -126,7 +134,7 @@ class ScanPictures:
         ]
         z = int(np.clip(round(ends[0][2]), 0, self.image_zyx.shape[0] - 1))
         plane, (rows, columns) = self._plane(0, z).around([(y, x) for x, y, _ in ends], AROUND_LESION_MM)
-        picture = plane.drawn(LESION_PIXELS)
+        picture = plane.drawn(LESION_PIXELS / max(plane.size_mm))
         scale_y, scale_x = picture.height / plane.image_yx.shape[0], picture.width / plane.image_yx.shape[1]
         points = [((x - columns.start + 0.5) * scale_x, (y - rows.start + 0.5) * scale_y) for x, y, _ in ends]
         draw = ImageDraw.Draw(picture)
@@ -149,6 +157,39 @@ class ScanPictures:
         parts = [np.take(array_zyx, index, axis) for array_zyx in (self.image_zyx, self.liver_zyx, self.tumour_zyx)]
         image_yx, liver_yx, tumour_yx = (part if axis == 0 else part[::-1] for part in parts)
         return _Slice(image_yx, liver_yx, tumour_yx, (spacing_zyx_mm[rows], spacing_zyx_mm[columns]))
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with Matplotlib: the font of Pillow has no ², − or ×."""
+    import matplotlib as mpl
+
+    return ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), FONT_SIZE)
+
+
+def _wrapped(line: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """A line as rows of whole words that fit a width in pixels; a longer word has a row of its own."""
+    rows: list[str] = []
+    for word in line.split():
+        if rows and font.getlength(f"{rows[-1]} {word}") <= width:
+            rows[-1] += f" {word}"
+        else:
+            rows.append(word)
+    return rows
+
+
+def _mark(panel: Image.Image, sides: tuple[str, str], bar_mm: int, bar_pixels: float) -> None:
+    """Write the patient's sides on a panel, and a scale bar if it fits, all with a dark outline."""
+    draw, font = ImageDraw.Draw(panel), _font()
+    for x, side, anchor in ((4, sides[0], "lm"), (panel.width - 4, sides[1], "rm")):
+        draw.text((x, panel.height // 2), side, TEXT, font, anchor, stroke_width=2, stroke_fill=BACKGROUND)
+    right, bottom = panel.width - 8, panel.height - 8
+    left = right - round(bar_pixels) + 1
+    if left < 8:
+        return
+    draw.rectangle((left - 1, bottom - 2, right + 1, bottom + 1), fill=BACKGROUND)
+    draw.rectangle((left, bottom - 1, right, bottom), fill=TEXT)
+    place, text = (right, bottom - 6), f"{bar_mm} mm"
+    draw.text(place, text, TEXT, font, "rs", stroke_width=2, stroke_fill=BACKGROUND)
 
 
 def _png(picture: Image.Image) -> bytes:
