@@ -39,7 +39,7 @@ def agreement_chart(rows: Rows) -> str | None:
                     continue
                 _draw(axes, modality, agreement)
                 axes.set_title(f"{modality}: {quantity.name.lower()}", pad=16)
-                axes.set(xlabel=f"mean of both, {quantity.unit}", ylabel="predicted − reference")
+                axes.set(xlabel=f"mean of both, {quantity.unit}", ylabel=f"predicted − reference, {quantity.unit}")
         return page_svg(figure, "Bland–Altman plots of liver volume, tumour volume and tumour burden by modality")
 
 

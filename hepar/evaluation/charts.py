@@ -20,6 +20,12 @@ from hepar.imaging.display import MODALITY_MARKERS
 
 _MAX_POINTS = 250
 MAX_CURVES = 16
+_CURVES = {  # names of the metrics in a history
+    "loss": "Loss",
+    "liver_dice": "Liver Dice",
+    "tumour_dice": "Tumour Dice, over all cases",
+    "tumour_free": "Score without tumours",
+}
 
 
 def dice_chart(scores: Sequence[CaseScores], metrics: dict[str, Any]) -> str | None:
@@ -84,7 +90,7 @@ def learning_chart(history: pd.DataFrame) -> str | None:
         for position, metric in enumerate(metrics):
             axes = figure.add_subplot(rows, columns, position + 1)
             handles |= _draw_curves(axes, history[history["metric"] == metric])
-            axes.set_title(str(metric))
+            axes.set_title(_CURVES.get(metric, metric))
             if position >= len(metrics) - columns:
                 axes.set_xlabel("step")
         figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=max(1, len(handles)))

@@ -126,6 +126,7 @@ def test_identical_volumes_have_limits_of_zero_and_are_drawn() -> None:
     assert drawn is not None
     assert "CT: liver volume" in drawn
     assert "4 scans, 4 patients" in drawn
+    assert "predicted − reference, ml" in drawn
     assert "tumour burden</text>" not in drawn
 
 

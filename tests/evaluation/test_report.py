@@ -103,6 +103,23 @@ def figures(text: str, within: str = "slices") -> list[str]:
     return re.findall(r"<figcaption><b>([^<]+)</b>", section(text, within))
 
 
+def test_the_menu_has_the_headings_and_the_page_says_what_it_is_for(tmp_path: Path) -> None:
+    text = write(tmp_path, [scored("a", 8), scored("b", 4), scored("c", 6)])
+    links = re.findall(r'<a href="#([^"]+)">([^<]+)</a>', text)
+    headings = dict(re.findall(r'<h2 id="([^"]+)">([^<]+)</h2>', text))
+    assert {place for place, _ in links} == headings.keys()
+    assert [place for place, name in links if not headings[place].startswith(name)] == []
+    assert "Research use only. Not for diagnosis or treatment." in text
+
+
+def test_learning_curves_have_names_for_readers(tmp_path: Path) -> None:
+    rows = [(1, "val", name, 0.5, "CT") for name in ("liver_dice", "tumour_dice", "another")]
+    drawn = section(write(tmp_path, [scored("a", 8)], pd.DataFrame(rows, columns=HISTORY.columns)), "learning")
+    assert ">Liver Dice</text>" in drawn
+    assert ">another</text>" in drawn
+    assert "_dice" not in drawn
+
+
 def test_the_page_is_self_contained(tmp_path: Path) -> None:
     text = write(tmp_path, [scored("a", 8), scored("b", 4, modality="MR")])
     page = Page(text)
