@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from hepar.errors import DataError, ParamsError
@@ -14,6 +15,7 @@ from hepar.evaluation.paired import EFFECT, MIN_PATIENTS, PairedResult, compare_
 from hepar.evaluation.score_table import PairedCases, ScoreTable, pair_cases
 from hepar.evaluation.summary import Bootstrap
 from hepar.imaging.masks import LESION_SIZES
+from hepar.params import REGISTERED
 
 IOU_ABOVE = 0.0  # a lesion counts as detected at any overlap, as in promotion
 _LESIONS = f"lesion_{threshold_name(IOU_ABOVE)}"
@@ -67,6 +69,11 @@ class Comparison:
     bootstrap: Bootstrap
 
     @property
+    def labels(self) -> Mapping[str, str]:
+        """What a column or a title calls each table: its name without the folders that all paths begin or end with."""
+        return _distinguishing_parts([self.first, *self.cases])
+
+    @property
     def family(self) -> int:
         """The number of tests that Holm's correction takes into account."""
         return sum(row.p_holm is not None for row in self.rows)
@@ -91,6 +98,27 @@ class Comparison:
                 for versus, paired in self.cases.items()
             ],
         }
+
+
+def _distinguishing_parts(names: Sequence[str]) -> dict[str, str]:
+    """Each name without the leading and trailing parts that all paths share; registered versions stay whole."""
+    paths = [PurePosixPath(name).parts for name in names if not name.startswith(REGISTERED)]
+    spare = max(0, min(map(len, paths), default=0) - 1)  # at least one part of each stays
+    start = _shared(paths, spare)
+    end = _shared([parts[::-1] for parts in paths], spare - start)
+
+    def label(name: str) -> str:
+        parts = PurePosixPath(name).parts
+        shortened = len(paths) > 1 and not name.startswith(REGISTERED)
+        return str(PurePosixPath(*parts[start : len(parts) - end])) if shortened else name
+
+    return {name: label(name) for name in names}
+
+
+def _shared(paths: Sequence[tuple[str, ...]], at_most: int) -> int:
+    """The number of first parts that all paths share."""
+    columns = list(zip(*paths, strict=False))[:at_most]
+    return next((place for place, parts in enumerate(columns) if len(set(parts)) > 1), len(columns))
 
 
 def _mean(name: str, column: str, unit: str = "", higher_is_better: bool = True) -> Metric:

@@ -34,11 +34,12 @@ def signed(value: float, digits: int) -> str:
 def _one_table(comparison: Comparison, versus: str) -> str:
     paired, rows = comparison.cases[versus], [row for row in comparison.rows if row.versus == versus]
     first, second = _cell(comparison.first), _cell(versus)
+    labels = comparison.labels
     head = [
         "group",
         "metric",
-        first,
-        second,
+        _cell(labels[comparison.first]),
+        _cell(labels[versus]),
         "difference",
         "95 % interval",
         "p",

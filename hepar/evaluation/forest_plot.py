@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,23 +105,25 @@ def _draw(comparison: Comparison) -> Figure:
     if panels:
         all_axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, (unit, rows) in zip(all_axes, panels, strict=True):
-            _draw_panel(axes, rows, _UNITS[unit], several=len(comparison.cases) > 1)
+            _draw_panel(axes, rows, _UNITS[unit], comparison.labels if len(comparison.cases) > 1 else {})
     return figure
 
 
 def _title(comparison: Comparison) -> str:
-    names = list(comparison.cases)
-    what = f"{names[0]} − {comparison.first}" if len(names) == 1 else f"Difference from {comparison.first}"
+    labels = comparison.labels
+    first, *others = (labels[name] for name in (comparison.first, *comparison.cases))
+    what = f"{others[0]} − {first}" if len(others) == 1 else f"Difference from {first}"
     few = any(row.result.too_few for row in comparison.rows)
     hollow = f"; hollow: fewer than {MIN_PATIENTS}, too few for an interval" if few else ""
     return f"{what}, with 95 % interval\n(patients){hollow}"
 
 
-def _draw_panel(axes: Axes, rows: Sequence[ComparedMetric], unit: str, several: bool) -> None:
+def _draw_panel(axes: Axes, rows: Sequence[ComparedMetric], unit: str, labels: Mapping[str, str]) -> None:
+    """`labels` are those of the tables that the rows stand for, empty if there is only one."""
     axes.axvline(0, color=LIGHT.muted, linewidth=1)
     drawn = []
     for row in rows:
-        versus = f"{row.versus}: " if several else ""
+        versus = f"{labels[row.versus]}: " if labels else ""
         difference = row.result.difference
         label = f"{versus}{row.group} {metric_label(row.metric)}  ({difference.patients})"
         drawn.append(_Row(label, row.modality, difference, row.result.too_few))

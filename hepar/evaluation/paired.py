@@ -27,7 +27,8 @@ class PairedResult:
     """The values of two sets of scores and how they differ, second - first.
 
     `p` (two-sided Wilcoxon signed-rank test) and `effect` (`EFFECT`, -1 to 1) are over the `tested` patients, those
-    whose own value both have; None without such a patient. `difference.patients` are those behind value and interval.
+    whose own value both have; `p` is None with fewer than two of them, `effect` without one. `difference.patients` are
+    those behind value and interval.
     """
 
     first: float
@@ -83,9 +84,10 @@ def patient_differences(first: Sequence[Terms], second: Sequence[Terms], patient
 def signed_rank_p(differences: Sequence[float]) -> float | None:
     """p of the two-sided Wilcoxon signed-rank test (Wilcoxon, 1945); zeros are dropped.
 
-    1 if all differences are 0, None if there are none. Exact for few differences, as `scipy.stats.wilcoxon` decides.
+    1 if all differences are 0, None if there are fewer than two: a single one has p = 1 whatever it is. Exact for few
+    differences, as `scipy.stats.wilcoxon` decides.
     """
-    if not differences:
+    if len(differences) < 2:
         return None
     changed = _changed(differences)
     return float(stats.wilcoxon(changed).pvalue) if len(changed) else 1.0

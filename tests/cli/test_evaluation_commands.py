@@ -66,7 +66,7 @@ def test_two_models_are_scored_and_compared(work: Path) -> None:
         ("CT", False),
         ("MR", True),
     ]
-    assert "runs/good" in (work / "out" / "forest.svg").read_text()
+    assert "better/report/cases.csv − good, with" in (work / "out" / "forest.svg").read_text()
 
 
 def test_bad_input_is_one_sentence_and_leaves_nothing(work: Path) -> None:

@@ -146,6 +146,35 @@ def test_the_table_marks_rows_of_too_few_patients() -> None:
     assert r"### b − a\|b" in few
 
 
+def test_one_patient_has_neither_interval_nor_p() -> None:
+    (line,) = [
+        line
+        for line in comparison_table(
+            compare_tables([livers("x", (0.0,)), livers("y", (0.1,))], DEFAULT_METRICS, (), BOOTSTRAP)
+        ).splitlines()
+        if line.startswith("| CT")
+    ]
+    assert line == "| CT | liver Dice ↑ | 0.800 | 0.900 | +0.100 | – | – | – | +1.00 | 1 (!) | 1 |"
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("/tmp/runs/a/report", "/tmp/runs/b/report"), ("a", "b")),
+        (("runs/a", "runs/a/report"), ("a", "a/report")),
+        (("runs/a", "models:/m@champion", "runs/b"), ("a", "models:/m@champion", "b")),
+        (("runs/a", "models:/m/1"), ("runs/a", "models:/m/1")),
+        ((".", "scores"), (".", "scores")),
+    ],
+)
+def test_columns_are_named_by_what_distinguishes_the_paths(names: tuple[str, ...], labels: tuple[str, ...]) -> None:
+    comparison = compare_tables([livers(name, GAINS) for name in names], DEFAULT_METRICS, (), BOOTSTRAP)
+    assert tuple(comparison.labels.values()) == labels
+    text = comparison_table(comparison)
+    assert f"| group | metric | {labels[0]} | {labels[1]} | difference |" in text
+    assert f"### {names[1]} − {names[0]}" in text
+
+
 def test_a_comparison_without_rows_says_so_and_has_a_figure(tmp_path: Path) -> None:
     one, other = table("x", {"case_id": "a", "liver_dice": None}), table("y", {"case_id": "a", "liver_dice": 1})
     comparison = compare_tables([one, other], ("liver Dice",), (), BOOTSTRAP)

@@ -60,6 +60,7 @@ def test_rounding_is_no_difference() -> None:
 
 def test_without_differences_there_is_no_test_and_without_a_change_p_is_1() -> None:
     assert (signed_rank_p([]), rank_biserial([])) == (None, None)
+    assert (signed_rank_p([0.1]), rank_biserial([0.1])) == (None, 1)  # p would be 1 whatever the difference
     assert (signed_rank_p([0.0, 0.0]), rank_biserial([0.0, 0.0])) == (1, 0)
 
 
