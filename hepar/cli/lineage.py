@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PANEL = "Models"
 SHOWN = 12  # characters of a hash
 UNKNOWN = "not known"
+EMPTY = "none"
 
 lineage_app = typer.Typer()
 
@@ -51,8 +52,8 @@ def lineage(
 ) -> None:
     """Show what a model was made from: pool, teachers, pseudo-labels, cohort and cases, and where each of them is now.
 
-    Each artifact is looked for by its hash in folders, in MLflow and, a pool, on the DVC remote. What cannot be opened
-    any more is said to be gone, with what is still recorded about it.
+    Each artifact is looked for by its hash in folders, in MLflow and, a pool, on the DVC remote.
+    What cannot be opened any more is said to be gone, with what is still recorded about it.
     """
     found = trace(what, look_in, remote)
     for problem in found.damaged:
@@ -152,7 +153,7 @@ def _details(node: Node, cases: bool) -> list[str]:
         else:
             lines.append(f"not in {place.where}: {place.address} ({place.problem})")
     lines += [f"recorded in MLflow run: {run}" for run in node.records]
-    lines += [f"{name}: {UNKNOWN if value is None else _short(value)}" for name, value in node.facts.items()]
+    lines += [f"{name}: {UNKNOWN if value is None else _short(value) or EMPTY}" for name, value in node.facts.items()]
     if node.parameters:
         lines.append(f"parameters: {len(node.parameters)} in that run, listed by --json")
     return lines + (_case_lines(node, cases) if node.cases is not None else [])

@@ -11,9 +11,11 @@ import pytest
 from toy_lineage import IMAGE, KFP, LICENCE, NAME, ToyRun, copied_run, finished_run, hash_of
 from typer.testing import CliRunner
 
+from hepar.cli.lineage import tree_lines
 from hepar.cli.main import app
 from hepar.errors import DataError
 from hepar.params import Params
+from hepar.registry.lineage import Lineage, Node
 from hepar.runtime.artifacts import dvc_version
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*inferred as AnyType")  # MLflow, of a type of its own
@@ -77,6 +79,12 @@ def test_the_tree_shows_each_artifact_once_with_places_facts_and_cases(run: ToyR
     assert "liver none" in case
 
 
+def test_an_empty_fact_is_none_and_a_missing_one_not_known() -> None:
+    report = Node("a" * 64, "report", facts={"mirror_axes": "", "image": None, "variants": "1"})
+    lines = tree_lines(Lineage(report.key, {report.key: report}), cases=False)
+    assert [line.strip() for line in lines[1:]] == ["mirror_axes: none", "image: not known", "variants: 1"]
+
+
 def test_json_from_the_registry_opens_the_pool_on_its_remote(run: ToyRun, tmp_path: Path) -> None:
     version = as_remote(run.pool, tmp_path / "remote")
     assert version == dvc_version(run.pool)
@@ -103,9 +111,7 @@ def test_a_folder_finds_the_database_of_its_run_and_creates_none(
 
 
 def test_wrong_arguments_end_with_a_sentence(run: ToyRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        DataError, match=r"^nowhere is neither models:/NAME@ALIAS nor .* nor a folder$"
-    ):
+    with pytest.raises(DataError, match=r"^nowhere is neither models:/NAME@ALIAS nor .* nor a folder$"):
         lineage("nowhere")
     with pytest.raises(DataError, match=r"^--in is nowhere, which is no folder$"):
         lineage(str(run.folder), "--in", "nowhere")
