@@ -169,7 +169,7 @@ class _Run:
         from hepar.prediction.scans import open_scans
         from hepar.runtime.redaction import redact_address
 
-        before = self.predicted
+        before, failed = self.predicted, self.failed
         try:
             with open_scans(source, uneven.value) as found:
                 if self.as_label_map and len(found.scans) > 1:
@@ -182,7 +182,7 @@ class _Run:
             print_message(str(error))
             self.failed += 1
             return
-        if self.predicted == before:
+        if self.predicted == before and self.failed == failed:  # else a sentence has said why
             print_message(f"{redact_address(source)}: no scan was predicted")
             self.failed += 1
 
@@ -199,6 +199,7 @@ class _Run:
                 self._write(predicted)
         except DataError as error:
             print_message(f"{scan.name} is left out: {error}" if scan.stack is not None else str(error))
+            self.failed += scan.stack is None  # a file that was asked for, not one series of many
             return
         self.predicted += 1
         self.warned += bool(predicted.warnings)
