@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hepar.cli.messages import print_message
-from hepar.cli.pool import Remote
+from hepar.cli.pool import Remote, pool_versions
 from hepar.errors import DataError, StorageError
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def trace(what: str, look_in: Sequence[Path] | None, remote: str) -> Lineage:
 
     @contextmanager
     def open_pool(version: str) -> Iterator[Path]:
-        with _versions().open_pool(version, remote) as opened:
+        with pool_versions().open_pool(version, remote) as opened:
             opened.fetch([MANIFEST])
             yield opened.pool.folder
 
@@ -92,10 +91,6 @@ def trace(what: str, look_in: Sequence[Path] | None, remote: str) -> Lineage:
     around = look_in or [folder.resolve().parent, folder.resolve().parent.parent]
     with ExitStack() as stack:
         return trace_folder(folder, around, _server_of(folder, stack), open_pool)
-
-
-def _versions() -> Any:
-    return importlib.metadata.entry_points(group="hepar.pool_versions")["dvc"].load()
 
 
 def _server_of(folder: Path, stack: ExitStack) -> ServerRecords | None:

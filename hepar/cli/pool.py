@@ -37,14 +37,15 @@ Remote = Annotated[
 REVISION = "Version, pool folder, models:/NAME@ALIAS, or git revision with a pool in pool.dvc or dvc.lock."
 
 
-def _versions() -> Any:
+def pool_versions() -> Any:
+    """The module that keeps the versions of pools, behind the entry point: hepar imports no DVC."""
     return importlib.metadata.entry_points(group="hepar.pool_versions")["dvc"].load()
 
 
 @pool_app.command()
 def push(pool: PoolFolder = POOL, remote: Remote = "") -> None:
     """Push a pool to a DVC remote and print its version."""
-    print(_versions().push(pool, remote))
+    print(pool_versions().push(pool, remote))
 
 
 @pool_app.command()
@@ -54,7 +55,7 @@ def pull(
     remote: Remote = "",
 ) -> None:
     """Pull exactly this version of a pool into a folder."""
-    _versions().pull(version, pool, remote)
+    pool_versions().pull(version, pool, remote)
     print(pool)
 
 
@@ -69,7 +70,7 @@ def diff(
     from hepar.pool.arrays import PreprocessedArrays
     from hepar.pool.diff import diff_frame, diff_pools, differing_entries
 
-    versions = _versions()
+    versions = pool_versions()
     with versions.open_pool(old, remote) as before, versions.open_pool(new, remote) as after:
         for side, opened in enumerate((before, after)):
             folders = [pair[side].arrays.folder for pair in differing_entries(before.pool, after.pool)]

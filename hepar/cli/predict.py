@@ -207,8 +207,8 @@ class _Run:
             print_message(f"{scan.name}: warning: {warning.message}")
 
     def _write(self, predicted: PredictedScan) -> None:
+        from hepar.evaluation.research_use import RESEARCH_USE
         from hepar.imaging.volumes import to_image, write_image
-        from hepar.prediction.outputs import RESEARCH_USE
         from hepar.prediction.predicted_scan import shown
         from hepar.prediction.writing import write_prediction
 

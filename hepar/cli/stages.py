@@ -183,7 +183,7 @@ def run(
 
 
 def load_runner(name: str) -> Callable[..., None]:
-    """A runner of the whole pipeline. Raises HeparError if there is none of this name."""
+    """A runner of the whole pipeline. Raises HeparError if no runner has this name."""
     runners = {entry.name: entry for entry in importlib.metadata.entry_points(group=RUNNERS)}
     if name not in runners:
         raise HeparError(f"--runner is {name!r} but must be one of {', '.join(sorted(runners))}")

@@ -28,6 +28,7 @@ from hepar.evaluation.lesions import threshold_name
 from hepar.evaluation.not_scored import list_not_scored
 from hepar.evaluation.pictures import slice_svg, stack_svg
 from hepar.evaluation.provenance import trace
+from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.evaluation.scores import CaseScores
 from hepar.evaluation.slices import CaseSlice
 from hepar.evaluation.subgroups import metrics_in_groups
@@ -106,6 +107,7 @@ def write_report(
     }
     page = environment.get_template("report.html.j2").render(
         steps=trace(facts),
+        use=RESEARCH_USE,
         modalities=modalities,
         cards=_cards(metrics),
         not_scored=list_not_scored(scores, facts),

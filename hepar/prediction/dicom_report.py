@@ -16,7 +16,7 @@ from pydicom.uid import generate_uid
 
 from hepar import __version__
 from hepar.cases import Modality
-from hepar.errors import DataError, one_line
+from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.imaging.diameters import Diameter
 from hepar.prediction.dicom_segmentation import (
     LIVER_CODE,
@@ -26,10 +26,10 @@ from hepar.prediction.dicom_segmentation import (
     REPORT_SERIES,
     SERIES_DESCRIPTION,
     Segment,
+    headers_that_fit,
     lesion_label,
 )
 from hepar.prediction.measurements import MeasuredLesion
-from hepar.prediction.outputs import RESEARCH_USE
 from hepar.prediction.predicted_scan import PredictedScan
 
 SCHEME = "99HEPAR"
@@ -71,7 +71,7 @@ def make_report(
         )
         for number, segment in enumerate(segments, start=1)
     }
-    try:
+    with headers_that_fit(predicted, "DICOM SR"):
         groups = [_liver_group(predicted, references), *_lesion_groups(predicted, references, sources[0])]
         content = highdicom.sr.MeasurementReport(
             observation_context=_observer(predicted),
@@ -94,13 +94,6 @@ def make_report(
             is_complete=True,
             series_description=SERIES_DESCRIPTION,
         )
-    except (
-        AttributeError,
-        ValueError,
-        TypeError,
-        KeyError,
-    ) as error:  # what bad headers do to highdicom
-        raise DataError(f"{predicted.scan.name}: no DICOM SR can be made of its headers: {one_line(error)}") from None
 
 
 def _observer(predicted: PredictedScan) -> Any:

@@ -6,7 +6,8 @@ uneven: a voxel of the slice takes the value of the nearest voxel of the mask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,10 @@ from pydicom.uid import generate_uid
 from hepar import __version__
 from hepar.cases import LIVER, TUMOUR
 from hepar.errors import DataError, one_line
+from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.imaging.masks import Mask, find_components
 from hepar.imaging.volumes import Geometry
 from hepar.ingest.sources.dicom import ENHANCED
-from hepar.prediction.outputs import RESEARCH_USE
 from hepar.prediction.predicted_scan import PredictedScan, Predictor
 
 MAX_LESION_SEGMENTS = 30  # each takes a byte a voxel while the object is made; more lesions are one segment
@@ -101,6 +102,18 @@ def read_sources(predicted: PredictedScan) -> list[pydicom.Dataset]:
     return sources
 
 
+@contextmanager
+def headers_that_fit(predicted: PredictedScan, made: str) -> Iterator[None]:
+    """Within the block highdicom makes an object, named `made`, out of the headers of a scan.
+
+    Raises DataError naming the scan for the errors that bad headers cause.
+    """
+    try:
+        yield
+    except (AttributeError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{predicted.scan.name}: no {made} can be made of its headers: {one_line(error)}") from None
+
+
 def make_segmentation(predicted: PredictedScan, segments: Sequence[Segment], sources: Sequence[pydicom.Dataset]) -> Any:
     """A `highdicom.seg.Segmentation` of at least one segment. Raises DataError if the headers do not allow it."""
     import highdicom
@@ -117,7 +130,7 @@ def make_segmentation(predicted: PredictedScan, segments: Sequence[Segment], sou
     for place, index in enumerate(used):
         for number, segment in enumerate(segments):
             pixels[place, ..., number] = planes[index].cut(segment.mask_zyx, predicted.found.geometry, rows, columns)
-    try:
+    with headers_that_fit(predicted, "DICOM-SEG"):
         made = highdicom.seg.Segmentation(
             source_images=sources,
             pixel_array=pixels,
@@ -135,13 +148,6 @@ def make_segmentation(predicted: PredictedScan, segments: Sequence[Segment], sou
             content_description=RESEARCH_USE,
             series_description=SERIES_DESCRIPTION,
         )
-    except (
-        AttributeError,
-        ValueError,
-        TypeError,
-        KeyError,
-    ) as error:  # what bad headers do to highdicom
-        raise DataError(f"{predicted.scan.name}: no DICOM-SEG can be made of its headers: {one_line(error)}") from None
     for description, segment in zip(made.SegmentSequence, segments, strict=True):
         description.SegmentDescription = f"{segment.label}{', tumours included' if segment.structure == LIVER else ''}"
     return made

@@ -13,9 +13,10 @@ import SimpleITK as sitk
 from hepar.cases import STRUCTURES
 from hepar.errors import ArtifactError, DataError, one_line
 from hepar.evaluation.report_folder import Report
+from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.imaging.volumes import read_image, to_array, write_image
 from hepar.prediction.measurements import LESION_VALUES
-from hepar.prediction.outputs import RESEARCH_USE, Output
+from hepar.prediction.outputs import Output
 from hepar.runtime.artifacts import MANIFEST, read_any_manifest, write_json
 from hepar.runtime.csv_cells import frame_to_csv
 from hepar.runtime.verification import verify_artifact

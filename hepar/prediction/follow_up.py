@@ -20,11 +20,11 @@ from scipy.optimize import linear_sum_assignment
 
 from hepar.cases import LIVER, TUMOUR
 from hepar.errors import DataError
+from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.imaging.masks import dilate, enlarged, label_components
 from hepar.imaging.volumes import Geometry, to_array, to_image
 from hepar.prediction.alignment import Alignment, align_livers
 from hepar.prediction.folder import PredictionFolder
-from hepar.prediction.outputs import RESEARCH_USE
 
 if TYPE_CHECKING:
     import pandas as pd

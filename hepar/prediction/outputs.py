@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-RESEARCH_USE = "Research use only. Not for diagnosis or treatment."
-
 
 class Output(StrEnum):
     """What is written for a scan; the DICOM objects need DICOM input."""

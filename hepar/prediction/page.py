@@ -6,7 +6,7 @@ import base64
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hepar.prediction.outputs import RESEARCH_USE
+from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.prediction.pictures import ScanPictures
 from hepar.prediction.predicted_scan import PredictedScan
 

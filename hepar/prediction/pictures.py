@@ -19,11 +19,11 @@ from scipy import ndimage
 
 from hepar.evaluation.outlines import crop_box
 from hepar.evaluation.pictures import scale_bar_mm
+from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.imaging.display import CT_WINDOW_HU, display_window, largest_slice, scale_to_window
 from hepar.imaging.masks import Mask, keep_largest_component
 from hepar.imaging.volumes import Geometry, canonical, to_array, to_image
 from hepar.prediction.measurements import MeasuredLesion
-from hepar.prediction.outputs import RESEARCH_USE
 from hepar.prediction.predicted_scan import PredictedScan
 
 LIVER_COLOUR, TUMOUR_COLOUR, LINE_COLOUR, ACROSS_COLOUR = (

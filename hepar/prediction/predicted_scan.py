@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from hepar import __version__
 from hepar.cases import Modality
 from hepar.errors import DataError
+from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.imaging.diameters import axial_tilt_degrees, slice_axis
 from hepar.imaging.modality import guess_modality
 from hepar.imaging.volumes import to_array
@@ -18,7 +19,6 @@ from hepar.inference.prediction import Model, Segmentation, segment
 from hepar.inference.settings import PredictionSettings
 from hepar.prediction.measurements import ScanMeasurements, measure
 from hepar.prediction.out_of_distribution import ScanWarning, check_scan
-from hepar.prediction.outputs import RESEARCH_USE
 from hepar.prediction.scans import Scan
 
 SCHEMA = 1  # of the JSON; a change that breaks readers raises it

@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 from hepar.cli.main import app
 from hepar.errors import DataError
+from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.imaging.volumes import write_image
 from hepar.params import Params
-from hepar.prediction.outputs import RESEARCH_USE
 
 
 def prepare(folder: Path, tiny: Params) -> Path:

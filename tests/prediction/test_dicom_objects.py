@@ -14,8 +14,9 @@ from dicom_files import IDENTIFIERS, Placement, phantom_voxels, write_series
 from predicted import predicted
 from pydicom.uid import generate_uid
 
+from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.prediction.folder import PredictionFolder
-from hepar.prediction.outputs import RESEARCH_USE, Output
+from hepar.prediction.outputs import Output
 from hepar.prediction.predicted_scan import PredictedScan
 from hepar.prediction.writing import write_prediction
 
