@@ -167,6 +167,9 @@ def test_a_model_of_the_demo_predicts_and_is_promoted(by_kfp: Path, shell: Shell
     # the run was recorded in the experiment of the tiny preset; the demo registers it under its own name
     (demo / "demo.yaml").symlink_to(shell.folder / "params" / "demo.yaml")
     Shell(demo).succeed("hepar register --params demo.yaml")
+    client = mlflow.MlflowClient(f"sqlite:///{demo / 'mlflow.db'}")
+    client.delete_registered_model_alias("hepar-demo", "champion")  # it was one at once; the block makes it one
     printed = run_block(shell, BLOCKS["A trained model"])
     assert "liver_ml" in printed
     assert "version 1: champion" in printed
+    assert client.get_model_version_by_alias("hepar-demo", "champion").version == "1"
