@@ -171,8 +171,11 @@ def _read(source: str, path: Path, params: IngestParams, locate: Locate) -> Iter
 
 
 def _confined(case: SourceCase, roots: tuple[Path, ...]) -> SourceCase:
-    """The case with the folders that its files must not leave, unless its reader named some."""
-    return case if case.roots or case.fault else replace(case, roots=roots)
+    """The case with the folders that its files must not leave, besides those that its reader named.
+
+    A source with a zip inside is read from a folder of links to it, so that its files lie in either of the two.
+    """
+    return case if case.fault else replace(case, roots=(*case.roots, *roots))
 
 
 def _named_as_added(case: SourceCase) -> SourceCase:
