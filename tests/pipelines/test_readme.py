@@ -172,4 +172,4 @@ def test_a_model_of_the_demo_predicts_and_is_promoted(by_kfp: Path, shell: Shell
     printed = run_block(shell, BLOCKS["A trained model"])
     assert "liver_ml" in printed
     assert "version 1: champion" in printed
-    assert client.get_model_version_by_alias("hepar-demo", "champion").version == "1"
+    assert str(client.get_model_version_by_alias("hepar-demo", "champion").version) == "1"
