@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -101,39 +99,20 @@ def predict(
 
     Prints a line of JSON a scan. Research use only.
     """
+    from hepar.prediction.opening import open_predictor
+
     settings = PredictionSettings(overlap, variants, tuple(mirror or ()), tumour_threshold, min_lesion_ml)
     as_label_map = bool(out.suffix) and not out.is_dir()
     if as_label_map:
         _check_label_map(out, scans, bool(only))
-    with _predictor(model, settings) as predictor:
-        run = _Run(predictor, out, modality, tuple(only or Output), lesion_segments, as_label_map)
-        for source in scans:
-            run.predict(source, uneven_slices)
+    run = _Run(open_predictor(model, settings), out, modality, tuple(only or Output), lesion_segments, as_label_map)
+    for source in scans:
+        run.predict(source, uneven_slices)
     if run.failed:
         raise typer.Exit(2)
     if strict and run.warned:
         print_message(f"{run.warned} of {run.predicted} scans have warnings")
         raise typer.Exit(WARNED)
-
-
-@contextmanager
-def _predictor(model: str, settings: PredictionSettings) -> Iterator[Predictor]:
-    from hepar.inference.model_folder import ModelFolder
-    from hepar.inference.prediction import load_ensemble
-    from hepar.params import REGISTERED
-    from hepar.prediction.predicted_scan import Predictor
-    from hepar.registry.model_registry import downloaded_model
-    from hepar.runtime.artifacts import read_manifest
-    from hepar.runtime.device import pick_device, use_threads
-
-    use_threads(0)
-    if model.startswith(REGISTERED):
-        with downloaded_model(model) as folder:
-            loaded, found = load_ensemble(folder, pick_device()), read_manifest(folder, ModelFolder.KIND)
-    else:
-        loaded = load_ensemble(Path(model), pick_device())
-        found = read_manifest(Path(model), ModelFolder.KIND)
-    yield Predictor(loaded, found.hash, settings)
 
 
 def _check_label_map(out: Path, scans: list[str], chosen: bool) -> None:
