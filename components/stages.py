@@ -8,10 +8,10 @@ KFP's cache compares parameters but not the contents of files.
 # no `from __future__ import annotations`.
 from kfp import dsl
 
-from components import IMAGE
+from components.images import image_of
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image_of("ingest"), install_kfp_package=False)
 def ingest(
     source: str,
     params: dict,  # type: ignore[type-arg]
@@ -31,7 +31,7 @@ def ingest(
     return read_manifest(Path(cohort.path), Cohort.KIND).hash
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image_of("train_liver"), install_kfp_package=False)
 def train_liver(
     modality: str,
     cohort_hash: str,
@@ -63,7 +63,7 @@ def train_liver(
     return read_manifest(Path(model.path), ModelFolder.KIND).hash
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image_of("pseudo_label"), install_kfp_package=False)
 def pseudo_label(
     cohort_hash: str,
     teacher_ct_hash: str,
@@ -89,7 +89,7 @@ def pseudo_label(
     return PseudoLabels.load(Path(pseudo.path)).manifest.hash
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image_of("assemble_pool"), install_kfp_package=False)
 def assemble_pool(
     cohort_hash: str,
     pseudo_hash: str,
@@ -127,7 +127,7 @@ def assemble_pool(
     return read_manifest(Path(pool.path), Pool.KIND).hash
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image_of("train_universal"), install_kfp_package=False)
 def train_universal(
     pool_hash: str,
     teacher_ct_hash: str,
@@ -160,7 +160,7 @@ def train_universal(
     return read_manifest(Path(model.path), ModelFolder.KIND).hash
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image_of("evaluate"), install_kfp_package=False)
 def evaluate(
     cohort_hash: str,
     model_hash: str,
@@ -182,7 +182,7 @@ def evaluate(
     return Report.load(Path(report.path)).manifest.hash
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image_of("register"), install_kfp_package=False)
 def register(
     cohort_hash: str,
     model_hash: str,

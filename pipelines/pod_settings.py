@@ -2,7 +2,6 @@
 
 from kfp import dsl, kubernetes
 
-from components import IMAGE
 from hepar.runtime.execution import KFP_RUN_VARIABLE, STAGE_IMAGE_VARIABLE
 
 IMAGE_ANNOTATION = "hepar-image"  # of a pod
@@ -14,6 +13,6 @@ def tell_execution(task: dsl.PipelineTask) -> None:
 
     As parameters they would enter the key of KFP's cache, so that no task would ever be found there.
     """
-    kubernetes.add_pod_annotation(task, IMAGE_ANNOTATION, IMAGE)
+    kubernetes.add_pod_annotation(task, IMAGE_ANNOTATION, task.container_spec.image)
     kubernetes.use_field_path_as_env(task, STAGE_IMAGE_VARIABLE, f"metadata.annotations['{IMAGE_ANNOTATION}']")
     kubernetes.use_field_path_as_env(task, KFP_RUN_VARIABLE, f"metadata.labels['{RUN_LABEL}']")
