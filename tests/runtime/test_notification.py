@@ -1,0 +1,85 @@
+"""Notifications: what is posted, to whom, and that a server that fails fails nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from hepar.runtime.notification import FORMAT_VARIABLE, URL_VARIABLE, Notification, send
+
+NEWS = Notification(
+    "run", "SUCCEEDED", "hepar 3 is champion", ("liver Dice < 0.9 & rising",), {"MLflow": "https://mlflow/#/models"}
+)
+
+
+class Inbox:
+    """A server that keeps what is posted to it, and answers with `status`."""
+
+    def __init__(self) -> None:
+        self.bodies, self.status = list[Any](), 200
+        inbox = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                inbox.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(inbox.status)
+                self.end_headers()
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook/s3cret-path"
+        Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def inbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
+    opened = Inbox()
+    monkeypatch.setenv(URL_VARIABLE, opened.url)
+    yield opened
+    opened.server.shutdown()
+    opened.server.server_close()
+
+
+def test_news_are_posted_as_json_or_as_slack_takes_them(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert send(NEWS) == ""
+    monkeypatch.setenv(FORMAT_VARIABLE, "slack")
+    assert send(NEWS) == ""
+    plain, slack = inbox.bodies
+    assert plain == {
+        "event": "run",
+        "outcome": "SUCCEEDED",
+        "subject": "hepar 3 is champion",
+        "details": ["liver Dice < 0.9 & rising"],
+        "links": {"MLflow": "https://mlflow/#/models"},
+    }
+    assert slack == {
+        "text": "*SUCCEEDED*: hepar 3 is champion\n• liver Dice &lt; 0.9 &amp; rising\n<https://mlflow/#/models|MLflow>"
+    }
+
+
+def test_secrets_are_left_out(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-key")
+    send(Notification("run", "FAILED", "planted-key", ("s3: planted-key",), {"at": "https://me:pass@host/x"}))
+    assert inbox.bodies[0]["subject"] == "…"
+    assert "planted-key" not in json.dumps(inbox.bodies)
+    assert "pass" not in json.dumps(inbox.bodies)
+
+
+def test_what_cannot_be_sent_is_said_and_the_address_is_not_shown(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox.status = 500
+    assert send(NEWS) == "HEPAR_NOTIFY_URL answers 500"
+    monkeypatch.setenv(URL_VARIABLE, "http://127.0.0.1:9/hook/s3cret-path")
+    assert send(NEWS) == "HEPAR_NOTIFY_URL does not answer (ConnectionError)"
+    monkeypatch.setenv(FORMAT_VARIABLE, "fax")
+    assert send(NEWS) == "HEPAR_NOTIFY_FORMAT is 'fax' but must be json or slack"
+    monkeypatch.delenv(URL_VARIABLE)
+    assert send(NEWS) == ""
