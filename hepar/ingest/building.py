@@ -21,9 +21,9 @@ from hepar.ingest.parallel import Died
 from hepar.ingest.perceptual_hash import PerceptualHash, perceptual_hash
 from hepar.ingest.quarantine import Refused, reproducible
 from hepar.ingest.sources.files import VOLUME_ENDINGS
-from hepar.ingest.sources.remote_cache import digests, local
 from hepar.ingest.sources.source import SourceCase, Volume
 from hepar.runtime.artifacts import sha256_file, sha256_json
+from hepar.runtime.remote_cache import digests, local
 
 RULES_VERSION = 6  # raise it when a rule changes: every case is then checked and written anew
 READABLE = "every file can be read"

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from hepar.cases import STRUCTURES, LabelState, Split, parse_enum
 from hepar.errors import DataError
-from hepar.ingest.sources.s3 import SCHEME
 from hepar.ingest.sources.table import REQUIRED, read_frame
 from hepar.ingest.splits import split_of
 from hepar.params import SplitParams
+from hepar.runtime.s3_client import SCHEME
 
 Row = Mapping[str, str]
 TUMOUR, TUMOUR_FREE, UNKNOWN = "tumour", "tumour-free", "unknown"

@@ -18,13 +18,14 @@ from hepar.errors import DataError
 from hepar.ingest.sources import PHANTOMS, dicomweb, s3
 from hepar.ingest.sources.files import folders
 from hepar.ingest.sources.pseudonyms import keyed_hash, patient_key
-from hepar.ingest.sources.remote_cache import in_parallel
 from hepar.ingest.sources.source import VolumeFile
 from hepar.ingest.sources.table import locate, read_frame
 from hepar.phantoms.cohort import TABLE
 from hepar.runtime.artifacts import sha256_file
 from hepar.runtime.csv_cells import inert_cell
 from hepar.runtime.redaction import redact_address
+from hepar.runtime.remote_cache import in_parallel
+from hepar.runtime.s3_client import SCHEME
 from hepar.runtime.scratch import scratch_folder
 
 MISSING = "missing"
@@ -46,7 +47,7 @@ def list_source(source: str) -> str:
         return _csv(_series(source))
     with scratch_folder("remote") as name:
         buckets = s3.Buckets(name)
-        return _csv(_objects(source, buckets) if source.startswith(s3.SCHEME) else _files(source, buckets))
+        return _csv(_objects(source, buckets) if source.startswith(SCHEME) else _files(source, buckets))
 
 
 def _csv(lines: Iterator[Line]) -> str:

@@ -13,6 +13,7 @@ from hepar.ingest.sources import s3
 from hepar.ingest.sources.source import SourceCase
 from hepar.ingest.sources.table import read_frame
 from hepar.params import SplitParams
+from hepar.runtime.s3_client import SCHEME
 from hepar.runtime.scratch import scratch_folder
 
 
@@ -50,7 +51,7 @@ def read_splits(source: str) -> dict[str, Split]:
     Raises DataError naming table, id and value if there is no such table, a value is not a split, or an id has two.
     """
     with scratch_folder("remote") as name:
-        path = s3.Buckets(name).mirror(source) if source.startswith(s3.SCHEME) else Path(source)
+        path = s3.Buckets(name).mirror(source) if source.startswith(SCHEME) else Path(source)
         path = path / Cohort.TABLE if path.is_dir() else path
         if not path.is_file():
             raise DataError(f"ingest.split_from {source}: no such table")

@@ -23,10 +23,10 @@ from hepar.ingest.sources.dicom_tree import structure_of
 from hepar.ingest.sources.dicom_volume import DicomVolume, Uneven
 from hepar.ingest.sources.dicomweb import SCHEMES, Server
 from hepar.ingest.sources.files import folders, safe_id
-from hepar.ingest.sources.remote_cache import RemoteFile, local
 from hepar.ingest.sources.s3 import Buckets
 from hepar.ingest.sources.source import Volume, VolumeFile
 from hepar.runtime.redaction import redact_address
+from hepar.runtime.remote_cache import RemoteFile, local
 from hepar.runtime.scratch import scratch_folder
 
 ENDINGS = tuple(sorted((ending for known in READERS.values() for ending in known), key=len, reverse=True))

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hepar.ingest.sources.s3 import SCHEME, Buckets
+from hepar.ingest.sources.s3 import Buckets
 from hepar.pseudo_labels.reviews import NO_REVIEWS, Reviews
+from hepar.runtime.s3_client import SCHEME
 from hepar.runtime.scratch import scratch_folder
 
 

@@ -17,8 +17,8 @@ from watched_secrets import Watch
 
 from hepar.errors import DataError, StorageError
 from hepar.ingest.listing import list_source
-from hepar.ingest.sources import s3
 from hepar.params import dump_params, load_params
+from hepar.runtime import s3_client
 
 pytestmark = pytest.mark.slow
 
@@ -107,11 +107,11 @@ def test_a_store_that_fails_reveals_no_key(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{watch.password}@127.0.0.1:9")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
-    s3.client.cache_clear()
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
+    s3_client.client.cache_clear()
     with pytest.raises(StorageError, match=r"^s3://bucket/scans: .*127\.0\.0\.1:9") as failed:
         list_source("s3://bucket/scans")
-    s3.client.cache_clear()
+    s3_client.client.cache_clear()
     assert watch.found_in(tmp_path, str(failed.value)) == []
 
 

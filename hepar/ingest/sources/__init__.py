@@ -26,7 +26,6 @@ from hepar.ingest.sources import (
 from hepar.ingest.sources.archive import unpacked
 from hepar.ingest.sources.dicom_volume import Uneven
 from hepar.ingest.sources.pseudonyms import patient_key
-from hepar.ingest.sources.remote_cache import RemoteFile, in_parallel
 from hepar.ingest.sources.source import SourceCase
 from hepar.ingest.sources.table import read_table
 from hepar.params import IngestParams, PhantomParams
@@ -34,6 +33,8 @@ from hepar.phantoms import FULLY_LABELLED, CohortDesign, write_phantoms
 from hepar.phantoms.cohort import TABLE
 from hepar.runtime.progress import current_stage
 from hepar.runtime.redaction import redact_address
+from hepar.runtime.remote_cache import RemoteFile, in_parallel
+from hepar.runtime.s3_client import SCHEME
 from hepar.runtime.scratch import scratch_folder
 
 PHANTOMS = "phantoms"
@@ -132,7 +133,7 @@ def _opened(source: str, params: IngestParams) -> Iterator[list[SourceCase]]:
 
 def is_remote(source: str) -> bool:
     """Whether a source lies in a store or behind a server, not on this disk."""
-    return source.startswith((s3.SCHEME, *dicomweb.SCHEMES))
+    return source.startswith((SCHEME, *dicomweb.SCHEMES))
 
 
 def _with_remote(case: SourceCase, store: Store) -> SourceCase:

@@ -25,9 +25,9 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from hepar.errors import DataError, StorageError, one_line
 from hepar.ingest.sources.dicom import RTSTRUCT, SEGMENTATION, TAGS
-from hepar.ingest.sources.remote_cache import in_parallel
 from hepar.runtime.progress import current_stage
 from hepar.runtime.redaction import CREDENTIALS_RULE, QUERY_VARIABLE, has_credentials, redact, redact_address
+from hepar.runtime.remote_cache import in_parallel
 
 SCHEMES = ("dicomweb+http://", "dicomweb+https://")
 TOKEN_VARIABLE = "HEPAR_DICOMWEB_TOKEN"

@@ -8,28 +8,21 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pydicom
-from boto3.exceptions import Boto3Error
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 from pydicom.errors import InvalidDicomError
 
-from hepar.errors import DataError, Refusal, StorageError, one_line
+from hepar.errors import DataError, Refusal, StorageError
 from hepar.ingest.sources.dicom import CLASSIC, ENHANCED
 from hepar.ingest.sources.files import VOLUME_ENDINGS
-from hepar.ingest.sources.remote_cache import CONNECTIONS, in_parallel
 from hepar.runtime.progress import current_stage
 from hepar.runtime.redaction import CREDENTIALS_RULE, has_credentials, redact
+from hepar.runtime.remote_cache import in_parallel
+from hepar.runtime.s3_client import SCHEME, client, storage_errors
 
-SCHEME = "s3://"
-ATTEMPTS = 5
 DOWNLOADS = 3  # attempts on a file whose checksum is wrong
 HEADER_BYTES = 2**16
 DETACHED = (".mhd", ".nhdr")  # headers whose voxels are another file
@@ -57,7 +50,7 @@ class S3Object:
 
     def download(self, target: Path) -> None:
         """Raises StorageError if the store fails or the object changed, Refusal if its checksum stays wrong."""
-        with _storage_errors(self.url):
+        with storage_errors(self.url):
             for attempt in range(DOWNLOADS):
                 if attempt:
                     time.sleep(2.0**attempt)
@@ -146,7 +139,7 @@ class Buckets:
         """The object at an address, or all objects below a prefix. Raises DataError if there is none."""
         self.placeholder(url)
         bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
-        with _storage_errors(url):
+        with storage_errors(url):
             objects = list(list_objects(bucket, prefix))
         if one := next((item for item in objects if item.key == prefix), None):
             return [one]
@@ -172,7 +165,7 @@ class Buckets:
         """The prefix as a folder with every object in it. Raises DataError if there is none."""
         bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
         folder = self.path(url)
-        with _storage_errors(url):
+        with storage_errors(url):
             objects = list(list_objects(bucket, f"{prefix.rstrip('/')}/"))
         if not objects:
             raise DataError(f"{url}: no object below that prefix")
@@ -192,7 +185,7 @@ class Buckets:
             bucket, *parts = path.relative_to(self.root).parts
             key = "/".join(parts)
             try:
-                with _storage_errors(f"{SCHEME}{bucket}/{key}"):
+                with storage_errors(f"{SCHEME}{bucket}/{key}"):
                     head = client().head_object(Bucket=bucket, Key=key)
                 self._known[path] = S3Object(bucket, key, head["ETag"].strip('"'), int(head["ContentLength"]))
             except DataError:
@@ -201,7 +194,7 @@ class Buckets:
 
     def _stub(self, item: S3Object) -> None:
         path = self.path_of(item)
-        with _storage_errors(item.url):
+        with storage_errors(item.url):
             path.parent.mkdir(parents=True, exist_ok=True)
         name = path.name.lower()
         if name.endswith(WHOLE):
@@ -217,7 +210,7 @@ class Buckets:
 
     def _header(self, path: Path, item: S3Object) -> None:
         """Fetch the beginning of a file; of a DICOM image all that precedes its pixels, of other DICOM all."""
-        with _storage_errors(item.url):
+        with storage_errors(item.url):
             span = {"Range": f"bytes=0-{HEADER_BYTES - 1}"} if item.size > HEADER_BYTES else {}
             body = client().get_object(Bucket=item.bucket, Key=item.key, **span)["Body"].read()
         path.write_bytes(body)
@@ -247,22 +240,3 @@ def list_objects(bucket: str, prefix: str) -> Iterator[S3Object]:
         for item in page.get("Contents", []):
             if not item["Key"].endswith("/"):
                 yield S3Object(bucket, item["Key"], item["ETag"].strip('"'), int(item["Size"]))
-
-
-@cache
-def client() -> Any:
-    """One client per process; it retries with growing pauses."""
-    retries: Any = {"mode": "standard", "total_max_attempts": ATTEMPTS}
-    return boto3.client("s3", config=Config(retries=retries, max_pool_connections=4 * CONNECTIONS))
-
-
-@contextmanager
-def _storage_errors(url: str) -> Iterator[None]:
-    """Turn errors of boto3 into one that names the address: DataError if it is missing, else StorageError."""
-    try:
-        yield
-    except ClientError as error:
-        kind = DataError if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404 else StorageError
-        raise kind(f"{url}: {redact(one_line(error))}") from None
-    except (BotoCoreError, Boto3Error, OSError) as error:
-        raise StorageError(f"{url}: {redact(one_line(error))}") from None

@@ -14,7 +14,7 @@ from hepar.cases import STRUCTURES, LabelState, Modality, Split
 from hepar.errors import DataError, Refusal
 from hepar.imaging import headers
 from hepar.imaging.volumes import check_inside, read_image
-from hepar.ingest.sources.remote_cache import RemoteFile
+from hepar.runtime.remote_cache import RemoteFile
 
 ABSENT_IF_EMPTY = dict.fromkeys(STRUCTURES, LabelState.ABSENT)  # where experts looked at every case
 

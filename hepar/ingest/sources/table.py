@@ -15,8 +15,8 @@ from pandas.errors import ParserWarning
 
 from hepar.cases import STRUCTURES, LabelState, Modality, Split, parse_enum
 from hepar.errors import DataError, Refusal, one_line
-from hepar.ingest.sources.s3 import SCHEME
 from hepar.ingest.sources.source import SourceCase, VolumeFile, refused_case
+from hepar.runtime.s3_client import SCHEME
 
 REQUIRED = ("case_id", "modality", "image", "liver_state", "tumour_state")
 OPTIONAL = {

@@ -23,10 +23,11 @@ from pydicom.sr.codedict import codes
 
 from hepar.errors import DataError, StorageError
 from hepar.ingest.listing import list_source
-from hepar.ingest.sources import dicomweb, open_source, remote_cache
+from hepar.ingest.sources import dicomweb, open_source
 from hepar.ingest.sources.pseudonyms import VARIABLE
 from hepar.params import Params
 from hepar.prediction.scans import open_scans
+from hepar.runtime import remote_cache
 
 PLUGIN = "libOrthancDicomWeb.so"
 PLUGIN_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc", "/usr/local/share/orthanc/plugins")

@@ -27,11 +27,12 @@ import hepar.stages.ingest
 from hepar.cases import Cohort
 from hepar.errors import DataError, Refusal, StorageError
 from hepar.ingest.listing import list_source
-from hepar.ingest.sources import open_source, remote_cache, s3
+from hepar.ingest.sources import open_source, s3
 from hepar.ingest.sources.pseudonyms import VARIABLE
 from hepar.ingest.sources.source import VolumeFile
 from hepar.params import Params
 from hepar.prediction.scans import open_scans
+from hepar.runtime import remote_cache, s3_client
 from hepar.runtime.artifacts import read_manifest, sha256_file
 
 BUCKET = "scans"
@@ -72,14 +73,14 @@ def store(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv(remote_cache.FOLDER_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setenv(VARIABLE, "a key of the tests")
-    s3.client.cache_clear()
-    client = s3.client()
+    s3_client.client.cache_clear()
+    client = s3_client.client()
     client.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
     yield client
     for item in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
         client.delete_object(Bucket=BUCKET, Key=item["Key"])
     client.delete_bucket(Bucket=BUCKET)
-    s3.client.cache_clear()
+    s3_client.client.cache_clear()
 
 
 def upload(client: Any, folder: Path, prefix: str) -> None:
@@ -331,8 +332,8 @@ def test_a_store_that_does_not_answer_fails_the_stage_and_refuses_no_case(
     before = ingested(f"s3://{BUCKET}/p", tmp_path / "cohort", tiny)
     shutil.rmtree(tmp_path / "cache")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
-    s3.client.cache_clear()
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
+    s3_client.client.cache_clear()
     with pytest.raises(StorageError, match=r"127\.0\.0\.1:9"):
         ingested(f"s3://{BUCKET}/p", tmp_path / "cohort", tiny)
     assert read_manifest(tmp_path / "cohort", Cohort.KIND).hash == before
