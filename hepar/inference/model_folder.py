@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from hepar.cases import Modality
@@ -32,8 +32,8 @@ class ModelSpec(BaseModel):
     `taught` names the structures that its training data had labels for; prediction leaves out the others.
     `tumour_threshold` is the probability that a tumour voxel must exceed and `min_lesion_ml` the least volume of a
     lesion, both chosen on the validation patients.
-    `liver_intensity` is set for liver teachers only: mean and standard deviation, over the manual livers of the
-    training set, of the median preprocessed intensity inside the liver.
+    `liver_intensity` has, by modality, mean and standard deviation over the livers learned from of the median
+    preprocessed intensity inside the liver; a modality of which none is known is missing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,8 +45,17 @@ class ModelSpec(BaseModel):
     taught: tuple[Literal["liver", "tumour"], ...] = ("liver", "tumour")
     tumour_threshold: float = TUMOUR_THRESHOLD
     min_lesion_ml: float = MIN_LESION_ML
-    liver_intensity: tuple[float, float] | None = None
+    liver_intensity: dict[Modality, tuple[float, float]] = Field(default_factory=dict)
     origin: dict[str, str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_pair(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Earlier models have the pair of a liver teacher's only modality, or null."""
+        known = values.get("liver_intensity", {})
+        if isinstance(known, Mapping):
+            return values
+        return {**values, "liver_intensity": dict.fromkeys(values["modalities"], known) if known else {}}
 
 
 _MEMBER = "member "

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import SimpleITK as sitk
 
 from hepar.cases import LIVER, STRUCTURES, TUMOUR, Modality
 from hepar.imaging.diameters import slice_axis
+from hepar.imaging.masks import Mask
 from hepar.imaging.modality import find_contradiction
-from hepar.imaging.preprocessing import normalise
+from hepar.imaging.preprocessing import PreprocessingPlan, normalise
 from hepar.imaging.volumes import Geometry, to_array
 from hepar.inference.model_folder import ModelSpec
 from hepar.inference.prediction import Segmentation
@@ -101,17 +103,26 @@ def _check_intensities(image: sitk.Image, modality: Modality, measured: ScanMeas
 def _check_against_learned(
     image: sitk.Image, modality: Modality, found: Segmentation, spec: ModelSpec
 ) -> Iterator[ScanWarning]:
-    """Compare the liver with those of the training set; only liver teachers know them."""
+    """Compare the liver with those of the modality that the model learned from, if it knows them."""
     healthy_zyx = found.liver_zyx & ~found.tumour_zyx
-    if spec.liver_intensity is None or not healthy_zyx.any():
+    if modality not in spec.liver_intensity or not healthy_zyx.any():
         return
-    mean, deviation = spec.liver_intensity
-    preprocessed_zyx = normalise(to_array(image).astype(np.float32), modality, spec.plan)
-    away = abs(float(np.median(preprocessed_zyx[healthy_zyx])) - mean) / deviation
+    mean, deviation = spec.liver_intensity[modality]
+    away = abs(float(np.median(_preprocessed(image, healthy_zyx, modality, spec.plan))) - mean) / deviation
     if away > MAX_DEVIATIONS:
         bound = f"bound {MAX_DEVIATIONS:g} SD"
-        message = f"the liver's brightness is {away:.1f} SD from those that the model learned from ({bound})"
+        message = f"the liver's brightness is {away:.1f} SD from the {modality} livers learned from ({bound})"
         yield ScanWarning("liver unlike those learned from", away, MAX_DEVIATIONS, "SD", message)
+
+
+def _preprocessed(
+    image: sitk.Image, mask_zyx: Mask, modality: Modality, plan: PreprocessingPlan
+) -> npt.NDArray[np.float32]:
+    """The preprocessed intensities of a mask. Those of MR depend on the whole scan, those of CT on each voxel alone."""
+    image_zyx = to_array(image)
+    if modality == Modality.CT:
+        return normalise(image_zyx[mask_zyx].astype(np.float32), modality, plan)
+    return normalise(image_zyx.astype(np.float32), modality, plan)[mask_zyx]
 
 
 def _check_volumes(measured: ScanMeasurements) -> Iterator[ScanWarning]:

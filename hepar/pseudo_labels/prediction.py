@@ -83,5 +83,5 @@ def predict_pseudo_liver(case: Case, folder: Path, teachers: Sequence[Model], pa
     )
     low, high = params.uncertain
     uncertain_zyx = (mean_zyx > low) & (mean_zyx < high)
-    signals = measure(evidence, teachers[0].spec.liver_intensity)
+    signals = measure(evidence, teachers[0].spec.liver_intensity.get(case.modality))
     return PseudoLiver(liver_zyx, uncertain_zyx, signals, own, votes_zyx)

@@ -17,7 +17,8 @@ from hepar.runtime.progress import current_stage, stage
 from hepar.runtime.scratch import scratch_folder
 from hepar.training.fit import Recipe, fit_model
 from hepar.training.folds import fit_ensemble
-from hepar.training.teacher_pool import liver_intensity, teacher_cases, teacher_pool
+from hepar.training.liver_intensities import liver_intensities
+from hepar.training.teacher_pool import teacher_cases, teacher_pool
 
 
 def run(
@@ -45,7 +46,7 @@ def run(
             return
         cases.verify(teacher_cases(cases, modality))
         pool = teacher_pool(cases, modality, preprocessing, scratch)
-        recipe = Recipe(network, params.training, (modality,), experiment, liver_intensity(pool), inputs=(cohort,))
+        recipe = Recipe(network, params.training, (modality,), experiment, liver_intensities(pool), inputs=(cohort,))
         if params.folds == 1:
             fit_model(pool, model, recipe, origin)
         else:

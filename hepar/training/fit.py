@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +44,7 @@ class Recipe:
     training: TrainingParams
     modalities: tuple[Modality, ...]
     experiment: str
-    liver_intensity: tuple[float, float] | None = None  # of liver teachers, see ModelSpec
+    liver_intensity: Mapping[Modality, tuple[float, float]] = field(default_factory=dict)  # see ModelSpec
     warm_start: Path | None = None  # the model folder whose weights the training starts from
     inputs: tuple[Path, ...] = ()  # artifacts whose records and cases join the MLflow run; none need exist
 
@@ -87,7 +87,7 @@ def _fit(
         patch_zyx=training.patch_zyx,
         modalities=recipe.modalities,
         taught=taught_structures(pool, training),
-        liver_intensity=recipe.liver_intensity,
+        liver_intensity=dict(recipe.liver_intensity),
         origin=origin,
     )
     settings = training.model_dump(mode="json", exclude=EXECUTION_SETTINGS)

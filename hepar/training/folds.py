@@ -17,7 +17,7 @@ from hepar.runtime.progress import current_stage
 from hepar.runtime.unfinished import checkpoint_folder
 from hepar.training.distributed import refuse_torchrun
 from hepar.training.fit import EXECUTION_SETTINGS, Recipe, fit_model
-from hepar.training.teacher_pool import liver_intensity
+from hepar.training.liver_intensities import liver_intensities
 
 
 def assign_folds(entries: Sequence[PoolEntry], folds: int) -> dict[str, int]:
@@ -47,7 +47,7 @@ def fit_folds(
         if not (model / MANIFEST).is_file():
             current_stage().log(f"{pool.entries[0].modality} fold {fold + 1} of {folds}")
             training_pool = without_fold(pool, fold_by_patient, fold)
-            fold_recipe = replace(recipe, liver_intensity=liver_intensity(training_pool))
+            fold_recipe = replace(recipe, liver_intensity=liver_intensities(training_pool))
             fit_model(training_pool, model, fold_recipe, {**origin, "fold": f"{fold + 1}/{folds}"})
         models.append(model)
     return models
@@ -68,7 +68,9 @@ def fit_ensemble(pool: Pool, model: Path, recipe: Recipe, origin: Mapping[str, s
     hashes = [read_manifest(member.folder, ModelFolder.KIND).hash for member in members]
     taken = {ModelFolder.member_name(number): digest for number, digest in enumerate(hashes, start=1)}
     first, *others = members
-    spec = first.load_spec().model_copy(update={"origin": dict(origin), "liver_intensity": recipe.liver_intensity})
+    spec = first.load_spec().model_copy(
+        update={"origin": dict(origin), "liver_intensity": dict(recipe.liver_intensity)}
+    )
     with write_artifact(model, ModelFolder.KIND, {**origin, **taken}) as folder:
         ensemble = ModelFolder(folder)
         ensemble.save(first.load_weights(), spec, [member.load_weights() for member in others])

@@ -1,10 +1,8 @@
-"""The pool of a liver teacher: manual livers of one modality, and their intensity statistics."""
+"""The pool of a liver teacher: manual livers of one modality."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-import numpy as np
 
 from hepar.cases import Case, Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
@@ -13,8 +11,6 @@ from hepar.params import PreprocessingParams
 from hepar.pool.building import PoolBuilder, PoolSettings
 from hepar.pool.table import Pool
 from hepar.runtime.progress import current_stage
-
-MIN_DEVIATION = 0.1  # of median liver intensities, in units of the preprocessed image: few cases may agree by chance
 
 
 def teacher_pool(cohort: Cohort, modality: Modality, preprocessing: PreprocessingParams, folder: Path) -> Pool:
@@ -42,17 +38,3 @@ def teacher_cases(cohort: Cohort, modality: Modality) -> list[Case]:
     cases = cohort.select(modality, (Split.TRAIN, Split.VAL))
     unlabelled = {case.patient_id for case in cases if case.liver_state == LabelState.UNKNOWN}
     return [case for case in cases if case.liver_state == LabelState.MANUAL and case.patient_id not in unlabelled]
-
-
-def liver_intensity(pool: Pool) -> tuple[float, float]:
-    """Mean and standard deviation, over cases, of the median preprocessed intensity in the liver.
-
-    Cases with an empty liver mask are left out; the deviation is at least `MIN_DEVIATION`.
-    """
-    medians = []
-    for entry in pool.entries:
-        arrays = pool.arrays(entry).loaded()
-        liver_n = np.asarray(arrays.image_zyx)[arrays.liver_zyx > 0]
-        if liver_n.size:
-            medians.append(float(np.median(liver_n.astype(np.float32))))
-    return float(np.mean(medians)), max(float(np.std(medians)), MIN_DEVIATION)

@@ -13,8 +13,9 @@ import torch
 from full_disk import SmallDisk
 from toy_model import toy_spec, toy_weights, write_model
 
+from hepar.cases import Modality
 from hepar.errors import ArtifactError
-from hepar.inference.model_folder import ModelFolder, hash_patient
+from hepar.inference.model_folder import ModelFolder, ModelSpec, hash_patient
 from hepar.inference.prediction import load_ensemble
 from hepar.networks import build_network
 from hepar.params import Params
@@ -54,6 +55,12 @@ def test_a_saved_model_loads_unchanged(tmp_path: Path, tiny: Params) -> None:
     image_bcdhw = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 1, 16, 32, 32)).astype(np.float32))
     with torch.no_grad():
         assert torch.allclose(model.network(image_bcdhw), network.eval()(image_bcdhw), atol=1e-5)
+
+
+def test_the_pair_of_an_earlier_liver_teacher_is_that_of_its_modality(tiny: Params) -> None:
+    values = toy_spec(tiny.network).model_dump(mode="json")
+    known = [ModelSpec.model_validate({**values, "liver_intensity": pair}) for pair in ([0.5, 0.1], None)]
+    assert [spec.liver_intensity for spec in known] == [{Modality.CT: (0.5, 0.1)}, {}]
 
 
 def test_an_empty_modality_and_a_missing_value_survive_in_the_history(tmp_path: Path) -> None:

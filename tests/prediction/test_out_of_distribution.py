@@ -115,10 +115,12 @@ def test_members_that_disagree_are_told() -> None:
 
 
 def test_a_liver_unlike_those_learned_from_is_told() -> None:
-    learned = (0.0, 0.1)  # 100 HU lies in the middle of the window
+    learned = {Modality.CT: (0.0, 0.1), Modality.MR: (9.0, 0.1)}  # 100 HU lies in the middle of the window
     assert "liver unlike those learned from" not in warnings(hu=155, liver_intensity=learned)
     found = warnings(hu=170, liver_intensity=learned)["liver unlike those learned from"]
     assert found.value == pytest.approx(3.5)
+    assert found.message == "the liver's brightness is 3.5 SD from the CT livers learned from (bound 3 SD)"
+    assert "liver unlike those learned from" not in warnings(hu=170, liver_intensity={Modality.MR: (9.0, 0.1)})
 
 
 def test_a_warning_is_shown_with_rounded_numbers() -> None:

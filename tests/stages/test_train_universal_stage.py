@@ -17,6 +17,7 @@ from hepar.params import Params, TrainUniversalParams
 from hepar.pool.table import Pool
 from hepar.registry.tracking import connect
 from hepar.runtime.artifacts import read_manifest, write_artifact
+from hepar.training.liver_intensities import MIN_DEVIATION
 
 CT = Toy("ct", shape=PATCH, liver=((8, 16, 16), 7.0), lesions=(((8, 14, 18), 3.0),))
 MR = Toy("mr", Modality.MR, shape=PATCH, liver=((8, 18, 14), 6.5), lesions=(((8, 18, 12), 3.0),))
@@ -59,6 +60,9 @@ def test_a_pool_of_one_modality_gets_half_the_steps(tiny: Params, tmp_path: Path
     assert both.load_history().step.max() == 4
     assert one.load_history().step.max() == 2
     assert (both.load_spec().modalities, one.load_spec().modalities) == ((Modality.CT, Modality.MR), (Modality.MR,))
+    # a healthy liver of these toys has the value 1: the model remembers the livers it learned from
+    learned = {Modality.CT: (1.0, MIN_DEVIATION), Modality.MR: (1.0, MIN_DEVIATION)}
+    assert both.load_spec().liver_intensity == learned
 
 
 @pytest.mark.parametrize(("given", "halved"), [(2200, 1100), (5, 2), (1, 1), (0, 0)])

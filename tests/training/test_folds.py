@@ -38,7 +38,7 @@ def test_an_interrupted_ensemble_keeps_its_finished_teachers(
     tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = toy_pool(tmp_path / "pool", [TOYS[0], replace(TOYS[0], case_id="ct-4", level=0.5), TOYS[2]])
-    recipe = Recipe(tiny.network, toy_settings(tiny, steps=2), (Modality.CT,), "tests", liver_intensity=(0.5, 0.1))
+    recipe = Recipe(tiny.network, toy_settings(tiny, steps=2), (Modality.CT,), "tests", {Modality.CT: (0.5, 0.1)})
     fitted: list[str] = []
 
     def fit_and_record(*arguments: Any) -> None:
@@ -68,6 +68,6 @@ def test_an_interrupted_ensemble_keeps_its_finished_teachers(
     parents = read_manifest(model.folder, ModelFolder.KIND).parents
     assert list(parents) == ["member 1", "member 2", "role"]  # by which lineage finds their trainings
     assert parents["member 1"] == first_hash
-    assert model.load_spec().liver_intensity == (0.5, 0.1)  # over all folds
+    assert model.load_spec().liver_intensity == {Modality.CT: (0.5, 0.1)}  # over all folds
     assert model.load_patients() == {hash_patient(entry.patient_id) for entry in pool.entries}
     assert not kept.exists()

@@ -1,4 +1,4 @@
-"""Which cases a liver teacher is trained on, and how bright their livers are."""
+"""Which cases a liver teacher is trained on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toy_pool import Toy, toy_pool
 
 from hepar.cases import Case, Cohort, LabelState, Modality
 from hepar.errors import DataError
 from hepar.inference.model_folder import ModelFolder, hash_patient
 from hepar.params import Params
-from hepar.training.teacher_pool import MIN_DEVIATION, liver_intensity, teacher_cases, teacher_pool
+from hepar.training.teacher_pool import teacher_cases, teacher_pool
 
 
 def test_a_teacher_is_not_trained_on_patients_with_a_scan_that_it_has_to_label(case: Case) -> None:
@@ -35,9 +34,3 @@ def test_without_a_case_to_train_on_a_teacher_is_refused(case: Case, tiny: Param
     cohort = Cohort(tmp_path, (case, unlabelled))
     with pytest.raises(DataError, match=r"^no CT teacher can be trained: no training patient has a manual liver"):
         teacher_pool(cohort, Modality.CT, tiny.preprocessing, tmp_path / "pool")
-
-
-def test_the_liver_intensity_is_over_the_medians_of_the_cases(tmp_path: Path) -> None:
-    toys = [Toy("a", level=1.0, lesions=()), Toy("b", level=3.0, lesions=())]  # a liver is 1 brighter than its level
-    assert liver_intensity(toy_pool(tmp_path, toys)) == pytest.approx((3.0, 1.0))
-    assert liver_intensity(toy_pool(tmp_path, toys[:1])) == pytest.approx((2.0, MIN_DEVIATION))
