@@ -96,12 +96,12 @@ class ScanPictures:
         """The canonical volumes of a predicted scan."""
         image, grid = canonical(predicted.image), predicted.found.geometry
         image_zyx = to_array(image)
-        window = display_window(image_zyx, predicted.modality, CT_WINDOW_HU)
-        masks = (
+        liver_zyx, tumour_zyx = (
             to_array(canonical(to_image(mask_zyx, grid))) > 0
             for mask_zyx in (predicted.found.liver_zyx, predicted.found.tumour_zyx)
         )
-        return cls(image, scale_to_window(image_zyx, window), *masks)
+        window = display_window(image_zyx, predicted.modality, CT_WINDOW_HU, liver_zyx)
+        return cls(image, scale_to_window(image_zyx, window), liver_zyx, tumour_zyx)
 
     def overview(self, lines: Sequence[str]) -> bytes:
         """A PNG of an axial, a coronal and a sagittal plane through the largest finding, in one scale, above lines of

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from dicom_files import phantom_voxels, write_series
 from PIL import Image
+from predicted import predicted
 
+from hepar.cases import Modality
 from hepar.imaging.volumes import Geometry, to_image
 from hepar.prediction.pictures import BACKGROUND, LIVER_COLOUR, MARGIN, TEXT, ScanPictures, _font
 
@@ -70,3 +75,12 @@ def test_long_lines_are_wrapped_within_the_picture() -> None:
 def test_the_font_has_the_letters_of_the_texts(letter: str) -> None:
     font, missing = _font(), "\uffff"
     assert bytes(font.getmask(letter)) != bytes(font.getmask(missing))
+
+
+def test_a_bright_organ_does_not_make_the_liver_of_mr_black(tmp_path: Path) -> None:
+    write_series(tmp_path, phantom_voxels())
+    scan = predicted(tmp_path)
+    image_zyx = np.where(scan.found.liver_zyx, np.indices(scan.found.liver_zyx.shape).sum(axis=0) % 20 + 90, 3000)
+    shown = replace(scan, image=to_image(image_zyx.astype(np.int16), scan.found.geometry), modality=Modality.MR)
+    pictures = ScanPictures.of(shown)
+    assert np.median(pictures.image_zyx[pictures.liver_zyx]) == pytest.approx(0.5, abs=0.05)
