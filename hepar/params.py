@@ -392,8 +392,74 @@ class RetrainParams(Section):
     look_seconds: Interval  # of `hepar watch`: between looks at first, and at most, as it doubles while nothing changes
 
 
-class Params(Section):
-    """A whole `params.yaml`."""
+class Toleration(Section):
+    """A taint of nodes that a step may run on in spite of it."""
+
+    key: str
+    operator: Literal["Equal", "Exists"]
+    value: str  # empty for Exists
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
+
+
+class StepResources(Section):
+    """What one step asks of a cluster."""
+
+    cpu: Positive  # cores, reserved and at most
+    memory_gib: Positive  # reserved and at most
+    gpus: Count
+    gpu_type: str  # how the cluster names them, such as nvidia.com/gpu
+    scratch_gib: Count  # of a volume for temporary files, which goes with the pod; 0: none
+    shared_memory_gib: Positive  # of /dev/shm, where several processes train; counts as memory
+    timeout_hours: Positive  # of one attempt
+    retries: Count  # after a failure, within a window that is long enough for all of them
+    node_selector: dict[str, str]  # labels that a node must have
+    tolerations: tuple[Toleration, ...]
+
+
+class ClusterSteps(Section):
+    """One entry per step of the pipeline."""
+
+    check: StepResources
+    ingest: StepResources
+    train_liver: StepResources
+    pseudo_label: StepResources
+    assemble_pool: StepResources
+    train_universal: StepResources
+    evaluate: StepResources
+    register_model: StepResources = Field(alias="register")
+    notify: StepResources
+
+    def of(self, step: str) -> StepResources:
+        """The entry of a step by its name, such as `train-liver`."""
+        name = step.replace("-", "_")
+        found: StepResources = getattr(self, "register_model" if name == "register" else name)
+        return found
+
+
+class ClusterSecrets(Section):
+    """Names of Kubernetes secrets in the namespace of the runs; empty: none."""
+
+    s3: str  # its keys: access-key, secret-key
+    mlflow: str  # username, password
+    dicomweb: str  # token
+    patient_key: str  # key
+    notify: str  # url
+
+
+class ClusterParams(Section):
+    """What the compiled pipeline asks of a cluster. In no stage's hash: no result depends on it."""
+
+    settings: str  # name of the ConfigMap with addresses, such as MLFLOW_TRACKING_URI; empty: none
+    secrets: ClusterSecrets
+    storage_class: str  # of the scratch volumes; empty: the cluster's default
+    mlflow_url: Address  # of MLflow in a browser, for the links of notifications; empty: none
+    runs_url: Address  # of KFP's runs in a browser, to which a run's id is added; empty: none
+    docs_url: Address  # of the folder docs/ in a browser, for the links of steps; empty: relative
+    steps: ClusterSteps
+
+
+class PipelineParams(Section):
+    """The params that a run of the pipeline takes."""
 
     source: Annotated[Address, Field(min_length=1)]  # of the scans; docs/data.md lists what it can be
     experiment: Annotated[str, Field(min_length=1)]  # of MLflow, in which trainings and registrations are recorded
@@ -403,23 +469,30 @@ class Params(Section):
     network: NetworkParams
     train_liver: TrainLiverParams
     pseudo_label: PseudoLabelParams
-    calibrate_gates: CalibrateGatesParams
     assemble_pool: AssemblePoolParams
     train_universal: TrainUniversalParams
     evaluate: EvaluateParams
     register_model: RegisterParams = Field(alias="register")
+
+
+class Params(PipelineParams):
+    """A whole `params.yaml`."""
+
+    calibrate_gates: CalibrateGatesParams
     retrain: RetrainParams
+    cluster: ClusterParams
 
 
 SectionT = TypeVar("SectionT", bound=Section)
+ParamsT = TypeVar("ParamsT", bound=PipelineParams)
 
 
 def load_params(path: Path) -> Params:
     """Read a params file and what it extends. Raises ParamsError naming file, key and value."""
-    return _validated(_read(path), str(path))
+    return _validated(Params, _read(path), str(path))
 
 
-def override_params(params: Params, overrides: Mapping[str, Any], where: str) -> Params:
+def override_params(params: ParamsT, overrides: Mapping[str, Any], where: str) -> ParamsT:
     """The params with other values, keyed as in a file or by dotted names such as `evaluate.overlap`.
 
     A section is merged, a network's config is replaced. Raises ParamsError that begins with `where` and names the key.
@@ -433,12 +506,12 @@ def override_params(params: Params, overrides: Mapping[str, Any], where: str) ->
         if not isinstance(place, dict):
             raise ParamsError(f"{where}: unknown key {dotted}")
         place.update(_merge({last: place.get(last)}, {last: value}))
-    return _validated(values, where)
+    return _validated(type(params), values, where)
 
 
-def _validated(values: Mapping[str, Any], where: str) -> Params:
+def _validated(kind: type[ParamsT], values: Mapping[str, Any], where: str) -> ParamsT:
     try:
-        params = Params.model_validate(values)
+        params = kind.model_validate(values)
     except ValidationError as error:
         raise ParamsError(f"{where}: {_first(error)}") from None
     teacher = params.train_universal.warm_start
@@ -456,13 +529,19 @@ def read_section(kind: type[SectionT], values: Mapping[str, Any]) -> SectionT:
         raise ParamsError(f"{kind.__name__}: {_first(error)}") from None
 
 
-def dump_params(params: Params) -> dict[str, Any]:
+def read_pipeline_params(sections: Mapping[str, Any], overrides: Mapping[str, Any]) -> PipelineParams:
+    """The params of a run as KFP passes them, with overrides. Raises ParamsError naming key and value."""
+    params = _validated(PipelineParams, _replaced(sections, NULL, None), "the parameters of the run")
+    return override_params(params, _replaced(overrides, NULL, None), "overrides")
+
+
+def dump_params(params: PipelineParams) -> dict[str, Any]:
     """The parameters as plain values, keyed as in the file."""
     return params.model_dump(mode="json", by_alias=True)
 
 
-def dump_sections(params: Params) -> dict[str, Any]:
-    """The parameters for `read_section`, with the string "null" for None, which KFP cannot pass."""
+def dump_sections(params: PipelineParams) -> dict[str, Any]:
+    """The parameters for `read_section` and `read_pipeline_params`, with the string "null" for None, which KFP cannot pass."""
     sections: dict[str, Any] = _replaced(dump_params(params), None, NULL)
     return sections
 
