@@ -541,7 +541,7 @@ def dump_params(params: PipelineParams) -> dict[str, Any]:
 
 
 def dump_sections(params: PipelineParams) -> dict[str, Any]:
-    """The parameters for `read_section` and `read_pipeline_params`, with the string "null" for None, which KFP cannot pass."""
+    """The parameters for `read_section` and `read_pipeline_params`: None is "null", since KFP cannot pass it."""
     sections: dict[str, Any] = _replaced(dump_params(params), None, NULL)
     return sections
 
