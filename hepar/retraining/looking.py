@@ -99,7 +99,8 @@ def _champion(name: str) -> ModelVersion | None:
 
 def _trained(params: Params) -> dict[str, Any]:
     """The params that a training depends on, but for where the source lies: the cohort's hash tells its content."""
-    return {name: values for name, values in dump_params(params).items() if name not in ("source", "retrain", "cluster")}
+    left_out = ("source", "retrain", "cluster")
+    return {name: values for name, values in dump_params(params).items() if name not in left_out}
 
 
 def _kept(folder: RetrainingFolder, seen: str) -> Look | None:
