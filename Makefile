@@ -5,6 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 IMAGE ?= hepar:latest
+DATA_IMAGE ?= hepar-data:latest
+# where `make images` pushes: HOST/NAME; not at all if it is empty
+PUSH ?=
+# the digests that compiling reads, unless HEPAR_IMAGE names one image for all steps
+HEPAR_IMAGES ?= $(wildcard build/images.json)
 # an image to release names its base by digest: make release-image BASE_IMAGE=python:3.11-slim@sha256:…
 BASE_IMAGE ?= python:3.11-slim
 SERVICES_IMAGE ?= hepar-services:latest
@@ -18,6 +23,9 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # PyPI's torch brings CUDA, some gigabytes; a CPU build among the local wheels is preferred. Each has its lock.
 TORCH_LOCK ?= requirements-torch$(if $(wildcard $(addsuffix /torch-$(TORCH)+cpu-*,$(UV_FIND_LINKS))),-cpu).lock
 LOCKS = requirements-build.lock requirements-dev.lock $(TORCH_LOCK)
+# the commit of an image; a build of changed files says so
+COMMIT = $(shell git describe --always --dirty --abbrev=40 --exclude '*')
+BUILD = DOCKER_BUILDKIT=0 docker build --network host --build-arg GIT_COMMIT=$(COMMIT)
 COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-emit-find-links
 
 .PHONY: help setup demo test check bench compile images release-image services-image manifests sbom lock clean
@@ -51,13 +59,17 @@ check: setup ## check lint, format, types, import contracts and licences
 bench: setup ## run all benchmarks, among them the README's measurements, but no cross-validation, which takes hours
 	for script in $$(grep -l __main__ benchmarks/*.py | grep -v real_folds); do $(BIN)/python $$script || exit 1; done
 
-compile: setup ## compile the pipeline to build/two_stage.yaml
+# TAGS=1 compiles for containers on this machine, where an image has no digest
+compile: setup ## compile the pipeline to build/two_stage.yaml, with the digests of HEPAR_IMAGE or of build/images.json
 	mkdir -p build
-	$(BIN)/kfp dsl compile --py pipelines/two_stage.py --output build/two_stage.yaml
+	$(if $(TAGS),,HEPAR_IMAGES=$(HEPAR_IMAGES) $(BIN)/python -m components.images)
+	HEPAR_IMAGES=$(HEPAR_IMAGES) $(BIN)/kfp dsl compile --py pipelines/two_stage.py --output build/two_stage.yaml
 
-images: ## build the container image of the stages
-	DOCKER_BUILDKIT=0 docker build --network host --build-arg BASE_IMAGE=$(BASE_IMAGE) \
-	  --build-arg TORCH_LOCK=$(TORCH_LOCK) --build-arg GIT_COMMIT=$$(git rev-parse HEAD) -f containers/Dockerfile -t $(IMAGE) .
+images: ## build both images of the stages; PUSH=HOST/NAME pushes them and writes their digests to build/images.json
+	$(BUILD) --build-arg BASE_IMAGE=$(BASE_IMAGE) -f containers/Dockerfile --target data -t $(DATA_IMAGE) .
+	$(BUILD) --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg TORCH_LOCK=$(TORCH_LOCK) \
+	  -f containers/Dockerfile --target compute -t $(IMAGE) .
+	$(if $(PUSH),$(PYTHON) containers/push_images.py --to $(PUSH) --out build/images.json data=$(DATA_IMAGE) compute=$(IMAGE))
 
 release-image: ## build an image to release: its base must be given by digest
 	@[[ "$(BASE_IMAGE)" =~ @sha256:[0-9a-f]{64}$$ ]] || \
@@ -65,8 +77,7 @@ release-image: ## build an image to release: its base must be given by digest
 	$(MAKE) images
 
 services-image: ## build the image of MLflow, S3 and backups (infra/)
-	DOCKER_BUILDKIT=0 docker build --network host --build-arg BASE_IMAGE=$(SERVICES_BASE_IMAGE) \
-	  --build-arg GIT_COMMIT=$$(git rev-parse HEAD) -t $(SERVICES_IMAGE) infra/services
+	$(BUILD) --build-arg BASE_IMAGE=$(SERVICES_BASE_IMAGE) -t $(SERVICES_IMAGE) infra/services
 
 manifests: setup ## render infra/kubernetes/overlays/$(OVERLAY) to build/; its images must be named by digest
 	mkdir -p build
@@ -76,9 +87,10 @@ manifests: setup ## render infra/kubernetes/overlays/$(OVERLAY) to build/; its i
 	$(BIN)/kubernetes-validate --strict --quiet build/.kubernetes-$(OVERLAY).yaml
 	mv build/.kubernetes-$(OVERLAY).yaml build/kubernetes-$(OVERLAY).yaml
 
-sbom: setup ## list what the image of the stages holds, as CycloneDX, in build/sbom.cdx.json
+sbom: setup ## list what the images of the stages hold, as CycloneDX, in build/sbom-data.cdx.json and build/sbom-compute.cdx.json
 	mkdir -p build
-	$(BIN)/python .ci/sbom.py --image $(IMAGE) --out build/sbom.cdx.json \
+	$(BIN)/python .ci/sbom.py --image $(DATA_IMAGE) --out build/sbom-data.cdx.json requirements-build.lock requirements.lock
+	$(BIN)/python .ci/sbom.py --image $(IMAGE) --out build/sbom-compute.cdx.json \
 	  requirements-build.lock requirements.lock $(TORCH_LOCK)
 
 # resolved from PyPI alone, so that the locks do not depend on the machine; torch apart, since its two builds differ

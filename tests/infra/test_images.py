@@ -15,6 +15,8 @@ import requests
 import services
 from infra.deployment_files import INFRA, ROOT
 
+from components.images import COMPUTE, DATA
+
 DOCKERFILES = {"stages": ROOT / "containers" / "Dockerfile", "services": INFRA / "services" / "Dockerfile"}
 LOCK = INFRA / "services" / "requirements.lock"
 LABELS = {"title", "description", "licenses", "revision", "base.name"}
@@ -52,9 +54,25 @@ def test_the_linter_complains(tmp_path: Path, line: str, rule: str) -> None:
 def test_an_image_says_what_it_is_and_runs_as_a_user(dockerfile: Path) -> None:
     text = dockerfile.read_text()
     assert set(re.findall(r"org\.opencontainers\.image\.([a-z.]+)=", text)) == LABELS
-    assert re.findall(r"^USER (.*)", text, re.MULTILINE) == ["10001:10001"]
+    for target in targets(text):  # what comes after USER runs and installs nothing
+        assert re.findall(r"^(?:USER|RUN|COPY) .*", target, re.MULTILINE)[-1] == "USER 10001:10001"
+        assert "org.opencontainers.image.revision=" in target
     made = re.findall(r"--build-arg (\w+)=", (ROOT / "Makefile").read_text())
     assert set(re.findall(r"^ARG (\w+)", text, re.MULTILINE)) <= set(made)
+
+
+def targets(dockerfile: str) -> list[str]:
+    """The text of each stage that no other stage builds upon or copies from: the images."""
+    stages = re.split(r"^(?=FROM )", dockerfile, flags=re.MULTILINE)[1:]
+    used = set(re.findall(r"(?:^FROM |--from=)(\w+)", dockerfile, re.MULTILINE))
+    return [text for text in stages if not set(re.findall(r"^FROM .* AS (\w+)", text)) & used]
+
+
+def test_there_is_an_image_for_each_target_that_compiling_knows() -> None:
+    names = [re.findall(r"^FROM .* AS (\w+)", text)[0] for text in targets(DOCKERFILES["stages"].read_text())]
+    assert names == [DATA, COMPUTE]
+    built = re.findall(r"--target (\w+)", (ROOT / "Makefile").read_text())
+    assert built == names
 
 
 def test_the_services_are_of_the_versions_that_are_tested() -> None:
