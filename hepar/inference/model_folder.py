@@ -7,12 +7,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor
 
 from hepar.cases import Modality
 from hepar.errors import ArtifactError, DataError, one_line
@@ -24,6 +22,9 @@ from hepar.runtime.journal import finish_replacing
 from hepar.runtime.tensor_files import read_tensors
 from hepar.runtime.verification import verify_artifact
 from hepar.runtime.whole_files import check_archive, whole_file, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor  # a step without torch reads specs and versions, too
 
 
 class ModelSpec(BaseModel):
@@ -146,6 +147,8 @@ class ModelFolder:
 
         Raises ArtifactError if it is missing or damaged, or if a parameter is not finite.
         """
+        import torch
+
         self._check_trained()
         if not (self.folder / name).is_file():
             raise ArtifactError(f"{self.folder} is not a complete model: {name} is missing")
@@ -154,7 +157,7 @@ class ModelFolder:
             weights: dict[str, Tensor] = read_tensors(self.folder / name)
         except DataError as error:
             raise ArtifactError(f"{self.folder} is damaged: {one_line(error)}") from None
-        if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
             raise ArtifactError(f"{self.folder / name} is damaged: it is not a state dict")
         for parameter, value in weights.items():
             if not torch.isfinite(value).all():
@@ -199,6 +202,8 @@ def hash_patient(patient_id: str) -> str:
 
 
 def _save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    import torch
+
     with whole_file(path) as partial:  # of the same name, which torch writes into the file
         torch.save({name: value.detach().cpu().contiguous() for name, value in weights.items()}, partial)
         check_archive(path, partial)
