@@ -42,7 +42,7 @@ AUTO = "auto"
 Locate = Callable[[str], Path]  # from an `s3://` address to its local path
 Read = Callable[[Path, IngestParams, Locate], list[SourceCase]]
 
-__all__ = ["AUTO", "LAYOUTS", "PHANTOMS", "Layout", "SourceCase", "is_remote", "open_source"]
+__all__ = ["AUTO", "LAYOUTS", "PHANTOMS", "Layout", "SourceCase", "check_layout", "is_remote", "open_source"]
 
 
 class Store(Protocol):
@@ -131,6 +131,12 @@ def _opened(source: str, params: IngestParams) -> Iterator[list[SourceCase]]:
             yield in_parallel(partial(_with_remote, store=store), cases)
 
 
+def check_layout(layout: str) -> None:
+    """Raise DataError for a layout that is neither known nor `auto`."""
+    if layout not in (AUTO, *LAYOUTS):
+        raise DataError(f"ingest.layout is {layout!r} but must be one of {AUTO}, {', '.join(LAYOUTS)}")
+
+
 def is_remote(source: str) -> bool:
     """Whether a source lies in a store or behind a server, not on this disk."""
     return source.startswith((SCHEME, *dicomweb.SCHEMES))
@@ -163,8 +169,7 @@ def _read(source: str, path: Path, params: IngestParams, locate: Locate) -> Iter
     with unpacked(path) as opened:
         folder = opened.folder
         layout = _choose(source, folder) if params.layout == AUTO else params.layout
-        if layout not in LAYOUTS:
-            raise DataError(f"ingest.layout is {layout!r} but must be one of {AUTO}, {', '.join(LAYOUTS)}")
+        check_layout(layout)
         cases = LAYOUTS[layout].read(folder, params, locate)
         if not cases:
             raise DataError(f"source {redact_address(source)}: no cases found for layout {layout}")

@@ -24,21 +24,32 @@ def patient_key() -> bytes:
     With the same key a patient has the same id in every cohort. Raises DataError if the key is too short, or if none is
     given in a container, where a new one would be lost.
     """
+    if (given := given_key()) is not None:
+        return given
+    path = _key_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(secrets.token_hex(32) + "\n")
+    return _checked(path.read_text().strip(), str(path))
+
+
+def given_key() -> bytes | None:
+    """The key from the environment or a file; None if `patient_key` would make one. Raises as `patient_key` does."""
     if given := os.environ.get(VARIABLE):
         return _checked(given, VARIABLE)
+    if (path := _key_file()).is_file():
+        return _checked(path.read_text().strip(), str(path))
+    if os.environ.get(EPHEMERAL_VARIABLE):
+        raise DataError(
+            f"no patient key is given, and one made in this container would be lost: set {VARIABLE} or {FILE_VARIABLE}"
+        )
+    return None
+
+
+def _key_file() -> Path:
     configuration = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    path = Path(os.environ.get(FILE_VARIABLE) or configuration / "hepar" / "patient.key")
-    if not path.is_file():
-        if os.environ.get(EPHEMERAL_VARIABLE):
-            raise DataError(
-                f"no patient key is given, and one made in this container would be lost: set {VARIABLE} or"
-                f" {FILE_VARIABLE}"
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(secrets.token_hex(32) + "\n")
-    return _checked(path.read_text().strip(), str(path))
+    return Path(os.environ.get(FILE_VARIABLE) or configuration / "hepar" / "patient.key")
 
 
 def keyed_hash(key: bytes) -> Callable[[str], str]:
