@@ -2,7 +2,7 @@
 
 A push works in a temporary DVC workspace without git, so it runs the same on a laptop and in a container; a pull reads
 the remote itself and trusts nothing in it (`remote_pool`). Concurrent calls share nothing but the remote, which is
-addressed by content. The remote is the one given, else HEPAR_POOL_REMOTE, else the default remote of the DVC repository
+addressed by content. The remote is the one given, else HEPAR_STORE, else the default remote of the DVC repository
 around the working directory. Credentials are those of the DVC remote, for S3 the usual AWS settings.
 """
 
@@ -23,12 +23,12 @@ from typing import Any
 import yaml
 
 from components.remote_pool import RemotePool
-from hepar.errors import DataError, StorageError, one_line
+from hepar.errors import DataError, NotConfigured, StorageError, one_line
 from hepar.params import REGISTERED
 from hepar.pool.table import Pool
 from hepar.registry.model_registry import pool_version
 from hepar.runtime.artifacts import MANIFEST, dvc_version, link_or_copy, read_manifest
-from hepar.runtime.environment import POOL_REMOTE_VARIABLE
+from hepar.runtime.environment import STORE_VARIABLE
 from hepar.runtime.redaction import redact
 from hepar.runtime.scratch import scratch_folder
 
@@ -81,11 +81,11 @@ def _quote(value: str) -> str:
 
 
 def find_remote(given: str) -> dict[str, Any]:
-    """DVC settings of the remote: the one given, else HEPAR_POOL_REMOTE, else the default of the DVC repository here.
+    """DVC settings of the remote: the one given, else HEPAR_STORE, else the default of the DVC repository here.
 
-    Raises DataError if there is none.
+    Raises NotConfigured if there is none.
     """
-    if url := given or os.environ.get(POOL_REMOTE_VARIABLE, ""):
+    if url := given or os.environ.get(STORE_VARIABLE, ""):
         return {"url": url if "://" in url else str(Path(url).resolve())}
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
@@ -97,8 +97,8 @@ def find_remote(given: str) -> dict[str, Any]:
     except NotDvcRepoError:
         settings = {}
     if not settings:
-        raise DataError(
-            f"no DVC remote is configured for pools: pass --remote, set {POOL_REMOTE_VARIABLE}, or `dvc remote add -d`"
+        raise NotConfigured(
+            f"no DVC remote is configured for pools: pass --remote, set {STORE_VARIABLE}, or `dvc remote add -d`"
         )
     return settings
 

@@ -3,7 +3,8 @@
 HeparError
 ├── ParamsError     a parameter is unknown, missing or out of range
 ├── DataError       a scan, a mask or a table breaks a rule; the message names case, rule and value
-│   └── Refusal     one case breaks a rule: it is quarantined and the others go on
+│   ├── Refusal     one case breaks a rule: it is quarantined and the others go on
+│   └── NotConfigured   nothing says where a store is
 ├── StorageError    a store or server fails; no case is at fault
 ├── Preempted       the run was stopped and can be resumed: exit code 75
 └── ArtifactError   a folder passed between stages is missing, incomplete or of the wrong kind
@@ -34,6 +35,10 @@ class Refusal(DataError):
 
     def __reduce__(self) -> tuple[type[Refusal], tuple[str, str]]:
         return type(self), (self.rule, self.value)  # an exception is otherwise rebuilt from its message alone
+
+
+class NotConfigured(DataError):
+    """Nothing says where a store is; the message says how to name it."""
 
 
 class StorageError(HeparError):

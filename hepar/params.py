@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from hepar.cases import Modality
 from hepar.errors import ParamsError, one_line
@@ -62,6 +63,7 @@ MIN_PHANTOMS = 8
 WHOLE = "config"  # of a network: replaces the one that the file extends, and is never merged with it
 NULL = "null"  # stands for None in KFP, which has none
 REGISTERED = "models:/"
+CHAMPION = "champion"  # the alias of the best version of a model
 WARM_START = rf"^(none|CT|MR|{REGISTERED}.+)$"
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -85,6 +87,8 @@ SignalName = Literal[  # the fields of pseudo_labels.signals.Signals
     "intensity_distance",
 ]
 Address = Annotated[str, AfterValidator(_without_credentials)]
+# champion (of register.model_name), none, a version in the store, or a registered model that was made from one
+StartFrom = Annotated[str, Field(pattern=rf"^({CHAMPION}|none|[0-9a-f]{{32}}\.dir|{REGISTERED}.+)$")]
 SizeZYX = tuple[AtLeastOne, AtLeastOne, AtLeastOne]
 SpacingZYX = tuple[Positive, Positive, Positive]
 
@@ -130,6 +134,7 @@ class IngestParams(Section):
     split_from: Address  # predefined split (case_id or patient_id, split): table, cohort or s3:// URL; empty: none
     liver_share: Annotated[float, Field(gt=0, le=1)]  # of the training patients with manual livers; others are hidden
     max_refused_share: Share  # the stage fails if a larger fraction of cases is refused
+    start_from: StartFrom  # cohort whose unchanged cases a run with HEPAR_STORE takes over
 
 
 class PreprocessingParams(Section):
@@ -323,6 +328,7 @@ class AssemblePoolParams(Section):
     unknown_tumour: UnknownTumour  # masked: tumour-free outside the liver; left-out: such a case is not trained on
     margin_mm: Annotated[float, Field(ge=0)]  # around the liver, within which an unknown tumour stays unknown
     reviews: Address  # review decisions on pseudo-livers: a folder or s3://BUCKET/PREFIX; empty: none
+    start_from: StartFrom  # pool whose unchanged cases a run with HEPAR_STORE takes over
 
 
 class TrainUniversalParams(Section):
@@ -513,7 +519,7 @@ def _validated(kind: type[ParamsT], values: Mapping[str, Any], where: str) -> Pa
     try:
         params = kind.model_validate(values)
     except ValidationError as error:
-        raise ParamsError(f"{where}: {_first(error)}") from None
+        raise ParamsError(f"{where}: {_problems(error)}") from None
     teacher = params.train_universal.warm_start
     if teacher in set(Modality) and teacher not in params.modalities:
         names = ", ".join(params.modalities)
@@ -526,7 +532,7 @@ def read_section(kind: type[SectionT], values: Mapping[str, Any]) -> SectionT:
     try:
         return kind.model_validate(_replaced(values, NULL, None))
     except ValidationError as error:
-        raise ParamsError(f"{kind.__name__}: {_first(error)}") from None
+        raise ParamsError(f"{kind.__name__}: {_problems(error)}") from None
 
 
 def read_pipeline_params(sections: Mapping[str, Any], overrides: Mapping[str, Any]) -> PipelineParams:
@@ -541,8 +547,14 @@ def dump_params(params: PipelineParams) -> dict[str, Any]:
 
 
 def dump_sections(params: PipelineParams) -> dict[str, Any]:
-    """The parameters for `read_section` and `read_pipeline_params`: None is "null", since KFP cannot pass it."""
+    """The parameters for `read_section` and `read_pipeline_params`: None is "null", since KFP cannot pass it.
+
+    Sections that start from the champion name its model.
+    """
     sections: dict[str, Any] = _replaced(dump_params(params), None, NULL)
+    for name in ("ingest", "assemble_pool"):
+        if sections[name]["start_from"] == CHAMPION:
+            sections[name]["start_from"] = f"{REGISTERED}{params.register_model.model_name}@{CHAMPION}"
     return sections
 
 
@@ -585,17 +597,18 @@ def check_new_preset(path: Path, extends: Path) -> None:
         raise ParamsError(f"{path} cannot be written: {path.parent} is read-only")
 
 
-def _first(error: ValidationError) -> str:
-    problems = error.errors()
-    first = problems[0]
-    key = ".".join(str(part) for part in first["loc"])
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{more}"
-    if first["type"] == "missing":
-        return f"key {key} is missing{more}"
-    given = redact_address(first["input"]) if isinstance(first["input"], str) else first["input"]
-    return f"{key} is {redact(repr(given))}: {first['msg']}{more}"
+def _problems(error: ValidationError) -> str:
+    return "; ".join(map(_problem, error.errors()))
+
+
+def _problem(found: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in found["loc"])
+    if found["type"] == "extra_forbidden":
+        return f"unknown key {key}"
+    if found["type"] == "missing":
+        return f"key {key} is missing"
+    given = redact_address(found["input"]) if isinstance(found["input"], str) else found["input"]
+    return f"{key} is {redact(repr(given))}: {found['msg']}"
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

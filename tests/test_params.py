@@ -105,15 +105,15 @@ def test_a_wrong_value_is_named_with_file_key_and_rule(
     assert said in message
 
 
-def test_of_several_mistakes_the_first_is_told_and_the_others_are_counted(
-    tmp_path: Path, values: dict[str, Any]
-) -> None:
+def test_all_mistakes_are_named_in_one_sentence(tmp_path: Path, values: dict[str, Any]) -> None:
     values["ingest"]["max_refused_share"] = 2
     values["evaluate"]["overlap"] = -1
     values["evaluate"]["threads"] = -1
-    message = refused(write(tmp_path, values))
-    assert "ingest.max_refused_share is 2" in message
-    assert message.endswith("(and 2 more)")
+    values["evaluate"]["overlaps"] = 0.5
+    problems = refused(write(tmp_path, values)).removeprefix(f"{tmp_path / 'own.yaml'}: ").split("; ")
+    names = ("ingest.max_refused_share is 2: ", "evaluate.overlap is -1: ", "evaluate.threads is -1: ")
+    assert all(problem.startswith(name) for name, problem in zip(names, problems, strict=False))
+    assert problems[3:] == ["unknown key evaluate.overlaps"]
 
 
 def test_the_teacher_of_a_warm_start_must_be_trained(tmp_path: Path, values: dict[str, Any]) -> None:

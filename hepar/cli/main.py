@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from hepar import __version__
 from hepar.cli.artifacts import artifacts_app
@@ -26,6 +27,7 @@ from hepar.cli.models import models_app
 from hepar.cli.pool import pool_app
 from hepar.cli.predict import predict_app
 from hepar.cli.retraining import retraining_app
+from hepar.cli.service import service_app
 from hepar.cli.stages import stages_app
 from hepar.cli.studies import studies_app
 from hepar.errors import HeparError, Preempted
@@ -47,6 +49,7 @@ for group in (
     cohorts_app,
     artifacts_app,
     predict_app,
+    service_app,
     models_app,
     lineage_app,
     retraining_app,
@@ -80,11 +83,30 @@ def errors_as_sentences() -> Iterator[None]:
         sys.exit(2)
 
 
+def _run() -> None:
+    """Run the command that is given. A mistake in its options is a sentence too; no command at all shows the help."""
+    try:
+        sys.exit(app(prog_name="hepar", standalone_mode=False))
+    except (typer.Abort, EOFError):
+        print_message("stopped")
+        sys.exit(1)
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            print(error.format_message(), file=sys.stderr)
+        else:
+            message = error.format_message().replace("Value error, ", "").rstrip(".")  # as pydantic begins them
+            print_message(
+                f"{message[:1].lower()}{message[1:]}" + (f"; see {context.command_path} --help" if context else "")
+            )
+        sys.exit(error.exit_code)
+
+
 def main() -> None:
     """The entry point of the command line. The traceback of a bug is printed without secrets."""
     try:
         with errors_as_sentences():
-            app()
+            _run()
     except Exception:
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         sys.exit(1)

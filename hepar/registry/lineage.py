@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from hepar.cases import Cohort
-from hepar.errors import ArtifactError, DataError, HeparError
+from hepar.errors import ArtifactError, DataError, HeparError, NotConfigured
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import REGISTERED
@@ -273,6 +273,8 @@ class LineageTracer:
                     node = node if table is None else replace(node, cases=table)
                 else:
                     problem = f"it is {record.kind} {record.hash[:12]}"
+        except NotConfigured:
+            problem = "none is configured, see --remote"
         except HeparError as error:
             problem = str(error)
         return replace(node, places=(*node.places, Whereabouts("DVC remote", dvc_version, problem)))

@@ -145,6 +145,25 @@ def test_an_error_that_the_user_can_fix_is_one_sentence(
     assert line.startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "x"], "missing option '--out' / '-o'; see hepar predict --help"),
+        (["predict", "x", "-o", "y", "--foo"], "no such option: --foo"),
+        (["predict", "x", "-o", "y", "--only", "foo"], "invalid value for '--only': 'foo' is not one of 'masks', "),
+        (["predct"], "no such command 'predct'"),
+    ],
+)
+def test_a_mistake_in_the_options_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["hepar", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (ended.value.code, line.startswith(f"hepar: {message}")) == (2, True), line
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError), errors_as_sentences():
         raise ZeroDivisionError

@@ -15,7 +15,7 @@ from toy_pool import TOYS, Toy, content, finished_pool, with_columns
 
 from components import pool_versions
 from hepar.cases import LabelState, Split
-from hepar.errors import DataError, StorageError
+from hepar.errors import DataError, NotConfigured, StorageError
 from hepar.pool.diff import EntryDiff, diff_pools
 from hepar.pool.table import Pool
 from hepar.runtime.artifacts import dvc_version, read_manifest
@@ -94,7 +94,7 @@ def test_a_damaged_object_is_refused(tmp_path: Path) -> None:
 def test_without_a_remote_the_error_says_how_to_set_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = finished_pool(tmp_path / "pool", TOYS[:1])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="no DVC remote is configured for pools: pass --remote"):
+    with pytest.raises(NotConfigured, match="no DVC remote is configured for pools: pass --remote"):
         pool_versions.push(pool)
 
 
@@ -205,7 +205,7 @@ def test_two_versions_are_compared_without_pulling_them(tmp_path: Path) -> None:
 
 def test_versions_are_pushed_to_and_pulled_from_a_bucket(bucket: dict[str, str], tmp_path: Path) -> None:
     pool = finished_pool(tmp_path / "pool", TOYS[:2])
-    remote = {**bucket, "HEPAR_POOL_REMOTE": "s3://pools/hepar"}
+    remote = {**bucket, "HEPAR_STORE": "s3://pools/hepar"}
     version = succeed("hepar", "pool", "push", cwd=tmp_path, **remote).strip()
     assert version == dvc_version(pool)
     succeed("hepar", "pool", "pull", version, "--pool", "again", cwd=tmp_path, **remote)

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 from toy_lineage import COMMIT, IMAGE, KFP, LICENCE, NAME, PATIENT, ToyRun, copied_run, finished_run, hash_of, train
 
-from hepar.errors import ArtifactError, DataError, StorageError
+from hepar.errors import ArtifactError, DataError, NotConfigured, StorageError
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import Params
 from hepar.registry.lineage import FILE, Lineage, LinkState, Node, trace_folder, trace_version
@@ -146,6 +146,16 @@ def test_without_server_and_folders_only_hashes_are_left(run: ToyRun) -> None:
     assert states(found) == {"universal": "HERE", "pool": "GONE", "model": "GONE"}
     assert found.nodes[hash_of(run.pool)].places[0].problem.startswith("the remote does not have version")
     assert set(found.nodes) == {hash_of(place) for place in (run.model, run.pool, run.teacher)}
+
+
+def test_a_pool_whose_remote_is_not_configured_says_so_in_few_words(run: ToyRun) -> None:
+    @contextmanager
+    def unknown_remote(version: str) -> Iterator[Path]:
+        raise NotConfigured("pass --remote, or set a variable, or do something else that takes a line to explain")
+        yield
+
+    found = trace_folder(run.model, (), None, unknown_remote)
+    assert found.nodes[hash_of(run.pool)].places[0].problem == "none is configured, see --remote"
 
 
 def test_a_pool_without_the_tracking_server_tells_the_teachers_of_its_pseudo_labels(run: ToyRun) -> None:
