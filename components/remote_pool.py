@@ -22,11 +22,11 @@ from typing import Any, TypeVar
 from hepar.errors import HeparError, StorageError, one_line
 from hepar.pool.table import Pool
 from hepar.runtime.artifacts import MANIFEST, md5_file, read_manifest
+from hepar.runtime.plain_names import broken_rule
 from hepar.runtime.redaction import redact
 
 MD5 = re.compile(r"[0-9a-f]{32}")
 MAX_LISTING_BYTES, MAX_FILES = 2**28, 10**6
-MAX_NAME_BYTES, MAX_PART_BYTES = 1024, 255
 CONNECTIONS = 16
 T = TypeVar("T")
 
@@ -183,14 +183,7 @@ def _all(executor: ThreadPoolExecutor, function: Callable[[str], T], values: Ite
 
 def _broken_rule(name: str) -> str:
     """Why a name cannot be that of a file in a pool; empty if it can."""
-    parts = name.split("/")
-    if not name.isprintable() or "\\" in name or name.startswith("/") or any(part in ("", ".", "..") for part in parts):
-        return "which is not a plain path in the pool"
-    if any(part.startswith(".") for part in parts):
-        return "which is hidden"
-    if len(name.encode()) > MAX_NAME_BYTES or max(len(part.encode()) for part in parts) > MAX_PART_BYTES:
-        return "whose name is too long"
-    return "" if Pool.max_bytes(name) else "which is not a file of a pool"
+    return broken_rule(name) or ("" if Pool.max_bytes(name) else "which is not a file of a pool")
 
 
 def _shown(name: str) -> str:

@@ -1,7 +1,8 @@
 """KFP components. Each validates its section of the params and calls the stage's `run`, as DVC and the CLI do.
 
 A component returns the content hash of its artifact, a folder. Later components take hashes as parameters, because
-KFP's cache compares parameters but not the contents of files.
+KFP's cache compares parameters but not the contents of files. With HEPAR_STORE the volumes of cohort, pseudo-labels and
+pool go to the store, and the artifact holds the rest.
 """
 
 # KFP compiles the source of each function on its own, so imports stand inside, and evaluates annotations, so there is
@@ -22,12 +23,14 @@ def ingest(
     from pathlib import Path
 
     import hepar.stages.ingest
+    from components.stored_artifacts import Publisher, start_from
     from hepar.cases import Cohort, Modality
     from hepar.params import IngestParams, read_section
     from hepar.runtime.artifacts import read_manifest
 
-    chosen = [Modality(name) for name in modalities]
-    hepar.stages.ingest.run(source, Path(cohort.path), read_section(IngestParams, params), chosen)
+    section, folder = read_section(IngestParams, params), Path(cohort.path)
+    publish = Publisher(Cohort.KIND, cohort.metadata, start_from(section.start_from, Cohort.KIND, folder))
+    hepar.stages.ingest.run(source, folder, section, [Modality(name) for name in modalities], publish)
     return read_manifest(Path(cohort.path), Cohort.KIND).hash
 
 
@@ -78,13 +81,18 @@ def pseudo_label(
     from pathlib import Path
 
     import hepar.stages.pseudo_label
+    from components.stored_artifacts import Publisher
     from hepar.cases import Modality
     from hepar.params import PseudoLabelParams, read_section
     from hepar.pseudo_labels.folder import PseudoLabels
 
     teachers = {Modality.CT: Path(teacher_ct.path), Modality.MR: Path(teacher_mr.path)}
     hepar.stages.pseudo_label.run(
-        Path(cohort.path), teachers, Path(pseudo.path), read_section(PseudoLabelParams, params)
+        Path(cohort.path),
+        teachers,
+        Path(pseudo.path),
+        read_section(PseudoLabelParams, params),
+        Publisher(PseudoLabels.KIND, pseudo.metadata),
     )
     return PseudoLabels.load(Path(pseudo.path)).manifest.hash
 
@@ -100,29 +108,25 @@ def assemble_pool(
     pseudo: dsl.Input[dsl.Artifact],
     pool: dsl.Output[dsl.Dataset],
 ) -> str:
-    """Combine all labels into the pool, and push it to the DVC remote HEPAR_POOL_REMOTE if that is set."""
-    import os
+    """Combine all labels into the pool."""
     from pathlib import Path
 
     import hepar.stages.assemble_pool
-    from components.pool_versions import push
+    from components.stored_artifacts import Publisher, start_from
     from hepar.cases import Modality
     from hepar.params import AssemblePoolParams, PreprocessingParams, read_section
     from hepar.pool.table import Pool
     from hepar.runtime.artifacts import read_manifest
-    from hepar.runtime.environment import POOL_REMOTE_VARIABLE
 
-    def publish(folder: Path) -> None:
-        pool.metadata["version"] = push(folder)
-
+    section, folder = read_section(AssemblePoolParams, params), Path(pool.path)
     hepar.stages.assemble_pool.run(
         Path(cohort.path),
         Path(pseudo.path),
-        Path(pool.path),
+        folder,
         [Modality(name) for name in modalities],
         read_section(PreprocessingParams, preprocessing),
-        read_section(AssemblePoolParams, params),
-        publish if os.environ.get(POOL_REMOTE_VARIABLE) else None,
+        section,
+        Publisher(Pool.KIND, pool.metadata, start_from(section.start_from, Pool.KIND, folder)),
     )
     return read_manifest(Path(pool.path), Pool.KIND).hash
 

@@ -122,7 +122,12 @@ class Cohort:
     @classmethod
     def volume(cls, case_id: str, name: str) -> str:
         """Path in a cohort of a volume of a case: `image`, `liver` or `tumour`."""
-        return f"{cls.VOLUMES}/{case_id}/{name}.nii.gz"
+        return f"{cls.volumes_of(case_id)}{name}.nii.gz"
+
+    @classmethod
+    def volumes_of(cls, case_id: str) -> str:
+        """Beginning of the paths in a cohort of the volumes of a case."""
+        return f"{cls.VOLUMES}/{case_id}/"
 
     def file(self, relative: str) -> Path:
         """Path of a file of the cohort."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from hepar.ingest.sources import PHANTOMS, is_remote, pseudonyms
 from hepar.runtime.device import available_cores
-from hepar.runtime.environment import IMAGE_VARIABLE, POOL_REMOTE_VARIABLE
+from hepar.runtime.environment import IMAGE_VARIABLE, STORE_VARIABLE
 from hepar.runtime.execution import STAGE_IMAGE_VARIABLE
 from hepar.runtime.redaction import redact
 from pipelines.run_lock import end_with_parent
@@ -62,7 +62,7 @@ def _docker_runner(request: Mapping[str, Any]) -> Any:
     environment = {name: value for name, value in os.environ.items() if name.startswith(STORE_VARIABLES)}
     environment |= dict(request["environment"])
     environment[STAGE_IMAGE_VARIABLE] = image_with_digest(environment[IMAGE_VARIABLE], docker.from_env)
-    remote = environment.get(POOL_REMOTE_VARIABLE, "")
+    remote = environment.get(STORE_VARIABLE, "")
     if remote and "://" not in remote:
         Path(remote).mkdir(parents=True, exist_ok=True)
         folders[remote] = False

@@ -29,7 +29,7 @@ from hepar.registry import tracking
 from hepar.runtime import progress
 from hepar.runtime.commit import COMMIT_VARIABLE, git_commit
 from hepar.runtime.device import SHUTDOWN_SECONDS, catch_sigterm
-from hepar.runtime.environment import IMAGE_VARIABLE, POOL_REMOTE_VARIABLE
+from hepar.runtime.environment import IMAGE_VARIABLE, STORE_VARIABLE
 from hepar.runtime.redaction import QUERY_VARIABLE, redact
 from hepar.runtime.unfinished import CHECKPOINTS_VARIABLE
 from pipelines.execution import PARAMS_VARIABLE, is_local
@@ -126,8 +126,8 @@ def _environment(workdir: Path, status_folder: Path, runner: str, image: str) ->
         IMAGE_VARIABLE: image,
         "GOMP_SPINCOUNT": "100000",  # stages run one after another, so idle threads may spin without holding up others
     }
-    if remote := os.environ.get(POOL_REMOTE_VARIABLE):
-        environment[POOL_REMOTE_VARIABLE] = remote if "://" in remote else str(Path(remote).resolve())
+    if remote := os.environ.get(STORE_VARIABLE):
+        environment[STORE_VARIABLE] = remote if "://" in remote else str(Path(remote).resolve())
     if runner == "docker":
         environment.update(HOME="/tmp", USER="hepar")  # the container has no account for the caller's user id
     return environment

@@ -17,6 +17,7 @@ from hepar.pool.table import Pool
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.registry.registration import Registration
 from hepar.runtime.artifacts import MANIFEST, read_any_manifest
+from hepar.runtime.fetching import complete
 from hepar.runtime.journal import RESULTS, Journal
 from hepar.runtime.progress import StageStatus
 from hepar.runtime.verification import verify_artifact
@@ -53,13 +54,16 @@ def find_artifacts(kfp_root: Path) -> dict[str, Path]:
 def place_results(kfp_root: Path, workdir: Path) -> list[str]:
     """Move the artifacts and the params of a run to their places in the working directory, replacing those of the last.
 
-    Returns the places for which the run wrote nothing, if any; everything then stays as it is. If the process dies, the
+    What went to the store is fetched first. Returns the places for which the run wrote nothing, if any; everything then
+    stays as it is. If the process dies, the
     next run, or the next command that reads one of the places, finishes the move. KFP's folders must be in `workdir`.
     Raises ArtifactError if an artifact is damaged or a place cannot be replaced, such as one on another file system.
     """
     found = find_artifacts(kfp_root)
     if missing := [place for place in PLACES.values() if place not in found]:
         return missing
+    for folder in found.values():
+        complete(folder)
     moves = {folder: workdir / place for place, folder in found.items()}
     moves[kfp_root / PARAMS_FILE] = workdir / PARAMS_FILE
     Journal(workdir / RESULTS).replace(moves, scratch=kfp_root)

@@ -22,7 +22,7 @@ from hepar.cli.options import (
 )
 from hepar.cli.tables import print_frame
 from hepar.runtime.artifacts import describe_mismatch, read_manifest
-from hepar.runtime.environment import POOL_REMOTE_VARIABLE
+from hepar.runtime.environment import STORE_VARIABLE
 from hepar.runtime.verification import verify_artifact
 
 pool_app = typer.Typer(help="Version, compare and audit pools.", no_args_is_help=True)
@@ -30,7 +30,7 @@ Remote = Annotated[
     str,
     typer.Option(
         help="DVC remote that holds the versions: a folder or s3://BUCKET/PREFIX.",
-        envvar=POOL_REMOTE_VARIABLE,
+        envvar=STORE_VARIABLE,
         show_default="default remote of the DVC repository",
     ),
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from hepar.cases import LIVER, STRUCTURES, TUMOUR, Case, Cohort, LabelState
 from hepar.imaging.masks import Mask
 from hepar.imaging.volumes import read_mask
+from hepar.runtime.fetching import fetched
 
 
 @dataclass(frozen=True)
@@ -33,5 +34,7 @@ def read_references(cohort: Cohort, case: Case, taught: Sequence[str] = STRUCTUR
 
 def _read(cohort: Cohort, case: Case, file: str, state: LabelState) -> Mask | None:
     if state == LabelState.MANUAL:
-        return read_mask(cohort.file(file))
+        path = cohort.file(file)
+        with fetched(path) as here:
+            return read_mask(here[path])
     return np.zeros(case.size, bool) if state == LabelState.ABSENT else None

@@ -16,9 +16,11 @@ from hepar.ingest.near_duplicates import ScanIndex, load_perceptual_hashes
 from hepar.ingest.parallel import Died, parallel_map
 from hepar.ingest.quarantine import Refused
 from hepar.ingest.sources.source import SourceCase
-from hepar.runtime.artifacts import link_or_copy, read_manifest
+from hepar.runtime.artifacts import read_manifest
 from hepar.runtime.device import available_cores
+from hepar.runtime.fetching import carry
 from hepar.runtime.progress import current_stage
+from hepar.runtime.stored_files import StoredFile, write_stored
 from hepar.runtime.verification import find_damage, verify_artifact
 
 
@@ -39,10 +41,12 @@ def build_cases(
 ) -> tuple[list[Case], list[Refused]]:
     """Write volumes and perceptual hashes of all cases into `folder`; returns the accepted and the refused ones.
 
-    `sources` have splits. A case that `earlier` holds, made from the same files, is linked instead of built.
+    `sources` have splits. A case that `earlier` holds, made from the same files, is linked instead of built, or stays
+    in the store.
     """
     accepted: list[Case] = []
     refused: list[Refused] = []
+    carried: dict[str, StoredFile] = {}
     index = ScanIndex()
     unchanged = _unchanged(sources, earlier) if earlier else {}
     jobs = [source for source in sources if source.case_id not in unchanged]
@@ -53,7 +57,7 @@ def build_cases(
         for source in sources:
             result: Accepted | Refused
             if earlier is not None and source.case_id in unchanged:
-                result = _take_over(unchanged[source.case_id], source, earlier.folder, folder)
+                result = _take_over(unchanged[source.case_id], source, earlier.folder, folder, carried)
             else:
                 outcome = next(built)
                 result = refuse_died(source, outcome) if isinstance(outcome, Died) else outcome
@@ -64,9 +68,13 @@ def build_cases(
                 index.add(result.case, result.perceptual_hash)
             else:
                 shutil.rmtree(folder / Cohort.VOLUMES / result.case_id, ignore_errors=True)
+                for name in [name for name in carried if name.startswith(Cohort.volumes_of(result.case_id))]:
+                    del carried[name]
                 refused.append(result)
             count.advance(accepted=str(len(accepted)), refused=str(len(refused)))
     index.save(folder / Cohort.PERCEPTUAL_HASHES)
+    if carried:
+        write_stored(folder, "", carried)
     return accepted, refused
 
 
@@ -97,12 +105,16 @@ def _unchanged(sources: Sequence[SourceCase], earlier: Cohort) -> dict[str, Acce
         return {source.case_id: known[source.case_id] for source, is_it in zip(candidates, same, strict=True) if is_it}
 
 
-def _take_over(known: Accepted, source: SourceCase, earlier: Path, folder: Path) -> Accepted:
-    """A case of an earlier cohort with the split that it has now; its volumes are linked, or copied if they must be."""
+def _take_over(
+    known: Accepted, source: SourceCase, earlier: Path, folder: Path, carried: dict[str, StoredFile]
+) -> Accepted:
+    """A case of an earlier cohort with the split that it has now; its volumes are linked, or copied if they must be, or
+    stay in the store.
+    """
     assert source.split is not None
     case = replace(known.case, split=source.split)
     for name in case.file_hashes:
-        link_or_copy(earlier / name, folder / name)
+        carry(earlier, name, folder, name, carried)
     return replace(known, case=case)
 
 

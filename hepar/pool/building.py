@@ -16,8 +16,10 @@ from hepar.params import UnknownTumour
 from hepar.pool.arrays import PreprocessedArrays, hash_arrays, hash_files
 from hepar.pool.table import ArraysRecord, LiverRecord, Pool, PoolEntry, Provenance, TumourRecord
 from hepar.pool.targets import KnownLabels, make_targets, tumour_weight
-from hepar.runtime.artifacts import Manifest, link_or_copy, sha256_json
+from hepar.runtime.artifacts import Manifest, sha256_json
+from hepar.runtime.fetching import carry, fetched
 from hepar.runtime.progress import current_stage
+from hepar.runtime.stored_files import StoredFile, write_stored
 from hepar.runtime.verification import find_damage, verify_artifact
 
 KEY_VERSION = 2  # of what `_preprocess` does; raise it and every case is preprocessed again
@@ -48,7 +50,8 @@ class LiverLabel:
 
     def check_grid(self, case: Case, image: Path) -> None:
         """Raises DataError if the mask is not on the grid of the case's image."""
-        own, wanted = Geometry.of(read_image(self.mask)), Geometry.of(read_image(image))
+        with fetched(image) as here:
+            own, wanted = Geometry.of(read_image(self.mask)), Geometry.of(read_image(here[image]))
         if difference := grid_difference(own, wanted):
             raise DataError(f"case {case.case_id}: the corrected mask is not on the grid of the image: {difference}")
 
@@ -101,7 +104,8 @@ class PoolBuilder:
     """Adds cases to the pool in `folder`: preprocesses them, or links their arrays from a `previous` pool.
 
     `hashes` collects the content hashes of the files by path, `stored` those of the bytes of linked ones, so that the
-    manifest needs no second pass over them.
+    manifest needs no second pass over them, and `carried` the files that stay in the store, where a previous pool by
+    reference has them.
     """
 
     folder: Path
@@ -110,6 +114,7 @@ class PoolBuilder:
     previous: PreviousPool = field(default_factory=PreviousPool)
     hashes: MutableMapping[str, str] = field(default_factory=dict)
     stored: MutableMapping[str, str] = field(default_factory=dict)
+    carried: MutableMapping[str, StoredFile] = field(default_factory=dict)
 
     def add(
         self, case: Case, liver: LiverLabel | None = None, use_liver: bool = True, use_tumour: bool = True
@@ -124,6 +129,11 @@ class PoolBuilder:
         entry = self._describe(case, chosen, liver, tumour_state)
         found = self.previous.find(entry)
         return self._preprocess(case, chosen, entry) if found is None else self._link(found, entry)
+
+    def save_carried(self) -> None:
+        """Notes in the folder which files stay in the store; nothing if none do."""
+        if self.carried:
+            write_stored(self.folder, "", self.carried)
 
     def _choose_liver(self, case: Case, liver: LiverLabel | None, use_liver: bool) -> LiverLabel | None:
         """The liver label to use; None if no liver is known or trusted."""
@@ -181,7 +191,7 @@ class PoolBuilder:
         assert self.previous.manifest is not None
         for name in PreprocessedArrays.FILES:
             place, before = f"{entry.arrays.folder}/{name}", f"{found.arrays.folder}/{name}"
-            link_or_copy(self.previous.pool.folder / before, self.folder / place)
+            carry(self.previous.pool.folder, before, self.folder, place, self.carried)
             self.hashes[place] = self.previous.manifest.files[before]
             if stored := self.previous.manifest.stored.get(before):
                 self.stored[place] = stored
@@ -197,18 +207,19 @@ class PoolBuilder:
     def _preprocess(self, case: Case, liver: LiverLabel | None, entry: PoolEntry) -> PoolEntry:
         """Writes the arrays of a case, and completes its entry from them."""
         settings = self.settings
-        image_zyx, grid = preprocess_image(read_image(self.cohort / case.image), case.modality, settings.plan)
-        has_tumour = entry.tumour.state == LabelState.MANUAL
-        known = KnownLabels(
-            liver_state=entry.liver.state,
-            tumour_state=entry.tumour.state,
-            liver_zyx=None if liver is None else read_mask_on_grid(liver.mask, grid),
-            tumour_zyx=read_mask_on_grid(self.cohort / case.tumour, grid) if has_tumour else None,
-            liver_weight=1.0 if liver is None else liver.weight,
-            uncertain_zyx=(
-                None if liver is None or liver.uncertain is None else read_mask_on_grid(liver.uncertain, grid)
-            ),
-        )
+        image = self.cohort / case.image
+        liver_mask, uncertain = (None, None) if liver is None else (liver.mask, liver.uncertain)
+        tumour_mask = self.cohort / case.tumour if entry.tumour.state == LabelState.MANUAL else None
+        with fetched(image, liver_mask, uncertain, tumour_mask) as here:
+            image_zyx, grid = preprocess_image(read_image(here[image]), case.modality, settings.plan)
+            known = KnownLabels(
+                liver_state=entry.liver.state,
+                tumour_state=entry.tumour.state,
+                liver_zyx=None if liver_mask is None else read_mask_on_grid(here[liver_mask], grid),
+                tumour_zyx=None if tumour_mask is None else read_mask_on_grid(here[tumour_mask], grid),
+                liver_weight=1.0 if liver is None else liver.weight,
+                uncertain_zyx=None if uncertain is None else read_mask_on_grid(here[uncertain], grid),
+            )
         targets = make_targets(known, grid.size_zyx, grid.spacing_zyx_mm, settings.unknown_tumour, settings.margin_mm)
         folder = entry.arrays.folder
         PreprocessedArrays.encode(image_zyx, targets).save(self.folder / folder)

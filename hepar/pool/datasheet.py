@@ -58,8 +58,9 @@ _LEGEND = "Green outline: liver (dashed for a pseudo-label). Red outline: tumour
 
 
 def _settings(params: AssemblePoolParams) -> Iterable[tuple[str, str]]:
-    """All settings but the folder of the reviews, which differs by machine; their hash is among the parents."""
-    values = params.model_dump(mode="json", exclude={"reviews"})
+    """All settings but the folder of the reviews, which differs by machine, and what was taken over, which changes
+    nothing. The hash of the reviews is among the parents."""
+    values = params.model_dump(mode="json", exclude={"reviews", "start_from"})
     return ((key, ", ".join(value) if isinstance(value, list) else str(value)) for key, value in values.items())
 
 
@@ -142,7 +143,8 @@ def _write_examples(pool: Pool) -> list[str]:
     for (modality, liver, tumour), entry in sorted(chosen.items()):
         name = f"{Pool.PICTURES}/{modality}-liver-{liver}-tumour-{tumour}.png".lower()
         picture = BytesIO()
-        Image.fromarray(draw_slice(pool.arrays(entry), entry, pool.plan.spacing_zyx_mm[1:])).save(picture, "PNG")
+        with pool.local_arrays(entry) as arrays:
+            Image.fromarray(draw_slice(arrays, entry, pool.plan.spacing_zyx_mm[1:])).save(picture, "PNG")
         write_bytes(pool.folder / name, picture.getvalue())
         case_id = _plain(entry.case_id)
         markdown.append(f"{modality}, liver {liver}, tumour {tumour}: {case_id}\n\n![{case_id}]({name})")

@@ -7,8 +7,9 @@ A pool is this table (`pool.parquet`), the preprocessing plan (`plan.json`), the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from hepar.errors import ArtifactError, one_line
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.pool.arrays import PreprocessedArrays
 from hepar.runtime.artifacts import MANIFEST, write_json
+from hepar.runtime.fetching import fetch_into, fetched
 from hepar.runtime.journal import finish_replacing
+from hepar.runtime.scratch import scratch_folder
+from hepar.runtime.stored_files import read_stored
 from hepar.runtime.verification import verify_artifact
 from hepar.runtime.whole_files import write_bytes
 
@@ -152,6 +156,27 @@ class Pool:
     def arrays(self, entry: PoolEntry) -> PreprocessedArrays:
         """The preprocessed arrays of one case, on disk. Raises ArtifactError if they are missing or damaged."""
         return PreprocessedArrays.open(self.folder / entry.arrays.folder)
+
+    @contextmanager
+    def local_arrays(self, entry: PoolEntry) -> Iterator[PreprocessedArrays]:
+        """The preprocessed arrays of one case, fetched for as long as the context lasts if they are in the store."""
+        files = [self.folder / name for name in self.array_files(entry)]
+        with fetched(*files) as here:
+            yield PreprocessedArrays.open(here[files[0]].parent)
+
+    @contextmanager
+    def local(self) -> Iterator[Pool]:
+        """The pool with the arrays of all its entries on this disk: itself, or, if it is by reference, a temporary one.
+
+        Raises StorageError if the store fails or the disk has no room.
+        """
+        if not read_stored(self.folder).files:
+            yield self
+            return
+        names = [name for entry in self.entries for name in self.array_files(entry)]
+        with scratch_folder("pool") as scratch:
+            fetch_into(scratch, self.folder, names)
+            yield replace(self, folder=scratch)
 
     @staticmethod
     def array_files(entry: PoolEntry) -> tuple[str, ...]:

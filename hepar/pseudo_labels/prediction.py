@@ -19,6 +19,7 @@ from hepar.inference.prediction import Model, predict_variant, resample_probabil
 from hepar.params import PseudoLabelParams
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.pseudo_labels.signals import Evidence, Signals, measure
+from hepar.runtime.fetching import fetched
 from hepar.runtime.whole_files import write_text
 
 SIGNALS_FILE = "signals.json"
@@ -58,7 +59,10 @@ def predict_pseudo_liver(case: Case, folder: Path, teachers: Sequence[Model], pa
     The mask is the mean probability thresholded at 0.5, reduced to its largest component, with holes filled; it may be
     empty. Memory: one probability map, and one byte per voxel and prediction.
     """
-    image = read_image(folder / case.image)
+    image_file, tumour_file = folder / case.image, folder / case.tumour if case.tumour else None
+    with fetched(image_file, tumour_file) as here:
+        image = read_image(here[image_file])
+        tumour_zyx = None if tumour_file is None else read_mask(here[tumour_file])
     own = Geometry.of(image)
     total_zyx, votes_zyx = np.zeros(own.size_zyx, np.float32), []
     for teacher in teachers:
@@ -76,7 +80,7 @@ def predict_pseudo_liver(case: Case, folder: Path, teachers: Sequence[Model], pa
         votes_zyx=votes_zyx,
         raw_zyx=raw_zyx,
         liver_zyx=liver_zyx,
-        tumour_zyx=read_mask(folder / case.tumour) if case.tumour else None,
+        tumour_zyx=tumour_zyx,
         body_zyx=body_mask(to_array(image), case.modality),
         intensity_n=preprocessed_zyx[resample_mask(to_image(liver_zyx, own), grid)],
         spacing_zyx_mm=own.spacing_zyx_mm,

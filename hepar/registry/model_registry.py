@@ -22,6 +22,8 @@ from hepar.runtime.scratch import scratch_folder
 CHAMPION, CHALLENGER = "champion", "challenger"
 PREVIOUS = "previous"  # the alias of the version that the champion replaced
 POOL_TAG = tag_name(ModelFolder.POOL_VERSION)
+COHORT_VERSION = "cohort version"  # the version in the store of the cohort that a model was scored on
+COHORT_TAG = tag_name(COHORT_VERSION)
 REPORT_TAG = tag_name(Report.KIND)
 FACTS = (Cohort.KIND, ModelFolder.KIND, Report.TEST_SET, Report.LEFT_TO_MODEL, *Report.SETTINGS)  # read back from tags
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a model or version, and of an alias
@@ -259,8 +261,21 @@ def pool_version(uri: str) -> str:
 
     Raises DataError if there is no such model, or if it lacks the tag, StorageError if the registry fails.
     """
+    return _version_in_tag(uri, POOL_TAG, "pool")
+
+
+def cohort_version(uri: str) -> str:
+    """The version in the store of the cohort that a registered model was scored on.
+
+    Raises DataError if there is no such model, or if it lacks the tag, as after a run in folders, StorageError if the
+    registry fails.
+    """
+    return _version_in_tag(uri, COHORT_TAG, "cohort")
+
+
+def _version_in_tag(uri: str, name: str, what: str) -> str:
     with storage_errors():
-        tag = str(find_registered(connect(), uri).tags.get(POOL_TAG, ""))
+        tag = str(find_registered(connect(), uri).tags.get(name, ""))
     if not tag:
-        raise DataError(f"{uri} does not name its pool: the tag {POOL_TAG} is missing")
+        raise DataError(f"{uri} does not name its {what}: the tag {name} is missing")
     return tag

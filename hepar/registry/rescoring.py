@@ -36,6 +36,7 @@ from hepar.registry.model_registry import ModelVersion, downloaded_model, files_
 from hepar.runtime.artifacts import sha256_json
 from hepar.runtime.csv_cells import frame_from_csv, frame_to_csv
 from hepar.runtime.device import pick_device, use_threads
+from hepar.runtime.fetching import fetched
 from hepar.runtime.progress import current_stage
 from hepar.runtime.scratch import scratch_folder
 from hepar.runtime.verification import verify_artifact
@@ -132,7 +133,9 @@ def _own_model(version: ModelVersion) -> Iterator[Sequence[Model]]:
 
 
 def _segmented(models: Sequence[Model], held_out: HeldOut, case: Case) -> SegmentedCase:
-    image = read_image(held_out.cohort.file(case.image))
+    path = held_out.cohort.file(case.image)
+    with fetched(path) as here:
+        image = read_image(here[path])
     predicted = segment(models, image, case.modality, held_out.settings)
     return beside_references(held_out.cohort, case, predicted, Geometry.of(image))
 

@@ -22,6 +22,7 @@ from hepar.runtime.chunked import SUFFIX, sha256_chunked
 from hepar.runtime.journal import Journal, finish_replacing
 from hepar.runtime.locks import is_at, try_lock
 from hepar.runtime.seals import seal, touch
+from hepar.runtime.stored_files import REFERENCE, read_stored
 from hepar.runtime.whole_files import FULL, unwritable, whole_file, write_text
 
 MANIFEST = "manifest.json"
@@ -91,14 +92,22 @@ def sha256_json(value: object) -> str:
 
 
 def dvc_version(folder: Path) -> str:
-    """DVC's hash of a folder: the MD5 of the JSON list of its files and their MD5, followed by `.dir`."""
-    files = [
-        {"md5": md5_file(path), "relpath": path.relative_to(folder).as_posix()}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
-    listed = json.dumps(sorted(files, key=lambda file: file["relpath"]), sort_keys=True)
-    return f"{hashlib.md5(listed.encode(), usedforsecurity=False).hexdigest()}.dir"
+    """DVC's hash of a folder: the MD5 of the list of its files, followed by `.dir`; of one by reference that of all."""
+    if version := read_stored(folder).version:
+        return version
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return f"{md5_bytes(dvc_listing({path.relative_to(folder).as_posix(): md5_file(path) for path in paths}))}.dir"
+
+
+def dvc_listing(md5: Mapping[str, str]) -> bytes:
+    """The list of a folder's files, from their MD5 by path, as DVC writes it."""
+    files = [{"md5": value, "relpath": name} for name, value in sorted(md5.items())]
+    return json.dumps(files, sort_keys=True).encode()
+
+
+def md5_bytes(content: bytes) -> str:
+    """Hexadecimal MD5, by which DVC knows a content."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def md5_file(path: Path) -> str:
@@ -173,13 +182,18 @@ def _write_manifest(
     known_stored: Mapping[str, str],
 ) -> None:
     paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    paths.pop(MANIFEST, None)
-    if missing := sorted(set(known_hashes) - set(paths)):
+    for name in (MANIFEST, REFERENCE):
+        paths.pop(name, None)
+    carried = read_stored(folder).files
+    if missing := sorted(set(known_hashes) - set(paths) - set(carried)):
         raise ArtifactError(f"{missing[0]} was not written, so the {kind} is incomplete")
     files = {name: known_hashes.get(name) or sha256_content(path) for name, path in paths.items()}
+    files |= {name: known_hashes.get(name) or file.sha256 for name, file in carried.items()}
     sizes = {name: path.stat().st_size for name, path in paths.items()}
+    sizes |= {name: file.size for name, file in carried.items()}
     coded = {name: path for name, path in paths.items() if path.suffix in CODED}
     stored = {name: known_stored.get(name) or sha256_file(path) for name, path in coded.items()}
+    stored |= {name: file.sha256 for name, file in carried.items() if name.endswith(CODED)}
     manifest = asdict(Manifest(kind, hash_contents(kind, files), dict(parents), files, sizes, stored))
     write_json(folder / MANIFEST, manifest | {SELF_HASH: sha256_json(manifest)})
 

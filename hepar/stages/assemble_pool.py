@@ -1,7 +1,7 @@
 """Stage 4: manual livers, pseudo-livers and tumour labels become one pool of preprocessed arrays.
 
 Writes a folder `Pool` without the patients of the test split. If there is a previous pool in its place, the arrays of
-cases with the same files and settings are linked instead of preprocessed.
+cases with the same files and settings are linked instead of preprocessed, or stay in the store.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def run(
         with write_artifact(pool, Pool.KIND, parents | inherited, hashes, stored) as folder:
             builder = PoolBuilder(folder, cases.folder, settings, previous, hashes, stored)
             assembled = Pool(folder, plan, _build(builder, chosen, livers, params))
+            builder.save_carried()
             _check_trainable(assembled.entries, modalities, params)
             assembled.save()
             write_datasheet(assembled, parents, params)

@@ -32,6 +32,7 @@ from hepar.runtime.artifacts import as_parents_of_parent, read_manifest, write_a
 from hepar.runtime.bounded_map import bounded_map
 from hepar.runtime.commit import git_commit
 from hepar.runtime.device import available_cores, pick_device, use_threads
+from hepar.runtime.fetching import fetched
 from hepar.runtime.progress import current_stage, stage
 
 
@@ -97,7 +98,9 @@ class _PredictedCase:
 def _predict(
     case: Case, cohort: Cohort, models: Sequence[Model], report: Report, settings: PredictionSettings
 ) -> _PredictedCase:
-    image = read_image(cohort.file(case.image))
+    path = cohort.file(case.image)
+    with fetched(path) as here:
+        image = read_image(here[path])
     image_zyx = to_array(image)
     geometry = Geometry.of(image)
     spec = models[0].spec

@@ -2,12 +2,12 @@
 
 Writes a cohort: `cases.parquet`, `volumes/<case>/*.nii.gz`, `perceptual_hashes.npz`, and `quarantine.csv` with every
 refused case, the rule it breaks and the value. A case that an earlier cohort in the same place holds, made from the
-same files, is linked.
+same files, is linked, or stays in the store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hepar.cases import Cohort, Modality, check_case_ids, check_patients
@@ -21,20 +21,31 @@ from hepar.runtime.artifacts import write_artifact
 from hepar.runtime.progress import stage
 
 
-def run(source: str, cohort: Path, params: IngestParams, modalities: Sequence[Modality]) -> None:
+def run(
+    source: str,
+    cohort: Path,
+    params: IngestParams,
+    modalities: Sequence[Modality],
+    publish: Callable[[Path], None] | None = None,
+) -> None:
     """Ingest `source` (a table, a folder or zip of a known layout, an address, or `phantoms`) into the folder `cohort`.
 
     Scans of other modalities than `modalities` are left out. Raises DataError if the source is empty, too many cases
     are refused, or the rest cannot be trained on. If too many are refused, the quarantine list is left beside the
     cohort, as `<cohort>.quarantine.csv`.
+
+    `publish`, if given, is called with the finished cohort inside the stage: if it fails, the stage fails.
     """
+    with stage("ingest"):
+        _write_cohort(source, cohort, params, modalities)
+        if publish is not None:
+            publish(cohort)
+
+
+def _write_cohort(source: str, cohort: Path, params: IngestParams, modalities: Sequence[Modality]) -> None:
     rejected = cohort.with_name(f"{cohort.name}.{Cohort.QUARANTINE}")
     hashes: dict[str, str] = {}
-    with (
-        stage("ingest"),
-        open_source(source, params) as sources,
-        write_artifact(cohort, Cohort.KIND, {}, hashes) as folder,
-    ):
+    with open_source(source, params) as sources, write_artifact(cohort, Cohort.KIND, {}, hashes) as folder:
         check_case_ids(source.case_id for source in sources)
         sources = [source for source in sources if source.fault is not None or source.modality in modalities]
         if params.split_from:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,16 @@ from hepar.runtime.unfinished import checkpoint_folder
 OUTCOMES = {ACCEPT: "accepted", REVIEW: "for review", REJECT: "rejected"}
 
 
-def run(cohort: Path, teachers: Mapping[Modality, Path], pseudo: Path, params: PseudoLabelParams) -> None:
+def run(
+    cohort: Path,
+    teachers: Mapping[Modality, Path],
+    pseudo: Path,
+    params: PseudoLabelParams,
+    publish: Callable[[Path], None] | None = None,
+) -> None:
     """Label every case outside the test split whose liver is unknown with the teacher of its modality.
 
+    `publish`, if given, is called with the finished folder inside the stage: if it fails, the stage fails.
     Raises ArtifactError if a teacher is missing or was trained on another cohort.
     """
     with stage("pseudo-label"):
@@ -79,4 +86,6 @@ def run(cohort: Path, teachers: Mapping[Modality, Path], pseudo: Path, params: P
                 counts = Counter(row["gate"] for row in rows)
                 current_stage().log(", ".join(f"{counts[gate]} {outcome}" for gate, outcome in OUTCOMES.items()))
             labels.save_table(rows)
+        if publish is not None:
+            publish(pseudo)
         shutil.rmtree(finished, ignore_errors=True)

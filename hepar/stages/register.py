@@ -12,11 +12,12 @@ from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import RegisterParams
 from hepar.registry.champion import RESULT_TAG, Judge, settle
-from hepar.registry.model_registry import REPORT_TAG, RegisteredModel
+from hepar.registry.model_registry import COHORT_VERSION, REPORT_TAG, RegisteredModel
 from hepar.registry.registration import Registration
 from hepar.registry.tracking import MODEL_TAG, as_tags, log_history, log_report, model_run
 from hepar.runtime.artifacts import check_made_from, read_manifest, write_artifact
 from hepar.runtime.execution import execution_facts
+from hepar.runtime.fetching import stored_version
 from hepar.runtime.progress import stage
 from hepar.runtime.verification import verify_artifact
 
@@ -53,7 +54,9 @@ def run(
 def _register(model: Path, report: Report, judge: Judge) -> Registration:
     """The version of this model and report, which is added unless it is there."""
     registered = judge.model
-    tags = as_tags({**execution_facts(), **report.facts(), Report.KIND: report.manifest.hash})
+    version = stored_version(judge.cohort) if judge.cohort is not None else ""
+    stored = {COHORT_VERSION: version} if version else {}
+    tags = as_tags({**execution_facts(), **report.facts(), **stored, Report.KIND: report.manifest.hash})
     found = registered.find_version({name: tags[name] for name in (MODEL_TAG, REPORT_TAG)})
     if found is not None and RESULT_TAG in found[1]:
         return Registration.from_json(found[1][RESULT_TAG])

@@ -32,10 +32,12 @@ def run(
     each modality has as many patches as beside the other; one that teaches no liver starts from random weights, because
     a liver teacher would bring livers into it.
     """
-    with stage("train-universal"), _warm_start_folder(params.warm_start, teachers) as warm_start:
+    with (
+        stage("train-universal"),
+        _warm_start_folder(params.warm_start, teachers) as warm_start,
+        _verified_pool(pool) as loaded,
+    ):
         origin = {ModelFolder.POOL: read_manifest(pool, Pool.KIND).hash, ModelFolder.ROLE: ModelFolder.UNIVERSAL}
-        loaded = Pool.load(pool)
-        loaded.verify()
         training = _budgeted(params.training, len({entry.modality for entry in loaded.entries}))
         livers_are_taught = "liver" in taught_structures(loaded, training)
         if warm_start is not None and _is_liver_teacher(warm_start) and not livers_are_taught:
@@ -49,6 +51,15 @@ def run(
         recipe = Recipe(network, training, modalities, experiment, livers, warm_start=warm_start, inputs=inputs)
         # DVC hashes compressed bytes, which differ between builds of a codec, so its version is not part of the model
         fit_model(loaded, model, recipe, origin, notes={ModelFolder.POOL_VERSION: dvc_version(pool)})
+
+
+@contextmanager
+def _verified_pool(folder: Path) -> Iterator[Pool]:
+    """The pool with its arrays on this disk, checked."""
+    pool = Pool.load(folder)
+    pool.verify()
+    with pool.local() as here:
+        yield here
 
 
 def _budgeted(training: TrainingParams, modalities: int) -> TrainingParams:

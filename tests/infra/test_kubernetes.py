@@ -28,7 +28,7 @@ from infra.deployment_files import (
 
 from hepar.ingest.sources import pseudonyms
 from hepar.registry.tracking import URI_VARIABLE
-from hepar.runtime.environment import POOL_REMOTE_VARIABLE
+from hepar.runtime.environment import STORE_VARIABLE
 
 KUBERNETES = INFRA / "kubernetes"
 DIGEST = f"sha256:{'0123456789abcdef' * 4}"
@@ -196,7 +196,7 @@ def test_the_steps_of_runs_get_settings_that_exist(overlays: dict[str, Manifests
     """The PodDefault, a kind of Kubeflow whose schema is not here: its names are those of hepar and of the secrets."""
     (default,) = yaml.safe_load_all(rendered(KUBERNETES / "pod-defaults"))
     variables = {one["name"]: one for one in default["spec"]["env"]}
-    ours = {URI_VARIABLE, POOL_REMOTE_VARIABLE, pseudonyms.VARIABLE}
+    ours = {URI_VARIABLE, STORE_VARIABLE, pseudonyms.VARIABLE}
     assert ours <= variables.keys()
     assert all(name in ours or name.startswith("AWS_") for name in variables)
     made = {

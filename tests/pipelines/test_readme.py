@@ -42,7 +42,7 @@ INSTEAD = {
     "hepar score experts predictions --labels liver=1,tumour=2 --out scores": Instead(
         "hepar score report/masks report/masks --labels liver=1,tumour=2 --out scores", "there are no such folders"
     ),
-    "export HEPAR_POOL_REMOTE=s3://bucket/pools": Instead("export HEPAR_POOL_REMOTE=remote", "needs S3"),
+    "export HEPAR_STORE=s3://bucket/pools": Instead("export HEPAR_STORE=remote", "needs S3"),
     "hepar pool diff OLD NEW": Instead(f"hepar pool diff {CHAMPION} pool", "OLD and NEW stand for versions"),
     "HEPAR_PARAMS=params/full.yaml HEPAR_IMAGE=registry.example.org/hepar@sha256:… make compile": Instead(
         "", "test_the_pipeline_compiles does the same"
