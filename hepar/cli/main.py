@@ -30,6 +30,7 @@ from hepar.cli.retraining import retraining_app
 from hepar.cli.service import service_app
 from hepar.cli.stages import stages_app
 from hepar.cli.studies import studies_app
+from hepar.cli.webhooks import webhooks_app
 from hepar.errors import HeparError, Preempted
 from hepar.runtime.redaction import redact
 
@@ -59,6 +60,7 @@ for group in (
 ):
     app.add_typer(group)
 app.add_typer(pool_app, name="pool", rich_help_panel=PANEL)
+app.add_typer(webhooks_app, name="webhook", rich_help_panel="Models")
 
 
 @app.callback(invoke_without_command=True)
