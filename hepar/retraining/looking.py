@@ -16,7 +16,6 @@ from hepar.cases import Cohort, LabelState
 from hepar.errors import DataError, one_line
 from hepar.evaluation.bootstrap import bootstrap_mean
 from hepar.evaluation.held_out import given_settings
-from hepar.inference.model_folder import ModelFolder
 from hepar.inference.settings import PredictionSettings
 from hepar.ingest.listing import list_source
 from hepar.ingest.quarantine import Refused, read_quarantine
@@ -26,12 +25,13 @@ from hepar.pseudo_labels.reviews import Reviews
 from hepar.pseudo_labels.stored_reviews import open_reviews
 from hepar.registry.case_results import CaseResult
 from hepar.registry.lineage import Lineage, Node
-from hepar.registry.model_registry import CHAMPION, ModelVersion, RegisteredModel
+from hepar.registry.model_registry import ModelVersion
 from hepar.registry.rescoring import HeldOut, rescore
-from hepar.registry.tracking import connect, has_server, storage_errors
+from hepar.registry.tracking import connect, storage_errors
 from hepar.retraining.case_changes import CaseChanges, compare_cases, decided_reviews, known_cases
 from hepar.retraining.decision import FreshScores, RetrainingDecision, RetrainingEvidence, decide_retraining
 from hepar.retraining.folder import RetrainingFolder
+from hepar.retraining.identity import find_champion, training_identity
 from hepar.retraining.measuring import DriftMeter
 from hepar.retraining.suspect_queue import SuspectQueue
 from hepar.retraining.suspicion import SuspectBatch, judge_batch
@@ -64,16 +64,11 @@ def look(params: Params, folder: RetrainingFolder, trace: Tracer) -> Look:
 
     Raises DataError if what the champion learned from is no longer known, or the source cannot be ingested.
     """
-    champion = _champion(params.register_model.model_name)
+    champion = find_champion(params.register_model.model_name)
     suspect_reviews = folder.reviews()
     with open_reviews(params.assemble_pool.reviews) as pool_reviews:
         pass  # the decisions stay; the masks are not needed here
-    identity: dict[str, Any] = {
-        "champion": "" if champion is None else champion.uri,
-        ModelFolder.KIND: "" if champion is None else champion.model_hash,
-        "reviews": pool_reviews.hash,
-        "params": dump_params(params),
-    }
+    identity = training_identity(params, champion, pool_reviews.hash)
     seen = sha256_json([identity, list_source(params.source), suspect_reviews.hash])
     if (known := _kept(folder, seen)) is not None:
         return known
@@ -90,11 +85,6 @@ def look(params: Params, folder: RetrainingFolder, trace: Tracer) -> Look:
     found = Look(state, identity["champion"], decide_retraining(evidence, params.retrain))
     folder.save_look({"seen": seen, **found.as_json()})
     return found
-
-
-def _champion(name: str) -> ModelVersion | None:
-    """The champion; None without one, or without a registry."""
-    return RegisteredModel(connect(), name).version_by_alias(CHAMPION) if has_server() else None
 
 
 def _trained(params: Params) -> dict[str, Any]:

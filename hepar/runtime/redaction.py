@@ -13,7 +13,13 @@ from urllib.parse import parse_qsl, quote, quote_plus
 QUERY_VARIABLE = "HEPAR_DICOMWEB_QUERY"  # attributes of a DICOMweb search that identify a patient, `NAME=VALUE&…`
 SECRET_VARIABLES = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
-    *("HEPAR_DICOMWEB_TOKEN", "HEPAR_PATIENT_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+    *(
+        "HEPAR_DICOMWEB_TOKEN",
+        "HEPAR_KFP_TOKEN",
+        "HEPAR_PATIENT_KEY",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+    ),
 )
 CREDENTIALS_RULE = (
     "an address must not hold a user name or password, because it is copied into logs and files; for HTTP they belong"

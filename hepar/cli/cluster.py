@@ -1,0 +1,81 @@
+"""The commands that hand work to a cluster."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from hepar.errors import HeparError, ParamsError
+
+CLUSTER = "hepar.cluster"  # the entry point group of what these commands do
+PANEL = "Cluster"
+PIPELINE_FILE = "build/two_stage.yaml"  # written by `make compile`
+
+cluster_app = typer.Typer()
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What `hepar submit` was asked for; an empty endpoint is that of KFP's own settings."""
+
+    package: Path
+    overrides: dict[str, Any]
+    name: str
+    endpoint: str
+    namespace: str
+    service_account: str
+    wait: bool
+    dry_run: bool
+
+
+@cluster_app.command(rich_help_panel=PANEL)
+def submit(
+    package: Annotated[Path, typer.Argument(help="The compiled pipeline, written by 'make compile'.")] = Path(
+        PIPELINE_FILE
+    ),
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A param to change, as evaluate.overlap=0.75."),
+    ] = None,
+    name: Annotated[
+        str, typer.Option(help="Name of the run, instead of the key over image, params, source and champion.")
+    ] = "",
+    endpoint: Annotated[str, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Address of KFP.")] = "",
+    namespace: Annotated[str, typer.Option(help="Namespace of the run, where KFP has several users.")] = "",
+    service_account: Annotated[str, typer.Option(help="Kubernetes account of the steps.")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; exit with 0 only if it succeeded.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print name and changed inputs; start nothing.")] = False,
+) -> None:
+    """Start a compiled pipeline on Kubeflow Pipelines, once: a run of the same state is not started again."""
+    request = RunRequest(package, _overrides(changes or []), name, endpoint, namespace, service_account, wait, dry_run)
+    if not _load("submit")(request):
+        raise typer.Exit(1)
+
+
+def _overrides(changes: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE` as pairs; a value is read as in a params file. Raises ParamsError for anything else."""
+    found: dict[str, Any] = {}
+    for change in changes:
+        key, mark, text = change.partition("=")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if not key or not mark:
+            raise ParamsError(f"--set is {change!r} but must be KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def _load(name: str) -> Callable[..., Any]:
+    entries = {entry.name: entry for entry in importlib.metadata.entry_points(group=CLUSTER)}
+    if name not in entries:
+        raise HeparError("hepar is installed without its pipelines: install it again, as by 'make setup'")
+    loaded: Callable[..., Any] = entries[name].load()
+    return loaded

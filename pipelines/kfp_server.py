@@ -1,0 +1,174 @@
+"""A KFP server: experiments, versions of pipelines, runs. What fails for a moment is tried again.
+
+A creation whose answer was lost may have happened, so whatever is created is looked for before it is created again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import urllib3
+from kfp import Client
+from kfp_server_api import ApiException, V2beta1Pipeline
+
+from hepar.errors import HeparError, StorageError, one_line
+from hepar.runtime.redaction import redact
+from pipelines.compiled import CompiledPipeline
+
+T = TypeVar("T")
+TOKEN_VARIABLE = "HEPAR_KFP_TOKEN"  # a bearer token for the server; empty: as KFP's own client finds one
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # seconds before each further try
+DENIED = (401, 403)
+TOO_MANY = 429
+PAGE = 100
+
+
+class _Client(Client):  # type: ignore[misc]  # kfp has no types
+    """KFP's client, which asks a server once for its health, and leaves further tries to `KfpServer`."""
+
+    def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
+        return self._healthz_api.healthz_service_get_healthz()
+
+
+class KfpServer:
+    """The server at `endpoint`, or that of KFP's own settings if it is empty; `namespace` where runs happen."""
+
+    def __init__(self, endpoint: str, namespace: str = "") -> None:
+        self.address = redact(endpoint) or "KFP"
+        self.namespace = namespace or None
+        token = os.environ.get(TOKEN_VARIABLE) or None
+        given = {"namespace": namespace} if namespace else {}
+
+        def connect() -> Any:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it warns of servers before 2.0
+                return _Client(host=endpoint or None, existing_token=token, **given)
+
+        self._client = self._ask("its health", connect)
+
+    def experiment(self, name: str) -> str:
+        """The id of an experiment, created if there is none."""
+
+        def make() -> Any:
+            return self._client.create_experiment(name, namespace=self.namespace)
+
+        return str(self._ask(f"experiment {name}", make).experiment_id)  # it looks for the experiment first
+
+    def version(self, pipeline: CompiledPipeline) -> tuple[str, str]:
+        """The ids of a pipeline and of its version in the file, created if there are none."""
+        service, name, path = self._client.pipelines, pipeline.name, str(pipeline.path)
+        what = f"pipeline {name}"
+
+        def make_pipeline() -> Any:
+            made = V2beta1Pipeline(display_name=name, namespace=self.namespace)
+            return service.pipeline_service_create_pipeline(made).pipeline_id
+
+        found = self._created(what, make_pipeline, lambda: self._client.get_pipeline_id(name))
+
+        def find_version() -> Any:
+            chosen = _named(pipeline.version)
+            answer = self._client.list_pipeline_versions(found, page_size=PAGE, filter=chosen)
+            return next((version.pipeline_version_id for version in answer.pipeline_versions or ()), None)
+
+        def make_version() -> Any:
+            made = self._client.upload_pipeline_version(path, pipeline.version, pipeline_id=found)
+            return made.pipeline_version_id
+
+        return str(found), str(self._created(f"{what}, version {pipeline.version}", make_version, find_version))
+
+    def runs_named(self, name: str) -> list[Any]:
+        """All runs of a name in the namespace, oldest first."""
+        found: list[Any] = []
+        token = ""
+        while True:
+            answer = self._ask(
+                "its runs",
+                lambda page=token: self._client.list_runs(
+                    page_token=page, page_size=PAGE, namespace=self.namespace, filter=_named(name)
+                ),
+            )
+            found += answer.runs or ()
+            token = answer.next_page_token or ""
+            if not token:
+                return sorted(found, key=lambda run: (str(run.created_at), run.run_id))
+
+    def create_run(self, make: Callable[[Any], Any], find: Callable[[], Any | None], name: str) -> Any:
+        """The run that `make` creates with KFP's client, or that `find` finds when the answer was lost."""
+        return self._created(f"run {name}", lambda: make(self._client), find, look_first=False)
+
+    def run(self, run_id: str) -> Any:
+        """A run as the server knows it now."""
+        return self._ask(f"run {run_id}", lambda: self._client.get_run(run_id))
+
+    def terminate(self, run_id: str) -> None:
+        """Stop a run."""
+        self._ask(f"run {run_id}", lambda: self._client.terminate_run(run_id))
+
+    def link(self, run_id: str) -> str:
+        """The page of a run in KFP's UI."""
+        return redact(f"{self._client._get_url_prefix()}/#/runs/details/{run_id}")
+
+    def _created(self, what: str, make: Callable[[], T], find: Callable[[], T | None], look_first: bool = True) -> T:
+        """What `find` finds, else what `make` makes; after a failure that may pass, both again."""
+        for pause in (*PAUSES, None):
+            if (look_first or pause != PAUSES[0]) and (found := self._ask(what, find)) is not None:
+                return found
+            try:
+                return self._quietly(make)
+            except (ApiException, urllib3.exceptions.HTTPError) as error:
+                if pause is None or not _may_pass(error):
+                    raise self._failure(what, error) from None
+                time.sleep(pause)
+        raise AssertionError("unreachable")
+
+    def _ask(self, what: str, ask: Callable[[], T]) -> T:
+        """The answer to a question that may be asked again. Raises StorageError if it fails for good."""
+        for pause in (*PAUSES, None):
+            try:
+                return self._quietly(ask)
+            except (ApiException, urllib3.exceptions.HTTPError) as error:
+                if pause is None or not _may_pass(error):
+                    raise self._failure(what, error) from None
+                time.sleep(pause)
+            except ValueError as error:  # of KFP's client: several of one name
+                raise StorageError(f"{self.address}, {what}: {one_line(error)}") from None
+        raise AssertionError("unreachable")
+
+    @staticmethod
+    def _quietly(call: Callable[[], T]) -> T:
+        with contextlib.redirect_stdout(io.StringIO()):  # KFP's client prints links of its own
+            return call()
+
+    def _failure(self, what: str, error: Exception) -> HeparError:
+        if isinstance(error, ApiException) and error.status in DENIED:
+            return StorageError(
+                f"{self.address} answers {error.status} to {what}: set {TOKEN_VARIABLE} to a token that may do this"
+            )
+        return StorageError(redact(f"{self.address}, {what}: {_reason(error)}"))
+
+
+def _named(name: str) -> str:
+    return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
+
+
+def _may_pass(error: Exception) -> bool:
+    status = error.status if isinstance(error, ApiException) else None
+    return not status or status == TOO_MANY or status >= 500
+
+
+def _reason(error: Exception) -> str:
+    """What the server says, in one line."""
+    if isinstance(error, ApiException) and error.body:
+        try:
+            said = json.loads(error.body)
+            return one_line(said.get("message") or said.get("error") or error.body)
+        except (ValueError, AttributeError):
+            return one_line(f"{error.status} {error.reason}")
+    return one_line(error)

@@ -1,0 +1,163 @@
+"""One run on a KFP server for one state: its name is a key over image, params, source and champion.
+
+A run of that name that is running or has succeeded is not started again, so two submissions give one run; one that
+failed may be repeated. KFP does not make names unique, so a submission looks again after it has created a run: of
+several that have not failed the oldest stays, and the others are terminated by those who created them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.images import check_digests
+from hepar.cli.cluster import PIPELINE_FILE, RunRequest
+from hepar.errors import HeparError
+from hepar.ingest.listing import list_source
+from hepar.params import Params, PipelineParams, dump_params
+from hepar.registry.tracking import storage_errors
+from hepar.retraining.identity import find_champion, reviews_hash, training_identity
+from hepar.runtime.artifacts import sha256_json
+from pipelines.compiled import SECTIONS, CompiledPipeline
+from pipelines.kfp_server import KfpServer
+from pipelines.steps import say
+
+SUCCEEDED = "SUCCEEDED"
+ENDED_BADLY = ("FAILED", "CANCELED", "SKIPPED")
+KEY_CHARACTERS = 16
+POLL_SECONDS = 15.0
+
+
+class AlreadySubmitted(HeparError):
+    """A run of the same state is running or has succeeded."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run before it is started."""
+
+    pipeline: CompiledPipeline
+    name: str
+    arguments: Mapping[str, Any]
+    experiment: str
+
+
+def plan_run(package: Path, overrides: Mapping[str, Any], name: str = "") -> PlannedRun:
+    """The run of a compiled pipeline with overrides; `name` replaces the key.
+
+    Raises ParamsError if an override is refused or an image is named by a tag, DataError if the source cannot be
+    listed from here.
+    """
+    pipeline = CompiledPipeline.load(package)
+    params, arguments = pipeline.arguments(overrides)
+    check_digests(pipeline.images)
+    further = {key: value for key, value in arguments.items() if key not in SECTIONS}
+    name = name or f"{pipeline.name}-{run_key(pipeline.images, params, further)}"
+    return PlannedRun(pipeline, name, arguments, params.experiment)
+
+
+def run_key(images: tuple[str, ...], params: PipelineParams, further: Mapping[str, Any]) -> str:
+    """What a run is the run of: images, params and further inputs, listing of the source, reviews, champion."""
+    with storage_errors():
+        champion = find_champion(params.register_model.model_name)
+    identity = training_identity(params, champion, reviews_hash(params.assemble_pool.reviews))
+    return sha256_json([images, identity, dict(further), list_source(params.source)])[:KEY_CHARACTERS]
+
+
+def submit(server: KfpServer, planned: PlannedRun, service_account: str = "") -> Any:
+    """Start a run.
+
+    Raises AlreadySubmitted if one of its name is running or has succeeded, StorageError if KFP fails.
+    """
+    if (found := _live(server, planned.name)) is not None:
+        raise _already(server, found)
+    experiment = server.experiment(planned.experiment)
+    pipeline_id, version_id = server.version(planned.pipeline)
+
+    def make(client: Any) -> Any:
+        return client.run_pipeline(
+            experiment,
+            planned.name,
+            params=dict(planned.arguments),
+            pipeline_id=pipeline_id,
+            version_id=version_id,
+            service_account=service_account or None,
+        )
+
+    made = server.create_run(make, lambda: _live(server, planned.name), planned.name)
+    first = _live(server, planned.name)
+    if first is not None and first.run_id != made.run_id:  # another submission at the same time
+        server.terminate(made.run_id)
+        raise _already(server, first)
+    return made
+
+
+def follow(server: KfpServer, run_id: str) -> str:
+    """Wait for the end of a run, saying each new state; returns the last one."""
+    state = ""
+    while True:
+        run = server.run(run_id)
+        if run.state != state:
+            state = str(run.state)
+            say(f"{run.display_name}: {state}{_failures(run)}")
+        if state == SUCCEEDED or state in ENDED_BADLY:
+            return state
+        time.sleep(POLL_SECONDS)
+
+
+def submit_run(request: RunRequest) -> bool:
+    """What `hepar submit` does; returns False if the run was waited for and did not succeed."""
+    planned = plan_run(request.package, request.overrides, request.name)
+    if request.dry_run:
+        print(f"run: {planned.name}\narguments: {', '.join(sorted(planned.arguments)) or 'as compiled'}")
+        return True
+    server = KfpServer(request.endpoint, request.namespace)
+    try:
+        run_id = submit(server, planned, request.service_account).run_id
+    except AlreadySubmitted as known:
+        if not request.wait:
+            raise
+        say(str(known))
+        run_id = _live(server, planned.name).run_id
+    print(f"run: {planned.name}\nlink: {server.link(run_id)}", flush=True)
+    return not request.wait or follow(server, run_id) == SUCCEEDED
+
+
+def run_on_cluster(params: Params, workdir: Path, image: str) -> None:
+    """A runner of the whole pipeline: submit `build/two_stage.yaml` with these params to KFP, and wait for its end.
+
+    `workdir` stays empty and `image` is not used: the compiled file names its images. Raises HeparError if the run
+    does not succeed.
+    """
+    overrides = {key: value for key, value in dump_params(params).items() if key in SECTIONS}
+    planned = plan_run(Path(PIPELINE_FILE), overrides)
+    server = KfpServer("")
+    try:
+        run_id = submit(server, planned).run_id
+    except AlreadySubmitted as known:  # by a process that has died since
+        say(str(known))
+        run_id = _live(server, planned.name).run_id
+    say(f"{planned.name}: {server.link(run_id)}")
+    if (state := follow(server, run_id)) != SUCCEEDED:
+        raise HeparError(f"run {planned.name} ended with {state}: {server.link(run_id)}")
+
+
+def _live(server: KfpServer, name: str) -> Any | None:
+    """The oldest run of a name that has not ended badly."""
+    return next((run for run in server.runs_named(name) if run.state not in ENDED_BADLY), None)
+
+
+def _already(server: KfpServer, run: Any) -> AlreadySubmitted:
+    how = "has succeeded" if run.state == SUCCEEDED else f"is {str(run.state or 'PENDING').lower()}"
+    return AlreadySubmitted(f"run {run.display_name} {how}, and is not started again: {server.link(run.run_id)}")
+
+
+def _failures(run: Any) -> str:
+    """The tasks of a run that failed, and what KFP says of them."""
+    tasks = (run.run_details.task_details if run.run_details else None) or ()
+    failed = sorted({str(task.display_name) for task in tasks if task.state == "FAILED"})
+    said = run.error.message if run.error else ""
+    return "".join(f" ({part})" for part in (", ".join(failed), said) if part)
