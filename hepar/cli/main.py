@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 
 from hepar import __version__
 from hepar.cli.artifacts import artifacts_app
+from hepar.cli.cluster import cluster_app
 from hepar.cli.cohorts import cohorts_app
 from hepar.cli.evaluation import evaluation_app
 from hepar.cli.gates import PANEL, gates_app
@@ -56,6 +57,7 @@ for group in (
     retraining_app,
     evaluation_app,
     studies_app,
+    cluster_app,
     gates_app,
 ):
     app.add_typer(group)
