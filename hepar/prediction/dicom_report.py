@@ -46,6 +46,7 @@ TUMOUR_VOLUME = Code("tumour-volume", SCHEME, "Volume of all tumours")
 BURDEN = Code("tumour-burden", SCHEME, "Tumour volume in percent of the liver")
 LESIONS = Code("lesions", SCHEME, "Number of lesions")
 CAPSULE = Code("capsule-distance", SCHEME, "Distance to the surface of the liver")
+CANTLIE = Code("cantlie-plane", SCHEME, "Distance to the estimated Cantlie plane, negative right of it")
 CONTRAST = Code("contrast", SCHEME, "Mean less that of the liver around")
 CONFIDENCE = Code("confidence", SCHEME, "Mean tumour probability of the voxels")
 COMMENT, REPORT_TITLE = Code("121106", "DCM", "Comment"), Code("126000", "DCM", "Imaging Measurement Report")
@@ -154,6 +155,8 @@ def _lesion_measurements(lesion: MeasuredLesion, modality: Modality, frame: str 
         measurements.append(_measurement(CONTRAST, contrast.difference, unit))
     if lesion.capsule_mm is not None:
         measurements.append(_measurement(CAPSULE, lesion.capsule_mm, MILLIMETRE))
+    if lesion.cantlie_mm is not None:
+        measurements.append(_measurement(CANTLIE, lesion.cantlie_mm, MILLIMETRE))
     return measurements
 
 

@@ -16,6 +16,7 @@ from hepar.imaging.masks import Mask, bounding_box, dilate, enlarged, label_comp
 from hepar.imaging.volumes import Geometry
 from hepar.inference.lesions import PredictedLesion
 from hepar.inference.prediction import Segmentation
+from hepar.prediction.liver_side import LiverHalves, Side
 
 AROUND_LESION_MM = 10.0  # how far the liver around a lesion reaches that it is compared with
 LESION_VALUES = {  # of a lesion in JSON and CSV, with the number of coordinates of each
@@ -29,6 +30,8 @@ LESION_VALUES = {  # of a lesion in JSON and CSV, with the number of coordinates
     "centre_lps_mm": 3,
     "centre_index_zyx": 3,
     "from_liver_centre_lps_mm": 3,
+    "side_estimate": 1,
+    "cantlie_plane_mm": 1,
     "capsule_mm": 1,
     "mean_intensity": 1,
     "surrounding_liver_intensity": 1,
@@ -63,7 +66,9 @@ class MeasuredLesion:
 
     `capsule_mm` is the smallest distance between the faces of the lesion's and of the nearest voxel outside the liver:
     0 if they touch, None if the liver fills the scan or was not taught. `from_liver_centre_lps_mm` leads from the
-    liver's centroid to the lesion's, None without a liver. `slice_axis` is the axis of `slice_index`.
+    liver's centroid to the lesion's, None without a liver. `side` is an estimate, and `cantlie_mm` the distance of the
+    centroid from the estimated Cantlie plane, negative on its right; None without a liver. `slice_axis` is the axis of
+    `slice_index`.
     """
 
     number: int
@@ -71,6 +76,8 @@ class MeasuredLesion:
     diameters: AxialDiameters
     capsule_mm: float | None
     from_liver_centre_lps_mm: tuple[float, float, float] | None
+    side: Side | None
+    cantlie_mm: float | None
     contrast: Contrast
 
     def rounded(self) -> dict[str, Any]:
@@ -87,6 +94,8 @@ class MeasuredLesion:
             "centre_lps_mm": _rounded(self.found.centre_lps_mm),
             "centre_index_zyx": _rounded(self.found.centre_index_zyx),
             "from_liver_centre_lps_mm": _rounded(self.from_liver_centre_lps_mm),
+            "side_estimate": None if self.side is None else str(self.side),
+            "cantlie_plane_mm": _round(self.cantlie_mm, 1),
             "capsule_mm": _round(self.capsule_mm, 1),
             "mean_intensity": _round(contrast.mean, 1),
             "surrounding_liver_intensity": _round(contrast.surrounding, 1),
@@ -168,7 +177,7 @@ class _Cropped:
         labels_zyx, _ = label_components(self.tumour_zyx)
         spacing_zyx_mm, healthy_zyx = self.geometry.spacing_zyx_mm, self.healthy_zyx
         capsule_mm = capsule_distances_mm(labels_zyx, len(found), self.liver_zyx, spacing_zyx_mm)
-        centre_lps_mm = self._liver_centre_lps_mm()
+        centre_lps_mm, halves = self._liver_centre_lps_mm(), LiverHalves.of(self.liver_zyx, self.geometry)
         measured = []
         for index, (lesion, box) in enumerate(zip(found, ndimage.find_objects(labels_zyx), strict=True)):
             near = enlarged(box, spacing_zyx_mm, AROUND_LESION_MM)
@@ -182,6 +191,8 @@ class _Cropped:
                     diameters=replace(diameters, slice_index=slice_index),
                     capsule_mm=capsule_mm[index],
                     from_liver_centre_lps_mm=centre_lps_mm and _difference(lesion.centre_lps_mm, centre_lps_mm),
+                    side=halves and halves.side(lesion.centre_lps_mm),
+                    cantlie_mm=halves and halves.distance_mm(lesion.centre_lps_mm),
                     contrast=measure_contrast(lesion_zyx, healthy_zyx[near], self.image_zyx[near], spacing_zyx_mm),
                 )
             )

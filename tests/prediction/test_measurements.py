@@ -13,6 +13,7 @@ from hepar.cases import Modality
 from hepar.imaging.masks import Mask
 from hepar.imaging.volumes import Geometry
 from hepar.inference.prediction import Segmentation
+from hepar.prediction.liver_side import Side
 from hepar.prediction.measurements import LESION_VALUES, ScanMeasurements, measure
 
 OBLIQUE = tuple(Rotation.from_euler("xyz", (12, 8, -20), degrees=True).as_matrix().ravel().tolist())
@@ -107,6 +108,12 @@ def test_places_are_in_the_frame_of_the_patient(measured: ScanMeasurements) -> N
     assert small.from_liver_centre_lps_mm == pytest.approx(np.subtract(small.found.centre_lps_mm, liver_lps_mm))
 
 
+def test_the_side_of_a_lesion_is_an_estimate_from_the_liver(measured: ScanMeasurements) -> None:
+    small, _ = measured.lesions  # in the first columns, at the patient's right
+    assert (small.side, small.rounded()["side_estimate"]) == (Side.RIGHT, "right")
+    assert small.rounded()["cantlie_plane_mm"] < 0
+
+
 def test_nothing_found_has_zero_volumes_and_no_burden() -> None:
     found = measure(segmentation(boxes(), boxes()), intensities(), Modality.CT)
     assert (found.liver_ml, found.tumour_ml, found.burden_percent, found.liver_median) == (0, 0, None, None)
@@ -118,6 +125,7 @@ def test_tumours_alone_have_neither_capsule_nor_surrounding_liver() -> None:
     (lesion,) = found.lesions
     assert (found.liver_ml, found.burden_percent, found.unit) == (None, None, "scanner units")
     assert (lesion.capsule_mm, lesion.from_liver_centre_lps_mm) == (None, None)
+    assert (lesion.side, lesion.rounded()["side_estimate"], lesion.cantlie_mm) == (None, None, None)
     assert (lesion.contrast.surrounding, lesion.contrast.difference, lesion.contrast.to_noise) == (None, None, None)
 
 
