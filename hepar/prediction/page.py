@@ -18,11 +18,12 @@ def overview_lines(predicted: PredictedScan) -> list[str]:
     """What stands below the overview."""
     measured = predicted.measured
     volumes = f"liver {_number(measured.liver_ml, 0, 'ml')}, tumours {_number(measured.tumour_ml, 1, 'ml')}"
-    burden = f"burden {_number(measured.burden_percent, 1, '%')}, lesions {len(measured.lesions)}"
+    count = NOTHING if measured.tumour_ml is None else len(measured.lesions)
+    burden = f"burden {_number(measured.burden_percent, 1, '%')}, lesions {count}"
     lines = [f"{predicted.scan.name} ({predicted.modality}): {volumes}, {burden}", predicted.predictor.description]
     if predicted.warnings:
-        count, first = len(predicted.warnings), predicted.warnings[0].message
-        lines.append(f"1 warning: {first}" if count == 1 else f"{count} warnings, the first: {first}")
+        warned, first = len(predicted.warnings), predicted.warnings[0].message
+        lines.append(f"1 warning: {first}" if warned == 1 else f"{warned} warnings, the first: {first}")
     return lines
 
 

@@ -31,6 +31,11 @@ def test_warnings_are_counted_below_the_overview(scan: PredictedScan, count: int
     assert lines[2:] == ([line] if line else [])
 
 
+def test_lesions_of_a_model_that_was_not_taught_tumours_are_not_counted_as_none(scan: PredictedScan) -> None:
+    untaught = replace(scan, measured=replace(scan.measured, tumour_ml=None, lesions=()))
+    assert overview_lines(untaught)[0].endswith("tumours –, burden –, lesions –")
+
+
 def test_numbers_have_minus_signs_and_spacings_three_digits(scan: PredictedScan) -> None:
     grid = replace(scan.found.geometry, spacing_zyx_mm=(10.833333, 9.04, 0.70312))
     (lesion,) = scan.measured.lesions
