@@ -23,14 +23,14 @@ def ingest(
     from pathlib import Path
 
     import hepar.stages.ingest
-    from components.stored_artifacts import Publisher, start_from
+    from components.stored_artifacts import StoredArtifact
     from hepar.cases import Cohort, Modality
     from hepar.params import IngestParams, read_section
     from hepar.runtime.artifacts import read_manifest
 
-    section, folder = read_section(IngestParams, params), Path(cohort.path)
-    publish = Publisher(Cohort.KIND, cohort.metadata, start_from(section.start_from, Cohort.KIND, folder))
-    hepar.stages.ingest.run(source, folder, section, [Modality(name) for name in modalities], publish)
+    section, chosen = read_section(IngestParams, params), [Modality(name) for name in modalities]
+    stored = StoredArtifact(Cohort.KIND, cohort.metadata, section.start_from)
+    hepar.stages.ingest.run(source, Path(cohort.path), section, chosen, stored)
     return read_manifest(Path(cohort.path), Cohort.KIND).hash
 
 
@@ -81,7 +81,7 @@ def pseudo_label(
     from pathlib import Path
 
     import hepar.stages.pseudo_label
-    from components.stored_artifacts import Publisher
+    from components.stored_artifacts import StoredArtifact
     from hepar.cases import Modality
     from hepar.params import PseudoLabelParams, read_section
     from hepar.pseudo_labels.folder import PseudoLabels
@@ -92,7 +92,7 @@ def pseudo_label(
         teachers,
         Path(pseudo.path),
         read_section(PseudoLabelParams, params),
-        Publisher(PseudoLabels.KIND, pseudo.metadata),
+        StoredArtifact(PseudoLabels.KIND, pseudo.metadata),
     )
     return PseudoLabels.load(Path(pseudo.path)).manifest.hash
 
@@ -112,21 +112,21 @@ def assemble_pool(
     from pathlib import Path
 
     import hepar.stages.assemble_pool
-    from components.stored_artifacts import Publisher, start_from
+    from components.stored_artifacts import StoredArtifact
     from hepar.cases import Modality
     from hepar.params import AssemblePoolParams, PreprocessingParams, read_section
     from hepar.pool.table import Pool
     from hepar.runtime.artifacts import read_manifest
 
-    section, folder = read_section(AssemblePoolParams, params), Path(pool.path)
+    section = read_section(AssemblePoolParams, params)
     hepar.stages.assemble_pool.run(
         Path(cohort.path),
         Path(pseudo.path),
-        folder,
+        Path(pool.path),
         [Modality(name) for name in modalities],
         read_section(PreprocessingParams, preprocessing),
         section,
-        Publisher(Pool.KIND, pool.metadata, start_from(section.start_from, Pool.KIND, folder)),
+        StoredArtifact(Pool.KIND, pool.metadata, section.start_from),
     )
     return read_manifest(Path(pool.path), Pool.KIND).hash
 

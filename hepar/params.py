@@ -230,6 +230,7 @@ class TrainingParams(Section):
     validation_cases: Count  # per modality, at most; 0: no validation
     patience: Count  # validations without improvement before training stops early; 0: never
     checkpoint_every: AtLeastOne  # steps between two checkpoints
+    checkpoint_minutes: Positive  # between two checkpoints that go to the store, with HEPAR_STORE
     threads: Count  # CPU threads; 0: all cores. Bit-identical results need the same number
     workers: Count  # threads that prefetch patches; 0: none
     cache_gib: Annotated[float, Field(ge=0)]  # memory for arrays; if they don't all fit, they are read from disk

@@ -124,7 +124,10 @@ class Store:
         """Remove objects, of which none need exist. Raises StorageError if the store fails."""
         for name in names:
             if (path := self._path(name)) is not None:
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise StorageError(f"{path} cannot be removed: {error.strerror}") from None
                 continue
             with s3_client.storage_errors(self.address(name)):
                 s3_client.client().delete_object(**self._key(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 from hepar.errors import StorageError
 from hepar.runtime.artifacts import MANIFEST, dvc_listing, md5_bytes, md5_file, read_manifest
@@ -12,6 +13,16 @@ from hepar.runtime.progress import current_stage
 from hepar.runtime.remote_cache import in_parallel
 from hepar.runtime.scratch import scratch_folder
 from hepar.runtime.stored_files import REFERENCE, read_stored, write_stored
+
+
+class Handover(Protocol):
+    """What comes before and after the work of a stage whose artifact goes to the store."""
+
+    def start(self, folder: Path) -> None:
+        """Put an earlier version where the stage will write, for it to take over what has not changed."""
+
+    def finish(self, folder: Path) -> None:
+        """Hand over the finished artifact."""
 
 
 def publish(folder: Path, bulk: str, store: Store) -> str:

@@ -6,7 +6,7 @@ cases with the same files and settings are linked instead of preprocessed, or st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hepar.pseudo_labels.reviews import Review, ReviewDecision, Reviews
 from hepar.pseudo_labels.stored_reviews import open_reviews
 from hepar.runtime.artifacts import as_parents_of_parent, check_made_from, read_manifest, write_artifact
 from hepar.runtime.progress import current_stage, stage
+from hepar.runtime.stored_versions import Handover
 
 
 def run(
@@ -31,13 +32,15 @@ def run(
     modalities: Sequence[Modality],
     preprocessing: PreprocessingParams,
     params: AssemblePoolParams,
-    publish: Callable[[Path], None] | None = None,
+    handover: Handover | None = None,
 ) -> None:
     """Assembles the pool of the training and validation patients' scans of `modalities`, by the strategy in `params`.
 
-    `publish`, if given, is called with the finished pool inside the stage: if it fails, the stage fails.
+    `handover`, if given, comes before and after inside the stage: if it fails, the stage fails.
     """
     with stage("assemble-pool"), open_reviews(params.reviews) as reviews:
+        if handover is not None:
+            handover.start(pool)
         pseudo_labels = PseudoLabels.load(pseudo)
         pseudo_labels.verify()
         parents = _parents(cohort, pseudo_labels, reviews)
@@ -58,8 +61,8 @@ def run(
             _check_trainable(assembled.entries, modalities, params)
             assembled.save()
             write_datasheet(assembled, parents, params)
-        if publish is not None:
-            publish(pool)
+        if handover is not None:
+            handover.finish(pool)
 
 
 def _belongs(case: Case, params: AssemblePoolParams) -> bool:

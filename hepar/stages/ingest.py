@@ -7,7 +7,7 @@ same files, is linked, or stays in the store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from hepar.cases import Cohort, Modality, check_case_ids, check_patients
@@ -19,6 +19,7 @@ from hepar.ingest.splits import assign_official_splits, assign_splits, check_tra
 from hepar.params import IngestParams
 from hepar.runtime.artifacts import write_artifact
 from hepar.runtime.progress import stage
+from hepar.runtime.stored_versions import Handover
 
 
 def run(
@@ -26,7 +27,7 @@ def run(
     cohort: Path,
     params: IngestParams,
     modalities: Sequence[Modality],
-    publish: Callable[[Path], None] | None = None,
+    handover: Handover | None = None,
 ) -> None:
     """Ingest `source` (a table, a folder or zip of a known layout, an address, or `phantoms`) into the folder `cohort`.
 
@@ -34,12 +35,14 @@ def run(
     are refused, or the rest cannot be trained on. If too many are refused, the quarantine list is left beside the
     cohort, as `<cohort>.quarantine.csv`.
 
-    `publish`, if given, is called with the finished cohort inside the stage: if it fails, the stage fails.
+    `handover`, if given, comes before and after inside the stage: if it fails, the stage fails.
     """
     with stage("ingest"):
+        if handover is not None:
+            handover.start(cohort)
         _write_cohort(source, cohort, params, modalities)
-        if publish is not None:
-            publish(cohort)
+        if handover is not None:
+            handover.finish(cohort)
 
 
 def _write_cohort(source: str, cohort: Path, params: IngestParams, modalities: Sequence[Modality]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from hepar.pseudo_labels.prediction import load_signals, predict_pseudo_liver
 from hepar.runtime.artifacts import check_made_from, read_manifest, sha256_file, sha256_json, write_artifact
 from hepar.runtime.device import pick_device, use_threads
 from hepar.runtime.progress import current_stage, stage
+from hepar.runtime.stored_versions import Handover
 from hepar.runtime.unfinished import checkpoint_folder
 
 OUTCOMES = {ACCEPT: "accepted", REVIEW: "for review", REJECT: "rejected"}
@@ -33,15 +34,17 @@ def run(
     teachers: Mapping[Modality, Path],
     pseudo: Path,
     params: PseudoLabelParams,
-    publish: Callable[[Path], None] | None = None,
+    handover: Handover | None = None,
 ) -> None:
     """Label every case outside the test split whose liver is unknown with the teacher of its modality.
 
-    `publish`, if given, is called with the finished folder inside the stage: if it fails, the stage fails.
+    `handover`, if given, comes before and after inside the stage: if it fails, the stage fails.
     Raises ArtifactError if a teacher is missing or was trained on another cohort.
     """
     with stage("pseudo-label"):
         use_threads(params.threads)
+        if handover is not None:
+            handover.start(pseudo)
         cohort_manifest = read_manifest(cohort, Cohort.KIND)
         parents = {Cohort.KIND: cohort_manifest.hash}
         manifests = {modality: read_manifest(folder, ModelFolder.KIND) for modality, folder in teachers.items()}
@@ -86,6 +89,6 @@ def run(
                 counts = Counter(row["gate"] for row in rows)
                 current_stage().log(", ".join(f"{counts[gate]} {outcome}" for gate, outcome in OUTCOMES.items()))
             labels.save_table(rows)
-        if publish is not None:
-            publish(pseudo)
+        if handover is not None:
+            handover.finish(pseudo)
         shutil.rmtree(finished, ignore_errors=True)

@@ -29,11 +29,12 @@ from hepar.runtime.unfinished import checkpoint_folder
 from hepar.training import distributed
 from hepar.training.loop import Trained, Trainer
 from hepar.training.operating_point import choose_operating_point
+from hepar.training.stored_checkpoint import StoredCheckpoint
 from hepar.training.validation import validation_cases
 
 MIN_TUMOUR_CASES = 5  # in validation; to fewer an extreme threshold fits by chance, and misses the tumours of others
 # a run may resume with other values of these
-EXECUTION_SETTINGS = {"processes", "threads", "workers", "cache_gib", "checkpoint_every"}
+EXECUTION_SETTINGS = {"processes", "threads", "workers", "cache_gib", "checkpoint_every", "checkpoint_minutes"}
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ def fit_model(
     """Train a network and write the model folder `model`, which appears only when it is complete.
 
     On a machine with several GPUs this starts one process per GPU; under `torchrun` every process calls it and rank 0
-    writes. `origin` becomes part of the model, `notes` only of its manifest. A killed run leaves a checkpoint, from
-    which the next run with the same data and settings resumes. Raises ParamsError, HeparError and Preempted as
-    `Trainer` does, and HeparError if the warm start has another network.
+    writes. `origin` becomes part of the model, `notes` only of its manifest. A killed run leaves a checkpoint, with
+    HEPAR_STORE also in the store, from which the next run with the same data and settings resumes. Raises ParamsError,
+    HeparError and Preempted as `Trainer` does, and HeparError if the warm start has another network.
     """
     processes = distributed.process_count(recipe.training)
     job = (current_stage().status.stage, pool, model, recipe, dict(origin), dict(notes or {}))
@@ -98,9 +99,12 @@ def _fit(
         if distributed.rank() > 0:
             Trainer(network, pool, training, checkpoints, device, lambda step, metrics: None).run(current_stage())
             return
+        stored = StoredCheckpoint.of_environment(checkpoints.name, training.checkpoint_minutes)
+        if stored is not None:
+            stored.restore(checkpoints)
         with TrainingRun(recipe.experiment, stage_name, spec, training, checkpoints) as run:
             run.log_files(LINEAGE, partial(write_records, recipe.inputs))
-            trained = Trainer(network, pool, training, checkpoints, device, run.log).run(current_stage())
+            trained = Trainer(network, pool, training, checkpoints, device, run.log, stored).run(current_stage())
             with write_artifact(model, ModelFolder.KIND, origin | notes) as folder:
                 model_folder = ModelFolder(folder)
                 model_folder.save(
@@ -110,6 +114,8 @@ def _fit(
                 model_folder.save_patients(patients)
             run.tag_model(read_manifest(model, ModelFolder.KIND).hash)
     shutil.rmtree(checkpoints, ignore_errors=True)
+    if stored is not None:
+        stored.remove()
 
 
 def _initial_network(recipe: Recipe) -> nn.Module:

@@ -34,6 +34,7 @@ from hepar.training.resource_errors import explain_resource_errors
 from hepar.training.sampling import PatchSampler
 from hepar.training.schedules import consistency_weight, learning_rate
 from hepar.training.state import TrainingState, Weights
+from hepar.training.stored_checkpoint import StoredCheckpoint
 from hepar.training.validation import count_overlaps, validation_cases, validation_score
 
 LOG_POINTS = 50  # training losses kept in the history
@@ -60,13 +61,15 @@ class Trainer:
         checkpoints: Path,
         device: torch.device,
         on_metrics: OnMetrics,
+        stored: StoredCheckpoint | None = None,
     ) -> None:
-        """Move the network to the device and index the pool.
+        """Move the network to the device and index the pool. Checkpoints also go to `stored`, if that is given.
 
         Raises ParamsError if the network or device does not support a setting, HeparError if memory runs out.
         """
         self.network, self.pool, self.params = network, pool, params
         self.checkpoints, self.device, self.on_metrics = checkpoints, device, on_metrics
+        self.stored = stored
         self._recent: dict[str, list[Tensor]] = {}  # loss terms and gradient norms since the last log
         _check_support(network, params, device)
         with explain_resource_errors(network, params, lambda: 0):
@@ -112,8 +115,9 @@ class Trainer:
                     state.snapshots.append(state.ema_weights())
                 self._validate_if_due(sigterm_arrived)
                 self._stop_if(sigterm_arrived)
-                if state.step % params.checkpoint_every == 0:
-                    self._save()
+                is_due = self.stored is not None and self.stored.is_due()
+                if is_due or state.step % params.checkpoint_every == 0:
+                    self._save(send=is_due)
         history = pd.DataFrame(state.history, columns=list(ModelFolder.HISTORY_COLUMNS))
         return Trained(state.best, history, tuple(state.snapshots))
 
@@ -230,12 +234,14 @@ class Trainer:
 
     def _stop_if(self, should_stop: Callable[[], bool]) -> None:
         if distributed.all_reduce_any(should_stop(), self.device):
-            self._save()
+            self._save(send=True)
             raise Preempted(f"stopped by SIGTERM at step {self.state.step}, which is saved: run again to resume")
 
-    def _save(self) -> None:
+    def _save(self, send: bool) -> None:
         if distributed.rank() == 0:
             save_checkpoint(self.checkpoints, self.state.to_checkpoint())
+            if send and self.stored is not None:
+                self.stored.save(self.checkpoints)
 
     def _resume(self) -> None:
         checkpoint = distributed.broadcast(load_checkpoint(self.checkpoints) if distributed.rank() == 0 else None)
