@@ -28,6 +28,7 @@ from hepar.cli.models import models_app
 from hepar.cli.pool import pool_app
 from hepar.cli.predict import predict_app
 from hepar.cli.retraining import retraining_app
+from hepar.cli.run_report import run_report_app
 from hepar.cli.service import service_app
 from hepar.cli.stages import stages_app
 from hepar.cli.studies import studies_app
@@ -55,6 +56,7 @@ for group in (
     models_app,
     lineage_app,
     retraining_app,
+    run_report_app,
     evaluation_app,
     studies_app,
     cluster_app,

@@ -55,7 +55,9 @@ def import_weights(
 
 @models_app.command(rich_help_panel=PANEL)
 def promote(
-    version: Annotated[str, typer.Argument(help="Version number in the registry.")],
+    version: Annotated[
+        str, typer.Argument(help="Version number in the registry, or a folder in which MODEL.yaml names it.")
+    ],
     cohort: ScoredCohort = None,
     params: ParamsFile = PARAMS,
     force: Annotated[bool, typer.Option(help="Promote even if a gate fails.")] = False,
@@ -66,6 +68,8 @@ def promote(
     from hepar.params import load_params
 
     section, folder = load_params(params).register_model, scored_cohort(cohort)
+    if Path(version).is_dir():
+        version = _pointed_version(Path(version), section.model_name)
     decision = hepar.registry.champion.promote(version, section, force, dry_run, folder)
     if decision.reasons == (hepar.registry.champion.ALREADY_CHAMPION,):
         print(f"version {version} is the champion already; nothing {'would change' if dry_run else 'changed'}")
@@ -74,6 +78,15 @@ def promote(
     print("; ".join([f"version {version}: {promoted if decision.promote else 'not promoted'}", *decision.remarks]))
     if not decision.promote:
         raise typer.Exit(1)
+
+
+def _pointed_version(folder: Path, model: str) -> str:
+    from hepar.errors import DataError
+    from hepar.retraining.run_report import pointed_version, pointers_file
+
+    if not (version := pointed_version(folder, model)):
+        raise DataError(f"{pointers_file(folder, model)} does not exist: give the number of a version")
+    return version
 
 
 @models_app.command(rich_help_panel=PANEL)

@@ -15,7 +15,7 @@ from hepar.cli.lineage import trace
 from hepar.cli.messages import print_message
 from hepar.cli.options import PARAMS, Layout, ParamsFile, Source, SplitFrom, load_with_options
 from hepar.cli.pool import Remote
-from hepar.cli.stages import load_runner
+from hepar.cli.stages import load_outcome, load_runner
 from hepar.runtime.environment import DEFAULT_IMAGE
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def retrain(
 ) -> None:
     """Train again if the source, the labels or the champion's scores give a reason; exit code 0 yes, 3 no.
 
-    The training is that of 'hepar run' on this machine, and this command waits for it. One state is trained once.
+    The training is that of 'hepar run'. This command waits for it, unless the runner only submits it to a cluster. One
+    state is trained once.
     """
     from hepar.retraining.folder import LookBusy
 
@@ -110,7 +111,7 @@ class _Job:
         from hepar.retraining.folder import RetrainingFolder
 
         self.params, self.workdir, self.image, self.remote = params, workdir.resolve(), image, remote
-        self.runner = load_runner(runner)
+        self.runner, self.outcome = load_runner(runner), load_outcome(runner)
         self.folder = RetrainingFolder.of_workdir(self.workdir)
         database = f"{tracking.SQLITE}{self.workdir / tracking.DATABASE}"  # as the runners have it
         os.environ[tracking.URI_VARIABLE] = os.environ.get(tracking.URI_VARIABLE) or database
@@ -125,7 +126,7 @@ class _Job:
 
     def train(self, found: Look) -> str:
         """Train the state of a look; returns why it is not trained, empty if it was."""
-        from hepar.retraining.submission import Submission, place_of, submit
+        from hepar.retraining.submission import Submission, place_of, still_running, submit
 
         submission = Submission(
             state=found.state,
@@ -135,7 +136,21 @@ class _Job:
             reasons=found.decision.reasons,
             max_resubmissions=self.params.retrain.max_resubmissions,
         )
-        return submit(submission, lambda: self.runner(params=self.params, workdir=self.workdir, image=self.image))
+        return submit(submission, lambda: self._run(found), self.outcome or still_running)
+
+    def _run(self, found: Look) -> str | None:
+        """Run the pipeline, and tag the version that it registers with the reasons; or the id of a run elsewhere."""
+        from hepar.registry.model_registry import RegisteredModel
+        from hepar.registry.registration import Registration
+        from hepar.registry.tracking import connect, storage_errors
+        from hepar.retraining.submission import reasons_tag
+
+        elsewhere: str | None = self.runner(params=self.params, workdir=self.workdir, image=self.image)
+        if elsewhere is None:
+            made = Registration.load(self.workdir / Registration.KIND)
+            with storage_errors():
+                RegisteredModel(connect(), made.name).tag_version(made.version, reasons_tag(found.decision.reasons))
+        return elsewhere
 
 
 def decision_lines(found: Look) -> list[str]:

@@ -41,6 +41,7 @@ from hepar.errors import HeparError
 from hepar.runtime.environment import DEFAULT_IMAGE
 
 RUNNERS = "hepar.runners"  # the entry point group of runners of the whole pipeline
+OUTCOMES = "hepar.run_outcomes"  # how runs ended that a runner of the same name has only submitted
 PANEL = "Stages, in pipeline order"
 
 stages_app = typer.Typer()
@@ -182,10 +183,19 @@ def run(
     load_runner(runner)(params=p, workdir=workdir, image=image)
 
 
-def load_runner(name: str) -> Callable[..., None]:
-    """A runner of the whole pipeline. Raises HeparError if no runner has this name."""
+def load_runner(name: str) -> Callable[..., str | None]:
+    """A runner of the whole pipeline, which returns the id of a run if it only submits that; else it waits.
+
+    Raises HeparError if no runner has this name.
+    """
     runners = {entry.name: entry for entry in importlib.metadata.entry_points(group=RUNNERS)}
     if name not in runners:
         raise HeparError(f"--runner is {name!r} but must be one of {', '.join(sorted(runners))}")
-    loaded: Callable[..., None] = runners[name].load()
+    loaded: Callable[..., str | None] = runners[name].load()
     return loaded
+
+
+def load_outcome(name: str) -> Callable[[str], str] | None:
+    """How a run that a runner has submitted stands, by its id: RUNNING, FINISHED or FAILED; None if it cannot tell."""
+    entry = next((e for e in importlib.metadata.entry_points(group=OUTCOMES) if e.name == name), None)
+    return None if entry is None else entry.load()

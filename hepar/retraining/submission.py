@@ -2,7 +2,8 @@
 
 Whoever wants to train a state adds an attempt under a lease, if the attempts so far allow it; so of two events at one
 time, on any machines that share the registry, one trains. An attempt whose process died stays RUNNING; whoever
-submits next from the same working directory, which only one process at a time can lock, knows that it is dead.
+submits next from the same working directory, which only one process at a time can lock, knows that it is dead. A run
+that was handed to a cluster goes on without its process: its attempt names it, and the next look asks how it ended.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from typing import Any
 from hepar.errors import Preempted
 from hepar.registry.lease import hold_lease
 from hepar.registry.tracking import connect, experiment_id, storage_errors, tag_name
+from hepar.runtime.execution import KFP_RUN
 
 STATE_TAG, PLACE_TAG, REASONS_TAG = (tag_name(name) for name in ("retrained state", "place", "reasons"))
 RUN_NAME = "retrain"
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # as MLflow has them
 MAX_ATTEMPTS = 1000  # that are read; there are at most a few
+RUN_TAG = tag_name(KFP_RUN)  # of an attempt that was handed to a cluster, and of the version that it ends with
 MAX_TAG = 4000  # characters; MLflow allows 8000
+Train = Callable[[], str | None]  # the id of a run that goes on elsewhere; None if the training has ended
+Outcome = Callable[[str], str]  # from the id of such a run to a status as MLflow has them
 
 
 @dataclass(frozen=True)
@@ -66,38 +71,51 @@ def why_not(attempts: Sequence[Attempt], max_resubmissions: int) -> str:
     return ""
 
 
-def submit(submission: Submission, train: Callable[[], None]) -> str:
+def reasons_tag(reasons: Sequence[str]) -> dict[str, str]:
+    """The tag that tells why something was trained."""
+    return {REASONS_TAG: "; ".join(reasons)[:MAX_TAG]}
+
+
+def still_running(run: str) -> str:
+    """The outcome of a run of which nothing is known but that it was begun."""
+    return RUNNING
+
+
+def submit(submission: Submission, train: Train, outcome: Outcome = still_running) -> str:
     """Train a state unless that has been done or is being done; returns why it is not trained, empty if it was.
 
-    The caller holds the lock of the working directory. What `train` raises passes, after it was recorded. Raises
-    StorageError if the registry fails.
+    The caller holds the lock of the working directory. What `train` raises passes, after it was recorded. `outcome` is
+    asked how a run ended that an earlier attempt has handed to a cluster. Raises StorageError if the registry fails.
     """
     mlflow = connect()
     with storage_errors():
         client, experiment = mlflow.MlflowClient(), experiment_id(mlflow, submission.experiment)
         with hold_lease(mlflow, f"{submission.model}-retraining") as lease:
-            attempts = _attempts(mlflow, submission)
+            attempts = _attempts(mlflow, submission, outcome)
             if reason := why_not(attempts, submission.max_resubmissions):
                 return reason
             tags = {STATE_TAG: submission.state, PLACE_TAG: submission.place}
-            tags[REASONS_TAG] = "; ".join(submission.reasons)[:MAX_TAG]
+            tags |= reasons_tag(submission.reasons)
             lease.check()
             run_id = client.create_run(experiment, run_name=RUN_NAME, tags=tags).info.run_id
     status = FAILED
     try:
-        train()
-        status = FINISHED
+        elsewhere = train()
+        status = RUNNING if elsewhere else FINISHED
     except (Preempted, KeyboardInterrupt):
         status = KILLED
         raise
     finally:
         with storage_errors():
-            client.set_terminated(run_id, status)
+            if status == RUNNING:
+                client.set_tag(run_id, RUN_TAG, elsewhere)
+            else:
+                client.set_terminated(run_id, status)
     return ""
 
 
-def _attempts(mlflow: Any, submission: Submission) -> list[Attempt]:
-    """The attempts at a state so far; those of this working directory that seem to run are dead, and marked failed."""
+def _attempts(mlflow: Any, submission: Submission, outcome: Outcome) -> list[Attempt]:
+    """The attempts at a state so far. Those that seem to run, but have ended, are marked so."""
     found = mlflow.search_runs(
         search_all_experiments=True,
         filter_string=f"tags.`{STATE_TAG}` = '{submission.state}'",
@@ -107,8 +125,17 @@ def _attempts(mlflow: Any, submission: Submission) -> list[Attempt]:
     attempts = []
     for run in found:
         run_id, status, place = run.info.run_id, run.info.status, run.data.tags.get(PLACE_TAG, "")
-        if status == RUNNING and place == submission.place:
-            mlflow.MlflowClient().set_terminated(run_id, FAILED)
-            status = FAILED
+        if status == RUNNING:
+            if elsewhere := run.data.tags.get(RUN_TAG, ""):
+                status = FINISHED if _has_version(mlflow, elsewhere) else outcome(elsewhere)
+            elif place == submission.place:  # its process is dead
+                status = FAILED
+            if status != RUNNING:
+                mlflow.MlflowClient().set_terminated(run_id, status)
         attempts.append(Attempt(run_id, status, place))
     return attempts
+
+
+def _has_version(mlflow: Any, run: str) -> bool:
+    """Whether a run on a cluster has registered a version."""
+    return bool(mlflow.MlflowClient().search_model_versions(f"tags.`{RUN_TAG}` = '{run}'"))
