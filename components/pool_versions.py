@@ -31,6 +31,7 @@ from hepar.runtime.artifacts import MANIFEST, dvc_version, link_or_copy, read_ma
 from hepar.runtime.environment import STORE_VARIABLE
 from hepar.runtime.redaction import redact
 from hepar.runtime.scratch import scratch_folder
+from hepar.runtime.stored_files import read_stored
 
 VERSION = re.compile(r"[0-9a-f]{32}\.dir")
 OUT, POINTER = "pool", "pool.dvc"
@@ -106,6 +107,8 @@ def find_remote(given: str) -> dict[str, Any]:
 def push(pool: Path, remote: str = "") -> str:
     """Pushes the files of a pool that the remote lacks; returns the version. Raises StorageError if DVC fails."""
     read_manifest(pool, Pool.KIND)
+    if read_stored(pool).files:
+        raise DataError(f"{pool} is by reference: `hepar fetch {pool}` fetches what it has in the store")
     settings, files = find_remote(remote), [path for path in sorted(pool.rglob("*")) if path.is_file()]
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in files}
     try:
