@@ -15,6 +15,7 @@ GRID_MM = 4.0  # of the distance maps that are registered: half of it is finer t
 MARGIN_MM = 40.0  # around both livers
 CLIPPED_MM = 30.0  # distances beyond say nothing about the surface
 ITERATIONS = 200
+MIN_LIVER_DICE = 0.8  # of aligned livers; below it, they may be of two patients, or resected in between
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Alignment:
     liver_dice: float
     rotation_degrees: float
     shift_mm: float
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the livers overlap so little that lesions may be matched wrongly."""
+        return self.liver_dice < MIN_LIVER_DICE
 
     def to_follow_up(self, labels: sitk.Image, grid: sitk.Image) -> sitk.Image:
         """A label map of the baseline on the grid of the follow-up: the nearest label of each voxel, 0 outside."""

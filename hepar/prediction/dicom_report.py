@@ -116,7 +116,7 @@ def _liver_group(predicted: PredictedScan, references: Mapping[str, tuple[Any, s
         (VOLUME, measured.liver_ml, MILLILITRE),
         (TUMOUR_VOLUME, measured.tumour_ml, MILLILITRE),
         (BURDEN, measured.burden_percent, PERCENT),
-        (LESIONS, None if measured.tumour_ml is None else float(len(measured.lesions)), NO_UNIT),
+        (LESIONS, None if measured.tumour_ml is None else len(measured.lesions), NO_UNIT),
     ]
     measurements = [_measurement(name, value, unit) for name, value, unit in values if value is not None]
     return _group(LIVER_LABEL, references.get(LIVER_LABEL), predicted, measurements, LIVER_CODE)

@@ -8,7 +8,7 @@ in between, and a reader has to confirm it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from hepar.errors import DataError
 from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.imaging.masks import dilate, enlarged, label_components
 from hepar.imaging.volumes import Geometry, to_array, to_image
-from hepar.prediction.alignment import Alignment, align_livers
+from hepar.prediction.alignment import MIN_LIVER_DICE, Alignment, align_livers
 from hepar.prediction.folder import PredictionFolder
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ MATCHED_WITHIN_MM = 10.0  # between the surfaces of two lesions after registrati
 MIN_TARGET_MM = 10.0  # longest diameter of a measurable lesion
 MAX_TARGETS = 2  # of an organ
 SHRINKAGE, GROWTH, MIN_GROWTH_MM = 0.30, 0.20, 5.0  # partial response, progression
-MIN_LIVER_DICE = 0.8  # below it, matches are doubtful
 SCHEMA = 1
 Labels = npt.NDArray[np.int32]
 
@@ -142,7 +141,7 @@ class FollowUp:
 
 
 def follow(baseline: PredictionFolder, follow_up: PredictionFolder, nadir_mm: float | None = None) -> FollowUp:
-    """Compare two predictions of one patient.
+    """Compare two predictions of one patient. Where the livers align badly the category is NE.
 
     `nadir_mm` is the smallest sum of diameters so far, by default that of the baseline. Raises ArtifactError if a
     folder lacks masks or measurements, DataError if a liver is missing or the modalities differ.
@@ -159,16 +158,20 @@ def follow(baseline: PredictionFolder, follow_up: PredictionFolder, nadir_mm: fl
     near = near_pairs(to_array(moved), labels_zyx, Geometry.of(tumour).spacing_zyx_mm)
     lesions = match_lesions(near, *diameters)
     volumes = {name: (before["measurements"][name], after["measurements"][name]) for name in ("liver_ml", "tumour_ml")}
-    return FollowUp(lesions, respond(lesions, nadir_mm), alignment, volumes, _warnings(before, after, alignment))
+    response = respond(lesions, nadir_mm)
+    if alignment.is_doubtful:
+        reason = "the aligned livers overlap too little to say which lesions are the same"
+        response = replace(response, category="NE", reasons=(reason, *response.reasons))
+    return FollowUp(lesions, response, alignment, volumes, _warnings(before, after, alignment))
 
 
 def _warnings(before: Mapping[str, Any], after: Mapping[str, Any], alignment: Alignment) -> tuple[str, ...]:
-    warnings = [
-        f"{name}: {warning['message']}"
-        for name, measured in (("baseline", before), ("follow-up", after))
-        for warning in measured["warnings"]
-    ]
-    if alignment.liver_dice < MIN_LIVER_DICE:
+    """The warnings of both scans, those that they share once, and that of the alignment."""
+    first, second = ([warning["message"] for warning in measured["warnings"]] for measured in (before, after))
+    warnings = [f"both scans: {message}" for message in first if message in second]
+    warnings += [f"baseline: {message}" for message in first if message not in second]
+    warnings += [f"follow-up: {message}" for message in second if message not in first]
+    if alignment.is_doubtful:
         value = f"Dice {alignment.liver_dice:.2f}, below {MIN_LIVER_DICE:g}"
         warnings.append(f"the aligned livers overlap little, so lesions may be matched wrongly: {value}")
     return tuple(warnings)

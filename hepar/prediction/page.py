@@ -40,6 +40,7 @@ def render_page(predicted: PredictedScan, pictures: ScanPictures, overview: byte
         facts=predicted.measurements(),
         overview=_address(overview),
         lesions=predicted.measured.lesions,
+        knows_livers=predicted.modality in predicted.predictor.models[0].spec.liver_intensity,
         pictures=[(lesion, _address(pictures.lesion(lesion))) for lesion in lesions[:MAX_PICTURES]],
     )
 
@@ -49,7 +50,9 @@ def _address(png: bytes) -> str:
 
 
 def _number(value: float | None, digits: int, unit: str = "") -> str:
-    """The number with a minus sign, not a hyphen; none for a value that rounds to 0."""
+    """The number with a minus sign, not a hyphen; none for a value that rounds to 0. A small volume is no zero."""
     if value is None:
         return NOTHING
+    if digits and 0 < value < 0.5 * 0.1**digits:
+        return f"<{0.1**digits:.{digits}f} {unit}".strip()
     return f"{value:z.{digits}f} {unit}".strip().replace("-", "−", 1 if value < 0 else 0)

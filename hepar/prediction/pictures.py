@@ -78,7 +78,8 @@ class _Slice:
         colours = np.repeat(np.asarray(grey)[..., None], 3, axis=2)
         for mask_yx, colour in ((self.liver_yx, LIVER_COLOUR), (self.tumour_yx, TUMOUR_COLOUR)):
             large_yx = np.asarray(Image.fromarray(mask_yx.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0
-            colours[large_yx & ~ndimage.binary_erosion(large_yx)] = colour
+            inner_yx = ndimage.binary_erosion(large_yx, border_value=1)  # the edge of a picture is no outline
+            colours[large_yx & ~inner_yx] = colour
         return Image.fromarray(colours)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from hepar.ingest.sources.source import VolumeFile
 from hepar.prediction.alignment import align_livers
 from hepar.prediction.follow_up import Fate, choose_targets, match_lesions, near_pairs, respond
 from hepar.prediction.measurements import measure
+from hepar.prediction.out_of_distribution import ScanWarning
+from hepar.prediction.outputs import Output
 from hepar.prediction.predicted_scan import PredictedScan
 from hepar.prediction.scans import Scan
 from hepar.prediction.writing import write_prediction
@@ -116,6 +119,25 @@ def test_lesions_of_a_moved_patient_are_matched_and_new_and_vanished_ones_are_na
     assert [rows[fate]["baseline"] for fate in ("new", "vanished")] == ["", str(fates["vanished"]["baseline"])]
     assert rows["new"]["follow_up"] == str(fates["new"]["follow_up"])
     assert all("Research use only" in row["use"] for row in rows.values())
+
+
+def test_livers_that_do_not_overlap_have_no_category_and_shared_warnings_are_told_once(tmp_path: Path) -> None:
+    (first, _) = LESIONS
+    cut = scan({first: 12.0})
+    liver_zyx = cut.found.liver_zyx.copy()
+    liver_zyx[:, :, 30:] = False  # a hemihepatectomy
+    half = replace(cut.found, liver_zyx=liver_zyx)
+    warned = (ScanWarning("spacing", 6.0, 5.0, "mm", "too coarse"),)
+    own = (*warned, ScanWarning("extent", 90.0, 100.0, "mm", "too low"))
+    write_prediction(replace(scan({first: 12.0}), warnings=warned), tmp_path / "a", (Output.MASKS, Output.JSON))
+    write_prediction(replace(cut, found=half, warnings=own), tmp_path / "b", (Output.MASKS, Output.JSON))
+    done = CliRunner().invoke(app, ["follow", str(tmp_path / "a"), str(tmp_path / "b")])
+    found = json.loads(done.stdout)
+    assert found["alignment"]["liver_dice"] < 0.8
+    assert found["response"]["category"] == "NE"
+    assert found["response"]["reasons"][0].startswith("the aligned livers overlap too little")
+    assert found["warnings"][:2] == ["both scans: too coarse", "follow-up: too low"]
+    assert [line.count("too coarse") for line in done.stderr.splitlines()].count(1) == 1
 
 
 def test_livers_without_lesions_have_a_table_with_all_columns(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dicom_files import phantom_voxels, write_series
 from predicted import predicted
 
 from hepar.prediction.out_of_distribution import ScanWarning
-from hepar.prediction.page import overview_lines, render_page
+from hepar.prediction.page import _number, overview_lines, render_page
 from hepar.prediction.pictures import ScanPictures
 from hepar.prediction.predicted_scan import PredictedScan
 
@@ -43,5 +43,7 @@ def test_numbers_have_minus_signs_and_spacings_three_digits(scan: PredictedScan)
     shown = replace(scan, found=replace(scan.found, geometry=grid), measured=replace(scan.measured, lesions=(centred,)))
     page = render_page(shown, ScanPictures.of(scan), b"")
     assert "<td>−12, 0, 7</td>" in page
+    assert _number(0.04, 1, "%") == "<0.1 %"
+    assert [_number(value, 1, "%") for value in (0.06, 0.0, None)] == ["0.1 %", "0.0 %", "–"]
     assert "voxels of 0.703 × 9.04 × 10.8 mm" in page
     assert re.search(r"td \{[^}]*white-space: nowrap", page)

@@ -60,6 +60,14 @@ def test_the_planes_have_one_scale_and_a_bar_of_it() -> None:
     assert max(runs) == pytest.approx(20 * per_mm, abs=2)  # of 20 mm, since the narrowest panel is narrower than 150 mm
 
 
+def test_the_edge_of_a_picture_is_no_outline() -> None:
+    grid = Geometry((4, 40, 40), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+    image_zyx, everywhere_zyx = np.zeros(grid.size_zyx, np.float32), np.ones(grid.size_zyx, bool)
+    pictures = ScanPictures(to_image(image_zyx, grid), image_zyx, everywhere_zyx, ~everywhere_zyx)
+    with Image.open(io.BytesIO(pictures.overview([]))) as picture:
+        assert not is_colour(np.asarray(picture), LIVER_COLOUR).any()
+
+
 def test_a_panel_that_is_narrower_than_the_bar_has_none() -> None:
     pixels = overview(spacing_zyx_mm=(0.5, 0.2, 0.09))  # 16 and 18 mm wide
     assert max(longest_run(row_n) for row_n in is_colour(pixels, TEXT)) < 30
