@@ -24,6 +24,8 @@ from pipelines.run_lock import end_with_parent
 
 # prefixes of what stages need to reach a store or MLflow
 STORE_VARIABLES = ("AWS_", "HEPAR_DICOMWEB_", "HEPAR_CACHE_", "MLFLOW_TRACKING_")
+PACKAGE = "two_stage.yaml"  # the compiled pipeline, in KFP's folder
+ONE_MACHINE_VARIABLE = "HEPAR_ONE_MACHINE"  # set where a pipeline runs on this machine, where a tag names one image
 PARAMS_VARIABLE = "HEPAR_PARAMS"  # the params file whose values `pipelines.two_stage` takes as defaults
 
 
@@ -41,14 +43,17 @@ class RedactedOutput(io.TextIOWrapper):
 
 def execute(request: Mapping[str, Any]) -> None:
     """Run the pipeline; raises an error of KFP if a stage fails."""
-    from kfp import local
+    from kfp import compiler, components, local
 
     from pipelines.two_stage import two_stage
 
     runner: Any = _docker_runner(request) if request["runner"] == "docker" else local.SubprocessRunner(use_venv=False)
     local.init(runner=runner, pipeline_root=request["root"], raise_on_error=True)
-    inputs = two_stage.component_spec.inputs
-    two_stage(**{name: value for name, value in request["params"].items() if name in inputs})
+    package = str(Path(request["root"]) / PACKAGE)
+    compiler.Compiler().compile(two_stage, package)
+    pipeline = components.load_component_from_file(package)  # what runs here is what would be sent to a cluster
+    inputs = pipeline.component_spec.inputs
+    pipeline(**{name: value for name, value in request["params"].items() if name in inputs})
 
 
 def _docker_runner(request: Mapping[str, Any]) -> Any:

@@ -32,7 +32,7 @@ from hepar.runtime.device import SHUTDOWN_SECONDS, catch_sigterm
 from hepar.runtime.environment import IMAGE_VARIABLE, STORE_VARIABLE
 from hepar.runtime.redaction import QUERY_VARIABLE, redact
 from hepar.runtime.unfinished import CHECKPOINTS_VARIABLE
-from pipelines.execution import PARAMS_VARIABLE, is_local
+from pipelines.execution import ONE_MACHINE_VARIABLE, PARAMS_VARIABLE, is_local
 from pipelines.results import PARAMS_FILE, finish_placing, place_results, score_table, summary
 from pipelines.run_lock import only_run
 from pipelines.stage_progress import STAGES, read_statuses, show_while
@@ -124,6 +124,7 @@ def _environment(workdir: Path, status_folder: Path, runner: str, image: str) ->
         CHECKPOINTS_VARIABLE: os.environ.get(CHECKPOINTS_VARIABLE) or str(workdir / "checkpoints"),
         COMMIT_VARIABLE: git_commit(),
         IMAGE_VARIABLE: image,
+        ONE_MACHINE_VARIABLE: "1",
         "GOMP_SPINCOUNT": "100000",  # stages run one after another, so idle threads may spin without holding up others
     }
     if remote := os.environ.get(STORE_VARIABLE):

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from hepar.runtime.progress import LINE_SECONDS, StageStatus
 
-STAGES = (
+STAGES = (  # and the check before them
+    "check",
     "ingest",
     "train-liver-CT",
     "train-liver-MR",

@@ -1,33 +1,102 @@
-"""The graph: ingest, a liver teacher per modality, pseudo-labels, pool, universal model, evaluation, registration.
+"""The graph: check, ingest, a liver teacher per modality, pseudo-labels, pool, universal model, evaluation,
+registration, and the news when all that has ended.
 
-Compile with `kfp dsl compile --py pipelines/two_stage.py --output build/two_stage.yaml`. The compiled defaults are
-those of `params.yaml`, or of the file that HEPAR_PARAMS names; a section passed to a run replaces the whole section.
-Compiled pipelines are copied around, so a source that names a patient is refused.
+Compile with `make compile`, or `kfp dsl compile --py pipelines/two_stage.py --output FILE`. The compiled
+defaults are those of `params.yaml`, or of the file that HEPAR_PARAMS names, but for the source, which each run must
+name. A section that is passed to a run replaces the whole section; `overrides` are merged into all of them. The section
+`cluster` is compiled in.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from kfp import dsl
 
-from components import stages
-from hepar.errors import ParamsError
-from hepar.ingest.sources.dicomweb import without_identifiers
+from components import stages, steps
 from hepar.params import dump_sections, load_params
-from hepar.runtime.redaction import QUERY_VARIABLE, redact_address
 from pipelines.execution import PARAMS_VARIABLE
-from pipelines.pod_settings import tell_execution
+from pipelines.pod_settings import CAPTIONS, set_up_pod
 
-DEFAULTS = dump_sections(load_params(Path(os.environ.get(PARAMS_VARIABLE, Path(__file__).parents[1] / "params.yaml"))))
-if without_identifiers(DEFAULTS["source"])[1]:
-    raise ParamsError(
-        f"source {redact_address(DEFAULTS['source'])} names a patient: leave the value empty and set {QUERY_VARIABLE}"
+PARAMS = load_params(Path(os.environ.get(PARAMS_VARIABLE, Path(__file__).parents[1] / "params.yaml")))
+DEFAULTS = dump_sections(PARAMS)
+
+
+def connect_stages(params: Mapping[str, Any]) -> tuple[tuple[str, dsl.PipelineTask], ...]:
+    """The tasks of all stages, each with the name of its step; `params` are the outputs of the check."""
+    modalities, preprocessing = params["modalities"], params["preprocessing"]
+    network, experiment = params["network"], params["experiment"]
+    ingested = stages.ingest(source=params["source"], params=params["ingest"], modalities=modalities)
+    ingested.set_caching_options(False)  # the files behind a path may have changed
+    cohort, cohort_hash = ingested.outputs["cohort"], ingested.outputs["Output"]
+
+    teachers = {
+        modality: stages.train_liver(
+            modality=modality,
+            cohort_hash=cohort_hash,
+            preprocessing=preprocessing,
+            network=network,
+            params=params["train_liver"],
+            experiment=experiment,
+            cohort=cohort,
+        )
+        for modality in ("CT", "MR")
+    }
+    teacher_inputs = {
+        "teacher_ct": teachers["CT"].outputs["model"],
+        "teacher_mr": teachers["MR"].outputs["model"],
+        "teacher_ct_hash": teachers["CT"].outputs["Output"],
+        "teacher_mr_hash": teachers["MR"].outputs["Output"],
+    }
+    labelled = stages.pseudo_label(
+        cohort=cohort, cohort_hash=cohort_hash, params=params["pseudo_label"], **teacher_inputs
+    )
+    pooled = stages.assemble_pool(
+        cohort=cohort,
+        cohort_hash=cohort_hash,
+        pseudo=labelled.outputs["pseudo"],
+        pseudo_hash=labelled.outputs["Output"],
+        modalities=modalities,
+        preprocessing=preprocessing,
+        params=params["assemble_pool"],
+    )
+    pooled.set_caching_options(False)  # reviews may have been added
+    universal = stages.train_universal(
+        pool=pooled.outputs["pool"],
+        pool_hash=pooled.outputs["Output"],
+        network=network,
+        params=params["train_universal"],
+        experiment=experiment,
+        **teacher_inputs,
+    )
+    model = {"model": universal.outputs["model"], "model_hash": universal.outputs["Output"]}
+    scored = stages.evaluate(cohort=cohort, cohort_hash=cohort_hash, params=params["evaluate"], **model)
+    registered = stages.register(
+        cohort=cohort,
+        cohort_hash=cohort_hash,
+        report=scored.outputs["report"],
+        report_hash=scored.outputs["Output"],
+        params=params["register"],
+        experiment=experiment,
+        **model,
+    )
+    registered.set_caching_options(False)  # it depends on the state of the registry
+    return (
+        ("ingest", ingested),
+        *(("train-liver", teacher) for teacher in teachers.values()),
+        ("pseudo-label", labelled),
+        ("assemble-pool", pooled),
+        ("train-universal", universal),
+        ("evaluate", scored),
+        ("register", registered),
     )
 
 
 @dsl.pipeline(name="hepar-two-stage", description="Universal liver-tumour segmentation from partially labelled data")
 def two_stage(
-    source: str = DEFAULTS["source"],
+    source: str,
+    overrides: dict = {},  # type: ignore[type-arg]  # noqa: B006
     experiment: str = DEFAULTS["experiment"],
     modalities: list = DEFAULTS["modalities"],  # type: ignore[type-arg]
     ingest: dict = DEFAULTS["ingest"],  # type: ignore[type-arg]
@@ -40,59 +109,30 @@ def two_stage(
     evaluate: dict = DEFAULTS["evaluate"],  # type: ignore[type-arg]
     register: dict = DEFAULTS["register"],  # type: ignore[type-arg]
 ) -> None:
-    """The source, the MLflow experiment, the modalities, and one parameter per section of the params."""
-    ingested = stages.ingest(source=source, params=ingest, modalities=modalities)
-    ingested.set_caching_options(False)  # the files behind a path may have changed
-    cohort, cohort_hash = ingested.outputs["cohort"], ingested.outputs["Output"]
-
-    teachers = {
-        modality: stages.train_liver(
-            modality=modality,
-            cohort_hash=cohort_hash,
+    """The source, changes to the params, the MLflow experiment, the modalities, and one parameter per section."""
+    cluster = PARAMS.cluster
+    news = steps.notify(mlflow_url=cluster.mlflow_url, runs_url=cluster.runs_url)
+    news.set_caching_options(False)
+    with dsl.ExitHandler(news, name="run"):
+        checked = steps.check(
+            overrides=overrides,
+            source=source,
+            experiment=experiment,
+            modalities=modalities,
+            ingest=ingest,
             preprocessing=preprocessing,
             network=network,
-            params=train_liver,
-            experiment=experiment,
-            cohort=cohort,
-        ).set_display_name(f"train-liver-{modality.lower()}")
-        for modality in ("CT", "MR")
-    }
-    teacher_inputs = {
-        "teacher_ct": teachers["CT"].outputs["model"],
-        "teacher_mr": teachers["MR"].outputs["model"],
-        "teacher_ct_hash": teachers["CT"].outputs["Output"],
-        "teacher_mr_hash": teachers["MR"].outputs["Output"],
-    }
-    labelled = stages.pseudo_label(cohort=cohort, cohort_hash=cohort_hash, params=pseudo_label, **teacher_inputs)
-    pooled = stages.assemble_pool(
-        cohort=cohort,
-        cohort_hash=cohort_hash,
-        pseudo=labelled.outputs["pseudo"],
-        pseudo_hash=labelled.outputs["Output"],
-        modalities=modalities,
-        preprocessing=preprocessing,
-        params=assemble_pool,
-    )
-    pooled.set_caching_options(False)  # reviews may have been added
-    universal = stages.train_universal(
-        pool=pooled.outputs["pool"],
-        pool_hash=pooled.outputs["Output"],
-        network=network,
-        params=train_universal,
-        experiment=experiment,
-        **teacher_inputs,
-    )
-    model = {"model": universal.outputs["model"], "model_hash": universal.outputs["Output"]}
-    scored = stages.evaluate(cohort=cohort, cohort_hash=cohort_hash, params=evaluate, **model)
-    registered = stages.register(
-        cohort=cohort,
-        cohort_hash=cohort_hash,
-        report=scored.outputs["report"],
-        report_hash=scored.outputs["Output"],
-        params=register,
-        experiment=experiment,
-        **model,
-    )
-    registered.set_caching_options(False)  # it depends on the state of the registry
-    for task in (ingested, *teachers.values(), labelled, pooled, universal, scored, registered):
-        tell_execution(task)
+            train_liver=train_liver,
+            pseudo_label=pseudo_label,
+            assemble_pool=assemble_pool,
+            train_universal=train_universal,
+            evaluate=evaluate,
+            register=register,
+        )
+        checked.set_caching_options(False)  # what it reaches may be gone
+        tasks = connect_stages(checked.outputs)
+    trainings = {"train-liver": PARAMS.train_liver.training, "train-universal": PARAMS.train_universal.training}
+    for step, task in (("check", checked), ("notify", news), *tasks):
+        set_up_pod(task, step, cluster, trainings.get(step))
+        modality = f" {task.inputs['modality']}" if step == "train-liver" else ""
+        task.set_display_name(f"{step}{modality}: {CAPTIONS[step][0]}")

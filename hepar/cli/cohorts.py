@@ -1,7 +1,9 @@
-"""Commands for data and settings: list a source, make phantoms, list cases, plan, compare networks, print params."""
+"""Commands for data and settings: check a run, list a source, make phantoms, list cases, plan, compare networks, print
+params."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -15,7 +17,10 @@ from hepar.cli.options import (
     PARAMS,
     SOURCE_HELP,
     CohortFolder,
+    Layout,
     ParamsFile,
+    Source,
+    SplitFrom,
     TableFormat,
     load_with_options,
 )
@@ -58,6 +63,38 @@ def phantom(
             progress=lambda done, _: count.advance(done),
         )
     print(table)
+
+
+@cohorts_app.command(rich_help_panel=PANEL)
+def check(
+    source: Source = None,
+    overrides: Annotated[
+        str, typer.Option(help='Other values, as JSON: \'{"evaluate": {"overlap": 0.75}}\'.', show_default="none")
+    ] = "{}",
+    layout: Layout = None,
+    split_from: SplitFrom = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Check the params, and that a run can reach its source, MLflow, the store and the patient key."""
+    import hepar.planning.preflight
+    from hepar.params import override_params
+    from hepar.runtime.progress import stage
+
+    loaded = load_with_options(params, source, layout, split_from)
+    with stage(hepar.planning.preflight.STAGE):
+        hepar.planning.preflight.check_params(override_params(loaded, _parsed(overrides), "--overrides"))
+    print("ready to run")
+
+
+def _parsed(overrides: str) -> dict[str, Any]:
+    """Overrides from JSON. Raises ParamsError unless they are an object."""
+    try:
+        found = json.loads(overrides)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ParamsError(f"--overrides is {overrides!r} but must be a JSON object")
+    return found
 
 
 @cohorts_app.command(rich_help_panel=PANEL)

@@ -9,8 +9,8 @@ from kfp import compiler, dsl
 
 from components import stages
 from hepar.errors import ParamsError
-from hepar.params import dump_sections
-from pipelines.pod_settings import tell_execution
+from hepar.params import TrainingParams, dump_sections
+from pipelines.pod_settings import set_up_pod
 from pipelines.steps import say
 from pipelines.studies.definition import Study, load_study
 from pipelines.studies.plan import (
@@ -85,12 +85,18 @@ def as_pipeline(study: Study, cells: list[StudyCell]) -> Any:
         for step in unique_steps(cells):
             task = COMPONENTS[step.stage](**_arguments(step, tasks))
             task.set_display_name(names[step.key])
-            tell_execution(task)
+            set_up_pod(task, step.stage, step.params.cluster, _training(step))
             if step.stage in UNCACHED:
                 task.set_caching_options(False)
             tasks[step.key] = task
 
     return fan_out
+
+
+def _training(step: PlannedStep) -> TrainingParams | None:
+    """The training of a step that trains."""
+    trainings = {TRAIN_LIVER: step.params.train_liver.training, TRAIN_UNIVERSAL: step.params.train_universal.training}
+    return trainings.get(step.stage)
 
 
 def _arguments(step: PlannedStep, tasks: Mapping[str, Any]) -> dict[str, Any]:
