@@ -29,6 +29,8 @@ CANONICAL = "LPS"
 WRITABLE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 MAX_VOXELS_PER_BYTE = 1100  # of a file: gzip packs zeros to about a thousandth
 ALLOWED_VOXELS = 2**27  # whatever the size of the file
+ALIASING_SIGMA = 0.4  # of the smoothing before a coarser grid, in units of sqrt(new spacing² - old spacing²)
+LEAST_SIGMA = 0.2  # voxels; less is not smoothed
 Array = npt.NDArray[Any]
 
 
@@ -109,7 +111,7 @@ def read_image(path: Path, *, spacing_known: bool = True, inside: Path | None = 
     """
     header = headers.read_header(path)
     check_inside(header.data_files, (inside or path.resolve().parent,))
-    _check_size(path, header)
+    check_size(path, header)
     if spacing_known and not header.has_spacing:
         raise Refusal(MISSING_SPACING_RULE, f"{path} gives none")
     with headers.readable(path, header) as opened, _read_errors_of(path):
@@ -147,7 +149,7 @@ def _read_errors_of(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from None
 
 
-def _check_size(path: Path, header: headers.Header) -> None:
+def check_size(path: Path, header: headers.Header) -> None:
     """Raise DataError, before memory is allocated, if a file is too small for the size in its header or damaged."""
     stored_bytes = sum(file.stat().st_size for file in header.data_files or (path,))
     if header.voxels > max(MAX_VOXELS_PER_BYTE * stored_bytes, ALLOWED_VOXELS):
@@ -288,9 +290,9 @@ def resample(image: sitk.Image, geometry: Geometry) -> sitk.Image:
         return sitk.Cast(image, sitk.sitkFloat32)
     source = sitk.Cast(image, sitk.sitkFloat32)
     old, new = source.GetSpacing(), geometry.spacing_zyx_mm[::-1]
-    sigmas = [max(0.0, (b / a) ** 2 - 1) ** 0.5 * 0.4 * a for a, b in zip(old, new, strict=True)]
+    sigmas = [max(0.0, (b / a) ** 2 - 1) ** 0.5 * ALIASING_SIGMA * a for a, b in zip(old, new, strict=True)]
     for axis, sigma in enumerate(sigmas):
-        if sigma > 0.2 * old[axis] and source.GetSize()[axis] >= 4:
+        if sigma > LEAST_SIGMA * old[axis] and source.GetSize()[axis] >= 4:
             source = sitk.RecursiveGaussian(source, sigma, False, sitk.RecursiveGaussianImageFilter.ZeroOrder, axis)
     return _interpolate(source, geometry)
 

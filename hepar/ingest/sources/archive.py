@@ -105,7 +105,7 @@ def _unpack(archive: Path, folder: Path, bytes_left: int) -> int:
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            total = _check(opened.infolist(), min(bytes_left, _limit_bytes(archive.stat().st_size)))
+            total = check_members(opened.infolist(), archive.stat().st_size, bytes_left)
             folder.mkdir(exist_ok=True)
             if total > (free := shutil.disk_usage(folder).free):
                 raise StorageError(
@@ -133,8 +133,12 @@ def _unpack(archive: Path, folder: Path, bytes_left: int) -> int:
     return total
 
 
-def _check(members: list[zipfile.ZipInfo], limit_bytes: int) -> int:
-    """The bytes that the members unpack to. Raises Refusal if they are too many, or a member leads elsewhere."""
+def check_members(members: list[zipfile.ZipInfo], size_bytes: int, bytes_left: int) -> int:
+    """The bytes that the members of an archive of a size unpack to.
+
+    Raises Refusal if they are more than `bytes_left` or than scans compress to, or if a member leads elsewhere.
+    """
+    limit_bytes = min(bytes_left, _limit_bytes(size_bytes))
     if (total := sum(member.file_size for member in members)) > limit_bytes:
         raise Refusal(RULE, f"it unpacks to {total} bytes, more than {limit_bytes}")
     for number, member in enumerate(members, start=1):

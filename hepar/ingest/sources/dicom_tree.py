@@ -94,13 +94,15 @@ def structure_of(stack: Stack) -> str:
     Headers do not show that a series is a mask, so the name must be the structure's alone, perhaps with a number.
     """
     names = (str(stack.first.get("SeriesDescription") or ""), stack.first.path.parent.name)
-    for name in names:
-        bare = re.sub(r"mask|seg(mentation)?|label|[\d_. -]+", "", name, flags=re.IGNORECASE)
-        if re.fullmatch(r"(liver)?(tumou?rs?|lesions?|cancer|metastases)", bare, re.IGNORECASE):
-            return "tumour"
-        if re.fullmatch(r"liver|leber|foie", bare, re.IGNORECASE):
-            return "liver"
-    return ""
+    return next(filter(None, map(named_structure, names)), "")
+
+
+def named_structure(name: str) -> str:
+    """`liver` or `tumour` if a text is the name of its masks alone, empty otherwise."""
+    bare = re.sub(r"mask|seg(mentation)?|label|[\d_. -]+", "", name, flags=re.IGNORECASE)
+    if re.fullmatch(r"(liver)?(tumou?rs?|lesions?|cancer|metastases)", bare, re.IGNORECASE):
+        return "tumour"
+    return "liver" if re.fullmatch(r"liver|leber|foie", bare, re.IGNORECASE) else ""
 
 
 @dataclass(frozen=True)

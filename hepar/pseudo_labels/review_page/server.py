@@ -20,6 +20,7 @@ from flask import Flask, Response, abort, request, send_file
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import make_server
 
+from hepar import viewer
 from hepar.errors import DataError, HeparError
 from hepar.pseudo_labels.review_page.queue import as_json
 from hepar.pseudo_labels.review_page.session import ReviewSession
@@ -27,18 +28,13 @@ from hepar.pseudo_labels.review_page.session import ReviewSession
 HOST = "127.0.0.1"
 COOKIE = "hepar_review"
 STATIC = Path(__file__).parent / "static"
-PAGES = {"": "index.html", "review.js": "review.js", "review.css": "review.css", "niivue.js": "vendor/niivue.umd.js"}
-MAX_UPLOAD_BYTES = 2**30
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'self'; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src blob:; img-src 'self' data: blob:;"
-        " connect-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
+PAGES = {
+    "": STATIC / "index.html",
+    "review.js": STATIC / "review.js",
+    "review.css": STATIC / "review.css",
+    **viewer.FILES,
 }
+MAX_UPLOAD_BYTES = 2**30
 
 
 def make_app(session: ReviewSession, token: str) -> Flask:
@@ -58,7 +54,7 @@ def make_app(session: ReviewSession, token: str) -> Flask:
     @app.get("/", defaults={"name": ""})
     @app.get("/<name>")
     def page(name: str) -> Response:
-        return send_file(STATIC / PAGES[name]) if name in PAGES else abort(404, f"there is no page {name}")
+        return send_file(PAGES[name]) if name in PAGES else abort(404, f"there is no page {name}")
 
     @app.get("/api/cases")
     def cases() -> Response:
@@ -91,7 +87,7 @@ def _secure(app: Flask, token: str) -> None:
 
     @app.after_request
     def harden(response: Response) -> Response:
-        response.headers.update(HEADERS)
+        response.headers.update(viewer.SECURITY_HEADERS)
         if hmac.compare_digest(request.args.get("token", "").encode(), token.encode()):
             response.set_cookie(_cookie(), token, httponly=True, samesite="Strict")
         return response

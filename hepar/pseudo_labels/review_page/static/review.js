@@ -3,25 +3,20 @@
 
 const byId = (id) => document.getElementById(id);
 const LAYERS = [
-  { name: "liver", colormap: "green", opacity: 0.45, box: "show-liver", key: "m" },
-  { name: "uncertain", colormap: "blue", opacity: 0.5, box: "show-uncertain", key: "u" },
-  { name: "tumour", colormap: "red", opacity: 0.6, box: "show-tumour", key: "t" },
+  { name: "liver", label: "liver", colour: "green", visible: true, key: "m" },
+  { name: "uncertain", label: "uncertain", colour: "blue", visible: true, key: "u" },
+  { name: "tumour", label: "manual tumour", colour: "orange", visible: true, key: "t" },
 ];
 const VERDICTS = { accept: "accepted", review: "for review", reject: "rejected" };
 const DECISIONS = { accept: "accepted", reject: "rejected", correct: "corrected" };
+const OPENS_ON = ["uncertain", "liver"]; // most is in doubt there
 
 let cases = [];
 let current = null;
 let busy = false;
-const viewer = new niivue.Niivue({
-  backColor: [0, 0, 0, 1],
-  crosshairColor: [0.42, 0.66, 1, 0.8],
-  crosshairWidthUnit: "voxels",
-  crosshairWidth: 0.3,
-  dragAndDropEnabled: false,
-  isRadiologicalConvention: true, // the patient's right on the left of the screen
-  multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
-});
+const planes = new HeparViewer(byId("view"));
+const pen = new HeparPen(planes);
+const viewer = planes.niivue;
 
 async function fetchJson(path, options) {
   const response = await fetch(path, options);
@@ -84,6 +79,7 @@ function maskOf(item, layer) {
 let loading = Promise.resolve(); // one case after the other, so that their volumes do not mix
 
 function show(item) {
+  if (blocked()) return Promise.resolve();
   current = item;
   delete byId("view").dataset.shown;
   showQueue();
@@ -95,68 +91,51 @@ function show(item) {
 async function load(item) {
   showMessage("Loading the volume…");
   const folder = `files/${encodeURIComponent(item.case_id)}`;
-  const image = { url: `${folder}/image.nii.gz`, name: "image.nii.gz", colormap: "gray" };
-  if (item.window) [image.cal_min, image.cal_max] = item.window;
-  const layers = LAYERS.filter((layer) => item.files.includes(layer.name));
-  const masks = layers.map((layer) => ({
-    url: `${folder}/${maskOf(item, layer)}.nii.gz`, name: `${layer.name}.nii.gz`, colormap: layer.colormap,
-    opacity: byId(layer.box).checked ? layer.opacity : 0, cal_min: 0, cal_max: 1,
+  const layers = LAYERS.filter((layer) => item.files.includes(layer.name)).map((layer) => ({
+    ...layer, url: `${folder}/${maskOf(item, layer)}.nii.gz`, visible: byId(`show-${layer.name}`).checked,
   }));
   try {
-    await viewer.loadVolumes([image, ...masks]);
+    await planes.show({ url: `${folder}/image.nii.gz`, modality: item.modality, layers, opensOn: OPENS_ON });
   } catch (error) {
     showMessage(`The volume cannot be displayed: ${error.message}`, true);
     return;
   }
   if (current !== item) return; // another case was selected while this one loaded
-  for (const layer of LAYERS) byId(layer.box).disabled = !layers.includes(layer);
-  goToLiver(1);
+  for (const layer of LAYERS) byId(`show-${layer.name}`).disabled = !item.files.includes(layer.name);
   showMessage("");
   byId("view").dataset.shown = item.case_id;
 }
 
-// Move the crosshair to the centre of the liver, so that all three planes show it.
-function goToLiver(index) {
-  const mask = viewer.volumes[index];
-  if (!mask) return;
-  const [, columns, rows] = mask.hdr.dims;
-  let sums = [0, 0, 0], count = 0;
-  for (let i = 0; i < mask.img.length; i += 1) {
-    if (mask.img[i] > 0) {
-      sums[0] += i % columns;
-      sums[1] += Math.floor(i / columns) % rows;
-      sums[2] += Math.floor(i / (columns * rows));
-      count += 1;
-    }
-  }
-  if (!count) return;
-  viewer.scene.crosshairPos = viewer.vox2frac(sums.map((sum) => Math.round(sum / count)));
-  viewer.drawScene();
+// Whether a drawing is open, which would be lost.
+function blocked() {
+  if (pen.open) showMessage("Save the drawing (S) or discard it (Esc) first", true);
+  return pen.open;
 }
 
-function setLayer(layer) {
-  const index = viewer.volumes.findIndex((volume) => volume.name === `${layer.name}.nii.gz`);
-  if (index > 0) viewer.setOpacity(index, byId(layer.box).checked ? layer.opacity : 0);
+function isShown() {
+  const ready = current && byId("view").dataset.shown === current.case_id;
+  if (current && !ready) showMessage("Wait until the volume is displayed", true);
+  return Boolean(ready);
 }
 
 async function save(path, options, afterwards) {
-  if (busy || !current) return;
-  if (byId("view").dataset.shown !== current.case_id) {
-    showMessage("Wait until the volume is displayed", true);
-    return;
-  }
+  if (busy || blocked() || !isShown()) return;
   busy = true;
   try {
-    const saved = await fetchJson(`api/cases/${encodeURIComponent(current.case_id)}/${path}`, { method: "POST", ...options });
-    current = cases[cases.findIndex((item) => item.case_id === saved.case_id)] = saved;
-    showQueue();
-    showFacts(saved);
+    await keep(path, options);
     await afterwards();
   } catch (error) {
     showMessage(error.message, true);
   } finally {
     busy = false;
   }
+}
+
+async function keep(path, options) {
+  const saved = await fetchJson(`api/cases/${encodeURIComponent(current.case_id)}/${path}`, { method: "POST", ...options });
+  current = cases[cases.findIndex((item) => item.case_id === saved.case_id)] = saved;
+  showQueue();
+  showFacts(saved);
 }
 
 function next() {
@@ -179,34 +158,88 @@ async function upload() {
   await save("mask", { body: form }, () => show(current));
 }
 
+function draw() {
+  if (pen.open || !isShown()) return;
+  pen.begin("liver");
+  showMessage("");
+}
+
+function discard() {
+  if (pen.open) pen.end();
+  showMessage("");
+}
+
+async function saveDrawing() {
+  if (!pen.open || busy) return;
+  if (!pen.changed) {
+    showMessage("Nothing was drawn: discard with Esc, or accept the mask as it is", true);
+    return;
+  }
+  busy = true;
+  try {
+    const form = new FormData();
+    form.append("mask", new Blob([await pen.bytes()]), "drawing.nii");
+    await keep("mask", { body: form });
+    pen.end();
+  } catch (error) {
+    showMessage(error.message, true);
+    return;
+  } finally {
+    busy = false;
+  }
+  await show(current);
+}
+
+function showPen() {
+  byId("drawing").hidden = !pen.open;
+  byId("draw").hidden = pen.open;
+  for (const tool of ["brush", "eraser", "grow"]) byId(tool).setAttribute("aria-pressed", String(pen.tool === tool));
+  byId("pen-size").textContent = `${pen.size} px`;
+  byId("accept").disabled = byId("reject").disabled = byId("next").disabled = pen.open;
+}
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=range], input[type=file]")) return;
+  const key = event.key.toLowerCase();
+  const actions = { a: accept, r: reject, n: next, d: draw, s: saveDrawing, escape: discard };
+  const layer = LAYERS.find((item) => item.key === key), box = layer && byId(`show-${layer.name}`);
+  if (key === "enter" && event.target.matches("button, a")) return; // which it presses
+  if (event.repeat && (actions[key] || box)) return;
+  const drawnOrMoved = pen.handleKey(event) || planes.handleKey(event);
+  if (!drawnOrMoved) {
+    if (actions[key]) actions[key]();
+    else if (box && !box.disabled) box.click();
+    else return;
+  }
+  event.preventDefault();
+  event.stopPropagation();
+}
+
 async function start() {
   history.replaceState(null, "", location.pathname); // the cookie holds the token: hide it from the address bar
   byId("accept").addEventListener("click", accept);
   byId("reject").addEventListener("click", reject);
   byId("next").addEventListener("click", next);
   byId("upload").addEventListener("change", upload);
-  for (const layer of LAYERS) byId(layer.box).addEventListener("change", () => setLayer(layer));
-  document.addEventListener("keydown", (event) => {
-    if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
-    const key = event.key.toLowerCase();
-    const action = { a: accept, r: reject, n: next }[key];
-    const layer = LAYERS.find((item) => item.key === key);
-    if (action) action();
-    else if (layer && !byId(layer.box).disabled) {
-      byId(layer.box).checked = !byId(layer.box).checked;
-      setLayer(layer);
-    } else return;
-    event.preventDefault();
-    event.stopPropagation();
-  }, true);
+  byId("draw").addEventListener("click", draw);
+  for (const tool of ["brush", "eraser", "grow"]) byId(tool).addEventListener("click", () => pen.use(tool));
+  byId("smaller").addEventListener("click", () => pen.setSize(pen.size - 2));
+  byId("larger").addEventListener("click", () => pen.setSize(pen.size + 2));
+  byId("undo").addEventListener("click", () => pen.undo());
+  byId("save").addEventListener("click", saveDrawing);
+  byId("discard").addEventListener("click", discard);
+  planes.addControls(byId("controls"), LAYERS);
+  pen.onChange(showPen);
+  showPen();
+  document.addEventListener("keydown", onKey, true);
+  window.addEventListener("beforeunload", (event) => { if (pen.open && pen.changed) event.preventDefault(); });
   cases = await fetchJson("api/cases");
   if (!cases.length) {
     byId("title").textContent = "No pseudo-livers to review";
     byId("count").textContent = "";
     return;
   }
-  await viewer.attachToCanvas(byId("view"));
-  viewer.setSliceType(viewer.sliceTypeMultiplanar);
+  await planes.attach();
   await show(cases.find((item) => !item.decision) ?? cases[0]);
 }
 

@@ -1,0 +1,193 @@
+"""The process that predicts uploads, one after the other: it alone opens them, and may crash or run out of memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import sys
+import traceback
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from hepar.cases import Modality
+from hepar.errors import DataError, HeparError
+from hepar.inference.settings import PredictionSettings
+from hepar.service.uploads import UploadKind
+
+RESULTS, IMAGES, UNPACKED, ARCHIVE = "results", "images", "unpacked", "results.zip"
+FAST_COMPRESSION = 1  # of a scan that the page shows
+FAILED_SENTENCE = "the prediction failed because of an error in hepar; its log has the details"
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job for the process: its folder, the name of the upload in it, and the modality if the user gave one."""
+
+    folder: Path
+    upload: str
+    modality: Modality | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the process is doing, and how many of its steps are done."""
+
+    text: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The scans of an upload and what was left out of it, as JSON values."""
+
+    scans: tuple[dict[str, Any], ...]
+    left_out: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class NotPredicted:
+    """Why there is no result, for the user; `trace` is that of a bug, for the log."""
+
+    sentence: str
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model is loaded."""
+
+    description: str
+
+
+def run_predictions(connection: Connection, model: str, settings: PredictionSettings, device: str) -> None:
+    """Load a model, on a CUDA device if one is named, then work on orders until the parent ends.
+
+    Each `Order` is answered by `Step`s, and by `Predicted` or `NotPredicted` at last.
+    """
+    _settle()
+    if device:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device  # before torch is imported
+    from hepar.prediction.opening import open_predictor
+
+    try:
+        predictor = open_predictor(model, settings)
+    except HeparError as error:
+        connection.send(NotPredicted(str(error)))
+        return
+    _bound_memory(predictor.models[0].device.type)
+    connection.send(Ready(predictor.description))
+    with suppress(EOFError, OSError):
+        while True:
+            order: Order = connection.recv()
+            connection.send(_outcome(predictor, order, connection.send))
+
+
+def _settle() -> None:
+    """What libraries print about a file goes nowhere, since it may name a patient; nor does a dump of the memory."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, sys.stderr.fileno())
+
+
+def _bound_memory(device: str) -> None:
+    """Let this process run out of memory before the machine does. CUDA maps more than it uses, so not there."""
+    from hepar.ingest.workers import usable_bytes
+
+    if device == "cpu":
+        resource.setrlimit(resource.RLIMIT_DATA, (usable_bytes(), resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def _outcome(predictor: Any, order: Order, tell: Callable[[Step], None]) -> Predicted | NotPredicted:
+    try:
+        return _predict(predictor, order, tell)
+    except HeparError as error:
+        return NotPredicted(_without_paths(str(error), order.folder))
+    except MemoryError:
+        return NotPredicted("the scan needs more memory than there is")
+    except Exception:
+        return NotPredicted(FAILED_SENTENCE, traceback.format_exc())
+    finally:
+        shutil.rmtree(order.folder / UNPACKED, ignore_errors=True)
+        (order.folder / order.upload).unlink(missing_ok=True)
+
+
+def _predict(predictor: Any, order: Order, tell: Callable[[Step], None]) -> Predicted:
+    from hepar.prediction.scans import open_scans
+    from hepar.service.unpacking import unpack_numbered
+
+    tell(Step("reading the upload", 0, 1))
+    source = order.folder / order.upload
+    if source.suffix == UploadKind.ZIP:
+        unpack_numbered(source, order.folder / UNPACKED)
+        source = order.folder / UNPACKED
+    with open_scans(str(source)) as found:
+        left_out = [{"name": item.name, "reason": _without_paths(item.reason, order.folder)} for item in found.left_out]
+        scans = []
+        for number, scan in enumerate(found.scans):
+            tell(Step(f"predicting {scan.name}", number, len(found.scans)))
+            try:
+                scans.append(_predict_one(predictor, scan, order, len(scans) + 1))
+            except DataError as error:
+                if len(found.scans) == 1:
+                    raise
+                left_out.append({"name": scan.name, "reason": _without_paths(str(error), order.folder)})
+        if not scans:
+            reasons = "; ".join(f"{item['name']}: {item['reason']}" for item in left_out)
+            raise DataError(f"no scan was predicted: {reasons}")
+    _archive(order.folder, [scan["measurements"]["scan"]["name"] for scan in scans])
+    return Predicted(tuple(scans), tuple(left_out))
+
+
+def _predict_one(predictor: Any, scan: Any, order: Order, number: int) -> dict[str, Any]:
+    """Predict a scan and write its results and the image that the page shows."""
+    from hepar.prediction.predicted_scan import predict_scan
+    from hepar.prediction.writing import write_prediction
+
+    with scan.fetched() as here:
+        predicted = predict_scan(predictor, here, order.modality)
+        folder = order.folder / RESULTS / str(number)
+        problem = write_prediction(predicted, folder)
+    _write_image(predicted, order.folder / IMAGES / f"{number}.nii.gz")
+    files = sorted(path.name for path in folder.iterdir())
+    return {"number": number, "measurements": predicted.measurements(), "files": files, "problem": problem}
+
+
+def _write_image(predicted: Any, path: Path) -> None:
+    """Write the scan for the page: HU as int16, intensities of MR as they are, without texts of the header."""
+    import SimpleITK as sitk
+
+    from hepar.imaging.volumes import without_metadata
+
+    path.parent.mkdir(exist_ok=True)
+    image = without_metadata(predicted.image)
+    if predicted.modality == Modality.CT:
+        image = sitk.Cast(
+            sitk.Round(sitk.Clamp(sitk.Cast(image, sitk.sitkFloat32), lowerBound=-2048, upperBound=16383)),
+            sitk.sitkInt16,
+        )
+    sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=FAST_COMPRESSION)
+
+
+def _archive(folder: Path, names: list[str]) -> None:
+    """Put all results into one zip, a folder a scan."""
+    with zipfile.ZipFile(folder / ARCHIVE, "w", zipfile.ZIP_STORED) as archive:
+        for number, name in enumerate(names, start=1):
+            for path in sorted((folder / RESULTS / str(number)).iterdir()):
+                archive.write(path, f"{name}/{path.name}")
+
+
+def _without_paths(text: str, folder: Path) -> str:
+    """A sentence without the folder of the job, which only the service knows."""
+    for place in {str(folder), str(folder.resolve())}:
+        text = text.replace(f"{place}/", "").replace(place, "the upload")
+    return text

@@ -1,0 +1,217 @@
+// Upload a scan, wait for its prediction, and look at the results. The address keeps the job, so a reload finds it again.
+"use strict";
+
+const byId = (id) => document.getElementById(id);
+const LAYERS = [
+  { name: "liver", label: "liver", colour: "green", visible: true, key: "m" },
+  { name: "tumour", label: "tumours", colour: "orange", visible: true, key: "t" },
+];
+const POLL_MS = 700;
+const DOWNLOADS = {
+  "liver.nii.gz": "Liver mask", "tumour.nii.gz": "Tumour mask", "segmentation.dcm": "DICOM-SEG", "report.dcm": "DICOM SR",
+  "measurements.json": "Measurements", "measurements.csv": "Scan, CSV", "lesions.csv": "Lesions, CSV",
+  "overview.png": "Overview", "page.html": "Page",
+};
+const planes = new HeparViewer(byId("view"));
+let job = null;
+let scan = null;
+let lesion = -1;
+let uploading = null;
+
+async function fetchJson(path, options) {
+  const response = await fetch(path, options);
+  const body = await response.json();
+  if (!response.ok) throw new Error(body.error);
+  return body;
+}
+
+const sleep = (ms) => new Promise((done) => { setTimeout(done, ms); });
+
+function showError(text) {
+  byId("error").textContent = text;
+}
+
+function showProgress(text, done, total) {
+  byId("drop").hidden = true;
+  byId("progress").hidden = false;
+  byId("step").textContent = text;
+  if (total) Object.assign(byId("bar"), { value: done, max: total });
+  else byId("bar").removeAttribute("value");
+}
+
+function showStart() {
+  job = scan = null;
+  history.replaceState(null, "", location.pathname);
+  byId("start").hidden = byId("drop").hidden = false;
+  byId("results").hidden = byId("progress").hidden = byId("again").hidden = true;
+}
+
+// The body is the file itself: neither its name nor its path is sent.
+function post(file) {
+  const modality = document.querySelector("input[name=modality]:checked").value;
+  return new Promise((resolve, reject) => {
+    const request = uploading = new XMLHttpRequest();
+    request.open("POST", `api/jobs${modality ? `?modality=${modality}` : ""}`);
+    request.responseType = "json";
+    request.setRequestHeader("Content-Type", "application/octet-stream");
+    request.upload.addEventListener("progress", (event) => showProgress("Uploading…", event.loaded, event.total));
+    request.upload.addEventListener("load", () => showProgress("Checking the upload…"));
+    request.addEventListener("load", () => resolve({ status: request.status, body: request.response }));
+    request.addEventListener("error", () => reject(new Error("The upload was broken off; is the service running?")));
+    request.addEventListener("abort", () => reject(new Error("The upload was cancelled.")));
+    request.send(file);
+  });
+}
+
+async function upload(file) {
+  if (!file || uploading) return;
+  showError("");
+  showProgress("Uploading…", 0, 1);
+  try {
+    const { status, body } = await post(file);
+    if (status !== 202) throw new Error(body?.error ?? `The service answered ${status}.`);
+    uploading = null;
+    await follow(body);
+  } catch (error) {
+    showStart();
+    showError(error.message);
+  } finally {
+    uploading = null;
+    byId("file").value = "";
+  }
+}
+
+async function follow(found) {
+  job = found;
+  history.replaceState(null, "", `#${job.id}`);
+  while (job && !["done", "failed"].includes(job.state)) {
+    const waiting = job.ahead ? `Waiting: ${job.ahead} ahead` : "Waiting for the device…";
+    showProgress(job.state === "running" ? `${job.step || "starting"}…` : waiting, job.steps > 1 ? job.steps_done : 0, job.steps > 1 ? job.steps : 0);
+    await sleep(POLL_MS);
+    if (!job) return;
+    const [id, now] = [job.id, await fetchJson(`api/jobs/${job.id}`)];
+    if (job?.id !== id) return; // cancelled meanwhile
+    job = now;
+  }
+  if (!job) return;
+  if (job.state === "failed") throw new Error(job.error);
+  await showResults();
+}
+
+async function showResults() {
+  byId("start").hidden = true;
+  byId("results").hidden = byId("again").hidden = false;
+  byId("scan").replaceChildren(...job.scans.map((item, index) => new Option(item.measurements.scan.name, index)));
+  byId("which").hidden = job.scans.length < 2;
+  byId("left-out").replaceChildren(...job.left_out.map(({ name, reason }) => make("li", {}, `${name} is left out: ${reason}`)));
+  byId("kept").textContent = `Deleted in ${Math.max(1, Math.round(job.deleted_in_seconds / 60))} min.`;
+  if (!planes.attached) await planes.attach();
+  planes.attached = true;
+  await showScan(0);
+}
+
+async function showScan(index) {
+  scan = job.scans[index];
+  lesion = -1;
+  delete byId("view").dataset.shown;
+  const { measurements: found } = scan, values = found.measurements;
+  byId("warnings").replaceChildren(
+    ...found.warnings.map((warning) => make("li", {}, warning.message)), ...(scan.problem ? [make("li", {}, scan.problem)] : []));
+  byId("facts").replaceChildren(...[
+    ["Liver, tumours included", amount(values.liver_ml, 0, "ml")], ["Tumours", amount(values.tumour_ml, 1, "ml")],
+    ["Tumour burden", amount(values.burden_percent, 1, "%")], ["Modality", `${found.scan.modality}, from ${found.scan.modality_from}`],
+    ["Size", found.scan.size_xyz.join(" × ")], ["Spacing, mm", found.scan.spacing_xyz_mm.map((mm) => mm.toFixed(2)).join(" × ")],
+  ].flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
+  showLesions(found.lesions, values.tumour_ml);
+  showDownloads();
+  const folder = `api/jobs/${job.id}/scans/${scan.number}`;
+  const layers = LAYERS.filter((layer) => scan.files.includes(`${layer.name}.nii.gz`)).map((layer) => ({
+    ...layer, url: `${folder}/${layer.name}.nii.gz`, visible: byId(`show-${layer.name}`).checked,
+  }));
+  await planes.show({ url: `${folder}/image.nii.gz`, modality: found.scan.modality, layers, opensOn: ["tumour", "liver"] });
+  for (const layer of LAYERS) byId(`show-${layer.name}`).disabled = !layers.some(({ name }) => name === layer.name);
+  byId("view").dataset.shown = `${job.id}/${scan.number}`;
+}
+
+function amount(value, digits, unit) {
+  return value === null || value === undefined ? "–" : `${value.toFixed(digits)} ${unit}`.trim();
+}
+
+function showLesions(lesions, tumourMl) {
+  byId("lesions").hidden = byId("hint").hidden = !lesions.length;
+  byId("no-lesions").hidden = Boolean(lesions.length);
+  byId("no-lesions").textContent = tumourMl === null ? "The model was not taught tumours." : "None found.";
+  byId("lesions").tBodies[0].replaceChildren(...lesions.map((item, index) => {
+    const button = make("button", { type: "button", title: "Go to this lesion" }, String(item.number));
+    const row = make("tr", {}, make("td", {}, button), ...[
+      amount(item.volume_ml, 2, ""), amount(item.longest_diameter_mm, 1, ""), amount(item.perpendicular_diameter_mm, 1, ""),
+      amount(item.confidence, 2, ""),
+    ].map((text) => make("td", {}, text)));
+    row.addEventListener("click", () => goToLesion(index));
+    return row;
+  }));
+}
+
+function goToLesion(index) {
+  const { lesions } = scan.measurements;
+  if (!lesions.length) return;
+  lesion = (index + lesions.length) % lesions.length;
+  planes.goToLps(lesions[lesion].centre_lps_mm);
+  [...byId("lesions").tBodies[0].rows].forEach((row, at) => row.setAttribute("aria-current", String(at === lesion)));
+}
+
+function showDownloads() {
+  const link = (href, text, name) => make("li", {}, make("a", { className: "button", href, download: name }, text));
+  const single = Object.entries(DOWNLOADS).filter(([name]) => scan.files.includes(name)).map(([name, text]) => (
+    link(`api/jobs/${job.id}/scans/${scan.number}/${name}`, text, name)));
+  byId("downloads").replaceChildren(link(`api/jobs/${job.id}/results.zip`, "Everything (zip)", "hepar-results.zip"), ...single);
+}
+
+async function remove() {
+  const { id } = job;
+  showStart();
+  await fetchJson(`api/jobs/${id}`, { method: "DELETE" }).catch((error) => showError(error.message));
+}
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || !scan || event.target.matches("input[type=range], select")) return;
+  const layer = LAYERS.find((item) => item.key === event.key.toLowerCase());
+  if (event.key.toLowerCase() === "n") goToLesion(lesion + 1);
+  else if (layer && !byId(`show-${layer.name}`).disabled) byId(`show-${layer.name}`).click();
+  else if (!planes.handleKey(event)) return;
+  event.preventDefault();
+  event.stopPropagation();
+}
+
+async function start() {
+  const { hash } = location;
+  history.replaceState(null, "", location.pathname + hash); // the cookie holds the token: hide it from the address bar
+  planes.addControls(byId("controls"), LAYERS);
+  const drop = byId("drop");
+  for (const name of ["dragover", "drop", "dragleave"]) {
+    document.addEventListener(name, (event) => {
+      event.preventDefault();
+      drop.classList.toggle("over", name === "dragover");
+    });
+  }
+  document.addEventListener("drop", (event) => { if (!drop.hidden) upload(event.dataTransfer.files[0]); });
+  drop.addEventListener("submit", (event) => event.preventDefault());
+  byId("file").addEventListener("change", () => upload(byId("file").files[0]));
+  byId("cancel").addEventListener("click", () => (uploading ? uploading.abort() : job && remove()));
+  byId("again").addEventListener("click", showStart);
+  byId("delete").addEventListener("click", remove);
+  byId("scan").addEventListener("change", () => showScan(Number(byId("scan").value)));
+  document.addEventListener("keydown", onKey, true);
+  const service = await fetchJson("api/service");
+  byId("accepts").textContent = `${service.accepts}; at most ${(service.upload_bytes / 2 ** 30).toFixed(1)} GiB.`;
+  if (hash.length > 1) {
+    try {
+      await follow(await fetchJson(`api/jobs/${encodeURIComponent(hash.slice(1))}`));
+    } catch (error) {
+      showStart();
+      showError(error.message);
+    }
+  }
+}
+
+start().catch((error) => showError(error.message));

@@ -1,0 +1,414 @@
+// Three planes of a scan with its masks, for every page. `HeparViewer` shows, windows and outlines; `HeparPen` draws.
+// Voxels [x, y, z] count along NiiVue's axes to the right, to the front and to the head.
+"use strict";
+
+const INSIDE = 1, EDGE = 2; // of a mask, drawn faint and solid
+const CT_WINDOWS = [
+  { name: "abdomen", low: -160, high: 240 },
+  { name: "liver", low: -20, high: 180 },
+  { name: "lung", low: -1350, high: 150 },
+];
+const COLOURS = { green: [74, 214, 129], blue: [90, 150, 255], orange: [255, 140, 60] };
+const STEPS = {
+  ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0],
+  PageUp: [0, 0, 1], PageDown: [0, 0, -1],
+};
+
+class HeparViewer {
+  constructor(canvas) {
+    this.canvas = canvas;
+    this.layers = [];
+    this.fill = 0.25;
+    this.presets = [];
+    this.listeners = [];
+    this.niivue = new niivue.Niivue({
+      backColor: [0.04, 0.05, 0.06, 1],
+      crosshairColor: [0.42, 0.66, 1, 0.7],
+      crosshairWidthUnit: "voxels",
+      crosshairWidth: 0.3,
+      crosshairGap: 6,
+      dragAndDropEnabled: false,
+      dragMode: niivue.DRAG_MODE.windowing, // of the right button
+      isOrientationTextVisible: true,
+      isRadiologicalConvention: true, // the patient's right on the left of the screen
+      multiplanarEqualSize: true,
+      multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID,
+      multiplanarPadPixels: 6,
+      multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
+    });
+    this.niivue.onLocationChange = () => this.tell();
+    this.niivue.onIntensityChange = () => this.tell();
+  }
+
+  async attach() {
+    await this.niivue.attachToCanvas(this.canvas);
+    this.niivue.setSliceType(this.niivue.sliceTypeMultiplanar);
+  }
+
+  // Load a scan and its masks. A layer is {name, url, colour, visible}; `modality` chooses the windows, and `opensOn`
+  // names the layers by which the first slices are chosen.
+  async show({ url, modality, layers, opensOn }) {
+    this.layers = layers.map((layer) => ({ ...layer }));
+    this.paintColours();
+    await this.niivue.loadVolumes([
+      { url, name: "image.nii.gz", colormap: "gray" },
+      ...this.layers.map((layer) => ({
+        url: layer.url, name: `${layer.name}.nii.gz`, colormap: `hepar-${layer.name}`, cal_min: 0, cal_max: EDGE,
+        opacity: layer.visible ? 1 : 0,
+      })),
+    ]);
+    this.layers.forEach((layer, index) => outline(this.volume(layer.name) ?? this.niivue.volumes[index + 1]));
+    this.niivue.updateGLVolume();
+    this.presets = modality === "CT" ? CT_WINDOWS : this.windowsOfMr();
+    this.setWindow(this.presets[0]);
+    this.goToMostOf(opensOn);
+  }
+
+  volume(name) {
+    return this.niivue.volumes.find((volume) => volume.name === `${name}.nii.gz`);
+  }
+
+  get image() {
+    return this.niivue.volumes[0];
+  }
+
+  get sizes() {
+    return this.image.dimsRAS.slice(1, 4);
+  }
+
+  // The lower and upper bound of the grey values that are told apart.
+  get window() {
+    return { low: this.image.cal_min, high: this.image.cal_max };
+  }
+
+  setWindow({ low, high }) {
+    this.image.cal_min = low;
+    this.image.cal_max = high;
+    this.niivue.updateGLVolume();
+    this.tell();
+  }
+
+  // MR has no unit: the window around the liver is its median and eight robust standard deviations to both sides.
+  windowsOfMr() {
+    const values = sample(this.image.img, 50_000), scaled = (value) => this.image.intensityRaw2Scaled(value);
+    const whole = { name: "whole", low: scaled(quantile(values, 0.01)), high: scaled(quantile(values, 0.995)) };
+    const mask = this.volume("liver");
+    const inside = mask ? sample(this.image.img.filter((_, index) => mask.img[index] > 0), 50_000) : [];
+    if (!inside.length) return [whole];
+    const median = quantile(inside, 0.5);
+    const reach = 8 * 1.4826 * quantile(inside.map((value) => Math.abs(value - median)), 0.5);
+    return reach ? [{ name: "liver", low: scaled(median - reach), high: scaled(median + reach) }, whole] : [whole];
+  }
+
+  // Left-drag changes the window while this is on; right-drag always does.
+  setWindowing(on) {
+    this.niivue.opts.dragModePrimary = on ? niivue.DRAG_MODE.windowing : niivue.DRAG_MODE.crosshair;
+    this.windowing = on;
+    this.tell();
+  }
+
+  setVisible(name, visible) {
+    const index = this.niivue.volumes.indexOf(this.volume(name));
+    this.layers.find((layer) => layer.name === name).visible = visible;
+    if (index > 0) this.niivue.setOpacity(index, visible ? 1 : 0);
+  }
+
+  // How opaque masks are within their outlines, 0…1.
+  setFill(fill) {
+    this.fill = fill;
+    this.paintColours();
+    this.niivue.setDrawOpacity(fill);
+    if (this.niivue.volumes.length) this.niivue.updateGLVolume();
+  }
+
+  paintColours() {
+    for (const layer of this.layers) {
+      const [red, green, blue] = COLOURS[layer.colour], inside = Math.round(255 * this.fill);
+      this.niivue.addColormap(`hepar-${layer.name}`, {
+        R: [0, red, red, red], G: [0, green, green, green], B: [0, blue, blue, blue],
+        A: [0, inside, inside, 255], I: [0, 64, 150, 255],
+      });
+    }
+  }
+
+  // Go to the axial slice with most of the first layer that is not empty.
+  goToMostOf(names) {
+    for (const name of names) {
+      const volume = this.volume(name);
+      const voxel = volume && fullest(volume.img2RAS(), volume.dimsRAS);
+      if (voxel) return this.goTo(voxel);
+    }
+    return this.goTo(this.sizes.map((size) => Math.floor(size / 2)));
+  }
+
+  get voxel() {
+    return [...this.niivue.frac2vox(this.niivue.scene.crosshairPos)].map(Math.round);
+  }
+
+  goTo(voxel) {
+    this.niivue.scene.crosshairPos = this.niivue.vox2frac(voxel);
+    this.niivue.createOnLocationChange();
+    this.niivue.drawScene();
+    this.tell();
+  }
+
+  // A place in the patient: millimetres to the left, to the back and to the head, as DICOM counts them.
+  goToLps([left, back, head]) {
+    const frac = this.niivue.mm2frac([-left, -back, head]);
+    this.goTo([...this.niivue.frac2vox(frac)].map(Math.round));
+  }
+
+  step([x, y, z]) {
+    this.goTo(this.voxel.map((at, axis) => Math.max(0, Math.min(this.sizes[axis] - 1, at + [x, y, z][axis]))));
+  }
+
+  value([x, y, z]) {
+    return this.image.getValue(x, y, z);
+  }
+
+  // Call `listener` whenever place, value or window change.
+  onChange(listener) {
+    this.listeners.push(listener);
+  }
+
+  tell() {
+    if (this.niivue.volumes.length) this.listeners.forEach((listener) => listener(this));
+  }
+
+  // Arrows and page keys move the crosshair, digits choose a window, W makes dragging change it. Returns whether it did.
+  handleKey(event) {
+    if (!this.niivue.volumes.length) return false;
+    if (STEPS[event.key]) this.step(STEPS[event.key]);
+    else if (this.presets[Number(event.key) - 1]) this.setWindow(this.presets[Number(event.key) - 1]);
+    else if (event.key.toLowerCase() === "w") this.setWindowing(!this.windowing);
+    else return false;
+    return true;
+  }
+
+  // Fill an element with the window presets, the opacity of masks, a box for each layer, and where the crosshair is.
+  addControls(parent, layers) {
+    const windows = make("span", { className: "windows" });
+    const drag = make("button", { type: "button", title: "Drag with the left button to change the window (key W)" },
+      "drag to window ", make("kbd", {}, "W"));
+    const fill = make("input", { type: "range", min: 0, max: 100, value: 100 * this.fill, id: "fill", ariaLabel: "Opacity of masks" });
+    const place = make("output", { className: "place" });
+    drag.addEventListener("click", () => this.setWindowing(!this.windowing));
+    fill.addEventListener("input", () => this.setFill(fill.value / 100));
+    const boxes = layers.map((layer) => {
+      const box = make("input", { type: "checkbox", id: `show-${layer.name}`, checked: layer.visible });
+      box.addEventListener("change", () => this.setVisible(layer.name, box.checked));
+      const swatch = make("span", { className: "swatch" });
+      swatch.style.background = `rgb(${COLOURS[layer.colour]})`;
+      return make("label", {}, box, swatch, layer.label, layer.key ? make("kbd", {}, layer.key.toUpperCase()) : "");
+    });
+    parent.replaceChildren(
+      make("div", { className: "viewer-controls" }, windows, drag, make("label", {}, "fill ", fill), ...boxes, place));
+    this.onChange(() => {
+      windows.replaceChildren(...this.presets.map((preset, index) => this.presetButton(preset, index)));
+      drag.setAttribute("aria-pressed", String(Boolean(this.windowing)));
+      const [x, y, z] = this.voxel, { low, high } = this.window;
+      place.textContent = `x ${x} y ${y} z ${z}: ${shown(this.value([x, y, z]))}  ·  window ${shown(low)} to ${shown(high)}`;
+    });
+  }
+
+  presetButton(preset, index) {
+    const button = make("button", { type: "button", title: `Key ${index + 1}` }, preset.name, " ", make("kbd", {}, String(index + 1)));
+    const { low, high } = this.window;
+    button.setAttribute("aria-pressed", String(low === preset.low && high === preset.high));
+    button.addEventListener("click", () => this.setWindow(preset));
+    return button;
+  }
+}
+
+// Draws one mask over a viewer: a brush, an eraser, and a click that adds the region around it of similar values.
+class HeparPen {
+  constructor(viewer) {
+    this.viewer = viewer;
+    this.niivue = viewer.niivue;
+    this.tool = "";
+    this.size = 5;
+    this.reachMm = 25;
+    this.tolerance = 1.5; // standard deviations of the values around the click
+    this.listeners = [];
+    this.niivue.onDrawingChanged = (action) => {
+      if (this.tool && action !== "load") this.changed = true;
+      this.tell();
+    };
+    viewer.canvas.addEventListener("click", (event) => {
+      if (this.tool === "grow") this.grow(viewer.voxel, event.shiftKey);
+    });
+  }
+
+  get open() {
+    return Boolean(this.tool);
+  }
+
+  // Begin with the mask of a layer, which is hidden meanwhile.
+  begin(layer) {
+    this.layer = layer;
+    const mask = this.viewer.volume(layer), colour = COLOURS[this.viewer.layers.find(({ name }) => name === layer).colour];
+    this.wasVisible = this.viewer.layers.find(({ name }) => name === layer).visible;
+    this.viewer.setVisible(layer, false);
+    this.viewer.setWindowing(false);
+    this.niivue.setDrawColormap({ R: [0, colour[0]], G: [0, colour[1]], B: [0, colour[2]], A: [0, 255], I: [0, 1], labels: ["", layer] });
+    this.niivue.setDrawOpacity(this.viewer.fill);
+    this.niivue.drawRimOpacity = 1;
+    this.niivue.createEmptyDrawing();
+    mask.img2RAS().forEach((value, index) => { this.niivue.drawBitmap[index] = value > 0 ? 1 : 0; });
+    this.niivue.drawClearAllUndoBitmaps();
+    this.niivue.drawAddUndoBitmap();
+    this.niivue.refreshDrawing(true);
+    this.changed = false;
+    this.use("brush");
+  }
+
+  use(tool) {
+    this.tool = tool;
+    this.niivue.setDrawingEnabled(tool === "brush" || tool === "eraser");
+    this.niivue.opts.penSize = this.size;
+    this.niivue.setPenValue(tool === "eraser" ? 0 : 1, false);
+    this.viewer.canvas.dataset.tool = tool;
+    this.tell();
+  }
+
+  setSize(size) {
+    this.size = Math.max(1, Math.min(31, size));
+    this.niivue.opts.penSize = this.size;
+    this.tell();
+  }
+
+  undo() {
+    this.niivue.drawUndo();
+    this.tell();
+  }
+
+  // Add the voxels that are connected to one, are similar to those around it, and lie within `reachMm`; or remove them.
+  grow(start, remove = false) {
+    const sizes = this.viewer.sizes, spacing = this.viewer.image.pixDimsRAS.slice(1, 4), bitmap = this.niivue.drawBitmap;
+    const near = neighbourhood(start, sizes, 1).map((voxel) => this.viewer.value(voxel));
+    const mean = near.reduce((sum, value) => sum + value, 0) / near.length;
+    const { low, high } = this.viewer.window; // a flat region still has the noise that is told apart on the screen
+    const spread = Math.max(Math.sqrt(near.reduce((sum, value) => sum + (value - mean) ** 2, 0) / near.length), (high - low) / 40);
+    const similar = (voxel) => Math.abs(this.viewer.value(voxel) - mean) <= this.tolerance * spread;
+    const within = (voxel) => Math.hypot(...voxel.map((at, axis) => (at - start[axis]) * spacing[axis])) <= this.reachMm;
+    const index = ([x, y, z]) => x + sizes[0] * (y + sizes[1] * z);
+    const seen = new Set([index(start)]), waiting = [start];
+    while (waiting.length) {
+      const voxel = waiting.pop();
+      bitmap[index(voxel)] = remove ? 0 : 1;
+      for (const next of faces(voxel, sizes)) {
+        if (seen.has(index(next)) || !within(next) || !similar(next)) continue;
+        seen.add(index(next));
+        waiting.push(next);
+      }
+    }
+    this.niivue.drawAddUndoBitmap();
+    this.niivue.refreshDrawing(true);
+    this.changed = true;
+    this.tell();
+  }
+
+  get voxels() {
+    return this.niivue.drawBitmap?.reduce((sum, value) => sum + (value > 0), 0) ?? 0;
+  }
+
+  // The drawing as the bytes of a NIfTI file on the grid of the scan.
+  async bytes() {
+    return this.niivue.saveImage({ filename: "", isSaveDrawing: true, volumeByIndex: 0 });
+  }
+
+  end() {
+    this.tool = "";
+    this.changed = false;
+    this.niivue.setDrawingEnabled(false);
+    this.niivue.closeDrawing();
+    delete this.viewer.canvas.dataset.tool;
+    if (this.viewer.volume(this.layer)) this.viewer.setVisible(this.layer, this.wasVisible);
+    this.tell();
+  }
+
+  onChange(listener) {
+    this.listeners.push(listener);
+  }
+
+  tell() {
+    this.listeners.forEach((listener) => listener(this));
+  }
+
+  // B, E and G choose a tool, [ and ] its size, Z undoes, Enter grows at the crosshair. Returns whether it did.
+  handleKey(event) {
+    const actions = {
+      b: () => this.use("brush"), e: () => this.use("eraser"), g: () => this.use("grow"), z: () => this.undo(),
+      "[": () => this.setSize(this.size - 2), "]": () => this.setSize(this.size + 2),
+      enter: () => this.grow(this.viewer.voxel, event.shiftKey),
+    };
+    const action = this.open && actions[event.key.toLowerCase()];
+    if (action) action();
+    return Boolean(action);
+  }
+}
+
+// Mark the voxels of a mask that have a neighbour outside in their stored plane.
+function outline(volume) {
+  const { img } = volume, [, columns, rows, slices] = volume.hdr.dims, marked = new Uint8Array(img.length);
+  for (let z = 0, at = 0; z < slices; z += 1) {
+    for (let y = 0; y < rows; y += 1) {
+      for (let x = 0; x < columns; x += 1, at += 1) {
+        if (!(img[at] > 0)) continue;
+        const enclosed = x > 0 && x < columns - 1 && y > 0 && y < rows - 1
+          && img[at - 1] > 0 && img[at + 1] > 0 && img[at - columns] > 0 && img[at + columns] > 0;
+        marked[at] = enclosed ? INSIDE : EDGE;
+      }
+    }
+  }
+  img.set(marked);
+}
+
+// The voxel of a mask nearest to the middle of its slice with most voxels; null for an empty mask.
+function fullest(mask, [, columns, rows, slices]) {
+  const area = columns * rows, counts = new Array(slices).fill(0);
+  for (let at = 0; at < mask.length; at += 1) if (mask[at] > 0) counts[Math.floor(at / area)] += 1;
+  const z = counts.indexOf(Math.max(...counts)), places = [];
+  if (!counts[z]) return null;
+  for (let at = z * area; at < (z + 1) * area; at += 1) {
+    if (mask[at] > 0) places.push([(at - z * area) % columns, Math.floor((at - z * area) / columns), z]);
+  }
+  const middle = [0, 1].map((axis) => places.reduce((sum, place) => sum + place[axis], 0) / places.length);
+  const far = ([x, y]) => (x - middle[0]) ** 2 + (y - middle[1]) ** 2;
+  return places.reduce((best, place) => (far(place) < far(best) ? place : best));
+}
+
+function faces([x, y, z], sizes) {
+  const around = [[x - 1, y, z], [x + 1, y, z], [x, y - 1, z], [x, y + 1, z], [x, y, z - 1], [x, y, z + 1]];
+  return around.filter((voxel) => voxel.every((at, axis) => at >= 0 && at < sizes[axis]));
+}
+
+function neighbourhood([x, y, z], sizes, reach) {
+  const found = [];
+  for (let k = z - reach; k <= z + reach; k += 1) {
+    for (let j = y - reach; j <= y + reach; j += 1) {
+      for (let i = x - reach; i <= x + reach; i += 1) found.push([i, j, k]);
+    }
+  }
+  return found.filter((voxel) => voxel.every((at, axis) => at >= 0 && at < sizes[axis]));
+}
+
+function sample(values, count) {
+  const step = Math.max(1, Math.floor(values.length / count));
+  return Array.from({ length: Math.floor(values.length / step) }, (_, index) => values[index * step]);
+}
+
+function quantile(values, share) {
+  const sorted = [...values].sort((one, other) => one - other);
+  return sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
+}
+
+function shown(value) {
+  return (Math.abs(value) >= 10 ? value.toFixed(0) : value.toFixed(2)).replace("-", "−");
+}
+
+function make(tag, properties, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
+}
