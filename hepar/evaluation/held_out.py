@@ -24,7 +24,7 @@ def beside_references(cohort: Cohort, case: Case, predicted: Segmentation, geome
         geometry.spacing_zyx_mm,
         case.distances_known,
         TumourProbability(
-            predicted.probability_rzyx[TUMOUR],
+            predicted.probability_in(TUMOUR),
             inside_liver=STRUCTURES[LIVER] in predicted.taught,
             min_lesion_voxels=predicted.min_lesion_ml / geometry.voxel_ml,
         ),

@@ -35,8 +35,8 @@ def keep_probabilities(case: SegmentedCase, predicted: Segmentation) -> KeptProb
     """What a report keeps of a predicted case."""
     box = enlarged(case_box(case), case.spacing_zyx_mm, MARGIN_MM)
     values_zyx = {
-        name: np.rint(probability_zyx[box] * CERTAIN).astype(np.uint8)
-        for name, probability_zyx in zip(STRUCTURES, predicted.probability_rzyx, strict=True)
+        name: np.rint(predicted.probability_in(structure, box) * CERTAIN).astype(np.uint8)
+        for structure, name in enumerate(STRUCTURES)
         if name in predicted.taught
     }
     return KeptProbabilities(values_zyx, predicted.geometry.cropped(box))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,11 @@ class PredictedLesion:
     confidence: float
     centre_index_zyx: tuple[float, float, float]
     centre_lps_mm: tuple[float, float, float]
+
+    def shifted(self, first_zyx: tuple[int, ...]) -> PredictedLesion:
+        """The lesion of a part of a scan that starts at a voxel, in the scan."""
+        z, y, x = (place + first for place, first in zip(self.centre_index_zyx, first_zyx, strict=True))
+        return replace(self, centre_index_zyx=(z, y, x))
 
     def rounded(self) -> dict[str, Any]:
         """The values by name: volume and confidence to three digits, the centre to one."""

@@ -5,7 +5,6 @@ Legend: r the two structures liver and tumour.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,17 +21,29 @@ from torch import Tensor, nn
 from hepar.cases import LIVER, STRUCTURES, TUMOUR, Modality
 from hepar.errors import ArtifactError, DataError, ParamsError, one_line
 from hepar.evaluation.overlap import dice
-from hepar.imaging.masks import Mask, fill_holes, keep_largest_component, remove_small_components
-from hepar.imaging.preprocessing import preprocess_image
-from hepar.imaging.volumes import Geometry, canonical, resample, to_array, to_image
+from hepar.imaging.masks import (
+    Mask,
+    bounding_box,
+    dilate,
+    enlarged,
+    fill_holes,
+    keep_largest_component,
+    remove_small_components,
+)
+from hepar.imaging.parallel_grids import Box, box_on, resample_part, shared_slices, turned, turned_box
+from hepar.imaging.volumes import Geometry, canonical, resample, resample_mask, to_array, to_image
 from hepar.inference.lesions import PredictedLesion, measure_lesions
+from hepar.inference.liver_region import LIVER_THRESHOLD, Region, find_liver, follow_liver
 from hepar.inference.model_folder import ModelFolder, ModelSpec
-from hepar.inference.settings import Axis, PredictionSettings
-from hepar.inference.sliding_window import Probabilities, sliding_window
+from hepar.inference.prepared_scan import PreparedScan
+from hepar.inference.settings import PredictionSettings
+from hepar.inference.sliding_window import Probabilities
+from hepar.inference.variant_prediction import VariantPrediction
 from hepar.networks import build_network
 from hepar.runtime.device import memory_format
 
-LIVER_THRESHOLD = 0.5  # the probability that a liver voxel exceeds
+NEGLIGIBLE = 1 / 512  # a probability that reports round to 0
+AROUND_LIVER_MM = 10.0  # how far variants are predicted beyond the liver
 OnMember = Callable[[Probabilities], None]
 
 
@@ -47,11 +58,13 @@ class Model:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Masks on the scan's own grid, bool zyx, and the probabilities behind them, float32 rzyx.
+    """Masks on the scan's own grid, bool zyx, and the probabilities behind them in a box of it, float32 rzyx.
 
-    `liver_zyx` is the whole liver, tumour included. The mask of a structure that the model was not taught is empty, and
-    its volume None. Smaller lesions than `min_lesion_ml` were dropped. `agreement` has, of an ensemble, the lowest Dice
-    of each structure between what one model finds alone and what all find together, before that: 1 if none finds any.
+    Without a box the probabilities cover the scan. Beyond the box, which holds liver and tumours, nothing was predicted
+    or all is negligible. `liver_zyx` is the whole liver, tumour included. The mask of a structure that the model was
+    not taught is empty, and its volume None. Smaller lesions than `min_lesion_ml` were dropped. `agreement` has, of an
+    ensemble, the lowest Dice of each structure between what one model finds alone and what all find together, before
+    that: 1 if none finds any.
     """
 
     liver_zyx: Mask
@@ -61,11 +74,32 @@ class Segmentation:
     taught: tuple[str, ...]
     min_lesion_ml: float
     agreement: Mapping[str, float] = field(default_factory=dict)
+    box: Box | None = None
 
     @cached_property
     def lesions(self) -> tuple[PredictedLesion, ...]:
         """The components of `tumour_zyx` in scan order."""
-        return measure_lesions(self.tumour_zyx, self.probability_rzyx[TUMOUR], self.geometry)
+        box = self._box
+        tumour_zyx, grid = self.tumour_zyx[box], self.geometry.cropped(box)
+        found = measure_lesions(tumour_zyx, self.probability_rzyx[TUMOUR], grid)
+        return tuple(lesion.shifted(tuple(part.start for part in box)) for lesion in found)
+
+    def probability_in(self, structure: int, box: Box | None = None) -> Probabilities:
+        """The probabilities of a structure in a box of the scan, or in all of it, float32 zyx; 0 beyond the own box."""
+        wanted = self._whole if box is None else _within(box, self.geometry.size_zyx)
+        wanted_zyx = np.zeros([part.stop - part.start for part in wanted], np.float32)
+        if (shared := shared_slices(wanted, self._box)) is not None:
+            to, source = shared
+            wanted_zyx[to] = self.probability_rzyx[structure][source]
+        return wanted_zyx
+
+    @property
+    def _whole(self) -> Box:
+        return tuple(slice(0, n) for n in self.geometry.size_zyx)
+
+    @property
+    def _box(self) -> Box:
+        return self._whole if self.box is None else self.box
 
     @property
     def labels_zyx(self) -> npt.NDArray[np.uint8]:
@@ -127,81 +161,79 @@ def predict_probabilities(
     modality: Modality,
     settings: PredictionSettings,
     on_member: OnMember | None = None,
+    whole: bool = False,
 ) -> tuple[Probabilities, Geometry]:
-    """Predict a canonical scan: probabilities, float32 rzyx, on a grid of the plan's spacing.
+    """Predict a canonical scan: probabilities, float32 rzyx, and their grid, the part of the plan's around the liver.
 
     They are the mean over the models and over the variants and mirrored scans of the settings. `on_member` receives
-    those of each model alone, of the plain scan and on the same grid.
+    those of each model alone, of the plain scan and on the same grid. If there is no liver, or with `whole`, it is the
+    plan's grid of the whole scan. Raises DataError if the models were not trained on that modality.
     """
-    total_rzyx, plain = predict_variant(models, image, modality, settings.overlap, 0, settings.mirror_axes, on_member)
+    _check_modality(models[0].spec, modality)
+    scan = PreparedScan(image, modality, models[0].spec.plan)
+    region = None if whole else find_liver(models[0], image, modality)
+    followed = None if region is None else follow_liver(models, scan, settings, region)
+    if followed is not None:
+        plain, region = followed
+    else:
+        plain, region = VariantPrediction(models, scan, settings, scan.whole), None
+        plain.predict(None)
+    if on_member is not None:
+        for member_rzyx in plain.members():
+            on_member(member_rzyx)
+    total_rzyx, grid = plain.mean(), scan.grid.cropped(plain.box)
     for variant in range(1, settings.variants):
-        probability_rzyx, grid = predict_variant(
-            models, image, modality, settings.overlap, variant, settings.mirror_axes
-        )
+        varied = varied_scan(models[0].spec, image, modality, variant)
+        probability_rzyx, own = _predict_varied(models, varied, settings, region and (region, scan.grid))
         for structure, probability_zyx in enumerate(probability_rzyx):
-            total_rzyx[structure] += resample_probability(probability_zyx, grid, plain)
-    return np.asarray(total_rzyx / settings.variants, np.float32), plain
+            total_rzyx[structure] += resample_part(probability_zyx, own, grid)
+    return np.asarray(total_rzyx / settings.variants, np.float32), grid
+
+
+def _predict_varied(
+    models: Sequence[Model], scan: PreparedScan, settings: PredictionSettings, found: tuple[Region, Geometry] | None
+) -> tuple[Probabilities, Geometry]:
+    """A test-time variant of the whole scan, or of it around a liver that was found on the grid of the plan."""
+    box, mask_zyx = scan.whole, None
+    if found is not None:
+        region, plan_grid = found
+        box = box_on(region.box, plan_grid, scan.grid)
+        mask = to_image(region.mask_zyx, plan_grid.cropped(region.box))
+        mask_zyx = dilate(resample_mask(mask, scan.grid.cropped(box)), scan.grid.spacing_zyx_mm, AROUND_LIVER_MM)
+    prediction = VariantPrediction(models, scan, settings, box)
+    prediction.predict(mask_zyx)
+    return prediction.mean(), scan.grid.cropped(box)
 
 
 def predict_variant(
-    models: Sequence[Model],
-    image: sitk.Image,
-    modality: Modality,
-    overlap: float,
-    variant: int,
-    mirror_axes: Sequence[Axis] = (),
-    on_member: OnMember | None = None,
+    models: Sequence[Model], image: sitk.Image, modality: Modality, overlap: float, variant: int
 ) -> tuple[Probabilities, Geometry]:
-    """Predict a test-time variant of a canonical scan: probabilities, float32 rzyx, and the grid of their voxels.
+    """Predict a test-time variant of a whole canonical scan: probabilities, float32 rzyx, and the grid of their voxels.
 
     `variant` 0 is the scan on the plan's spacing. Higher ones change scale, contrast and brightness, each on a grid of
-    its own. The mean is taken over the models, and over the preprocessed scan mirrored along every combination of
-    `mirror_axes`, none included, with the prediction mirrored back. `on_member` receives the mean of each model. Raises
-    DataError if the models were not trained on that modality.
+    its own. The mean is taken over the models. Raises DataError if the models were not trained on that modality.
     """
-    spec, strength = models[0].spec, variant_strength(variant)
-    if modality not in spec.modalities:
-        raise DataError(f"the scan is {modality}, but the model was trained on {', '.join(spec.modalities)} only")
+    _check_modality(models[0].spec, modality)
+    scan = varied_scan(models[0].spec, image, modality, variant)
+    return _predict_varied(models, scan, PredictionSettings(overlap=overlap), None)
+
+
+def varied_scan(spec: ModelSpec, image: sitk.Image, modality: Modality, variant: int) -> PreparedScan:
+    """A test-time variant of a canonical scan; 0 is the scan itself."""
+    strength = variant_strength(variant)
     z, y, x = (mm * (1 + strength) for mm in spec.plan.spacing_zyx_mm)
     plan = spec.plan.model_copy(update={"spacing_zyx_mm": (z, y, x)}) if variant else spec.plan
-    image_zyx, grid = preprocess_image(image, modality, plan)
-    input_zyx = change_contrast(image_zyx, 1 + strength, strength) if variant else image_zyx
-    total_rzyx = np.zeros((len(STRUCTURES), *input_zyx.shape), np.float32)
-    for model in models:
-        member_rzyx = _predict_mirrored(model, input_zyx, overlap, _mirrorings(mirror_axes))
-        if on_member is not None:
-            on_member(member_rzyx)
-        total_rzyx += member_rzyx
-    return np.asarray(total_rzyx / len(models), np.float32), grid
+    return PreparedScan(image, modality, plan, strength)
 
 
-def _predict_mirrored(
-    model: Model, input_zyx: npt.NDArray[np.float32], overlap: float, mirrorings: Sequence[tuple[int, ...]]
-) -> Probabilities:
-    """The mean of one model over mirrored copies of a preprocessed scan, float32 rzyx."""
-    total_rzyx = np.zeros((len(STRUCTURES), *input_zyx.shape), np.float32)
-    for axes in mirrorings:
-        mirrored_zyx = np.ascontiguousarray(np.flip(input_zyx, axes))
-        mirrored_rzyx = sliding_window(model.network, mirrored_zyx, model.spec.patch_zyx, overlap, model.device)
-        total_rzyx += np.flip(mirrored_rzyx, tuple(axis + 1 for axis in axes))
-    return np.asarray(total_rzyx / len(mirrorings), np.float32)
-
-
-def _mirrorings(mirror_axes: Sequence[Axis]) -> list[tuple[int, ...]]:
-    """The axes of an array zyx to flip, for every combination of some axes: of z and x it is (), (0,), (2,), (0, 2)."""
-    axes = [number for number, axis in enumerate(Axis) if axis in mirror_axes]
-    return [flipped for count in range(len(axes) + 1) for flipped in itertools.combinations(axes, count)]
+def _check_modality(spec: ModelSpec, modality: Modality) -> None:
+    if modality not in spec.modalities:
+        raise DataError(f"the scan is {modality}, but the model was trained on {', '.join(spec.modalities)} only")
 
 
 def variant_strength(variant: int) -> float:
     """Relative change of scale, contrast and brightness in a test-time variant: 0, 0.1, -0.1, 0.2, -0.2, …"""
     return 0.1 * ((variant + 1) // 2) * (1 if variant % 2 else -1)
-
-
-def change_contrast(image: Any, factor: float, shift: float) -> Any:
-    """The image, an array or a tensor of any shape, with contrast about its mean scaled by `factor`, plus `shift`."""
-    mean = image.mean()
-    return (image - mean) * factor + mean + shift
 
 
 def resample_probability(probability_zyx: Probabilities, geometry: Geometry, target: Geometry) -> Probabilities:
@@ -210,28 +242,79 @@ def resample_probability(probability_zyx: Probabilities, geometry: Geometry, tar
 
 
 def segment(
-    models: Sequence[Model], image: sitk.Image, modality: Modality, settings: PredictionSettings
+    models: Sequence[Model], image: sitk.Image, modality: Modality, settings: PredictionSettings, whole: bool = False
 ) -> Segmentation:
-    """Segment liver and tumour of a scan in any orientation, on its own grid, with all models of an ensemble."""
+    """Segment liver and tumour of a scan in any orientation, on its own grid, with all models of an ensemble.
+
+    Only the surroundings of the liver are predicted, unless there is none or `whole` asks for the whole scan.
+    """
     spec = models[0].spec
     point = settings.operating_point(spec)
     thresholds = np.array([LIVER_THRESHOLD, point.tumour_threshold], np.float32)[:, None, None, None]
     members: list[npt.NDArray[np.bool_]] = []
     on_member = (lambda member_rzyx: members.append(member_rzyx > thresholds)) if len(models) > 1 else None
-    predicted_rzyx, grid = predict_probabilities(models, canonical(image), modality, settings, on_member)
-    own = Geometry.of(image)
-    probability_rzyx = np.empty((len(STRUCTURES), *own.size_zyx), np.float32)
-    for structure, probability_zyx in enumerate(predicted_rzyx):
-        probability_rzyx[structure] = resample_probability(probability_zyx, grid, own)
-    masks_zyx = postprocess(
+    upright = canonical(image)
+    predicted_rzyx, grid = predict_probabilities(models, upright, modality, settings, on_member, whole)
+    agreement = _agreement(members, predicted_rzyx > thresholds, spec.taught) if members else {}
+    probability_rzyx, box = _on_scan(predicted_rzyx, grid, Geometry.of(upright))
+    liver_zyx, tumour_zyx = postprocess(
         probability_rzyx[LIVER] > LIVER_THRESHOLD,
         probability_rzyx[TUMOUR] > point.tumour_threshold,
         spec.taught,
-        own.voxel_ml,
+        Geometry.of(image).voxel_ml,
         point.min_lesion_ml,
     )
-    agreement = _agreement(members, predicted_rzyx > thresholds, spec.taught) if members else {}
-    return Segmentation(*masks_zyx, probability_rzyx, own, spec.taught, point.min_lesion_ml, agreement)
+    as_scanned = _AsScanned(box, Geometry.of(upright), Geometry.of(image))
+    return Segmentation(
+        as_scanned.mask(liver_zyx),
+        as_scanned.mask(tumour_zyx),
+        np.stack([as_scanned.part(probability_zyx) for probability_zyx in probability_rzyx]),
+        as_scanned.own,
+        spec.taught,
+        point.min_lesion_ml,
+        agreement,
+        as_scanned.box,
+    )
+
+
+def _on_scan(predicted_rzyx: Probabilities, grid: Geometry, scan: Geometry) -> tuple[Probabilities, Box]:
+    """Probabilities resampled to the grid of the canonical scan, in the box where they are not negligible."""
+    inner = bounding_box((predicted_rzyx >= NEGLIGIBLE).any(axis=0)) or (slice(0, 1),) * 3
+    part = _within(enlarged(inner, grid.spacing_zyx_mm, 0.0), grid.size_zyx)
+    box = box_on(part, grid, scan)
+    from_grid, to_grid = grid.cropped(part), scan.cropped(box)
+    return np.stack(
+        [resample_part(probability_zyx[part], from_grid, to_grid) for probability_zyx in predicted_rzyx]
+    ), box
+
+
+def _within(box: Box, size_zyx: tuple[int, int, int]) -> Box:
+    """The box, of which slices may lack a start or stop or go beyond a volume, within a volume of a size."""
+    return tuple(slice(*part.indices(n)[:2]) for part, n in zip(box, size_zyx, strict=True))
+
+
+@dataclass(frozen=True)
+class _AsScanned:
+    """Turns a box of the canonical scan to the orientation in which the scan came."""
+
+    canonical_box: Box
+    canonical: Geometry
+    own: Geometry
+
+    @property
+    def box(self) -> Box:
+        """The box in the scan."""
+        return turned_box(self.canonical_box, self.canonical, self.own)
+
+    def part(self, part_zyx: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The voxels of the box."""
+        return np.ascontiguousarray(turned(part_zyx, self.canonical, self.own))
+
+    def mask(self, part_zyx: Mask) -> Mask:
+        """A mask of the box as one of the whole scan."""
+        mask_zyx = np.zeros(self.own.size_zyx, bool)
+        mask_zyx[self.box] = turned(part_zyx, self.canonical, self.own)
+        return mask_zyx
 
 
 def _agreement(

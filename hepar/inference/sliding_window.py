@@ -1,12 +1,16 @@
 """Prediction of a preprocessed image of any size, by overlapping windows.
 
-Legend: b windows of a batch, r the two structures liver and tumour, d h w and z y x the axes of space.
+Legend: b windows of a batch, r the two structures liver and tumour, d h w and z y x the axes of space. A window is
+named by its first voxel, which lies before the image where the image is smaller than a window.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +18,159 @@ import torch
 from torch import Tensor, nn
 
 from hepar.cases import STRUCTURES
+from hepar.imaging.masks import Mask, bounding_box
+from hepar.imaging.parallel_grids import Box
 from hepar.params import SizeZYX
-from hepar.runtime.device import memory_format
+from hepar.runtime.device import autocast, memory_format
 
 WINDOWS_AT_ONCE = 4
+VOXELS_AT_ONCE = 2**19  # on a CPU, where larger batches are not faster and take more memory
+LEAST_SHARE = 0.05  # of a voxel's weights, below which a window does not matter to it
 Probabilities = npt.NDArray[np.float32]
+Corner = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """The windows over an image of `size_zyx` voxels, by their first voxels along each axis.
+
+    They lie as those of MONAI's `sliding_window_inference` do: a step apart from the first voxel on, the last one moved
+    back to the border. An axis on which the image is smaller has one window, which the image lies in the middle of.
+    """
+
+    size_zyx: SizeZYX
+    patch_zyx: SizeZYX
+    starts_zyx: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def over(cls, size_zyx: Sequence[int], patch_zyx: SizeZYX, overlap: float) -> WindowGrid:
+        """The windows of an image of a size."""
+        starts = tuple(_starts(n, p, overlap) for n, p in zip(size_zyx, patch_zyx, strict=True))
+        z, y, x = size_zyx
+        return cls((z, y, x), patch_zyx, starts)
+
+    def mirrored(self, axes: Iterable[int]) -> WindowGrid:
+        """Where the windows of the image mirrored along some axes lie in the image itself."""
+        starts = list(self.starts_zyx)
+        for axis in axes:
+            last = self.size_zyx[axis] - self.patch_zyx[axis]
+            starts[axis] = tuple(last - start for start in starts[axis])
+        return WindowGrid(self.size_zyx, self.patch_zyx, tuple(starts))
+
+    @property
+    def corners(self) -> list[Corner]:
+        """All windows."""
+        return [(z, y, x) for z, y, x in itertools.product(*self.starts_zyx)]
+
+    def that_matter(self, mask_zyx: Mask, box: Box) -> list[Corner]:
+        """The windows with at least `LEAST_SHARE` of the weights of some voxel of a mask, which covers `box`.
+
+        None for an empty mask. Without the other windows the probabilities in the mask change by less than their share.
+        """
+        inner = bounding_box(mask_zyx)
+        if inner is None:
+            return []
+        mask_zyx = mask_zyx[inner]
+        shares_zyx = [
+            self._shares(axis)[:, part.start + own.start : part.start + own.stop]
+            for axis, (part, own) in enumerate(zip(box, inner, strict=True))
+        ]
+        matter = []
+        for indices in itertools.product(*(range(len(starts)) for starts in self.starts_zyx)):
+            z_n, y_n, x_n = (shares[index] for shares, index in zip(shares_zyx, indices, strict=True))
+            near = tuple(np.flatnonzero(share_n >= LEAST_SHARE) for share_n in (z_n, y_n, x_n))
+            if all(len(places) for places in near):
+                part = tuple(slice(places[0], places[-1] + 1) for places in near)
+                share_zyx = np.einsum("i,j,k->ijk", *(n[own] for n, own in zip((z_n, y_n, x_n), part, strict=True)))
+                if (share_zyx[mask_zyx[part]] >= LEAST_SHARE).any():
+                    z, y, x = (starts[index] for starts, index in zip(self.starts_zyx, indices, strict=True))
+                    matter.append((z, y, x))
+        return matter
+
+    def _shares(self, axis: int) -> npt.NDArray[np.float32]:
+        """The share of each window, a row, in the weights of each voxel along an axis."""
+        size, patch = self.size_zyx[axis], self.patch_zyx[axis]
+        profile = _profile(patch)
+        weights = np.zeros((len(self.starts_zyx[axis]), size), np.float32)
+        for row, start in zip(weights, self.starts_zyx[axis], strict=True):
+            first, last = max(0, start), min(size, start + patch)
+            row[first:last] = profile[first - start : last - start]
+        return np.asarray(weights / weights.sum(axis=0))
+
+
+class WindowSum:
+    """Predicted windows added up in a box of an image, with Gaussian weights, on a device."""
+
+    def __init__(self, box: Box, patch_zyx: SizeZYX, device: torch.device) -> None:
+        self.box, self.patch_zyx, self.device = box, patch_zyx, device
+        size_zyx = [part.stop - part.start for part in box]
+        self.weight_zyx = torch.from_numpy(_gaussian(patch_zyx)).to(device)
+        self.total_rzyx = torch.zeros((len(STRUCTURES), *size_zyx), device=device)
+        self.weight_sum_zyx = torch.zeros(size_zyx, device=device)
+
+    def add(self, corner: Corner, probability_rdhw: Tensor | None) -> None:
+        """Add the part of a window in the box; None are probabilities of 0."""
+        inside, place = [], []
+        for first, side, part in zip(corner, self.patch_zyx, self.box, strict=True):
+            start, stop = max(first, part.start), min(first + side, part.stop)
+            if start >= stop:
+                return
+            inside.append(slice(start - first, stop - first))
+            place.append(slice(start - part.start, stop - part.start))
+        weight_zyx = self.weight_zyx[tuple(inside)]
+        self.weight_sum_zyx[tuple(place)] += weight_zyx
+        if probability_rdhw is not None:
+            for total_zyx, probability_dhw in zip(self.total_rzyx, probability_rdhw, strict=True):
+                total_zyx[tuple(place)] += probability_dhw[tuple(inside)] * weight_zyx
+
+    def mean(self) -> Probabilities:
+        """The weighted mean of the windows, float32 rzyx; 0 where no window lies."""
+        weight_zyx = self.weight_sum_zyx.clamp(min=torch.finfo(torch.float32).tiny)
+        return np.asarray((self.total_rzyx / weight_zyx).cpu().numpy())
 
 
 @torch.inference_mode()
+def add_windows(
+    network: nn.Module,
+    corners: Sequence[Corner],
+    read: Callable[[Corner], npt.NDArray[np.float32]],
+    total: WindowSum,
+    mirrored_axes: Sequence[int] = (),
+    precision: str | None = None,
+) -> None:
+    """Predict windows and add them to `total`; `read` returns the voxels of one.
+
+    With `mirrored_axes` each is mirrored before the network and back after it. Windows without contrast, such as air,
+    are not predicted and get probability 0. Without a precision that of the caller holds.
+    """
+    device, axes = total.device, [axis - 3 for axis in mirrored_axes]
+    voxels = math.prod(total.patch_zyx)
+    at_once = WINDOWS_AT_ONCE if device.type != "cpu" else min(WINDOWS_AT_ONCE, max(1, VOXELS_AT_ONCE // voxels))
+    waiting: list[tuple[Corner, Tensor]] = []
+
+    def predict() -> None:
+        # a single window goes in twice: torch runs a batch of one through its own, slower convolution
+        twice = 2 if len(waiting) == 1 and at_once > 1 else 1
+        patches_bdhw = torch.stack([patch_dhw for _, patch_dhw in waiting] * twice).to(device).flip(axes)
+        with nullcontext() if precision is None else autocast(device, precision):
+            output = network(patches_bdhw[:, None].contiguous(memory_format=memory_format(device)))
+        logits_brdhw: Tensor = output[0] if isinstance(output, list) else output
+        for (corner, _), logits_rdhw in zip(waiting, logits_brdhw, strict=False):
+            total.add(corner, logits_rdhw.float().sigmoid().flip(axes))
+        waiting.clear()
+
+    for corner in corners:
+        patch_zyx = read(corner)
+        if patch_zyx.min() == patch_zyx.max():
+            total.add(corner, None)
+            continue
+        waiting.append((corner, torch.from_numpy(patch_zyx)))
+        if len(waiting) == at_once:
+            predict()
+    if waiting:
+        predict()
+
+
 def sliding_window(
     network: nn.Module, image_zyx: npt.NDArray[np.float32], patch_zyx: SizeZYX, overlap: float, device: torch.device
 ) -> Probabilities:
@@ -30,49 +179,40 @@ def sliding_window(
     An image smaller than a window is padded with its border values. Windows without contrast, such as air, are
     skipped and get probability 0; an image without any contrast gives zeros.
     """
-    padded_zyx, inner = _pad_to(image_zyx, patch_zyx)
-    weight_zyx = torch.from_numpy(_gaussian(patch_zyx)).to(device)
-    tensor_zyx = torch.from_numpy(padded_zyx).to(device)
-    weight_sum_zyx = torch.zeros(padded_zyx.shape, device=device)
-    total_rzyx: Tensor | None = None
-    waiting: list[tuple[slice, ...]] = []
-    starts = (_starts(n, p, overlap) for n, p in zip(padded_zyx.shape, patch_zyx, strict=True))
-    for corner in itertools.product(*starts):
-        window = tuple(slice(start, start + p) for start, p in zip(corner, patch_zyx, strict=True))
-        weight_sum_zyx[window] += weight_zyx
-        if tensor_zyx[window].min() < tensor_zyx[window].max():
-            waiting.append(window)
-    for windows in (waiting[i : i + WINDOWS_AT_ONCE] for i in range(0, len(waiting), WINDOWS_AT_ONCE)):
-        # a single window goes in twice: torch runs a batch of one through its own, slower convolution
-        patches_bdhw = torch.stack([tensor_zyx[window] for window in (windows * 2 if len(windows) == 1 else windows)])
-        output = network(patches_bdhw[:, None].contiguous(memory_format=memory_format(device)))
-        logits_brdhw: Tensor = output[0] if isinstance(output, list) else output
-        if total_rzyx is None:
-            total_rzyx = torch.zeros((logits_brdhw.shape[1], *padded_zyx.shape), device=device)
-        for window, logits_rdhw in zip(windows, logits_brdhw, strict=False):
-            total_rzyx[(slice(None), *window)] += logits_rdhw.float().sigmoid() * weight_zyx
-    if total_rzyx is None:
-        return np.zeros((len(STRUCTURES), *image_zyx.shape), np.float32)
-    return np.asarray((total_rzyx / weight_sum_zyx)[(slice(None), *inner)].cpu().numpy())
+    whole = tuple(slice(0, n) for n in image_zyx.shape)
+    grid = WindowGrid.over(image_zyx.shape, patch_zyx, overlap)
+    total = WindowSum(whole, patch_zyx, device)
+    add_windows(network, grid.corners, lambda corner: cut_window(image_zyx, whole, corner, patch_zyx), total)
+    return total.mean()
 
 
-def _pad_to(
-    image_zyx: npt.NDArray[np.float32], patch_zyx: SizeZYX
-) -> tuple[npt.NDArray[np.float32], tuple[slice, ...]]:
-    """The image padded to at least one patch, and the slices of the original in it."""
-    missing = [max(0, p - n) for n, p in zip(image_zyx.shape, patch_zyx, strict=True)]
-    pad = [(m // 2, m - m // 2) for m in missing]
-    inner = tuple(slice(before, before + n) for (before, _), n in zip(pad, image_zyx.shape, strict=True))
-    return np.pad(image_zyx, pad, mode="edge"), inner
+def cut_window(
+    image_zyx: npt.NDArray[np.float32], box: Box, corner: Corner, patch_zyx: SizeZYX
+) -> npt.NDArray[np.float32]:
+    """The voxels of a window of an image, of which `image_zyx` covers `box`; beyond that its border values."""
+    own, pad = [], []
+    for first, side, part in zip(corner, patch_zyx, box, strict=True):
+        start, stop = max(first, part.start), min(first + side, part.stop)
+        own.append(slice(start - part.start, stop - part.start))
+        pad.append((start - first, first + side - stop))
+    window_zyx = image_zyx[tuple(own)]
+    return np.pad(window_zyx, pad, mode="edge") if any(map(any, pad)) else np.ascontiguousarray(window_zyx)
 
 
-def _starts(size: int, patch: int, overlap: float) -> list[int]:
-    """First voxels of the windows along an axis: evenly spaced, from the first voxel to the last."""
-    count = 1 + math.ceil((size - patch) / (patch * (1 - overlap)))
-    return [round(i * (size - patch) / max(count - 1, 1)) for i in range(count)]
+def _starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
+    """First voxels of the windows along an axis."""
+    if size <= patch:
+        return (-((patch - size) // 2),)
+    step = max(1, int(patch * (1 - overlap)))
+    count = 1 + math.ceil((size - patch) / step)
+    return tuple(min(i * step, size - patch) for i in range(count))
+
+
+def _profile(side: int) -> npt.NDArray[np.float64]:
+    """Weights along one axis of a window: a Gaussian with sigma an eighth of the side, 1 at the centre."""
+    return np.asarray(np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / (side / 8)) ** 2))
 
 
 def _gaussian(patch_zyx: SizeZYX) -> npt.NDArray[np.float32]:
-    """Weights of a window's voxels: a Gaussian with sigma an eighth of each side, 1 at the centre, at least 0.001."""
-    axes = [np.exp(-0.5 * ((np.arange(p) - (p - 1) / 2) / (p / 8)) ** 2) for p in patch_zyx]
-    return np.asarray(np.maximum(np.einsum("i,j,k->ijk", *axes), 1e-3), np.float32)
+    """Weights of a window's voxels: the product of those along its axes, at least 0.001."""
+    return np.asarray(np.maximum(np.einsum("i,j,k->ijk", *map(_profile, patch_zyx)), 1e-3), np.float32)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hepar.inference.prediction import change_contrast
+from hepar.inference.prepared_scan import change_contrast
 from hepar.params import AugmentationParams
 
 _AXES = {"z": 2, "y": 3, "x": 4}

@@ -19,12 +19,12 @@ from hepar.errors import DataError
 from hepar.imaging.masks import Mask, keep_largest_component
 from hepar.inference.prediction import (
     Model,
-    change_contrast,
     label_file_names,
     postprocess,
     segment,
     variant_strength,
 )
+from hepar.inference.prepared_scan import change_contrast
 from hepar.inference.settings import PredictionSettings
 from hepar.inference.sliding_window import sliding_window
 from hepar.params import NetworkParams

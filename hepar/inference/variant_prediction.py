@@ -1,0 +1,85 @@
+"""A test-time variant of a scan, predicted by every model of an ensemble, window by window where it is asked for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hepar.imaging.masks import Mask
+from hepar.imaging.parallel_grids import Box
+from hepar.inference.prepared_scan import PreparedScan
+from hepar.inference.settings import Axis, PredictionSettings
+from hepar.inference.sliding_window import Corner, Probabilities, WindowGrid, WindowSum, add_windows, cut_window
+from hepar.runtime.device import inference_precision
+
+if TYPE_CHECKING:
+    from hepar.inference.prediction import Model
+
+
+class VariantPrediction:
+    """The probabilities of a scan in a box of its plan's grid, as far as windows have been predicted.
+
+    Each model predicts the scan as it is and mirrored along every combination of the `mirror_axes`
+    of the settings.
+    """
+
+    def __init__(self, models: Sequence[Model], scan: PreparedScan, settings: PredictionSettings, box: Box) -> None:
+        patch_zyx = models[0].spec.patch_zyx
+        plain = WindowGrid.over(scan.grid.size_zyx, patch_zyx, settings.overlap)
+        self.models, self.scan, self.box = models, scan, box
+        self._grids = {axes: plain.mirrored(axes) for axes in mirrorings(settings.mirror_axes)}
+        self._sums = [WindowSum(box, patch_zyx, model.device) for model in models]
+        self._predicted: set[tuple[tuple[int, ...], Corner]] = set()
+
+    def predict(self, mask_zyx: Mask | None) -> bool:
+        """Predict the windows that matter to a mask of the box, or all of them; False if none was missing."""
+        missing = [
+            (axes, corner)
+            for axes, grid in self._grids.items()
+            for corner in (grid.corners if mask_zyx is None else grid.that_matter(mask_zyx, self.box))
+            if (axes, corner) not in self._predicted
+        ]
+        if not missing:
+            return False
+        patch_zyx = self.models[0].spec.patch_zyx
+        part_zyx, part = self.scan.part(self._hull([corner for _, corner in missing]))
+        for model, total in zip(self.models, self._sums, strict=True):
+            for axes in self._grids:
+                add_windows(
+                    model.network,
+                    [corner for own, corner in missing if own == axes],
+                    lambda corner: cut_window(part_zyx, part, corner, patch_zyx),
+                    total,
+                    axes,
+                    inference_precision(model.device),
+                )
+        self._predicted.update(missing)
+        return True
+
+    def _hull(self, corners: Sequence[Corner]) -> Box:
+        """The smallest box that contains windows, within the scan."""
+        firsts, patch_zyx, size_zyx = np.array(corners), self.models[0].spec.patch_zyx, self.scan.grid.size_zyx
+        starts, stops = firsts.min(axis=0), firsts.max(axis=0) + patch_zyx
+        return tuple(
+            slice(max(0, int(start)), min(n, int(stop))) for start, stop, n in zip(starts, stops, size_zyx, strict=True)
+        )
+
+    def members(self) -> list[Probabilities]:
+        """The probabilities of each model in the box, float32 rzyx, one after the other."""
+        return [total.mean() for total in self._sums]
+
+    def mean(self) -> Probabilities:
+        """The mean over the models in the box, float32 rzyx."""
+        mean_rzyx = self._sums[0].mean()
+        for total in self._sums[1:]:
+            mean_rzyx += total.mean()
+        return mean_rzyx if len(self._sums) == 1 else np.asarray(mean_rzyx / len(self._sums), np.float32)
+
+
+def mirrorings(mirror_axes: Sequence[Axis]) -> list[tuple[int, ...]]:
+    """The axes of an array zyx to flip, for every combination of some axes: of z and x it is (), (0,), (2,), (0, 2)."""
+    axes = [number for number, axis in enumerate(Axis) if axis in mirror_axes]
+    return [flipped for count in range(len(axes) + 1) for flipped in itertools.combinations(axes, count)]
