@@ -6,13 +6,14 @@ import multiprocessing
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from conftest import environment
 
-PRELOADED = ["hepar.cli.main", "hepar.stages.train_universal", "hepar.stages.evaluate", "mlflow", "monai.networks.nets"]
+PRELOADED = ["hepar.cli.main", "hepar.stages.train_universal", "hepar.stages.evaluate", "mlflow"]
 QUIET = {"GIT_PYTHON_REFRESH": "quiet"}  # read when mlflow is imported
 
 
@@ -54,13 +55,12 @@ def hepar(words: list[str], folder: Path, exported: Mapping[str, str]) -> Ended:
     context = multiprocessing.get_context("forkserver")
     os.environ.update(QUIET)
     context.set_forkserver_preload(PRELOADED)
-    written = [folder / f".{name}" for name in ("stdout", "stderr")]
-    process = context.Process(target=_main, args=(words, folder, environment(**exported), written))
-    process.start()
-    process.join()
-    stdout, stderr = (path.read_text() for path in written)
-    for path in written:
-        path.unlink()
+    with tempfile.TemporaryDirectory() as outputs:
+        written = [Path(outputs, name) for name in ("stdout", "stderr")]
+        process = context.Process(target=_main, args=(words, folder, environment(**exported), written))
+        process.start()
+        process.join()
+        stdout, stderr = (path.read_text() for path in written)
     return Ended(process.exitcode or 0, stdout, stderr)
 
 

@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes share the tests as there are cores
+
 import pytest
 from filelock import FileLock
 from full_disk import SmallDisk, small_disk
+from inbox import Inbox, opened_inbox
 from phantom_folder import PhantomFolder
 from toy_case import write_case
 
@@ -21,11 +24,17 @@ from hepar.cases import Case
 from hepar.params import Params, load_params
 from hepar.phantoms import write_phantoms
 from hepar.registry.tracking import connect
+from hepar.runtime.notification import URL_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 TINY = ROOT / "params" / "tiny.yaml"
 SHARED = ROOT.parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, so that no process waits for one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +78,14 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
         yield disk
 
 
+@pytest.fixture
+def inbox(own_tracking: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
+    """A server on loopback that takes notifications."""
+    with opened_inbox() as inbox:
+        monkeypatch.setenv(URL_VARIABLE, inbox.url)
+        yield inbox
+
+
 @pytest.fixture(autouse=True)
 def own_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Point every test at a tracking database of its own."""
@@ -76,6 +93,13 @@ def own_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith(("MLFLOW_", "HEPAR_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Take back the threads that a stage of an earlier test has given to torch."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +126,12 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def call(*command: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a command; one of hepar in a fork of a process that has imported everything, see `commands`."""
+    if command[0] == "hepar":
+        from commands import hepar
+
+        ended = hepar(list(command), cwd, more)
+        return subprocess.CompletedProcess(command, ended.code, ended.stdout, ended.stderr)
     return subprocess.run(command, cwd=cwd, env=environment(**more), capture_output=True, text=True, check=False)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import call
+from conftest import BIN, call
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -20,13 +20,8 @@ from hepar import __version__
 from hepar.cli.main import app, errors_as_sentences, main
 from hepar.params import Params, dump_params, load_params
 
-HEPAR = Path(sys.executable).with_name("hepar")
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 STAGES = {"ingest", "train-liver", "pseudo-label", "assemble-pool", "train-universal", "evaluate", "register", "run"}
-
-
-def run_hepar(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(HEPAR), *arguments], cwd=cwd, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +48,7 @@ def test_an_unknown_key_is_named_in_one_sentence(tmp_path: Path, params_file: Pa
     values = yaml.safe_load(params_file.read_text())
     values["evaluate"]["overlaps"] = 0.5
     params_file.write_text(yaml.safe_dump(values))
-    ended = run_hepar(tmp_path, "ingest", "--params", "own.yaml")
+    ended = call("hepar", "ingest", "--params", "own.yaml", cwd=tmp_path)
     assert is_one_sentence(ended), ended.stderr
     assert ended.stderr == "hepar: own.yaml: unknown key evaluate.overlaps\n"
     assert not (tmp_path / "cohort").exists()
@@ -61,14 +56,14 @@ def test_an_unknown_key_is_named_in_one_sentence(tmp_path: Path, params_file: Pa
 
 def test_an_empty_source_is_named_in_one_sentence(tmp_path: Path, params_file: Path) -> None:
     (tmp_path / "empty.csv").write_text("case_id,modality,image,liver_state,tumour_state\n")
-    ended = run_hepar(tmp_path, "ingest", "--source", "empty.csv", "--params", str(params_file))
+    ended = call("hepar", "ingest", "--source", "empty.csv", "--params", str(params_file), cwd=tmp_path)
     assert is_one_sentence(ended), ended.stderr
     assert ended.stderr == "hepar: empty.csv lists no cases\n"
     assert not (tmp_path / "cohort").exists()
 
 
 def test_the_installed_command_lists_all_commands(tmp_path: Path) -> None:
-    ended = run_hepar(tmp_path, "--help")
+    ended = call(str(BIN / "hepar"), "--help", cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert all(command in ended.stdout for command in COMMANDS)
 
@@ -89,7 +84,7 @@ def test_the_version_is_printed() -> None:
 
 
 def test_cases_are_printed_as_csv(cohort: Path) -> None:
-    ended = run_hepar(cohort.parent, "cases", "cohort", "--format", "csv")
+    ended = call("hepar", "cases", "cohort", "--format", "csv", cwd=cohort.parent)
     assert (ended.returncode, ended.stderr) == (0, "")
     rows = list(csv.DictReader(io.StringIO(ended.stdout)))
     assert len(rows) == 8

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import call
+from conftest import BIN, call
 from full_disk import SmallDisk
 from phantom_folder import PhantomFolder
 from toy_case import box, volume
@@ -66,7 +66,8 @@ def test_predict(disk: SmallDisk, tiny: Params, tmp_path: Path) -> None:
     write_model(tmp_path / "model", tiny)
     write_image(volume((box(3, 13) * 60).astype(np.int16)), tmp_path / "scan.nii.gz")
     labels = disk.folder / "labels.nii.gz"
-    command = ("hepar", "predict", "scan.nii.gz", "--out", str(labels), "--model", "model", "--modality", "ct")
+    program = str(BIN / "hepar")  # not a fork, which would not take over a limit on the size of files
+    command = (program, "predict", "scan.nii.gz", "--out", str(labels), "--model", "model", "--modality", "ct")
     with disk.room(0):
         done = call(*command, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
