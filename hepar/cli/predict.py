@@ -166,6 +166,7 @@ class _Run:
             self.failed += 1
 
     def _predict_one(self, scan: Scan) -> None:
+        from hepar.ingest.sources.dicom_volume import UnevenRefusal
         from hepar.prediction.predicted_scan import predict_scan
         from hepar.prediction.scans import unique_names
 
@@ -177,7 +178,8 @@ class _Run:
                 predicted = predict_scan(self.predictor, here, self.modality)
                 self._write(predicted)
         except DataError as error:
-            print_message(f"{scan.name} is left out: {error}" if scan.stack is not None else str(error))
+            hint = "; --uneven-slices resample resamples them" if isinstance(error, UnevenRefusal) else ""
+            print_message(f"{scan.name} is left out: {error}{hint}" if scan.stack is not None else str(error))
             self.failed += scan.stack is None  # a file that was asked for, not one series of many
             return
         self.predicted += 1
@@ -198,7 +200,7 @@ class _Run:
         else:
             folder = self.out / predicted.scan.name
             if problem := write_prediction(predicted, folder, self.outputs, self.by_lesion):
-                print_message(f"{problem}; there is neither DICOM-SEG nor SR")
+                print_message(problem)
             printed = {"folder": str(folder), **shown(predicted.measurements())}
         print(json.dumps(printed))
 

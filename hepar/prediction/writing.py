@@ -25,8 +25,9 @@ def write_prediction(
     """Write the chosen outputs of a scan to a folder, which is replaced if it is a prediction.
 
     A DICOM SR refers to the DICOM-SEG, so it brings that along; without DICOM input both are left out. If not
-    `by_lesion`, all tumours are one segment. Returns why there are no DICOM objects if the headers of the scan allow
-    none, empty otherwise. Raises DataError if nothing else was asked for, or if the folder is something else.
+    `by_lesion`, all tumours are one segment. Returns a sentence if DICOM objects that were asked for are missing, because
+    the headers of the scan allow none or nothing was found, else an empty text. Raises DataError if nothing else was
+    asked for and the headers allow none, or if the folder is something else.
     """
     check_replaceable(folder)
     objects, problem = {Output.SEG, Output.SR} & set(outputs), ""
@@ -42,11 +43,11 @@ def write_prediction(
             written.save_tables(measurements)
         if objects and predicted.scan.stack is not None:
             try:
-                _write_objects(predicted, written, by_lesion, Output.SR in outputs)
+                problem = _write_objects(predicted, written, by_lesion, Output.SR in outputs)
             except DataError as error:
                 if objects == set(outputs):
                     raise
-                problem = str(error)
+                problem = f"{error}; there is neither DICOM-SEG nor SR"
         if {Output.PICTURE, Output.PAGE} & set(outputs):
             pictures = ScanPictures.of(predicted)
             overview = pictures.overview(overview_lines(predicted))
@@ -67,7 +68,8 @@ def _masks(predicted: PredictedScan) -> dict[int, Any]:
     }
 
 
-def _write_objects(predicted: PredictedScan, written: PredictionFolder, by_lesion: bool, with_report: bool) -> None:
+def _write_objects(predicted: PredictedScan, written: PredictionFolder, by_lesion: bool, with_report: bool) -> str:
+    """Write the DICOM-SEG, and the SR `with_report`. Returns why there is no DICOM-SEG, if there is none."""
     from hepar.prediction.dicom_report import make_report
     from hepar.prediction.dicom_segmentation import make_segmentation, make_segments, read_sources
 
@@ -80,3 +82,4 @@ def _write_objects(predicted: PredictedScan, written: PredictionFolder, by_lesio
         if made is not None:
             with whole_file(written.folder / name) as partial:
                 made.save_as(partial)
+    return "" if segments else f"{predicted.scan.name}: nothing was found, so there is no DICOM-SEG"

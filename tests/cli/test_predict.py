@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 from click.testing import Result
-from dicom_files import phantom_voxels, write_series
+from dicom_files import Placement, phantom_voxels, write_series
 from PIL import Image
 from toy_case import volume, write_noise
 from toy_model import constant_weights, write_model
@@ -166,6 +166,20 @@ def test_the_modality_of_dicom_is_that_of_its_header(folder: Path) -> None:
     assert json.loads(line)["source"] is None
     refused = run(folder, str(folder / "dicom"), *out, "--modality", "mr", code=2)
     assert "is CT by its DICOM header, not MR" in refused.stderr
+
+
+def test_uneven_slices_are_left_out_with_what_to_do_and_resampled_on_request(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    heights_mm = [0, 3, 6, 9, 12, 15, 18, 22, 26, 30, 34, 38]
+    write_series(folder / "uneven", phantom_voxels(), Placement(heights_mm=heights_mm), SeriesNumber=3)
+    out = [str(folder / "uneven"), "-o", str(folder / "out"), "--only", "json"]
+    refused = run(folder, *out, code=2).stderr
+    assert "series-3-ct-portal-venous is left out: slices are evenly spaced: 3.00 to 4.00 mm" in refused
+    assert "--uneven-slices resample" in refused
+    run(folder, *out, "--uneven-slices", "resample")
+    assert (folder / "out" / "series-3-ct-portal-venous" / "measurements.json").is_file()
+    assert "ITK" not in capfd.readouterr().err  # no warning of a C++ library
 
 
 def test_a_folder_that_is_no_prediction_is_not_replaced(folder: Path) -> None:

@@ -6,7 +6,8 @@ Positions are LPS millimetres (DICOM PS3.3, C.7.6.2).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,10 @@ from hepar.ingest.sources.dicom import ENHANCED, MIN_SLICES, Instance, Vector, m
 Uneven = Literal["refuse", "resample"]
 SPACING_TOLERANCE = 0.02  # of the step between slices
 TILT_TOLERANCE = 0.02  # sideways, of the step between slices
+
+
+class UnevenRefusal(Refusal):
+    """Slices are tilted or unevenly spaced; they can be resampled."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,8 @@ def _check_pixel_data(paths: Sequence[Path]) -> None:
 
 def _read_classic(instances: Sequence[Instance], uneven: Uneven, mask: bool) -> sitk.Image:
     spacing = slice_spacing(instances)
+    if spacing.problem and uneven == "refuse":
+        raise spacing.problem
     try:
         _check_pixel_data([instance.path for instance in instances])
     except Refusal:
@@ -107,14 +114,13 @@ def _read_classic(instances: Sequence[Instance], uneven: Uneven, mask: bool) -> 
     reader.SetFileNames([str(instance.path) for instance in instances])
     reader.SetOutputPixelType(sitk.sitkFloat32)
     try:
-        voxels_zyx = sitk.GetArrayFromImage(reader.Execute())
+        with _without_itk_warnings():  # of uneven steps, which are resampled
+            voxels_zyx = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
         raise Refusal("every slice can be decoded", str(error).strip().splitlines()[-1]) from None
     first = instances[0]
     row_mm, column_mm = (float(value) for value in first.get("PixelSpacing"))
     if spacing.problem:
-        if uneven == "refuse":
-            raise spacing.problem
         voxels_zyx = _resample_evenly(voxels_zyx, instances, spacing.step_mm, (row_mm, column_mm), nearest=mask)
     image = sitk.GetImageFromArray(voxels_zyx)
     image.SetSpacing((column_mm, row_mm, spacing.step_mm))
@@ -123,12 +129,23 @@ def _read_classic(instances: Sequence[Instance], uneven: Uneven, mask: bool) -> 
     return image
 
 
+@contextmanager
+def _without_itk_warnings() -> Iterator[None]:
+    """No warnings of ITK's C++ on standard error within the block."""
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
 @dataclass(frozen=True)
 class SliceSpacing:
     """The step between slices, and the rule that their positions break, if any."""
 
     step_mm: float
-    problem: Refusal | None
+    problem: UnevenRefusal | None
 
 
 def slice_spacing(instances: Sequence[Instance]) -> SliceSpacing:
@@ -149,12 +166,12 @@ def slice_spacing(instances: Sequence[Instance]) -> SliceSpacing:
         )
     if float(np.abs(steps_mm - step_mm).max()) > SPACING_TOLERANCE * step_mm:
         value = f"{steps_mm.min():.2f} to {steps_mm.max():.2f} mm"
-        return SliceSpacing(step_mm, Refusal("slices are evenly spaced", value))
+        return SliceSpacing(step_mm, UnevenRefusal("slices are evenly spaced", value))
     sideways_mm = _sideways_mm(instances)
     extent_mm = float(heights_mm[-1] - heights_mm[0])
     if float(np.abs(np.diff(sideways_mm, axis=0)).max()) > TILT_TOLERANCE * step_mm:
         degrees = float(np.rad2deg(np.arctan2(np.linalg.norm(sideways_mm[-1]), extent_mm)))
-        return SliceSpacing(step_mm, Refusal("the gantry is not tilted", f"a tilt of {degrees:.1f} degrees"))
+        return SliceSpacing(step_mm, UnevenRefusal("the gantry is not tilted", f"a tilt of {degrees:.1f} degrees"))
     return SliceSpacing(extent_mm / (len(heights_mm) - 1), None)  # more exact than rounded positions
 
 
