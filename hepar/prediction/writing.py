@@ -25,7 +25,7 @@ def write_prediction(
     """Write the chosen outputs of a scan to a folder, which is replaced if it is a prediction.
 
     A DICOM SR refers to the DICOM-SEG, so it brings that along; without DICOM input both are left out. If not
-    `by_lesion`, all tumours are one segment. Returns a sentence if DICOM objects that were asked for are missing, because
+    `by_lesion`, all tumours are one segment. Returns a sentence if DICOM objects that were asked for are missing since
     the headers of the scan allow none or nothing was found, else an empty text. Raises DataError if nothing else was
     asked for and the headers allow none, or if the folder is something else.
     """
