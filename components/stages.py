@@ -172,8 +172,11 @@ def evaluate(
     cohort: dsl.Input[dsl.Artifact],
     model: dsl.Input[dsl.Model],
     report: dsl.Output[dsl.Artifact],
+    scores: dsl.Output[dsl.Metrics],
+    page: dsl.Output[dsl.HTML],
 ) -> str:
-    """Score the model on the held-out patients."""
+    """Score the model on the held-out patients; KFP shows the mean Dice and the page of the report."""
+    import shutil
     from pathlib import Path
 
     import hepar.stages.evaluate
@@ -183,7 +186,11 @@ def evaluate(
     hepar.stages.evaluate.run(
         Path(cohort.path), Path(model.path), Path(report.path), read_section(EvaluateParams, params)
     )
-    return Report.load(Path(report.path)).manifest.hash
+    written = Report.load(Path(report.path))
+    for name, value in written.mean_dice().items():
+        scores.log_metric(name, value)
+    shutil.copyfile(written.page, page.path)
+    return written.manifest.hash
 
 
 @dsl.component(base_image=image_of("register"), install_kfp_package=False)

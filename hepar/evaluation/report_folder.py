@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from hepar.cases import STRUCTURES
 from hepar.errors import ArtifactError, one_line
 from hepar.evaluation.label_pairs import CaseIdentity
 from hepar.inference.settings import PredictionSettings
@@ -64,6 +65,15 @@ class Report:
     def metrics(self) -> dict[str, Any]:
         """The summary metrics by modality. Raises ArtifactError if the file cannot be read."""
         return self._read(self.METRICS)
+
+    def mean_dice(self) -> dict[str, float]:
+        """The mean Dice of each structure that was scored, by names such as `CT/liver_dice`."""
+        return {
+            f"{modality}/{structure}_dice": structures[structure]["dice"]["mean"]
+            for modality, structures in self.metrics().items()
+            for structure in STRUCTURES
+            if structures[structure]["dice"]["mean"] is not None
+        }
 
     def facts(self) -> dict[str, str]:
         """What was scored, by hash. Raises ArtifactError if the file cannot be read."""

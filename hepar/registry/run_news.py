@@ -10,7 +10,7 @@ from typing import Any
 from hepar.errors import HeparError, one_line
 from hepar.registry.champion import DECISION_TAG, RESULT_TAG
 from hepar.registry.registration import Registration
-from hepar.registry.tracking import connect, storage_errors, tag_name
+from hepar.registry.tracking import TEST_SCORES, connect, storage_errors, tag_name
 from hepar.runtime.execution import KFP_RUN, KFP_RUN_VARIABLE
 from hepar.runtime.failure_record import last_failure
 from hepar.runtime.notification import URL_VARIABLE, Notification, send
@@ -18,7 +18,6 @@ from hepar.runtime.redaction import redact
 
 SUCCEEDED = "SUCCEEDED"  # as KFP names it; FAILED and CANCELLED are the others
 MAX_MESSAGE = 500  # characters of KFP's own message
-TEST_SCORES = "test/"  # prefix of the metrics of a report
 
 
 def tell_outcome(state: str, message: str, mlflow_url: str, runs_url: str) -> None:

@@ -23,7 +23,6 @@ from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 
-from hepar.cases import STRUCTURES
 from hepar.errors import HeparError, Preempted, StorageError, one_line
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder, ModelSpec
@@ -42,6 +41,7 @@ DEFAULT_URI = f"{SQLITE}{DATABASE}"
 MODEL_TAG = "hepar.model"
 RUN_FILE = "mlflow_run"
 TRAINING = "training"  # prefix of the MLflow params of a training
+TEST_SCORES = "test/"  # prefix of the metrics of a report
 APPENDICES = ("[SQL:", "(Background on this error", "\nTraceback")  # to messages of MLflow
 MAX_REASON = 300  # characters of a message of MLflow
 
@@ -301,10 +301,8 @@ def _training_run(mlflow: Any, model_hash: str) -> str | None:
 def log_report(mlflow: Any, report: Report) -> None:
     """Log a report and its mean Dice to the active run, beside the other reports on the same model."""
     mlflow.log_artifacts(str(report.folder), report_place(report.manifest.hash))
-    for modality, structures in report.metrics().items():
-        for structure in STRUCTURES:
-            if (value := structures[structure]["dice"]["mean"]) is not None:
-                mlflow.log_metric(f"test/{modality}/{structure}_dice", value)
+    for name, value in report.mean_dice().items():
+        mlflow.log_metric(f"{TEST_SCORES}{name}", value)
 
 
 def report_place(report_hash: str) -> str:

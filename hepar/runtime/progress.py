@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hepar.errors import HeparError, Preempted, StorageError
 from hepar.runtime.artifacts import write_json
+from hepar.runtime.environment import EPHEMERAL_VARIABLE
 from hepar.runtime.redaction import redact
 
 FOLDER_VARIABLE = "HEPAR_PROGRESS"
@@ -128,13 +129,17 @@ _current: ContextVar[Stage | None] = ContextVar("stage", default=None)
 
 
 @contextmanager
-def stage(name: str) -> Iterator[Stage]:
-    """Run a stage: its status is published at the start, when it ends and when it fails."""
+def stage(name: str, *lists: Path) -> Iterator[Stage]:
+    """Run a stage: its status is published at the start, when it ends and when it fails.
+
+    In a container, where its log and the files `lists` would be lost, a failure leaves them in the store.
+    """
     running = Stage(name)
     token = _current.set(running)
     running.publish()
     try:
-        yield running
+        with _recorded(name, lists):
+            yield running
         running.status.state = "done"
     except BaseException as error:
         running.status.state = "failed"
@@ -145,6 +150,17 @@ def stage(name: str) -> Iterator[Stage]:
     finally:
         running.publish()
         _current.reset(token)
+
+
+@contextmanager
+def _recorded(name: str, lists: tuple[Path, ...]) -> Iterator[None]:
+    if not os.environ.get(EPHEMERAL_VARIABLE):
+        yield
+        return
+    import hepar.runtime.failure_record  # imports this module
+
+    with hepar.runtime.failure_record.recorded(name, *lists):
+        yield
 
 
 def current_stage() -> Stage:

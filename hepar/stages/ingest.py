@@ -37,16 +37,18 @@ def run(
 
     `handover`, if given, comes before and after inside the stage: if it fails, the stage fails.
     """
-    with stage("ingest"):
+    rejected = cohort.with_name(f"{cohort.name}.{Cohort.QUARANTINE}")
+    with stage("ingest", rejected):
         if handover is not None:
             handover.start(cohort)
-        _write_cohort(source, cohort, params, modalities)
+        _write_cohort(source, cohort, params, modalities, rejected)
         if handover is not None:
             handover.finish(cohort)
 
 
-def _write_cohort(source: str, cohort: Path, params: IngestParams, modalities: Sequence[Modality]) -> None:
-    rejected = cohort.with_name(f"{cohort.name}.{Cohort.QUARANTINE}")
+def _write_cohort(
+    source: str, cohort: Path, params: IngestParams, modalities: Sequence[Modality], rejected: Path
+) -> None:
     hashes: dict[str, str] = {}
     with open_source(source, params) as sources, write_artifact(cohort, Cohort.KIND, {}, hashes) as folder:
         check_case_ids(source.case_id for source in sources)

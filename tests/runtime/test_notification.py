@@ -3,48 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from typing import Any
 
 import pytest
+from inbox import Inbox
 
 from hepar.runtime.notification import FORMAT_VARIABLE, URL_VARIABLE, Notification, send
 
 NEWS = Notification(
     "run", "SUCCEEDED", "hepar 3 is champion", ("liver Dice < 0.9 & rising",), {"MLflow": "https://mlflow/#/models"}
 )
-
-
-class Inbox:
-    """A server that keeps what is posted to it, and answers with `status`."""
-
-    def __init__(self) -> None:
-        self.bodies, self.status = list[Any](), 200
-        inbox = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                inbox.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(inbox.status)
-                self.end_headers()
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/hook/s3cret-path"
-        Thread(target=self.server.serve_forever, daemon=True).start()
-
-
-@pytest.fixture
-def inbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
-    opened = Inbox()
-    monkeypatch.setenv(URL_VARIABLE, opened.url)
-    yield opened
-    opened.server.shutdown()
-    opened.server.server_close()
 
 
 def test_news_are_posted_as_json_or_as_slack_takes_them(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
