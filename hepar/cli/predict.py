@@ -64,6 +64,9 @@ def predict(
     lesion_segments: Annotated[
         bool, typer.Option(help="One segment a lesion in the DICOM-SEG, instead of one for all tumours.")
     ] = True,
+    store: Annotated[
+        bool, typer.Option("--store", help="Store DICOM-SEG and SR on the DICOMweb server that a scan comes from.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if any scan has a warning.")] = False,
     uneven_slices: Annotated[
         UnevenSlices, typer.Option(help="What to do with slices that are tilted or unevenly spaced.")
@@ -105,7 +108,10 @@ def predict(
     as_label_map = bool(out.suffix) and not out.is_dir()
     if as_label_map:
         _check_label_map(out, scans, bool(only))
+    if store:
+        _check_storable(scans, only, as_label_map)
     run = _Run(open_predictor(model, settings), out, modality, tuple(only or Output), lesion_segments, as_label_map)
+    run.store = store
     for source in scans:
         run.predict(source, uneven_slices)
     if run.failed:
@@ -126,6 +132,17 @@ def _check_label_map(out: Path, scans: list[str], chosen: bool) -> None:
         raise DataError(f"{out} is the scan itself: choose another file for the labels")
 
 
+def _check_storable(scans: list[str], only: list[Output] | None, as_label_map: bool) -> None:
+    """Raise DataError unless all scans come from DICOMweb and their DICOM objects are written."""
+    from hepar.ingest.sources.dicomweb import SCHEMES
+    from hepar.runtime.redaction import redact_address
+
+    if elsewhere := [scan for scan in scans if not scan.startswith(SCHEMES)]:
+        raise DataError(f"--store is for scans of {' and '.join(SCHEMES)}, not {redact_address(elsewhere[0])}")
+    if as_label_map or not {Output.SEG, Output.SR} & set(only or Output):
+        raise DataError("--store needs a folder as --out, and seg or sr among what --only chooses")
+
+
 class _Run:
     """The scans of one command: predicts each and counts what went wrong."""
 
@@ -142,13 +159,17 @@ class _Run:
         self.outputs, self.by_lesion, self.as_label_map = outputs, by_lesion, as_label_map
         self.predicted = self.warned = self.failed = 0
         self.names: list[str] = []
+        self.store = False
+        self.server = ""  # that the scans at hand come from, if their results are to be stored there
 
     def predict(self, source: str, uneven: UnevenSlices) -> None:
         """Predict the scans of a source. One that fails is named, and the others go on."""
+        from hepar.ingest.sources.dicomweb import server_of
         from hepar.prediction.scans import open_scans
         from hepar.runtime.redaction import redact_address
 
         before, failed = self.predicted, self.failed
+        self.server = server_of(source) if self.store else ""
         try:
             with open_scans(source, uneven.value) as found:
                 if self.as_label_map and len(found.scans) > 1:
@@ -190,7 +211,9 @@ class _Run:
     def _write(self, predicted: PredictedScan) -> None:
         from hepar.evaluation.research_use import RESEARCH_USE
         from hepar.imaging.volumes import to_image, write_image
+        from hepar.prediction.folder import PredictionFolder
         from hepar.prediction.predicted_scan import shown
+        from hepar.prediction.storing import store_objects
         from hepar.prediction.writing import write_prediction
 
         if self.as_label_map:
@@ -202,6 +225,8 @@ class _Run:
             if problem := write_prediction(predicted, folder, self.outputs, self.by_lesion):
                 print_message(problem)
             printed = {"folder": str(folder), **shown(predicted.measurements())}
+            if self.server:
+                printed["stored"] = store_objects(self.server, PredictionFolder(folder))
         print(json.dumps(printed))
 
 

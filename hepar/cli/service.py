@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import replace
-from typing import Annotated
+from pathlib import Path
+from threading import Event
+from typing import Annotated, Any
 
 import typer
 
+from hepar.cli.messages import print_message
 from hepar.cli.models import PANEL
 from hepar.cli.options import UNIVERSAL
+from hepar.errors import StorageError
 from hepar.inference.settings import PredictionSettings
 from hepar.service.limits import ServiceLimits
 
@@ -58,3 +64,45 @@ def serve(
         print("Press Ctrl-C to stop, which deletes all uploads and results.", flush=True)
 
     serve_predictions(model, PredictionSettings(), Address(host, port), limits, ready)
+
+
+@service_app.command(rich_help_panel=PANEL)
+def listen(
+    orthanc: Annotated[str, typer.Argument(help="Address of Orthanc, such as http://localhost:8042.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results, and for how far it has read.")],
+    model: ModelOption = str(UNIVERSAL),
+    dicomweb: Annotated[str, typer.Option(help="Path of Orthanc's DICOMweb.")] = "dicom-web",
+    every_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="At the first start, predict also what is there already.")
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="Look once and stop.")] = False,
+) -> None:
+    """Predict each CT and MR series that arrives in Orthanc, and store DICOM-SEG and SR beside it. Research use only.
+
+    Prints a line of JSON a scan. Stopped and started again, it goes on where it was.
+    """
+    from hepar.prediction.opening import open_predictor
+    from hepar.runtime.device import catch_sigterm
+    from hepar.service.listening import Listener, Place
+    from hepar.service.orthanc import OrthancServer
+
+    server = OrthancServer(orthanc, dicomweb)
+    place = Place.load(out, server.last, from_start)
+    listener = Listener(server, open_predictor(model, PredictionSettings()), out, place, print_message, _print_json)
+    stopped = Event()
+    with suppress(KeyboardInterrupt), catch_sigterm(stopped.set):
+        while True:
+            try:
+                listener.look()
+            except StorageError as error:
+                if once:
+                    raise
+                print_message(str(error))
+            if once or stopped.wait(every_seconds):
+                return
+
+
+def _print_json(found: dict[str, Any]) -> None:
+    """Print one line at once, for a program that reads it."""
+    print(json.dumps(found), flush=True)

@@ -56,7 +56,7 @@ class WebInstance:
 
     def download(self, target: Path) -> None:
         """Raises StorageError if the server does not return the instance."""
-        with _storage_errors(self.url):
+        with storage_errors(self.url):
             instance = client(self.server).retrieve_instance(self.study, self.series, self.uid, media_types=ANY_SYNTAX)
         instance.save_as(target)
 
@@ -80,11 +80,9 @@ class Server:
         shown = redact_address(url)
         if has_credentials(url):
             raise DataError(f"source {shown}: {CREDENTIALS_RULE}")
-        parts = urlsplit(url.removeprefix("dicomweb+"))
-        self.root = root.resolve()
-        self.server = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+        self.root, self.server = root.resolve(), server_of(url)
         given = dict(parse_qsl(os.environ.get(QUERY_VARIABLE, "")))
-        asked = parse_qsl(parts.query, keep_blank_values=True)
+        asked = parse_qsl(urlsplit(url).query, keep_blank_values=True)
         self.filters = {name: value or given.get(name, "") for name, value in asked}
         if unknown := [name for name in self.filters if tag_for_keyword(name) is None]:
             raise DataError(f"source {shown}: {unknown[0]} is not a DICOM attribute")
@@ -94,7 +92,7 @@ class Server:
 
     def search(self) -> list[WebSeries]:
         """The series of `MODALITIES`, each once, in order of their UIDs. Raises DataError if there is none."""
-        with _storage_errors(self.server, self.filters.values()):
+        with storage_errors(self.server, self.filters.values()):
             found = {
                 WebSeries(
                     str(value(item, "StudyInstanceUID")),
@@ -126,7 +124,7 @@ class Server:
         study, series = found.study, found.series
         folder = self.root / f"{number:06d}"
         folder.mkdir()
-        with _storage_errors(f"{self.server}/studies/{study}/series/{series}"):
+        with storage_errors(f"{self.server}/studies/{study}/series/{series}"):
             headers = client(self.server).retrieve_series_metadata(study, series)
         for header in headers:
             uid = str(value(header, "SOPInstanceUID"))
@@ -138,6 +136,12 @@ class Server:
                 instance.download(path)
             else:
                 _write_header(header, path)
+
+
+def server_of(source: str) -> str:
+    """The address of the server behind `dicomweb+https://HOST/PATH?QUERY`, for a client."""
+    parts = urlsplit(source.removeprefix("dicomweb+"))
+    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
 
 
 def without_identifiers(source: str) -> tuple[str, str]:
@@ -177,7 +181,7 @@ def client(server: str) -> Any:
 
 
 @contextmanager
-def _storage_errors(url: str, searched: Iterable[str] = ()) -> Iterator[None]:
+def storage_errors(url: str, searched: Iterable[str] = ()) -> Iterator[None]:
     """Turn errors of the HTTP client into a StorageError that names the address, but not what was `searched`."""
     try:
         yield

@@ -32,7 +32,7 @@ class HeparViewer {
       isOrientationTextVisible: true,
       isRadiologicalConvention: true, // the patient's right on the left of the screen
       multiplanarEqualSize: true,
-      multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID,
+      multiplanarLayout: niivue.MULTIPLANAR_TYPE.AUTO,
       multiplanarPadPixels: 6,
       multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
     });
