@@ -15,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from hepar.cases import Modality
+from hepar.imaging.modality import guess_evidence
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.imaging.volumes import Geometry, to_image
 from hepar.inference.model_folder import ModelSpec
@@ -78,7 +79,16 @@ def phantom_scan() -> PredictedScan:
     measured = measure(found, image_zyx, Modality.CT)
     warnings = check_scan(image, Modality.CT, found, measured, spec)
     scan = Scan("phantom-ct", VolumeFile(Path("phantom-ct.nii.gz")))
-    return PredictedScan(scan, image, Modality.CT, "intensities", found, measured, warnings, predictor)
+    return PredictedScan(
+        scan,
+        image,
+        Modality.CT,
+        f"intensities: {guess_evidence(image, Modality.CT)}",
+        found,
+        measured,
+        warnings,
+        predictor,
+    )
 
 
 def save(png: bytes, name: str) -> None:

@@ -51,6 +51,17 @@ def guess_modality(image: sitk.Image, scan: Path) -> Modality:
     )
 
 
+def guess_evidence(image: sitk.Image, modality: Modality) -> str:
+    """What a guess of `guess_modality` rests on, for people."""
+    voxels_n = _sample(to_array(image))
+    if modality == Modality.CT:
+        air = float(np.mean(voxels_n <= AIR_HU + AROUND_AIR_HU))
+        alike = _concentration(voxels_n, AIR_HU, SOFT_TISSUE_HU)
+        return f"{air:.0%} of the voxels are as dark as air in HU, and {alike:.0%} of the body as dense as soft tissue"
+    values = f"values from {voxels_n.min():g} to {voxels_n.max():g}"
+    return f"{values} that are no HU, and tissues that differ by multiples"
+
+
 def find_contradiction(image: sitk.Image, modality: Modality) -> str:
     """Why the values of an image cannot be of the declared modality; empty if they can.
 

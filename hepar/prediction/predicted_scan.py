@@ -13,7 +13,7 @@ from hepar.cases import Modality
 from hepar.errors import DataError
 from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.imaging.diameters import axial_tilt_degrees, slice_axis
-from hepar.imaging.modality import guess_modality
+from hepar.imaging.modality import guess_evidence, guess_modality
 from hepar.imaging.volumes import to_array
 from hepar.inference.prediction import Model, Segmentation, segment
 from hepar.inference.settings import PredictionSettings
@@ -103,7 +103,8 @@ def _modality_of(scan: Scan, image: sitk.Image, given: Modality | None) -> tuple
         return scan.modality, "DICOM header"
     if given is not None:
         return given, "--modality"
-    return guess_modality(image, scan.image.files[0]), "intensities"
+    guessed = guess_modality(image, scan.image.files[0])
+    return guessed, f"intensities: {guess_evidence(image, guessed)}"
 
 
 def shown(measurements: Mapping[str, Any]) -> dict[str, Any]:
