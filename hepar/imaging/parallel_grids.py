@@ -103,9 +103,14 @@ def shared_slices(one: Box, other: Box) -> tuple[Box, Box] | None:
 
 
 def turned(array_zyx: npt.NDArray[Any], source: Geometry, target: Geometry) -> npt.NDArray[Any]:
-    """A view of an array on the grid `source` along the axes of `target`, which are the same but for order and sign."""
+    """A view of an array on the grid `source` along the axes of `target`, which are the same but for order and sign.
+
+    The array may have further axes before z y x.
+    """
     axes, flipped = _turn(source, target)
-    return np.flip(array_zyx.transpose(axes), [axis for axis, flip in enumerate(flipped) if flip])
+    before = array_zyx.ndim - 3
+    permuted = array_zyx.transpose([*range(before), *(before + axis for axis in axes)])
+    return np.flip(permuted, [before + axis for axis, flip in enumerate(flipped) if flip])
 
 
 def turned_box(box: Box, source: Geometry, target: Geometry) -> Box:

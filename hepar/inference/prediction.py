@@ -42,7 +42,8 @@ from hepar.inference.variant_prediction import VariantPrediction
 from hepar.networks import build_network
 from hepar.runtime.device import memory_format
 
-NEGLIGIBLE = 1 / 512  # a probability that reports round to 0
+NEGLIGIBLE = 0.05  # a probability below which neither a liver nor a candidate of a lesion lies
+UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)  # the direction of most canonical scans
 AROUND_LIVER_MM = 10.0  # how far variants are predicted beyond the liver
 OnMember = Callable[[Probabilities], None]
 
@@ -253,7 +254,7 @@ def segment(
     thresholds = np.array([LIVER_THRESHOLD, point.tumour_threshold], np.float32)[:, None, None, None]
     members: list[npt.NDArray[np.bool_]] = []
     on_member = (lambda member_rzyx: members.append(member_rzyx > thresholds)) if len(models) > 1 else None
-    upright = canonical(image)
+    upright = image if image.GetDirection() == UPRIGHT else canonical(image)  # without a copy of a large scan
     predicted_rzyx, grid = predict_probabilities(models, upright, modality, settings, on_member, whole)
     agreement = _agreement(members, predicted_rzyx > thresholds, spec.taught) if members else {}
     probability_rzyx, box = _on_scan(predicted_rzyx, grid, Geometry.of(upright))
@@ -268,7 +269,7 @@ def segment(
     return Segmentation(
         as_scanned.mask(liver_zyx),
         as_scanned.mask(tumour_zyx),
-        np.stack([as_scanned.part(probability_zyx) for probability_zyx in probability_rzyx]),
+        np.ascontiguousarray(turned(probability_rzyx, as_scanned.canonical, as_scanned.own)),
         as_scanned.own,
         spec.taught,
         point.min_lesion_ml,
@@ -283,9 +284,10 @@ def _on_scan(predicted_rzyx: Probabilities, grid: Geometry, scan: Geometry) -> t
     part = _within(enlarged(inner, grid.spacing_zyx_mm, 0.0), grid.size_zyx)
     box = box_on(part, grid, scan)
     from_grid, to_grid = grid.cropped(part), scan.cropped(box)
-    return np.stack(
-        [resample_part(probability_zyx[part], from_grid, to_grid) for probability_zyx in predicted_rzyx]
-    ), box
+    probability_rzyx = np.empty((len(STRUCTURES), *to_grid.size_zyx), np.float32)
+    for structure, probability_zyx in enumerate(predicted_rzyx):
+        probability_rzyx[structure] = resample_part(probability_zyx[part], from_grid, to_grid)
+    return probability_rzyx, box
 
 
 def _within(box: Box, size_zyx: tuple[int, int, int]) -> Box:
@@ -305,10 +307,6 @@ class _AsScanned:
     def box(self) -> Box:
         """The box in the scan."""
         return turned_box(self.canonical_box, self.canonical, self.own)
-
-    def part(self, part_zyx: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The voxels of the box."""
-        return np.ascontiguousarray(turned(part_zyx, self.canonical, self.own))
 
     def mask(self, part_zyx: Mask) -> Mask:
         """A mask of the box as one of the whole scan."""

@@ -54,7 +54,7 @@ class VariantPrediction:
                     lambda corner: cut_window(part_zyx, part, corner, patch_zyx),
                     total,
                     axes,
-                    inference_precision(model.device),
+                    inference_precision(model.network, model.device),
                 )
         self._predicted.update(missing)
         return True

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch  # takes seconds to import, which a process that only counts its cores need not wait for
 
 SHUTDOWN_SECONDS = 120  # in which a training has to save a checkpoint after SIGTERM
+LARGE_NETWORK = 10_000_000  # parameters
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
 
 
@@ -84,13 +85,16 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, types[precision], enabled=precision != "fp32")
 
 
-def inference_precision(device: torch.device) -> str:
-    """The precision that predicts fastest and as well: bf16 where the device computes in it, else fp32.
+def inference_precision(network: torch.nn.Module, device: torch.device) -> str:
+    """The precision to predict with: bf16 for large networks where the device computes in it, else fp32.
 
-    Of CPUs those with AVX-512 BF16 or AMX; others emulate it slowly.
+    With fewer parameters than `LARGE_NETWORK` bf16 is hardly faster. Of CPUs those with AVX-512 BF16 or AMX compute in
+    it; others emulate it slowly.
     """
     import torch
 
+    if sum(weight.numel() for weight in network.parameters()) < LARGE_NETWORK:
+        return "fp32"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities = torch.cpu.get_capabilities()

@@ -77,6 +77,32 @@ def test_windows_of_any_size_give_each_voxel_its_probability(
     assert probability_rzyx[1] == pytest.approx(sigmoid(-image_zyx), abs=1e-4)
 
 
+def test_windows_lie_and_weigh_as_those_of_monai() -> None:
+    from monai.inferers import sliding_window_inference
+
+    class Uneven(nn.Module):
+        """Depends on the whole window, and on the place in it."""
+
+        def forward(self, image_bcdhw: Tensor) -> Tensor:
+            place_w = torch.linspace(-1, 1, image_bcdhw.shape[-1])
+            logits_bcdhw = image_bcdhw - image_bcdhw.mean((2, 3, 4), keepdim=True) + place_w
+            return torch.cat([logits_bcdhw, -2 * logits_bcdhw], dim=1)
+
+    network, patch_zyx = Uneven(), (4, 6, 8)
+    for overlap, shape in ((0.5, (9, 17, 21)), (0.25, (4, 13, 16)), (0.0, (11, 6, 30))):
+        image_zyx = random_image(*shape)
+        expected_brzyx = sliding_window_inference(
+            torch.from_numpy(image_zyx)[None, None],
+            patch_zyx,
+            1,
+            lambda image_bcdhw: network(image_bcdhw).sigmoid(),
+            overlap=overlap,
+            mode="gaussian",
+        )
+        found_rzyx = sliding_window(network, image_zyx, patch_zyx, overlap, CPU)
+        assert found_rzyx == pytest.approx(expected_brzyx[0].numpy(), abs=2e-3)  # MONAI's least weight is another
+
+
 def test_a_single_slice_is_segmented_in_a_thicker_window() -> None:
     image_zyx = random_image(1, 8, 8)
     assert windows(image_zyx, (4, 8, 8), 0.5)[0] == pytest.approx(sigmoid(image_zyx), abs=1e-4)
