@@ -76,15 +76,16 @@ class PredictionFolder:
     def load_mask(self, structure: int) -> sitk.Image:
         """Read the mask of a structure, uint8. Raises ArtifactError if it is missing or damaged."""
         name = self.MASKS[structure]
-        self._check(name, Output.MASKS)
+        self._check(name, Output.MASKS, f", by a model that was taught the {STRUCTURES[structure]}")
         mask = read_image(self.folder / name)
         if not np.isin(to_array(mask), (0, 1)).all():
             raise ArtifactError(f"{self.folder / name} is not a mask of 0 and 1")
         return mask
 
-    def _check(self, name: str, output: Output) -> None:
+    def _check(self, name: str, output: Output, by: str = "") -> None:
         if not (self.folder / name).is_file():
-            raise ArtifactError(f"{self.folder} has no {name}: predict the scan with --only {output} or without --only")
+            how = f"predict the scan with --only {output} or without --only{by}"
+            raise ArtifactError(f"{self.folder} has no {name}: {how}")
         verify_artifact(self.folder, self.KIND, [name], deep=True)
 
 

@@ -156,6 +156,13 @@ def test_scans_of_two_modalities_are_not_compared(tmp_path: Path) -> None:
     assert "the baseline is CT, but the follow-up is MR" in str(done.exception)
 
 
+def test_a_prediction_without_a_mask_says_how_to_get_it(tmp_path: Path) -> None:
+    write_prediction(scan(LESIONS), tmp_path / "numbers", (Output.JSON,))
+    done = CliRunner().invoke(app, ["follow", str(tmp_path / "numbers"), str(tmp_path / "numbers")])
+    how = "predict the scan with --only masks or without --only, by a model that was taught the liver"
+    assert str(done.exception) == f"{tmp_path / 'numbers'} has no liver.nii.gz: {how}"
+
+
 def test_a_folder_without_a_prediction_is_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["follow", str(tmp_path), str(tmp_path)])
     assert isinstance(done.exception, ArtifactError)
