@@ -7,6 +7,7 @@ several that have not failed the oldest stays, and the others are terminated by 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from hepar.ingest.listing import list_source
 from hepar.params import Params, PipelineParams, dump_params
 from hepar.registry.tracking import storage_errors
 from hepar.retraining.identity import find_champion, reviews_hash, training_identity
+from hepar.retraining.submission import FAILED, FINISHED, RUNNING
 from hepar.runtime.artifacts import sha256_json
 from pipelines.compiled import SECTIONS, CompiledPipeline
 from pipelines.kfp_server import KfpServer
@@ -29,6 +31,8 @@ SUCCEEDED = "SUCCEEDED"
 ENDED_BADLY = ("FAILED", "CANCELED", "SKIPPED")
 KEY_CHARACTERS = 16
 POLL_SECONDS = 15.0
+# of the runners, which take no options: the namespace of runs, and the Kubernetes account of their steps
+NAMESPACE_VARIABLE, ACCOUNT_VARIABLE = "HEPAR_KFP_NAMESPACE", "HEPAR_KFP_SERVICE_ACCOUNT"
 
 
 class AlreadySubmitted(HeparError):
@@ -132,17 +136,36 @@ def run_on_cluster(params: Params, workdir: Path, image: str) -> None:
     `workdir` stays empty and `image` is not used: the compiled file names its images. Raises HeparError if the run
     does not succeed.
     """
+    server, run = _begun(params)
+    if (state := follow(server, run.run_id)) != SUCCEEDED:
+        raise HeparError(f"run {run.display_name} ended with {state}: {server.link(run.run_id)}")
+
+
+def submit_to_cluster(params: Params, workdir: Path, image: str) -> str:
+    """A runner that submits as `run_on_cluster` does, and returns the id of the run without waiting for it."""
+    return str(_begun(params)[1].run_id)
+
+
+def outcome_on_cluster(run_id: str) -> str:
+    """How a run that `submit_to_cluster` has begun stands: RUNNING, FINISHED or FAILED."""
+    state = KfpServer("", os.environ.get(NAMESPACE_VARIABLE, "")).run(run_id).state
+    if state == SUCCEEDED:
+        return FINISHED
+    return FAILED if state in ENDED_BADLY else RUNNING
+
+
+def _begun(params: Params) -> tuple[KfpServer, Any]:
+    """The run of `build/two_stage.yaml` with these params, begun by this process or by one that has died since."""
     overrides = {key: value for key, value in dump_params(params).items() if key in SECTIONS}
     planned = plan_run(Path(PIPELINE_FILE), overrides)
-    server = KfpServer("")
+    server = KfpServer("", os.environ.get(NAMESPACE_VARIABLE, ""))
     try:
-        run_id = submit(server, planned).run_id
-    except AlreadySubmitted as known:  # by a process that has died since
+        run = submit(server, planned, os.environ.get(ACCOUNT_VARIABLE, ""))
+    except AlreadySubmitted as known:
         say(str(known))
-        run_id = _live(server, planned.name).run_id
-    say(f"{planned.name}: {server.link(run_id)}")
-    if (state := follow(server, run_id)) != SUCCEEDED:
-        raise HeparError(f"run {planned.name} ended with {state}: {server.link(run_id)}")
+        run = _live(server, planned.name)
+    say(f"{planned.name}: {server.link(run.run_id)}")
+    return server, run
 
 
 def _live(server: KfpServer, name: str) -> Any | None:

@@ -2,14 +2,18 @@
 
 Whoever wants to train a state adds an attempt under a lease, if the attempts so far allow it; so of two events at one
 time, on any machines that share the registry, one trains. An attempt whose process died stays RUNNING; whoever
-submits next from the same working directory, which only one process at a time can lock, knows that it is dead. A run
-that was handed to a cluster goes on without its process: its attempt names it, and the next look asks how it ended.
+submits next from the same working directory, which only one process at a time can lock, knows that it is dead, and
+others know it when it has not shown for an hour that it is alive. A run that was handed to a cluster goes on without
+its process: its attempt names it, and the next look asks how it ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,8 @@ from hepar.registry.tracking import connect, experiment_id, storage_errors, tag_
 from hepar.runtime.execution import KFP_RUN
 
 STATE_TAG, PLACE_TAG, REASONS_TAG = (tag_name(name) for name in ("retrained state", "place", "reasons"))
+ALIVE_TAG = tag_name("alive")  # of an attempt: seconds since 1970 when its process was last known to live
+BEAT_SECONDS, DEAD_SECONDS = 300.0, 3600.0  # how often it says so, and how long it may be silent; clocks may differ
 RUN_NAME = "retrain"
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # as MLflow has them
 MAX_ATTEMPTS = 1000  # that are read; there are at most a few
@@ -95,12 +101,13 @@ def submit(submission: Submission, train: Train, outcome: Outcome = still_runnin
             if reason := why_not(attempts, submission.max_resubmissions):
                 return reason
             tags = {STATE_TAG: submission.state, PLACE_TAG: submission.place}
-            tags |= reasons_tag(submission.reasons)
+            tags |= {**reasons_tag(submission.reasons), ALIVE_TAG: str(int(time.time()))}
             lease.check()
             run_id = client.create_run(experiment, run_name=RUN_NAME, tags=tags).info.run_id
     status = FAILED
     try:
-        elsewhere = train()
+        with _heartbeat(client, run_id):
+            elsewhere = train()
         status = RUNNING if elsewhere else FINISHED
     except (Preempted, KeyboardInterrupt):
         status = KILLED
@@ -112,6 +119,31 @@ def submit(submission: Submission, train: Train, outcome: Outcome = still_runnin
             else:
                 client.set_terminated(run_id, status)
     return ""
+
+
+@contextlib.contextmanager
+def _heartbeat(client: Any, run_id: str) -> Iterator[None]:
+    """Tag an attempt again and again, as long as the context lasts. A server that does not answer is asked later."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT_SECONDS):
+            with contextlib.suppress(Exception):
+                client.set_tag(run_id, ALIVE_TAG, str(int(time.time())))
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _is_silent(tags: Mapping[str, str]) -> bool:
+    """Whether an attempt has not shown for too long that its process lives; unknown, so false, without the tag."""
+    alive = tags.get(ALIVE_TAG, "")
+    return alive.isdecimal() and time.time() - int(alive) > DEAD_SECONDS
 
 
 def _attempts(mlflow: Any, submission: Submission, outcome: Outcome) -> list[Attempt]:
@@ -128,7 +160,7 @@ def _attempts(mlflow: Any, submission: Submission, outcome: Outcome) -> list[Att
         if status == RUNNING:
             if elsewhere := run.data.tags.get(RUN_TAG, ""):
                 status = FINISHED if _has_version(mlflow, elsewhere) else outcome(elsewhere)
-            elif place == submission.place:  # its process is dead
+            elif place == submission.place or _is_silent(run.data.tags):  # its process is dead
                 status = FAILED
             if status != RUNNING:
                 mlflow.MlflowClient().set_terminated(run_id, status)

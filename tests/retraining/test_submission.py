@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import pytest
 from hepar.errors import HeparError, Preempted
 from hepar.registry.tracking import connect
 from hepar.retraining.submission import (
+    ALIVE_TAG,
+    DEAD_SECONDS,
     FAILED,
     FINISHED,
     KILLED,
+    RUN_TAG,
     RUNNING,
     STATE_TAG,
     Attempt,
@@ -51,11 +55,15 @@ def test_a_working_directory_is_named_with_its_machine(tmp_path: Path) -> None:
     assert folder == str(tmp_path.resolve())
 
 
-def statuses() -> list[str]:
-    found = connect().search_runs(
+def attempts() -> list[Any]:
+    found: list[Any] = connect().search_runs(
         search_all_experiments=True, filter_string=f"tags.`{STATE_TAG}` = '{GIVEN.state}'", output_format="list"
     )
-    return sorted(run.info.status for run in found)
+    return found
+
+
+def statuses() -> list[str]:
+    return sorted(run.info.status for run in attempts())
 
 
 @pytest.mark.usefixtures("database")
@@ -111,17 +119,64 @@ def test_of_two_events_at_one_time_one_trains() -> None:
     assert trained[0] in refused
 
 
+def submit_and_die(**tags: str) -> None:
+    """Leave the attempt of a process that has been killed."""
+    client: Any = connect().MlflowClient()
+    experiment = client.get_experiment_by_name("toy") or client.create_experiment("toy")
+    experiment_id = getattr(experiment, "experiment_id", experiment)
+    client.create_run(experiment_id, tags={STATE_TAG: GIVEN.state, "hepar.place": GIVEN.place, **tags})
+
+
 @pytest.mark.usefixtures("database")
 def test_an_attempt_whose_process_died_counts_as_failed_in_its_own_directory_only() -> None:
-    def submit_and_die() -> None:
-        client: Any = connect().MlflowClient()
-        experiment = client.get_experiment_by_name("toy") or client.create_experiment("toy")
-        experiment_id = getattr(experiment, "experiment_id", experiment)
-        tags = {STATE_TAG: GIVEN.state, "hepar.place": GIVEN.place}
-        client.create_run(experiment_id, tags=tags)
-
     submit_and_die()
     assert "is being trained already" in submit(replace(GIVEN, place="elsewhere"), lambda: None)
     assert statuses() == [RUNNING]
     assert submit(GIVEN, lambda: None) == ""
+    assert statuses() == [FAILED, FINISHED]
+
+
+@pytest.mark.usefixtures("database")
+def test_a_process_that_has_been_silent_for_an_hour_is_dead_for_all() -> None:
+    """A runner that is replaced has another name, so nobody looks at its directory again."""
+    elsewhere = replace(GIVEN, place="elsewhere")
+    submit_and_die(**{ALIVE_TAG: str(int(time.time() - DEAD_SECONDS + 600))})
+    assert "is being trained already" in submit(elsewhere, lambda: None)
+    (run,) = attempts()
+    connect().MlflowClient().set_tag(run.info.run_id, ALIVE_TAG, str(int(time.time() - DEAD_SECONDS - 1)))
+    assert submit(elsewhere, lambda: None) == ""
+    assert statuses() == [FAILED, FINISHED]
+
+
+@pytest.mark.usefixtures("database")
+def test_a_training_shows_that_it_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hepar.retraining.submission.BEAT_SECONDS", 0.05)
+
+    def train() -> None:
+        (run,) = attempts()
+        assert abs(int(run.data.tags[ALIVE_TAG]) - time.time()) < 600
+        client = connect().MlflowClient()
+        client.set_tag(run.info.run_id, ALIVE_TAG, "0")
+        end = time.monotonic() + 60
+        while client.get_run(run.info.run_id).data.tags[ALIVE_TAG] == "0":
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    assert submit(GIVEN, train) == ""
+
+
+@pytest.mark.usefixtures("database")
+def test_a_run_that_was_only_submitted_goes_on_until_its_end_is_known() -> None:
+    """Also for the working directory that has submitted it."""
+    outcome = {"first": RUNNING, "second": RUNNING}
+    assert submit(GIVEN, lambda: "first", outcome.__getitem__) == ""
+    assert "is being trained already" in submit(GIVEN, lambda: "other", outcome.__getitem__)
+    assert "is being trained already" in submit(GIVEN, lambda: "other")
+    outcome["first"] = FAILED
+    assert submit(GIVEN, lambda: "second", outcome.__getitem__) == ""
+    assert statuses() == [FAILED, RUNNING]
+    client: Any = connect().MlflowClient()
+    client.create_registered_model("m")
+    client.create_model_version("m", "none:/none", tags={RUN_TAG: "second"})
+    assert "has been trained already" in submit(GIVEN, lambda: "third", outcome.__getitem__)
     assert statuses() == [FAILED, FINISHED]
