@@ -191,8 +191,8 @@ class _Cropped:
                     diameters=replace(diameters, slice_index=slice_index),
                     capsule_mm=capsule_mm[index],
                     from_liver_centre_lps_mm=centre_lps_mm and _difference(lesion.centre_lps_mm, centre_lps_mm),
-                    side=halves and halves.side(lesion.centre_lps_mm),
-                    cantlie_mm=halves and halves.distance_mm(lesion.centre_lps_mm),
+                    side=None if halves is None else halves.side(lesion.centre_lps_mm),
+                    cantlie_mm=None if halves is None else halves.distance_mm(lesion.centre_lps_mm),
                     contrast=measure_contrast(lesion_zyx, healthy_zyx[near], self.image_zyx[near], spacing_zyx_mm),
                 )
             )
