@@ -24,8 +24,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 
 from hepar.cases import LIVER, TUMOUR, Modality
+from hepar.imaging.intensities import CT_RANGE
 from hepar.imaging.preprocessing import (
-    CT_RANGE,
     PreprocessingPlan,
     make_preprocessing_plan,
     normalise,

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from hepar.cases import Modality
+from hepar.imaging.intensities import mr_body
 
 Mask = npt.NDArray[np.bool_]
 CT_AIR_HU = -400.0
-MR_AIR = 0.10  # of the 99th percentile: a twentieth includes noise in air, a tenth keeps the darkest livers
 LESION_SIZES = ("<10 mm", "10-20 mm", ">20 mm")
 _MIDDLE_BIN_MM = (10.0, 20.0)
 
@@ -28,8 +28,7 @@ def body_mask(image_zyx: npt.NDArray[Any], modality: Modality) -> Mask:
     or the lowest value below it, to the 99th percentile, so that a zero-centred MR has the same body."""
     if modality == Modality.CT:
         return np.asarray(image_zyx > CT_AIR_HU)
-    air, bright = float(image_zyx.min(initial=0)), float(np.percentile(image_zyx, 99))
-    return np.asarray(image_zyx > air + MR_AIR * (bright - air))
+    return mr_body(image_zyx)
 
 
 def dilate(mask_zyx: Mask, spacing_zyx_mm: Sequence[float], radius_mm: float) -> Mask:

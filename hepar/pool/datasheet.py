@@ -16,8 +16,8 @@ from scipy import ndimage
 from hepar.cases import LabelState, Split
 from hepar.errors import one_line
 from hepar.imaging.display import display_window, largest_slice, scale_to_window
+from hepar.imaging.intensities import CT_RANGE
 from hepar.imaging.masks import LESION_SIZES, Mask, lesion_size
-from hepar.imaging.preprocessing import CT_RANGE
 from hepar.params import AssemblePoolParams
 from hepar.pool.arrays import PreprocessedArrays
 from hepar.pool.table import Pool, PoolEntry

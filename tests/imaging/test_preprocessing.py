@@ -11,8 +11,8 @@ import pytest
 import SimpleITK as sitk
 
 from hepar.cases import Case, LabelState, Modality, Split
+from hepar.imaging.intensities import MR_SCALES
 from hepar.imaging.preprocessing import (
-    MR_SCALES,
     PreprocessingPlan,
     make_preprocessing_plan,
     normalise,
