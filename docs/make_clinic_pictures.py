@@ -60,9 +60,7 @@ def main() -> None:
 def phantom_scan() -> PredictedScan:
     """A phantom as a predicted scan."""
     phantom = make_phantom(SEED, "CT", SEQUENCE, SIZE_ZYX, SPACING_ZYX_MM, TUMOURS)
-    image_zyx, liver_zyx, tumour_zyx = (
-        array_zyx[CUT:] for array_zyx in (phantom.image_zyx, phantom.liver_zyx, phantom.tumour_zyx)
-    )
+    image_zyx, liver_zyx, tumour_zyx = phantom.image_zyx[CUT:], phantom.liver_zyx[CUT:], phantom.tumour_zyx[CUT:]
     grid = Geometry((len(image_zyx), *SIZE_ZYX[1:]), SPACING_ZYX_MM, (-180.0, -180.0, -130.0), DIRECTION)
     image, probability_rzyx = to_image(image_zyx, grid), np.stack([liver_zyx, tumour_zyx]) * np.float32(CONFIDENCE)
     found = Segmentation(liver_zyx, tumour_zyx, probability_rzyx, grid, ("liver", "tumour"), 0.0)
