@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,17 @@ def test_links_in_circles_are_followed_once(tmp_path: Path, tiny: Params) -> Non
     (tmp_path / "source" / "c" / "up").symlink_to("..")
     assert [path.name for path in folders(tmp_path / "source")] == ["source", "c"]
     assert len(built(tmp_path / "source", tiny, tmp_path / "cohort")) == 1
+
+
+def test_beside_a_zip_a_table_names_files_of_the_source_and_no_others(tmp_path: Path, tiny: Params) -> None:
+    """A folder with a zip is read from a folder of links, which the files of the table lead out of."""
+    lits(source := tmp_path / "source")
+    lits(tmp_path / "outside")
+    (source / "out.nii").symlink_to(tmp_path / "outside" / "volume-1.nii")
+    with zipfile.ZipFile(source / "notes.zip", "w") as archive:
+        archive.writestr("read me.txt", "about this cohort")
+    rows = [f"{name},CT,{name}.nii,unknown,absent,train" for name in ("volume-1", "out")]
+    (source / "cohort.csv").write_text("\n".join(["case_id,modality,image,liver_state,tumour_state,split", *rows]))
+    inside, out = built(source, tiny, tmp_path / "cohort")
+    assert type(inside).__name__ == "Accepted", inside
+    assert out == Refused("out", "every file can be read", "out.nii leads out of the source")
