@@ -45,7 +45,7 @@ INSTEAD = {
     "export HEPAR_STORE=s3://bucket/pools": Instead("export HEPAR_STORE=remote", "needs S3"),
     "hepar pool diff OLD NEW": Instead(f"hepar pool diff {CHAMPION} pool", "OLD and NEW stand for versions"),
     "HEPAR_PARAMS=params/full.yaml HEPAR_IMAGE=registry.example.org/hepar@sha256:… make compile": Instead(
-        "", "test_the_pipeline_compiles does the same"
+        "", "tests/cluster/test_compiled.py does the same"
     ),
     "kfp --endpoint URL run create -e EXPERIMENT -r RUN -f build/two_stage.yaml source=phantoms": Instead(
         "", "needs a cluster"
