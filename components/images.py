@@ -2,7 +2,6 @@
 
 HEPAR_IMAGE names one image for every step. Otherwise HEPAR_IMAGES names the file that `make images PUSH=HOST/NAME`
 writes, with the digest of each image in the registry. Without either, steps run in `hepar:latest` of this machine.
-`python -m components.images` prints both images, and refuses those that a cluster cannot be given.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from hepar.errors import HeparError, ParamsError
+from hepar.errors import ParamsError
 from hepar.runtime.environment import DEFAULT_IMAGE, IMAGE_VARIABLE
 
 IMAGES_VARIABLE = "HEPAR_IMAGES"  # the file with the digests
@@ -58,19 +56,3 @@ def check_digests(images: Iterable[str]) -> None:
                 f"image {image} is named by a tag, but a cluster needs a digest: push it by 'make images"
                 f" PUSH=HOST/NAME', or set {IMAGE_VARIABLE}=NAME@sha256:…"
             )
-
-
-def main() -> int:
-    images = {DATA: image_of(DATA_STEPS[0]), COMPUTE: image_of(COMPUTE)}
-    for target, image in images.items():
-        print(f"{target}: {image}")
-    check_digests(images.values())
-    return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HeparError as error:
-        print(f"hepar: {error}", file=sys.stderr)
-        sys.exit(2)

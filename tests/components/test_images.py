@@ -63,20 +63,6 @@ def test_a_mere_tag_is_refused_for_a_cluster() -> None:
         check_digests([DIGESTS[DATA], "hepar:1"])
 
 
-def test_make_compile_refuses_a_mere_tag() -> None:
-    compiled = subprocess.run(
-        [sys.executable, "-m", "components.images"],
-        cwd=ROOT,
-        env={IMAGE_VARIABLE: "hepar:1"},
-        capture_output=True,
-        text=True,
-    )
-    assert compiled.returncode == 2
-    assert "hepar: image hepar:1 is named by a tag" in compiled.stderr
-    recipe = (ROOT / "Makefile").read_text().split("\ncompile:")[1].split("\n\n")[0]
-    assert recipe.index("python -m components.images") < recipe.index("kfp dsl compile")
-
-
 def test_ingest_and_pool_building_need_no_torch(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tests" / "without_torch.py"), str(TINY), str(tmp_path)]
     done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
