@@ -59,10 +59,8 @@ check: setup ## check lint, format, types, import contracts and licences
 bench: setup ## run all benchmarks, among them the README's measurements, but no cross-validation, which takes hours
 	for script in $$(grep -l __main__ benchmarks/*.py | grep -v real_folds); do $(BIN)/python $$script || exit 1; done
 
-# TAGS=1 compiles for containers on this machine, where an image has no digest
 compile: setup ## compile the pipeline to build/two_stage.yaml, with the digests of HEPAR_IMAGE or of build/images.json
 	mkdir -p build
-	$(if $(TAGS),,HEPAR_IMAGES=$(HEPAR_IMAGES) $(BIN)/python -m components.images)
 	HEPAR_IMAGES=$(HEPAR_IMAGES) $(BIN)/kfp dsl compile --py pipelines/two_stage.py --output build/two_stage.yaml
 
 images: ## build both images of the stages; PUSH=HOST/NAME pushes them and writes their digests to build/images.json
