@@ -32,7 +32,8 @@ def write_prediction(
     check_replaceable(folder)
     objects, problem = {Output.SEG, Output.SR} & set(outputs), ""
     if objects == set(outputs) and predicted.scan.stack is None:
-        raise DataError(f"{predicted.scan.source or predicted.scan.name} is not DICOM, so there is neither DICOM-SEG nor SR")
+        scan = predicted.scan.source or predicted.scan.name
+        raise DataError(f"{scan} is not DICOM, so there is neither DICOM-SEG nor SR")
     with write_artifact(folder, PredictionFolder.KIND, {ModelFolder.KIND: predicted.predictor.model_hash}) as partial:
         written, measurements = PredictionFolder(partial), predicted.measurements()
         if Output.MASKS in outputs:
