@@ -1,4 +1,4 @@
-"""Real services on loopback for tests: PostgreSQL, S3 (SeaweedFS), MLflow's server and an OCI registry.
+"""Real services on loopback for tests: PostgreSQL, S3 (SeaweedFS), MLflow's server, an OCI registry and Orthanc.
 
 Each listens on free ports, is waited for until it is healthy, and is ended by its pid. Where a program is missing, the
 tests that need it are skipped and say so; where HEPAR_CI is set, as by `.ci/run`, they fail.
@@ -6,6 +6,7 @@ tests that need it are skipped and say so; where HEPAR_CI is set, as by `.ci/run
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -27,6 +28,8 @@ IN_CI = bool(os.environ.get("HEPAR_CI"))  # read here, because tests run without
 START_SECONDS, STOP_SECONDS = 240.0, 30.0
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "hepar-test", "AWS_SECRET_ACCESS_KEY": "hepar-test-secret"}
 MLFLOW_COMMAND = ("mlflow", "server")
+ORTHANC_PLUGIN = "libOrthancDicomWeb.so"
+ORTHANC_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc", "/usr/local/share/orthanc/plugins")
 
 
 def missing(what: str) -> NoReturn:
@@ -246,3 +249,34 @@ def oci_registry(folder: Path) -> Iterator[str]:
         ["docker-registry", "serve", str(configuration)], lambda: answers(f"http://127.0.0.1:{port}/v2/"), log
     ):
         yield f"127.0.0.1:{port}"
+
+
+@contextmanager
+def orthanc_server(folder: Path) -> Iterator[str]:
+    """A fresh Orthanc with DICOMweb, below `/dicom-web`, with its data in `folder`; yields its address.
+
+    A series is complete after a second without a new instance.
+    """
+    plugin = next(
+        (path for path in (Path(place) / ORTHANC_PLUGIN for place in ORTHANC_FOLDERS) if path.is_file()), None
+    )
+    if plugin is None:
+        missing("Orthanc with DICOMweb (apt-get install orthanc orthanc-dicomweb)")
+    http, dicom = free_ports(2)
+    folder.mkdir(parents=True, exist_ok=True)
+    configuration = {
+        "StorageDirectory": str(folder / "db"),
+        "IndexDirectory": str(folder / "db"),
+        "HttpPort": http,
+        "DicomPort": dicom,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "StableAge": 1,
+        "Plugins": [str(plugin)],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(configuration))
+    url = f"http://127.0.0.1:{http}"
+    command = ["Orthanc", str(folder / "orthanc.json")]
+    with started(command, lambda: answers(f"{url}/dicom-web/studies"), folder / "log", stop=signal.SIGTERM):
+        yield url

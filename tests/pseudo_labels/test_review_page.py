@@ -129,3 +129,66 @@ def test_a_reviewer_works_through_the_queue_and_decisions_survive_a_reload(
     expect(page.locator("#view")).not_to_have_attribute("data-shown", queue[0], timeout=LOADING_MS)
     assert errors == []
     assert outside == []
+
+
+def point(page: Page, voxel: list[int]) -> tuple[float, float]:
+    """Where a voxel lies on the screen, in the axial plane, through which the crosshair is moved."""
+    page.evaluate("(voxel) => planes.goTo(voxel)", voxel)
+    box = page.locator("#view").bounding_box()
+    assert box is not None
+    axial = "viewer.screenSlices.find((plane) => plane.axCorSag === 0).leftTopWidthHeight"
+    left, top, width, height = page.evaluate(f"[...{axial}].map((at) => at / viewer.uiData.dpr)")
+    columns, rows = page.evaluate("planes.sizes")[:2]
+    x, y = (voxel[0] + 0.5) / columns, (voxel[1] + 0.5) / rows  # to the right, and to the front, of the patient
+    return box["x"] + left + (1 - x) * width, box["y"] + top + (1 - y) * height  # whose right is on the left
+
+
+def test_a_reviewer_draws_a_correction_with_mouse_and_keys(page: Page, address: str, run: Path) -> None:
+    page.goto(address)
+    page.wait_for_selector("#cases button")
+    case_id = page.locator("#cases button").last.get_attribute("data-case") or ""
+    page.locator("#cases button").last.click()
+    shown(page, case_id)
+    uncertain = page.evaluate("[...viewer.volumes[2].img2RAS()]")
+    columns, rows, slices = page.evaluate("planes.sizes")
+    by_slice = np.array(uncertain).reshape(slices, rows, columns).sum(axis=(1, 2))
+    assert by_slice[page.evaluate("planes.voxel[2]")] == by_slice.max()  # where most is in doubt
+
+    kept = np.array(page.evaluate("[...viewer.volumes[1].img2RAS()]")).reshape(slices, rows, columns)
+    page.keyboard.press("d")
+    expect(page.locator("#drawing")).to_be_visible()
+    page.keyboard.press("n")  # no case is left while a drawing is open
+    expect(page.locator("#message")).to_contain_text("Save the drawing (S) or discard it (Esc) first")
+    for _ in range(5):
+        page.keyboard.press("[")
+    assert page.evaluate("pen.size") == 1
+    drawn, z = "[...viewer.drawBitmap]", 3
+    x, y = point(page, [4, 4, z])
+    page.mouse.click(x, y)
+    after = np.array(page.evaluate(drawn)).reshape(slices, rows, columns)
+    assert after[z, 4, 4] == 1
+    assert np.argwhere(after != kept).tolist() in ([[z, 4, 4]], [])
+    page.keyboard.press("e")
+    page.mouse.click(*point(page, [4, 4, z]))
+    assert np.array(page.evaluate(drawn)).reshape(slices, rows, columns)[z, 4, 4] == 0
+    page.keyboard.press("z")
+    assert np.array(page.evaluate(drawn)).reshape(slices, rows, columns)[z, 4, 4] == 1
+
+    page.keyboard.press("g")
+    before = page.evaluate("pen.voxels")
+    page.mouse.click(*point(page, [columns // 2, rows // 2, slices // 2]))
+    grown = page.evaluate("pen.voxels")
+    assert grown >= before
+    assert page.evaluate(
+        "viewer.drawBitmap[planes.voxel[0] + planes.sizes[0] * (planes.voxel[1] + planes.sizes[1] * planes.voxel[2])]"
+    )
+    wanted = page.evaluate(drawn)
+    page.keyboard.press("s")
+    expect(page.locator("#verdict")).to_contain_text("corrected by an expert")
+    expect(page.locator("#drawing")).to_be_hidden()
+    saved = decisions(run)[-1]
+    assert (saved["case_id"], saved["decision"]) == (case_id, "correct")
+    mask = sitk.DICOMOrient(
+        sitk.ReadImage(str(run / "reviews" / Reviews.MASKS / f"{saved['mask_sha256']}.nii.gz")), "RAS"
+    )
+    assert np.array_equal(sitk.GetArrayFromImage(mask).ravel(), wanted)

@@ -2,7 +2,6 @@
 // Voxels [x, y, z] count along NiiVue's axes to the right, to the front and to the head.
 "use strict";
 
-const INSIDE = 1, EDGE = 2; // of a mask, drawn faint and solid
 const CT_WINDOWS = [
   { name: "abdomen", low: -160, high: 240 },
   { name: "liver", low: -20, high: 180 },
@@ -49,16 +48,15 @@ class HeparViewer {
   // names the layers by which the first slices are chosen.
   async show({ url, modality, layers, opensOn }) {
     this.layers = layers.map((layer) => ({ ...layer }));
-    this.paintColours();
+    this.addColours();
     await this.niivue.loadVolumes([
       { url, name: "image.nii.gz", colormap: "gray" },
       ...this.layers.map((layer) => ({
-        url: layer.url, name: `${layer.name}.nii.gz`, colormap: `hepar-${layer.name}`, cal_min: 0, cal_max: EDGE,
-        opacity: layer.visible ? 1 : 0,
+        url: layer.url, name: `${layer.name}.nii.gz`, colormap: `hepar-${layer.colour}`, cal_min: 0, cal_max: 1,
+        opacity: layer.visible ? this.fill : 0,
       })),
     ]);
-    this.layers.forEach((layer, index) => outline(this.volume(layer.name) ?? this.niivue.volumes[index + 1]));
-    this.niivue.updateGLVolume();
+    for (const layer of this.layers) this.niivue.addVolume(edgeOf(this.volume(layer.name), layer));
     this.presets = modality === "CT" ? CT_WINDOWS : this.windowsOfMr();
     this.setWindow(this.presets[0]);
     this.goToMostOf(opensOn);
@@ -108,26 +106,27 @@ class HeparViewer {
   }
 
   setVisible(name, visible) {
-    const index = this.niivue.volumes.indexOf(this.volume(name));
-    this.layers.find((layer) => layer.name === name).visible = visible;
-    if (index > 0) this.niivue.setOpacity(index, visible ? 1 : 0);
+    const layer = this.layers.find((item) => item.name === name);
+    if (!layer) return;
+    layer.visible = visible;
+    this.setOpacity(name, visible ? this.fill : 0);
+    this.setOpacity(`${name}-edge`, visible ? 1 : 0);
+  }
+
+  setOpacity(name, opacity) {
+    this.niivue.setOpacity(this.niivue.volumes.indexOf(this.volume(name)), opacity);
   }
 
   // How opaque masks are within their outlines, 0…1.
   setFill(fill) {
     this.fill = fill;
-    this.paintColours();
+    for (const layer of this.layers) if (layer.visible) this.setOpacity(layer.name, fill);
     this.niivue.setDrawOpacity(fill);
-    if (this.niivue.volumes.length) this.niivue.updateGLVolume();
   }
 
-  paintColours() {
-    for (const layer of this.layers) {
-      const [red, green, blue] = COLOURS[layer.colour], inside = Math.round(255 * this.fill);
-      this.niivue.addColormap(`hepar-${layer.name}`, {
-        R: [0, red, red, red], G: [0, green, green, green], B: [0, blue, blue, blue],
-        A: [0, inside, inside, 255], I: [0, 64, 150, 255],
-      });
+  addColours() {
+    for (const [name, [red, green, blue]] of Object.entries(COLOURS)) {
+      this.niivue.addColormap(`hepar-${name}`, { R: [0, red, red], G: [0, green, green], B: [0, blue, blue], A: [0, 255, 255], I: [0, 64, 255] });
     }
   }
 
@@ -348,20 +347,22 @@ class HeparPen {
   }
 }
 
-// Mark the voxels of a mask that have a neighbour outside in their stored plane.
-function outline(volume) {
-  const { img } = volume, [, columns, rows, slices] = volume.hdr.dims, marked = new Uint8Array(img.length);
+// The voxels of a mask that have a neighbour outside in their stored plane, as a volume of their own.
+function edgeOf(volume, layer) {
+  const { img } = volume, [, columns, rows, slices] = volume.hdr.dims, edge = volume.clone();
+  edge.img = new img.constructor(img.length);
+  edge.colormap = volume.colormap; // a clone has lost it
   for (let z = 0, at = 0; z < slices; z += 1) {
     for (let y = 0; y < rows; y += 1) {
       for (let x = 0; x < columns; x += 1, at += 1) {
         if (!(img[at] > 0)) continue;
         const enclosed = x > 0 && x < columns - 1 && y > 0 && y < rows - 1
           && img[at - 1] > 0 && img[at + 1] > 0 && img[at - columns] > 0 && img[at + columns] > 0;
-        marked[at] = enclosed ? INSIDE : EDGE;
+        edge.img[at] = enclosed ? 0 : 1;
       }
     }
   }
-  img.set(marked);
+  return Object.assign(edge, { name: `${layer.name}-edge.nii.gz`, opacity: layer.visible ? 1 : 0, cal_min: 0, cal_max: 1 });
 }
 
 // The voxel of a mask nearest to the middle of its slice with most voxels; null for an empty mask.

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +15,7 @@ import requests
 import SimpleITK as sitk
 from dicom_files import IDENTIFIERS, phantom_voxels, write_series
 from pydicom.sr.codedict import codes
+from services import orthanc_server
 
 from hepar.errors import DataError, StorageError
 from hepar.ingest.listing import list_source
@@ -29,48 +25,11 @@ from hepar.params import Params
 from hepar.prediction.scans import open_scans
 from hepar.runtime import remote_cache
 
-PLUGIN = "libOrthancDicomWeb.so"
-PLUGIN_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc", "/usr/local/share/orthanc/plugins")
-
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a fresh Orthanc with DICOMweb; skipped where Debian's packages are not installed."""
-    program = shutil.which("Orthanc")
-    plugin = next((path for path in (Path(folder) / PLUGIN for folder in PLUGIN_FOLDERS) if path.is_file()), None)
-    if program is None or plugin is None:
-        pytest.skip("no Orthanc with DICOMweb: apt-get install orthanc orthanc-dicomweb")
-    folder = tmp_path_factory.mktemp("orthanc")
-    with socket.socket() as http, socket.socket() as dicom:
-        http.bind(("127.0.0.1", 0))
-        dicom.bind(("127.0.0.1", 0))
-        ports = http.getsockname()[1], dicom.getsockname()[1]
-    configuration = {
-        "StorageDirectory": str(folder / "db"),
-        "IndexDirectory": str(folder / "db"),
-        "HttpPort": ports[0],
-        "DicomPort": ports[1],
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "Plugins": [str(plugin)],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (folder / "orthanc.json").write_text(json.dumps(configuration))
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log)
-    try:
-        address = f"http://127.0.0.1:{ports[0]}"
-        for _ in range(300):
-            try:
-                requests.get(f"{address}/dicom-web/studies", timeout=2).raise_for_status()
-                break
-            except requests.RequestException:
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.1)
+    with orthanc_server(tmp_path_factory.mktemp("orthanc")) as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @pytest.fixture

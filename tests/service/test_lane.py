@@ -1,0 +1,83 @@
+"""A lane ends every job that it takes, whatever happens to the process that predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hepar.errors import DataError
+from hepar.inference.settings import PredictionSettings
+from hepar.service import lane
+from hepar.service.jobs import Job, Jobs, JobState
+from hepar.service.lane import Lane, PredictionProcess
+from hepar.service.limits import ServiceLimits
+from hepar.service.predicting import NotPredicted, Predicted, Step
+
+
+class Scripted(PredictionProcess):
+    """A process that answers an order as a test wants."""
+
+    def __init__(self, script: Callable[[Connection], Any]) -> None:
+        super().__init__("", PredictionSettings())
+        self.script, self.ended = script, 0
+
+    def start(self) -> Connection:
+        ours, theirs = Pipe()
+        self.script(theirs)
+        self.connection = ours
+        return ours
+
+    def end(self) -> str:
+        self.ended += 1
+        return "signal 11"
+
+
+def ended(
+    root: Path, script: Callable[[Connection], Any], seconds: float = 60.0
+) -> tuple[Job, Scripted, list[JobState]]:
+    """A job that a lane has worked on, the process, and what the metrics were told."""
+    jobs, told = Jobs(root, replace(ServiceLimits(), prediction_seconds=seconds, free_bytes=0)), []
+    job, process = jobs.reserve(), Scripted(script)
+    jobs.submit(job)
+    worker = Lane(jobs, process, lambda state, _: told.append(state))
+    worker.start()
+    while not told:
+        worker.join(0.01)
+    jobs.close()
+    worker.join()
+    return job, process, told
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "LOOK_SECONDS", 0.01)
+
+
+def test_a_job_is_done_or_fails_with_what_the_process_says(tmp_path: Path) -> None:
+    def succeed(theirs: Connection) -> None:
+        theirs.send(Step("predicting", 1, 2))
+        theirs.send(Predicted(({"number": 1},), ()))
+
+    job, _, told = ended(tmp_path, succeed)
+    assert (job.state, job.scans, job.step, told) == (JobState.DONE, ({"number": 1},), "predicting", [JobState.DONE])
+    job, _, told = ended(tmp_path, lambda theirs: theirs.send(NotPredicted("no liver")))
+    assert (job.state, job.error, told) == (JobState.FAILED, "no liver", [JobState.FAILED])
+
+
+def test_a_process_that_dies_hangs_or_cannot_start_fails_its_job_and_is_replaced(tmp_path: Path) -> None:
+    job, process, _ = ended(tmp_path, lambda theirs: theirs.close())
+    assert (job.state, job.error) == (JobState.FAILED, "the process that read the scan died of signal 11")
+    job, process, _ = ended(tmp_path, lambda _: None, seconds=0.05)
+    assert (job.error, process.ended > 0) == ("the prediction takes longer than 0 s", True)
+
+    def refuse(_: Connection) -> None:
+        raise DataError("no model")
+
+    job, process, _ = ended(tmp_path, refuse)
+    assert (job.state, job.error) == (JobState.FAILED, "the model cannot be loaded at the moment")
