@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 import pytest
 import yaml
 from commands import Shell
-from conftest import ROOT, TINY, call
+from conftest import TINY, call
 from watched_secrets import Watch
 
 from hepar.errors import DataError, StorageError
@@ -73,9 +73,9 @@ def test_a_failed_run_reveals_neither_passwords_nor_the_patient(server: Loopback
         command = ("hepar", "run", "--params", "../own.yaml", "--workdir", "work")
         ended = call(*command, cwd=folder, MLFLOW_TRACKING_URI=tracking, **watch.environment)
     assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.splitlines()[-1].startswith("hepar: ingest: http://127.0.0.1:")
+    assert ended.stderr.splitlines()[-1].startswith("hepar: check: http://127.0.0.1:")
     assert set(server.patients) == {watch.patient}
-    assert (folder / "work" / "progress" / "ingest.json").is_file()
+    assert (folder / "work" / "progress" / "check.json").is_file()
     assert watch.found_in(folder, ended.stdout, ended.stderr) == []
 
 
@@ -132,14 +132,3 @@ def test_messages_about_a_search_do_not_name_the_patient(
         list_source(f"{address}?PatientID=")
     assert server.patients == [watch.patient] * 2
     assert watch.found_in(tmp_path, str(failed.value), str(unknown.value), str(given.value)) == []
-
-
-def test_a_pipeline_that_names_a_patient_is_not_compiled(tmp_path: Path) -> None:
-    watch, output = Watch(), tmp_path / "out" / "two_stage.yaml"
-    output.parent.mkdir()
-    write_params(tmp_path / "own.yaml", f"dicomweb+http://127.0.0.1:9/web?PatientID={quote(watch.patient)}")
-    command = ("kfp", "dsl", "compile", "--py", "pipelines/two_stage.py", "--output", str(output))
-    ended = call(*command, cwd=ROOT, HEPAR_PARAMS=str(tmp_path / "own.yaml"))
-    assert ended.returncode != 0
-    assert "leave the value empty and set HEPAR_DICOMWEB_QUERY" in ended.stderr
-    assert watch.found_in(output.parent, ended.stdout, ended.stderr) == []

@@ -11,6 +11,7 @@ import yaml
 from toy_study import write_study
 
 from hepar.errors import ParamsError
+from pipelines.execution import ONE_MACHINE_VARIABLE
 from pipelines.studies.cluster import compile_study
 from pipelines.studies.definition import load_study
 from pipelines.studies.plan import plan_cells, unique_steps
@@ -27,7 +28,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     """The file of a study and the specification of its pipeline."""
     folder = tmp_path_factory.mktemp("study")
     study = write_study(folder, arms=ARMS)
-    compile_study(study, folder / "built" / "study.yaml", "s3://scans/all")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ONE_MACHINE_VARIABLE, "1")  # the image has no digest
+        compile_study(study, folder / "built" / "study.yaml", "s3://scans/all")
     return study, next(yaml.safe_load_all((folder / "built" / "study.yaml").read_text()))
 
 
@@ -89,14 +92,19 @@ def test_each_report_is_of_the_model_of_its_arm(compiled: tuple[Path, dict[str, 
         assert by_key[pool]["taskInfo"]["name"] == f"{cell}: assemble-pool"
 
 
-def test_every_task_learns_its_image_and_its_run(compiled: tuple[Path, dict[str, Any]]) -> None:
+def test_every_task_gets_what_its_step_asks_for(compiled: tuple[Path, dict[str, Any]]) -> None:
     built = compiled[0].parent / "built" / "study.yaml"
     _, platform = yaml.safe_load_all(built.read_text())
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
     assert len(executors) == len(tasks(compiled[1]))
     for executor in executors:
-        assert set(executor["podMetadata"]["annotations"]) == {"hepar-image"}
-        assert len(executor["fieldPathAsEnv"]) == 2
+        assert "hepar-image" in executor["podMetadata"]["annotations"]
+        assert int(executor["activeDeadlineSeconds"]) > 0
+
+
+def test_an_image_by_its_tag_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="is named by a tag, but a cluster needs a digest"):
+        compile_study(write_study(tmp_path), tmp_path / "study.yaml", None)
 
 
 def test_folds_and_other_endings_are_refused(tmp_path: Path) -> None:
