@@ -22,8 +22,8 @@ from hepar.runtime.execution import STAGE_IMAGE_VARIABLE
 from hepar.runtime.redaction import redact
 from pipelines.run_lock import end_with_parent
 
-# prefixes of what stages need to reach a store or MLflow
-STORE_VARIABLES = ("AWS_", "HEPAR_DICOMWEB_", "HEPAR_CACHE_", "MLFLOW_TRACKING_")
+# prefixes of what steps need to reach a store, MLflow or whoever takes the news
+STORE_VARIABLES = ("AWS_", "HEPAR_DICOMWEB_", "HEPAR_CACHE_", "HEPAR_NOTIFY_", "MLFLOW_TRACKING_")
 PACKAGE = "two_stage.yaml"  # the compiled pipeline, in KFP's folder
 ONE_MACHINE_VARIABLE = "HEPAR_ONE_MACHINE"  # set where a pipeline runs on this machine, where a tag names one image
 PARAMS_VARIABLE = "HEPAR_PARAMS"  # the params file whose values `pipelines.two_stage` takes as defaults
