@@ -28,7 +28,8 @@ def tell_outcome(state: str, message: str, mlflow_url: str, runs_url: str) -> No
     if not os.environ.get(URL_VARIABLE):
         return
     run = os.environ.get(KFP_RUN_VARIABLE, "")
-    details, links = [], {"run": f"{runs_url.rstrip('/')}/{run}"} if runs_url and run else {}
+    details: list[str] = []
+    links = {"run": f"{runs_url.rstrip('/')}/{run}"} if runs_url and run else {}
     subject = f"hepar run {run}".strip()
     try:
         if state == SUCCEEDED:

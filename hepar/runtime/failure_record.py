@@ -49,7 +49,9 @@ def recorded(step: str, *files: Path) -> Iterator[None]:
     The error passes on. One that comes from the store itself cannot be left there, which is said too.
     """
     log: deque[str] = deque(maxlen=LOG_WRITES)
-    with contextlib.redirect_stdout(_Copied(sys.stdout, log)), contextlib.redirect_stderr(_Copied(sys.stderr, log)):
+    stdout: Any = _Copied(sys.stdout, log)
+    stderr: Any = _Copied(sys.stderr, log)
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
             yield
         except Preempted:
