@@ -84,11 +84,11 @@ def listen(
     """
     from hepar.prediction.opening import open_predictor
     from hepar.runtime.device import catch_sigterm
-    from hepar.service.listening import Listener, Place
+    from hepar.service.listening import FeedPlace, Listener
     from hepar.service.orthanc import OrthancServer
 
     server = OrthancServer(orthanc, dicomweb)
-    place = Place.load(out, server.last, from_start)
+    place = FeedPlace.load(out, server.last, from_start)
     listener = Listener(server, open_predictor(model, PredictionSettings()), out, place, print_message, _print_json)
     stopped = Event()
     with suppress(KeyboardInterrupt), catch_sigterm(stopped.set):

@@ -52,7 +52,8 @@ class Access:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.update(viewer.SECURITY_HEADERS)
+                for name, value in viewer.SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)  # a page may have a stricter policy
                 if self._is_token(request.query_params.get("token", "")):
                     headers.append("Set-Cookie", f"{_cookie(request)}={self.token}; HttpOnly; Path=/; SameSite=Strict")
             await send(message)

@@ -14,7 +14,7 @@ from hepar.errors import DataError
 from hepar.inference.settings import PredictionSettings
 from hepar.runtime.redaction import redact
 from hepar.service.jobs import Job, Jobs, JobState
-from hepar.service.predicting import NotPredicted, Order, Predicted, Ready, Step, run_predictions
+from hepar.service.predicting import NotPredicted, Order, Predicted, PredictionStep, Ready, run_predictions
 
 START_SECONDS = 600.0  # to load a model, perhaps from a registry
 LOOK_SECONDS = 0.5  # between two looks whether a running job was deleted
@@ -100,7 +100,14 @@ class Lane(Thread):
 
     def _predict(self, job: Job, deadline: float) -> Predicted | NotPredicted:
         connection = self.process.start()
-        connection.send(Order(job.folder, job.upload, job.modality))
+        try:
+            connection.send(Order(job.folder, job.upload, job.modality))
+            return self._follow(connection, job, deadline)
+        except (EOFError, OSError):
+            return NotPredicted(f"the process that read the scan died of {self.process.end()}")
+
+    def _follow(self, connection: Connection, job: Job, deadline: float) -> Predicted | NotPredicted:
+        """Note the steps of a job until its end, which comes at once if it is deleted or out of time."""
         while True:
             if job.deleted or self.jobs.closed:
                 self.process.end()
@@ -110,10 +117,7 @@ class Lane(Thread):
                 return NotPredicted(f"the prediction takes longer than {self.jobs.limits.prediction_seconds:.0f} s")
             if not connection.poll(LOOK_SECONDS):
                 continue
-            try:
-                answer = connection.recv()
-            except (EOFError, OSError):
-                return NotPredicted(f"the process that read the scan died of {self.process.end()}")
-            if not isinstance(answer, Step):
+            answer = connection.recv()
+            if not isinstance(answer, PredictionStep):
                 return answer  # type: ignore[no-any-return]
             job.step, job.steps_done, job.steps = answer.text, answer.done, answer.total

@@ -22,7 +22,7 @@ PLACE = "listener.json"
 
 
 @dataclass
-class Place:
+class FeedPlace:
     """How far the feed was read, and the series to try again with the tries so far, by their keys; kept in a file."""
 
     path: Path
@@ -30,7 +30,7 @@ class Place:
     tries: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: Path, newest: Callable[[], int], from_start: bool) -> Place:
+    def load(cls, folder: Path, newest: Callable[[], int], from_start: bool) -> FeedPlace:
         """The place of an earlier listener in a folder, else the newest change, or the first one.
 
         Raises ArtifactError if the file is damaged.
@@ -59,7 +59,7 @@ class Listener:
         server: OrthancServer,
         predictor: Predictor,
         folder: Path,
-        place: Place,
+        place: FeedPlace,
         tell: Callable[[str], None],
         show: Callable[[dict[str, Any]], None],
     ) -> None:

@@ -11,7 +11,7 @@ import traceback
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Step:
+class PredictionStep:
     """What the process is doing, and how many of its steps are done."""
 
     text: str
@@ -70,7 +70,7 @@ class Ready:
 def run_predictions(connection: Connection, model: str, settings: PredictionSettings, device: str) -> None:
     """Load a model, on a CUDA device if one is named, then work on orders until the parent ends.
 
-    Each `Order` is answered by `Step`s, and by `Predicted` or `NotPredicted` at last.
+    Each `Order` is answered by `PredictionStep`s, and by `Predicted` or `NotPredicted` at last.
     """
     _settle()
     if device:
@@ -107,7 +107,7 @@ def _bound_memory(device: str) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (usable_bytes(), resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def _outcome(predictor: Any, order: Order, tell: Callable[[Step], None]) -> Predicted | NotPredicted:
+def _outcome(predictor: Any, order: Order, tell: Callable[[PredictionStep], None]) -> Predicted | NotPredicted:
     try:
         return _predict(predictor, order, tell)
     except HeparError as error:
@@ -121,11 +121,11 @@ def _outcome(predictor: Any, order: Order, tell: Callable[[Step], None]) -> Pred
         (order.folder / order.upload).unlink(missing_ok=True)
 
 
-def _predict(predictor: Any, order: Order, tell: Callable[[Step], None]) -> Predicted:
+def _predict(predictor: Any, order: Order, tell: Callable[[PredictionStep], None]) -> Predicted:
     from hepar.prediction.scans import open_scans
     from hepar.service.unpacking import unpack_numbered
 
-    tell(Step("reading the upload", 0, 1))
+    tell(PredictionStep("reading the upload", 0, 1))
     source = order.folder / order.upload
     if source.suffix == UploadKind.ZIP:
         unpack_numbered(source, order.folder / UNPACKED)
@@ -134,7 +134,7 @@ def _predict(predictor: Any, order: Order, tell: Callable[[Step], None]) -> Pred
         left_out = [{"name": item.name, "reason": _without_paths(item.reason, order.folder)} for item in found.left_out]
         scans = []
         for number, scan in enumerate(found.scans):
-            tell(Step(f"predicting {scan.name}", number, len(found.scans)))
+            tell(PredictionStep(f"predicting {scan.name}", number, len(found.scans)))
             try:
                 scans.append(_predict_one(predictor, scan, order, len(scans) + 1))
             except DataError as error:
@@ -154,7 +154,8 @@ def _predict_one(predictor: Any, scan: Any, order: Order, number: int) -> dict[s
     from hepar.prediction.writing import write_prediction
 
     with scan.fetched() as here:
-        predicted = predict_scan(predictor, here, order.modality)
+        nameless = replace(here, source="", folder="")  # the place of the upload is nobody's business
+        predicted = predict_scan(predictor, nameless, order.modality)
         folder = order.folder / RESULTS / str(number)
         problem = write_prediction(predicted, folder)
     _write_image(predicted, order.folder / IMAGES / f"{number}.nii.gz")

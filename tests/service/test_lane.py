@@ -17,7 +17,7 @@ from hepar.service import lane
 from hepar.service.jobs import Job, Jobs, JobState
 from hepar.service.lane import Lane, PredictionProcess
 from hepar.service.limits import ServiceLimits
-from hepar.service.predicting import NotPredicted, Predicted, Step
+from hepar.service.predicting import NotPredicted, Predicted, PredictionStep
 
 
 class Scripted(PredictionProcess):
@@ -28,10 +28,9 @@ class Scripted(PredictionProcess):
         self.script, self.ended = script, 0
 
     def start(self) -> Connection:
-        ours, theirs = Pipe()
-        self.script(theirs)
-        self.connection = ours
-        return ours
+        self.connection, self.theirs = Pipe()
+        self.script(self.theirs)
+        return self.connection
 
     def end(self) -> str:
         self.ended += 1
@@ -61,7 +60,7 @@ def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_job_is_done_or_fails_with_what_the_process_says(tmp_path: Path) -> None:
     def succeed(theirs: Connection) -> None:
-        theirs.send(Step("predicting", 1, 2))
+        theirs.send(PredictionStep("predicting", 1, 2))
         theirs.send(Predicted(({"number": 1},), ()))
 
     job, _, told = ended(tmp_path, succeed)

@@ -20,7 +20,7 @@ import hepar.prediction.opening
 from hepar.cli.main import app
 from hepar.errors import ArtifactError, DataError
 from hepar.prediction.folder import PredictionFolder
-from hepar.service.listening import PLACE, Listener, Place
+from hepar.service.listening import PLACE, FeedPlace, Listener
 from hepar.service.orthanc import OrthancServer
 
 
@@ -55,7 +55,7 @@ class Heard:
 
     def __init__(self, orthanc: str, folder: Path, root: str = "dicom-web", from_start: bool = False) -> None:
         server = OrthancServer(orthanc, root)
-        self.place = Place.load(folder, server.last, from_start)
+        self.place = FeedPlace.load(folder, server.last, from_start)
         self.sentences: list[str] = []
         self.shown: list[dict[str, Any]] = []
         self.listener = Listener(server, predictor(), folder, self.place, self.sentences.append, self.shown.append)
@@ -123,4 +123,4 @@ def test_a_wrong_address_and_a_damaged_place_are_refused(tmp_path: Path) -> None
         OrthancServer("http://me:secret@localhost:8042", "dicom-web")
     (tmp_path / PLACE).write_text("{")
     with pytest.raises(ArtifactError, match="is damaged: remove it"):
-        Place.load(tmp_path, lambda: 0, False)
+        FeedPlace.load(tmp_path, lambda: 0, False)

@@ -21,7 +21,6 @@ from toy_model import constant_weights, write_model
 
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.params import Params
-from hepar.runtime.scratch import scratch_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 LOADING_MS = 60_000
@@ -43,10 +42,6 @@ def address(tiny: Params, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             yield server.stdout.readline().removeprefix("Open ").split()[0]
             server.send_signal(signal.SIGTERM)
             assert server.wait(timeout=60) == 0
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("tempfile.tempdir", str(folder / "tmp"))
-                with scratch_folder("next"):
-                    pass
             assert list((folder / "tmp").iterdir()) == []  # no upload and no result is left
         finally:
             server.kill()
