@@ -1,7 +1,8 @@
-"""Commands for a model: import published weights, promote a registered version or roll back."""
+"""Commands for a model: import published weights, export, promote a registered version or roll back."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -99,3 +100,32 @@ def rollback(params: ParamsFile = PARAMS) -> None:
     print(
         f"version {done.restored}: champion again" + (f"; it replaces version {done.replaced}" if done.replaced else "")
     )
+
+
+class ExportFormat(StrEnum):
+    """What a model is exported as."""
+
+    ONNX = "onnx"
+    BUNDLE = "bundle"
+
+
+@models_app.command(rich_help_panel=PANEL)
+def export(
+    model: Annotated[str, typer.Argument(help="Model folder, or a registered version: models:/NAME@ALIAS.")],
+    out: Annotated[Path, typer.Argument(help="A file NAME.onnx, or a folder for the bundle.")],
+    format_: Annotated[
+        ExportFormat,
+        typer.Option(
+            "--format",
+            help="onnx: the network as one file, with the preprocessing plan as metadata. bundle: a MONAI bundle, which"
+            " MONAI's runner and hepar predict --model run.",
+        ),
+    ] = ExportFormat.BUNDLE,
+) -> None:
+    """Export a model for other programs. Research use only."""
+    from hepar.export.exporting import export_bundle, export_onnx
+    from hepar.prediction.opening import local_model
+
+    with local_model(model) as folder:
+        (export_onnx if format_ == ExportFormat.ONNX else export_bundle)(folder, out)
+    print(out)

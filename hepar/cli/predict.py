@@ -15,7 +15,7 @@ from hepar.cli.messages import print_message
 from hepar.cli.models import PANEL
 from hepar.cli.options import UNIVERSAL
 from hepar.errors import DataError, HeparError
-from hepar.inference.defaults import OVERLAP, VARIANTS
+from hepar.inference.defaults import FAST_OVERLAP, OVERLAP, VARIANTS
 from hepar.inference.settings import Axis, PredictionSettings
 from hepar.prediction.outputs import Output
 
@@ -55,7 +55,10 @@ def predict(
         ),
     ],
     model: Annotated[
-        str, typer.Option(help="Model folder, or a registered version: models:/NAME@ALIAS or models:/NAME/VERSION.")
+        str,
+        typer.Option(
+            help="Model folder, exported bundle, or a registered version: models:/NAME@ALIAS or models:/NAME/VERSION."
+        ),
     ] = str(UNIVERSAL),
     only: Annotated[
         list[Output] | None,
@@ -89,6 +92,10 @@ def predict(
         list[Axis] | None,
         typer.Option(help="Average with the scan mirrored along this axis of the patient; repeatable."),
     ] = None,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help=f"An overlap of {FAST_OVERLAP:g}, no variants and no mirroring."),
+    ] = False,
     tumour_threshold: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Probability that a tumour voxel exceeds.", show_default=OF_MODEL),
@@ -104,6 +111,10 @@ def predict(
     """
     from hepar.prediction.opening import open_predictor
 
+    if fast:
+        if (overlap, variants, mirror or []) != (OVERLAP, VARIANTS, []):
+            raise DataError("--fast sets --overlap, --variants and --mirror: leave them out")
+        overlap = FAST_OVERLAP
     settings = PredictionSettings(overlap, variants, tuple(mirror or ()), tumour_threshold, min_lesion_ml)
     as_label_map = bool(out.suffix) and not out.is_dir()
     if as_label_map:

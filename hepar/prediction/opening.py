@@ -1,9 +1,12 @@
-"""Opening a model to predict scans with: a folder, or a registered version."""
+"""Opening a model to predict scans with: a folder, an exported bundle, or a registered version."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from hepar.export.bundle import model_in
 from hepar.inference.model_folder import ModelFolder
 from hepar.inference.prediction import load_ensemble
 from hepar.inference.settings import PredictionSettings
@@ -14,19 +17,22 @@ from hepar.runtime.device import pick_device, use_threads
 
 
 def open_predictor(model: str, settings: PredictionSettings) -> Predictor:
-    """The model of a folder, or of an address such as `models:/NAME@champion`, on the device of this process.
-
-    torch computes on all cores from then on. Raises ArtifactError if there is no such model, or it is damaged.
-    """
+    """The model of `local_model`, on the device of this process; torch computes on all cores from then on."""
     use_threads(0)
+    with local_model(model) as folder:
+        return Predictor(load_ensemble(folder, pick_device()), read_manifest(folder, ModelFolder.KIND).hash, settings)
+
+
+@contextmanager
+def local_model(model: str) -> Iterator[Path]:
+    """The model folder of a folder, an exported bundle, or an address such as `models:/NAME@champion`.
+
+    Raises ArtifactError if the registry has no such model.
+    """
     if not model.startswith(REGISTERED):
-        return _loaded(Path(model), settings)
+        yield model_in(Path(model))
+        return
     from hepar.registry.model_registry import downloaded_model
 
     with downloaded_model(model) as folder:
-        return _loaded(folder, settings)
-
-
-def _loaded(folder: Path, settings: PredictionSettings) -> Predictor:
-    models = load_ensemble(folder, pick_device())
-    return Predictor(models, read_manifest(folder, ModelFolder.KIND).hash, settings)
+        yield folder

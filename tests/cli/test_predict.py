@@ -54,6 +54,16 @@ def predict(folder: Path, *options: str) -> dict[str, Any]:
     return found
 
 
+def test_fast_is_a_smaller_overlap_and_takes_no_other_setting(folder: Path) -> None:
+    options = [str(folder / "scan.nii.gz"), "-o", str(folder / "out"), "--model", str(folder / "model"), "--fast"]
+    done = CliRunner().invoke(app, ["predict", *options, "--modality", "ct", "--only", "json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    settings = json.loads((folder / "out" / "scan" / "measurements.json").read_text())["made_by"]["settings"]
+    assert (settings["overlap"], settings["variants"], settings["mirror_axes"]) == ("0.25", "1", "")
+    with pytest.raises(DataError, match=r"^--fast sets --overlap, --variants and --mirror: leave them out$"):
+        CliRunner().invoke(app, ["predict", *options, "--mirror", "x"], catch_exceptions=False)
+
+
 def test_volumes_and_lesions_are_printed(folder: Path) -> None:
     assert predict(folder, "--variants", "2", "--mirror", "x", "--overlap", "0") == {
         "labels": str(folder / "labels.nii.gz"),
