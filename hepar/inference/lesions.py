@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
 
 from hepar.imaging.masks import Components, Mask, find_components
 from hepar.imaging.volumes import Geometry
-from hepar.inference.sliding_window import Probabilities
+
+if TYPE_CHECKING:
+    from hepar.inference.sliding_window import Probabilities  # imports torch, which tables of scores do not need
 
 
 @dataclass(frozen=True)

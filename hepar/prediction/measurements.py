@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,10 @@ from hepar.imaging.diameters import AxialDiameters, axial_diameters, slice_axis
 from hepar.imaging.masks import Mask, bounding_box, dilate, enlarged, label_components
 from hepar.imaging.volumes import Geometry
 from hepar.inference.lesions import PredictedLesion
-from hepar.inference.prediction import Segmentation
 from hepar.prediction.liver_side import LiverHalves, Side
+
+if TYPE_CHECKING:
+    from hepar.inference.prediction import Segmentation  # imports torch, which a follow-up does not need
 
 AROUND_LESION_MM = 10.0  # how far the liver around a lesion reaches that it is compared with
 LESION_VALUES = {  # of a lesion in JSON and CSV, with the number of coordinates of each

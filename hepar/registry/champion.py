@@ -18,7 +18,6 @@ from hepar.registry.lease import hold_lease
 from hepar.registry.model_registry import CHAMPION, PREVIOUS, ModelVersion, RegisteredModel
 from hepar.registry.promotion import Decision, decide
 from hepar.registry.registration import Registration
-from hepar.registry.rescoring import HeldOut, rescore
 from hepar.registry.tracking import connect, server, storage_errors, tag_name
 
 DECISION_TAG = tag_name("decision")  # of a version: the last decision on it, with its reasons
@@ -78,6 +77,8 @@ class Judge:
                 f"not comparable: {name} was scored on another test set; pass --cohort with the cohort of version"
                 f" {challenger.number} to score it on the same patients"
             )
+        from hepar.registry.rescoring import HeldOut, rescore  # imports torch, which most promotions do not need
+
         anew = rescore(self.model.mlflow, champion, HeldOut.of_version(challenger, self.cohort))
         return (*anew, *self._of_other_patients(champion.cases, anew))
 

@@ -10,10 +10,13 @@ import json
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from hepar.cases import Modality
-from hepar.networks import Cost, cost
 from hepar.params import Params, SizeZYX
+
+if TYPE_CHECKING:
+    from hepar.networks import Cost
 
 
 class BudgetKind(StrEnum):
@@ -67,4 +70,6 @@ def _cost_of(params: Params) -> Cost:
 
 @lru_cache
 def _cost(name: str, config: str, patch_zyx: SizeZYX) -> Cost:  # the first arm is looked at once per arm
+    from hepar.networks import cost  # imports torch
+
     return cost(name, json.loads(config), patch_zyx)

@@ -1,4 +1,4 @@
-"""`hepar --help` and `hepar --version` start fast: they import none of the libraries that the commands run on."""
+"""Commands start fast: `--help` and `--version` import no large library, and others torch only for a network."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ SLOW_MODULES = {  # pydantic is not among them: typer itself imports it
     *("PIL", "SimpleITK", "blosc2", "boto3", "docker", "dvc", "kfp", "matplotlib", "mlflow", "monai", "numpy"),
     *("pandas", "pyarrow", "requests", "scipy", "sklearn", "torch"),
 }
+# what `run`, `compare`, `score`, `promote`, `rollback`, `follow` and `study` import, whose work is no network's
+WITHOUT_NETWORK = (
+    "hepar.evaluation.comparison_table",
+    "hepar.evaluation.folder_scores",
+    "hepar.prediction.follow_up",
+    "hepar.registry.champion",
+    "pipelines.local",
+    "pipelines.studies.definition",
+)
 MAX_CPU_SECONDS = 1.5  # measured: 0.3 on a laptop core
 SCRIPT = """
 import json, sys
@@ -43,3 +52,8 @@ def test_help_and_version_take_little_cpu_time(option: str) -> None:
     subprocess.run(command, capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < MAX_CPU_SECONDS
+
+
+def test_commands_that_compute_no_network_do_not_wait_for_torch() -> None:
+    script = f"import sys, {', '.join(WITHOUT_NETWORK)}; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout == b"False\n"
