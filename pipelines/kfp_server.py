@@ -117,8 +117,8 @@ class KfpServer:
 
     def _created(self, what: str, make: Callable[[], T], find: Callable[[], T | None], look_first: bool = True) -> T:
         """What `find` finds, else what `make` makes; after a failure that may pass, both again."""
-        for pause in (*PAUSES, None):
-            if (look_first or pause != PAUSES[0]) and (found := self._ask(what, find)) is not None:
+        for attempt, pause in enumerate((*PAUSES, None)):
+            if (look_first or attempt) and (found := self._ask(what, find)) is not None:
                 return found
             try:
                 return self._quietly(make)

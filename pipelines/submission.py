@@ -36,7 +36,11 @@ NAMESPACE_VARIABLE, ACCOUNT_VARIABLE = "HEPAR_KFP_NAMESPACE", "HEPAR_KFP_SERVICE
 
 
 class AlreadySubmitted(HeparError):
-    """A run of the same state is running or has succeeded."""
+    """A run of the same state is running or has succeeded: `run`, as KFP knows it."""
+
+    def __init__(self, message: str, run: Any) -> None:
+        super().__init__(message)
+        self.run = run
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def submit_run(request: RunRequest) -> bool:
         if not request.wait:
             raise
         say(str(known))
-        run_id = _live(server, planned.name).run_id
+        run_id = known.run.run_id
     print(f"run: {planned.name}\nlink: {server.link(run_id)}", flush=True)
     return not request.wait or follow(server, run_id) == SUCCEEDED
 
@@ -163,7 +167,7 @@ def _begun(params: Params) -> tuple[KfpServer, Any]:
         run = submit(server, planned, os.environ.get(ACCOUNT_VARIABLE, ""))
     except AlreadySubmitted as known:
         say(str(known))
-        run = _live(server, planned.name)
+        run = known.run
     say(f"{planned.name}: {server.link(run.run_id)}")
     return server, run
 
@@ -175,7 +179,8 @@ def _live(server: KfpServer, name: str) -> Any | None:
 
 def _already(server: KfpServer, run: Any) -> AlreadySubmitted:
     how = "has succeeded" if run.state == SUCCEEDED else f"is {str(run.state or 'PENDING').lower()}"
-    return AlreadySubmitted(f"run {run.display_name} {how}, and is not started again: {server.link(run.run_id)}")
+    link = server.link(run.run_id)
+    return AlreadySubmitted(f"run {run.display_name} {how}, and is not started again: {link}", run)
 
 
 def _failures(run: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from hepar.cli.options import PARAMS, ParamsFile
 from hepar.errors import HeparError, ParamsError
 
 CLUSTER = "hepar.cluster"  # the entry point group of what these commands do
@@ -32,6 +33,20 @@ class RunRequest:
     service_account: str
     wait: bool
     dry_run: bool
+
+
+@dataclass(frozen=True)
+class TrainJobRequest:
+    """What `hepar trainjob` was asked for; `out` is None for standard output."""
+
+    params: Path
+    nodes: int
+    claim: str
+    name: str
+    namespace: str
+    runtime: str
+    service_account: str
+    out: Path | None
 
 
 @cluster_app.command(rich_help_panel=PANEL)
@@ -56,6 +71,24 @@ def submit(
     request = RunRequest(package, _overrides(changes or []), name, endpoint, namespace, service_account, wait, dry_run)
     if not _load("submit")(request):
         raise typer.Exit(1)
+
+
+@cluster_app.command(rich_help_panel=PANEL)
+def trainjob(
+    claim: Annotated[
+        str, typer.Option(help="Claim of a volume that all pods can mount, with a working directory of 'hepar run'.")
+    ],
+    nodes: Annotated[int, typer.Option(min=1, help="Machines that train together.")] = 2,
+    name: Annotated[str, typer.Option(help="Name of the TrainJob.")] = "hepar-train-universal",
+    namespace: Annotated[str, typer.Option(help="Namespace of the TrainJob.")] = "hepar-runs",
+    runtime: Annotated[str, typer.Option(help="ClusterTrainingRuntime for torch.")] = "torch-distributed",
+    service_account: Annotated[str, typer.Option(help="Kubernetes account of the pods.")] = "",
+    out: Annotated[Path | None, typer.Option(help="File to write, instead of standard output.")] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Write 'train-universal' on several machines as a TrainJob of Kubeflow Trainer 2, for 'kubectl create -f'."""
+    request = TrainJobRequest(params, nodes, claim, name, namespace, runtime, service_account, out)
+    _load("trainjob")(request)
 
 
 def _overrides(changes: list[str]) -> dict[str, Any]:
