@@ -19,6 +19,7 @@ from scipy.spatial.distance import pdist, squareform
 from hepar.imaging.masks import Mask, bounding_box
 from hepar.imaging.volumes import Geometry
 
+EQUAL_MM = 1e-6  # lengths that differ by less are equal
 Points = npt.NDArray[np.float64]
 PointLPS = tuple[float, float, float]
 # the edges of a square of four pixels: midpoints, as (y, x) in pixels from its first pixel
@@ -83,9 +84,10 @@ def axial_diameters(lesion_zyx: Mask, geometry: Geometry) -> AxialDiameters:
 
     Slices are those of the grid along `slice_axis`: on an oblique grid they are oblique, as a reader measures them.
     A line joins two points of the outline and may leave a curved lesion in between; parts of a lesion that are
-    separate on a slice are measured one by one. The first of equal slices counts. After Eisenhauer et al., "New
-    response evaluation criteria in solid tumours: RECIST guideline (version 1.1)", Eur J Cancer 2009. Raises
-    ValueError if the mask is empty.
+    separate on a slice are measured one by one. Of equally long ones that with the longest perpendicular counts, so a
+    mirrored or permuted grid gives the same numbers; then the first. After Eisenhauer et al., "New response evaluation
+    criteria in solid tumours: RECIST guideline (version 1.1)", Eur J Cancer 2009. Raises ValueError if the mask is
+    empty.
     """
     box = bounding_box(lesion_zyx)
     if box is None:
@@ -93,17 +95,19 @@ def axial_diameters(lesion_zyx: Mask, geometry: Geometry) -> AxialDiameters:
     axis = slice_axis(geometry)
     spacing_mm = np.delete(np.array(geometry.spacing_zyx_mm), axis)
     cropped = np.moveaxis(lesion_zyx[box], axis, 0)
-    best: tuple[float, Points, Points, int] | None = None
+    longest: list[tuple[float, Points, Points, int]] = []  # all of one length
     for number, slice_yx in enumerate(cropped):
         parts_yx, count = ndimage.label(slice_yx)
         for part in range(1, count + 1):
             outline_s22 = outline_segments(parts_yx == part) * spacing_mm
-            length_mm, ends_22 = _longest(outline_s22)
-            if best is None or length_mm > best[0]:
-                best = length_mm, ends_22, outline_s22, number
-    assert best is not None  # a component has voxels on some slice
-    length_mm, ends_22, outline_s22, number = best
-    across_mm, across_22 = _perpendicular(outline_s22, ends_22)
+            length_mm, ends_p22 = _longest(outline_s22)
+            if longest and length_mm > longest[0][0] + EQUAL_MM:
+                longest.clear()
+            if not longest or length_mm > longest[0][0] - EQUAL_MM:
+                longest += [(length_mm, ends_22, outline_s22, number) for ends_22 in ends_p22]
+    across = [_perpendicular(outline_s22, ends_22) for _, ends_22, outline_s22, _ in longest]
+    chosen = max(range(len(across)), key=lambda index: round(across[index][0] / EQUAL_MM))  # the first of equal ones
+    (length_mm, ends_22, _, number), (across_mm, across_22) = longest[chosen], across[chosen]
     place = _Plane(geometry, axis, box, number)
     return AxialDiameters(
         Diameter(length_mm, place.lps(ends_22 / spacing_mm)),
@@ -143,13 +147,13 @@ def outline_segments(mask_yx: Mask) -> Points:
 
 
 def _longest(outline_s22: Points) -> tuple[float, Points]:
-    """The longest distance between two points of an outline in mm, and the points, float64 22."""
+    """The longest distance between two points of an outline in mm, and all pairs of that distance, float64 p22."""
     points_p2 = np.unique(outline_s22.reshape(-1, 2), axis=0)
     with suppress(QhullError):  # points on a line
         points_p2 = points_p2[np.sort(ConvexHull(points_p2).vertices)]
     distances_pp = squareform(pdist(points_p2))
-    first, second = np.unravel_index(int(distances_pp.argmax()), distances_pp.shape)
-    return float(distances_pp[first, second]), points_p2[[first, second]]
+    longest_mm = float(distances_pp.max())
+    return longest_mm, points_p2[np.argwhere(np.triu(distances_pp >= longest_mm - EQUAL_MM, k=1))]
 
 
 def _perpendicular(outline_s22: Points, ends_22: Points) -> tuple[float, Points]:

@@ -98,6 +98,16 @@ def test_few_pixels_have_the_diameters_of_their_outline(
         assert found.perpendicular.length_mm == pytest.approx(across_mm)
 
 
+@pytest.mark.parametrize("quarters", range(4))
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_of_two_equal_diameters_that_with_the_longer_perpendicular_counts(quarters: int, mirrored: bool) -> None:
+    rows = ["##..", "####", "####", "####"]  # two lines of 5 mm; 3.75 mm and 30/7 mm across them
+    lesion_yx = np.rot90([[sign == "#" for sign in row] for row in rows], quarters)
+    lesion_zyx = np.ascontiguousarray((lesion_yx.T if mirrored else lesion_yx)[None])
+    found = axial_diameters(lesion_zyx, Geometry((1, 4, 4), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), STRAIGHT))
+    assert (found.longest.length_mm, found.perpendicular.length_mm) == pytest.approx((5.0, 30 / 7))
+
+
 def test_parts_that_are_separate_on_a_slice_are_measured_one_by_one() -> None:
     lesion_zyx = np.zeros((3, 20, 20), bool)
     lesion_zyx[0:2, 2, 2:4] = lesion_zyx[0:2, 2, 14:18] = True
