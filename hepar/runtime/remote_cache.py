@@ -3,8 +3,9 @@
 A reader sees a local tree: descriptions, tables and DICOM headers in full, all other files as empty placeholders. Each
 case maps its placeholders to remote files (`SourceCase.remote`); `local` fetches them while the case is worked on.
 
-The cache lies in HEPAR_CACHE, or the user's cache folder, and takes at most HEPAR_CACHE_GIB (20). It remembers the
-SHA-256 of every version that was ever fetched, so an unchanged case is recognised without fetching it.
+The cache lies in HEPAR_CACHE, or the user's cache folder, or in a container where temporary files are, and takes at most
+HEPAR_CACHE_GIB (20). It remembers the SHA-256 of every version that was ever fetched, so an unchanged case is recognised
+without fetching it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ from uuid import uuid4
 
 from hepar.errors import DataError
 from hepar.runtime.artifacts import sha256_file
+from hepar.runtime.environment import EPHEMERAL_VARIABLE
 from hepar.runtime.scratch import scratch_folder
 
 FOLDER_VARIABLE, LIMIT_VARIABLE = "HEPAR_CACHE", "HEPAR_CACHE_GIB"
@@ -60,7 +63,6 @@ class Cache:
     @classmethod
     def of_user(cls) -> Cache:
         """The cache that the environment names. Raises DataError if its limit is not a positive number."""
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         given = os.environ.get(LIMIT_VARIABLE) or str(DEFAULT_LIMIT_GIB)
         try:
             limit = float(given)
@@ -68,7 +70,7 @@ class Cache:
             limit = 0.0
         if not limit > 0:
             raise DataError(f"{LIMIT_VARIABLE} is {given!r} but must be a number of GiB above 0")
-        return cls(Path(os.environ.get(FOLDER_VARIABLE) or home / "hepar"), int(limit * 2**30))
+        return cls(Path(os.environ.get(FOLDER_VARIABLE) or _default_folder()), int(limit * 2**30))
 
     def digests(self, files: Sequence[RemoteFile]) -> list[str]:
         """SHA-256 of each file; versions never fetched before are fetched."""
@@ -144,6 +146,13 @@ class Cache:
         with closing(sqlite3.connect(self.folder / "digests.sqlite", timeout=BUSY_SECONDS)) as connection, connection:
             connection.execute("CREATE TABLE IF NOT EXISTS digest (version TEXT PRIMARY KEY, sha256 TEXT)")
             yield connection
+
+
+def _default_folder() -> Path:
+    """In the user's cache folder; in a container, which has none to keep, where temporary files are."""
+    if os.environ.get(EPHEMERAL_VARIABLE):
+        return Path(tempfile.gettempdir()) / f"hepar-cache-{os.getuid()}"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hepar"
 
 
 def digests(files: Mapping[Path, RemoteFile]) -> dict[Path, str]:

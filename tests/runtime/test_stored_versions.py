@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hepar.errors import DataError, StorageError
 from hepar.runtime import remote_cache
 from hepar.runtime.artifacts import MANIFEST, dvc_version, md5_bytes, read_manifest, write_artifact
-from hepar.runtime.environment import STORE_VARIABLE
+from hepar.runtime.environment import EPHEMERAL_VARIABLE, STORE_VARIABLE
 from hepar.runtime.fetching import carry, complete, fetched, stored_version
 from hepar.runtime.object_store import Store
 from hepar.runtime.plain_names import broken_rule
@@ -143,3 +144,11 @@ def test_plain_names() -> None:
     check: Callable[[str], str] = broken_rule
     assert [check(name) for name in ("a", "a/b.nii.gz", "ä/b")] == ["", "", ""]
     assert all(check(name) for name in ("", "/a", "a/../b", "./a", "a//b", "a\\b", "a\n", ".a", "a/.b", "x" * 256))
+
+
+def test_a_container_has_its_cache_beside_its_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv(EPHEMERAL_VARIABLE, "1")
+    assert remote_cache.Cache.of_user().folder.parent == tmp_path
+    monkeypatch.setenv(remote_cache.FOLDER_VARIABLE, str(tmp_path / "given"))
+    assert remote_cache.Cache.of_user().folder == tmp_path / "given"
