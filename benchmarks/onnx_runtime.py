@@ -18,8 +18,8 @@ import onnxruntime
 import torch
 
 from hepar.cases import Modality
+from hepar.export.mean_network import example_window
 from hepar.export.onnx_file import INPUT, write_onnx
-from hepar.export.probabilities import example_window
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.inference.model_folder import ModelSpec
 from hepar.inference.prediction import Model

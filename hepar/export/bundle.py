@@ -14,7 +14,7 @@ import torch
 
 from hepar import __version__
 from hepar.evaluation.research_use import RESEARCH_USE
-from hepar.export.probabilities import Probabilities, example_window
+from hepar.export.mean_network import MeanNetwork, example_window
 from hepar.imaging import intensities
 from hepar.inference.defaults import OVERLAP
 from hepar.inference.model_folder import ModelFolder, ModelSpec
@@ -32,7 +32,7 @@ ORIENTATION = "SPL"  # z to the head, y to the back, x to the left: LPS with the
 def write_bundle(models: Sequence[Model], model: Path, folder: Path) -> None:
     """Write a bundle into an existing folder: configs, networks, the code of its transforms, and the model folder."""
     spec = models[0].spec
-    network, window_bcdhw = Probabilities(models).cpu().eval(), example_window(models)
+    network, window_bcdhw = MeanNetwork(models).cpu().eval(), example_window(models)
     (folder / MODELS).mkdir()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.export, about its own internals

@@ -11,7 +11,7 @@ import torch
 
 from hepar import __version__
 from hepar.errors import DataError
-from hepar.export.probabilities import Probabilities, example_window
+from hepar.export.mean_network import MeanNetwork, example_window
 from hepar.inference.prediction import Model
 from hepar.runtime.whole_files import whole_file
 
@@ -38,7 +38,7 @@ def write_onnx(models: Sequence[Model], path: Path) -> None:
         raise DataError("onnxscript is not installed: pip install 'hepar[onnx]'") from None
     from hepar.evaluation.research_use import RESEARCH_USE
 
-    network, window_bcdhw = Probabilities(models).cpu().eval(), example_window(models)
+    network, window_bcdhw = MeanNetwork(models).cpu().eval(), example_window(models)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own internals
         program = torch.onnx.export(

@@ -23,26 +23,24 @@ from hepar.errors import ArtifactError, DataError, ParamsError, one_line
 from hepar.evaluation.overlap import dice
 from hepar.imaging.masks import (
     Mask,
-    bounding_box,
     dilate,
-    enlarged,
     fill_holes,
     keep_largest_component,
     remove_small_components,
 )
-from hepar.imaging.parallel_grids import Box, box_on, resample_part, shared_slices, turned, turned_box
+from hepar.imaging.parallel_grids import Box, box_on, resample_part, shared_slices, turned
 from hepar.imaging.volumes import Geometry, canonical, resample, resample_mask, to_array, to_image
 from hepar.inference.lesions import PredictedLesion, measure_lesions
 from hepar.inference.liver_region import LIVER_THRESHOLD, Region, find_liver, follow_liver
 from hepar.inference.model_folder import ModelFolder, ModelSpec
 from hepar.inference.prepared_scan import PreparedScan
+from hepar.inference.scan_grid import ScannedOrientation, on_canonical_scan, within
 from hepar.inference.settings import PredictionSettings
 from hepar.inference.sliding_window import Probabilities
 from hepar.inference.variant_prediction import VariantPrediction
 from hepar.networks import build_network
 from hepar.runtime.device import memory_format
 
-NEGLIGIBLE = 0.05  # a probability below which neither a liver nor a candidate of a lesion lies
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)  # the direction of most canonical scans
 AROUND_LIVER_MM = 10.0  # how far variants are predicted beyond the liver
 OnMember = Callable[[Probabilities], None]
@@ -87,7 +85,7 @@ class Segmentation:
 
     def probability_in(self, structure: int, box: Box | None = None) -> Probabilities:
         """The probabilities of a structure in a box of the scan, or in all of it, float32 zyx; 0 beyond the own box."""
-        wanted = self._whole if box is None else _within(box, self.geometry.size_zyx)
+        wanted = self._whole if box is None else within(box, self.geometry.size_zyx)
         wanted_zyx = np.zeros([part.stop - part.start for part in wanted], np.float32)
         if (shared := shared_slices(wanted, self._box)) is not None:
             to, source = shared
@@ -257,7 +255,7 @@ def segment(
     upright = image if image.GetDirection() == UPRIGHT else canonical(image)  # without a copy of a large scan
     predicted_rzyx, grid = predict_probabilities(models, upright, modality, settings, on_member, whole)
     agreement = _agreement(members, predicted_rzyx > thresholds, spec.taught) if members else {}
-    probability_rzyx, box = _on_scan(predicted_rzyx, grid, Geometry.of(upright))
+    probability_rzyx, box = on_canonical_scan(predicted_rzyx, grid, Geometry.of(upright))
     liver_zyx, tumour_zyx = postprocess(
         probability_rzyx[LIVER] > LIVER_THRESHOLD,
         probability_rzyx[TUMOUR] > point.tumour_threshold,
@@ -265,7 +263,7 @@ def segment(
         Geometry.of(image).voxel_ml,
         point.min_lesion_ml,
     )
-    as_scanned = _AsScanned(box, Geometry.of(upright), Geometry.of(image))
+    as_scanned = ScannedOrientation(box, Geometry.of(upright), Geometry.of(image))
     return Segmentation(
         as_scanned.mask(liver_zyx),
         as_scanned.mask(tumour_zyx),
@@ -276,43 +274,6 @@ def segment(
         agreement,
         as_scanned.box,
     )
-
-
-def _on_scan(predicted_rzyx: Probabilities, grid: Geometry, scan: Geometry) -> tuple[Probabilities, Box]:
-    """Probabilities resampled to the grid of the canonical scan, in the box where they are not negligible."""
-    inner = bounding_box((predicted_rzyx >= NEGLIGIBLE).any(axis=0)) or (slice(0, 1),) * 3
-    part = _within(enlarged(inner, grid.spacing_zyx_mm, 0.0), grid.size_zyx)
-    box = box_on(part, grid, scan)
-    from_grid, to_grid = grid.cropped(part), scan.cropped(box)
-    probability_rzyx = np.empty((len(STRUCTURES), *to_grid.size_zyx), np.float32)
-    for structure, probability_zyx in enumerate(predicted_rzyx):
-        probability_rzyx[structure] = resample_part(probability_zyx[part], from_grid, to_grid)
-    return probability_rzyx, box
-
-
-def _within(box: Box, size_zyx: tuple[int, int, int]) -> Box:
-    """The box, of which slices may lack a start or stop or go beyond a volume, within a volume of a size."""
-    return tuple(slice(*part.indices(n)[:2]) for part, n in zip(box, size_zyx, strict=True))
-
-
-@dataclass(frozen=True)
-class _AsScanned:
-    """Turns a box of the canonical scan to the orientation in which the scan came."""
-
-    canonical_box: Box
-    canonical: Geometry
-    own: Geometry
-
-    @property
-    def box(self) -> Box:
-        """The box in the scan."""
-        return turned_box(self.canonical_box, self.canonical, self.own)
-
-    def mask(self, part_zyx: Mask) -> Mask:
-        """A mask of the box as one of the whole scan."""
-        mask_zyx = np.zeros(self.own.size_zyx, bool)
-        mask_zyx[self.box] = turned(part_zyx, self.canonical, self.own)
-        return mask_zyx
 
 
 def _agreement(

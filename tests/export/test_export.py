@@ -23,7 +23,7 @@ from hepar.errors import DataError
 from hepar.evaluation.overlap import dice
 from hepar.export import onnx_file
 from hepar.export.exporting import export_bundle, export_onnx
-from hepar.export.probabilities import example_window
+from hepar.export.mean_network import example_window
 from hepar.inference.model_folder import ModelFolder, ModelSpec
 from hepar.inference.prediction import load_ensemble, segment
 from hepar.inference.settings import PredictionSettings

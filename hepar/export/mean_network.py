@@ -12,7 +12,7 @@ from hepar.inference.prediction import Model
 EXAMPLE_SEED = 0
 
 
-class Probabilities(nn.Module):
+class MeanNetwork(nn.Module):
     """Maps a preprocessed window, float32 b1dhw, to the probabilities of whole liver and tumour, float32 brdhw."""
 
     def __init__(self, models: Sequence[Model]) -> None:
