@@ -171,7 +171,11 @@ def run(
     source: Source = None,
     workdir: Annotated[Path, typer.Option(help="Folder for everything that the run writes.")] = Path("runs/latest"),
     runner: Annotated[
-        str, typer.Option(help="Where stages run: 'subprocess' in this environment, 'docker' in containers.")
+        str,
+        typer.Option(
+            help="Where stages run: 'subprocess' in this environment, 'docker' in containers, 'cluster' on KFP, 'submit'"
+            " there without waiting."
+        ),
     ] = "subprocess",
     image: Annotated[str, typer.Option(help="Image for the docker runner.")] = DEFAULT_IMAGE,
     layout: Layout = None,
