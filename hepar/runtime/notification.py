@@ -2,7 +2,8 @@
 
 The body is `{"event", "outcome", "subject", "details", "links"}`, all text but `details`, a list, and `links`, an
 object of names and addresses. With HEPAR_NOTIFY_FORMAT=slack it is `{"text": …}`, as incoming webhooks of Slack and
-Mattermost take it. Secrets are left out. Whoever sends goes on if the server does not answer.
+Mattermost take it; with github the body of `repository_dispatch`, which starts the workflow `report`. Secrets are left
+out. Whoever sends goes on if the server does not answer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any, Literal
 from hepar.runtime.redaction import redact
 
 URL_VARIABLE, FORMAT_VARIABLE = "HEPAR_NOTIFY_URL", "HEPAR_NOTIFY_FORMAT"
-JSON, SLACK = "json", "slack"
+JSON, SLACK, GITHUB = "json", "slack", "github"
+EVENT_TYPE = "hepar-finished"  # of `repository_dispatch`
 TIMEOUT_SECONDS = 10.0
 
 Event = Literal["run", "retraining"]
@@ -32,9 +34,11 @@ class Notification:
     links: Mapping[str, str] = field(default_factory=dict)
 
     def body(self, form: str) -> dict[str, Any]:
-        """The JSON to send, without secrets; `form` is json or slack."""
+        """The JSON to send, without secrets; `form` is json, slack or github."""
         plain = asdict(self) | {"details": list(self.details), "links": dict(self.links)}
         body: dict[str, Any] = _redacted(plain)
+        if form == GITHUB:
+            return {"event_type": EVENT_TYPE, "client_payload": body}
         return {"text": _as_slack(body)} if form == SLACK else body
 
 
@@ -43,8 +47,8 @@ def send(notification: Notification) -> str:
     if not (url := os.environ.get(URL_VARIABLE, "")):
         return ""
     form = os.environ.get(FORMAT_VARIABLE) or JSON
-    if form not in (JSON, SLACK):
-        return f"{FORMAT_VARIABLE} is {form!r} but must be {JSON} or {SLACK}"
+    if form not in (JSON, SLACK, GITHUB):
+        return f"{FORMAT_VARIABLE} is {form!r} but must be {JSON}, {SLACK} or {GITHUB}"
     import requests
 
     try:
