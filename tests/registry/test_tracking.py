@@ -36,6 +36,7 @@ def trained_run(experiment: str, model_hash: str) -> str:
     return str(run.info.run_id)
 
 
+@pytest.mark.usefixtures("database")
 def test_the_run_that_trained_a_model_is_reopened_in_whatever_experiment_it_lies() -> None:
     run_id = trained_run("training", "model hash")
     with model_run("another", "model hash") as opened:
@@ -44,6 +45,7 @@ def test_the_run_that_trained_a_model_is_reopened_in_whatever_experiment_it_lies
     assert mlflow.get_experiment_by_name("another") is None
 
 
+@pytest.mark.usefixtures("database")
 def test_a_model_that_the_server_does_not_know_gets_a_run_in_the_experiment_of_the_params(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -54,6 +56,7 @@ def test_a_model_that_the_server_does_not_know_gets_a_run_in_the_experiment_of_t
     assert mlflow.get_experiment_by_name("of the shell") is None
 
 
+@pytest.mark.usefixtures("database")
 def test_run_and_experiment_of_a_scheduler_have_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     trained = trained_run("training", "known")
     client = mlflow.MlflowClient()
@@ -71,6 +74,7 @@ def test_run_and_experiment_of_a_scheduler_have_precedence(monkeypatch: pytest.M
     assert mlflow.get_experiment_by_name("of the params") is None
 
 
+@pytest.mark.usefixtures("database")
 def test_trainings_share_the_run_of_a_scheduler_as_its_children(
     tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +104,7 @@ def test_trainings_share_the_run_of_a_scheduler_as_its_children(
     assert client.get_run(scheduled.run_id).data.tags[MODEL_TAG] == "model of first"
 
 
+@pytest.mark.usefixtures("database")
 def test_a_deleted_experiment_is_named() -> None:
     connect().MlflowClient().delete_experiment(mlflow.create_experiment("gone"))
     with pytest.raises(StorageError, match=r"^the experiment 'gone' at sqlite:.* was deleted"), model_run("gone", "x"):
@@ -222,6 +227,7 @@ def test_a_process_killed_as_it_creates_a_database_leaves_none(tmp_path: Path, m
     assert sorted(path.name for path in tmp_path.iterdir()) == [".mlflow.db.lock", "mlflow.db"]
 
 
+@pytest.mark.usefixtures("database")
 def test_temporary_files_of_mlflow_lie_in_our_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (temporary := tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -233,6 +239,7 @@ def test_temporary_files_of_mlflow_lie_in_our_scratch_folder(tmp_path: Path, mon
     assert tempfile.gettempdir() == str(temporary)
 
 
+@pytest.mark.usefixtures("database")
 @pytest.mark.parametrize("name", ["mlflow.store.db.utils", "mlflow.tracking", "sqlalchemy.pool", "alembic"])
 def test_mlflow_logs_nothing_beside_what_it_raises(name: str) -> None:
     connect()

@@ -14,6 +14,7 @@ from hepar.evaluation.score_table import parse_scores
 from hepar.registry.tracking import connect
 from hepar.registry.version_scores import version_scores
 
+pytestmark = pytest.mark.usefixtures("database")
 CSV = scores_csv([{"case_id": "a", "liver_dice": 0.5}])
 
 

@@ -19,6 +19,7 @@ from hepar.registry.tracking import connect
 from hepar.runtime.artifacts import read_manifest, write_artifact
 from hepar.training.liver_intensities import MIN_DEVIATION
 
+pytestmark = pytest.mark.usefixtures("database")
 CT = Toy("ct", shape=PATCH, liver=((8, 16, 16), 7.0), lesions=(((8, 14, 18), 3.0),))
 MR = Toy("mr", Modality.MR, shape=PATCH, liver=((8, 18, 14), 6.5), lesions=(((8, 18, 12), 3.0),))
 TUMOUR_ONLY = Toy("tumour", shape=PATCH, liver_state=LabelState.UNKNOWN, lesions=(((8, 14, 18), 3.0),))

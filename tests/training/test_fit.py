@@ -25,6 +25,8 @@ from hepar.runtime.artifacts import read_manifest
 from hepar.training import fit
 from hepar.training.fit import Recipe, fit_model
 
+pytestmark = pytest.mark.usefixtures("database")
+
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:

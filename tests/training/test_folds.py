@@ -34,6 +34,7 @@ def test_folds_divide_the_patients_and_keep_every_validation_patient(tmp_path: P
         without_fold(one_patient, assign_folds(training[:2], 2), 0)
 
 
+@pytest.mark.usefixtures("database")
 def test_an_interrupted_ensemble_keeps_its_finished_teachers(
     tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_synthetic_lesions_teach_a_liver_teacher_no_tumour(teachers_pool: Pool, 
         assert not torch.allclose(after[LIVER], decay * before[name][LIVER], rtol=1e-2)
 
 
+@pytest.mark.usefixtures("database")
 def test_a_model_of_a_teachers_pool_says_that_it_knows_livers_alone(
     teachers_pool: Pool, tiny: Params, tmp_path: Path
 ) -> None:
