@@ -58,7 +58,7 @@ class _Axis:
         return cls(_axis_weights(source.size_zyx[axis], places_n, sigma))
 
 
-def _axis_weights(size: int, places_n: npt.NDArray[np.float64], sigma: float) -> npt.NDArray[np.float64]:
+def _axis_weights(size: int, places_n: npt.NDArray[np.floating], sigma: float) -> npt.NDArray[np.float64]:
     """Weights of `size` voxels, smoothed with a Gaussian of `sigma` voxels, interpolated at some places."""
     inside_n = np.clip(places_n, 0, size - 1)
     low_n = np.minimum(np.floor(inside_n).astype(np.intp), max(size - 2, 0))
@@ -110,7 +110,7 @@ def turned(array_zyx: npt.NDArray[Any], source: Geometry, target: Geometry) -> n
     axes, flipped = _turn(source, target)
     before = array_zyx.ndim - 3
     permuted = array_zyx.transpose([*range(before), *(before + axis for axis in axes)])
-    return np.flip(permuted, [before + axis for axis, flip in enumerate(flipped) if flip])
+    return np.asarray(np.flip(permuted, tuple(before + axis for axis, flip in enumerate(flipped) if flip)))
 
 
 def turned_box(box: Box, source: Geometry, target: Geometry) -> Box:

@@ -183,7 +183,9 @@ def predict_probabilities(
     total_rzyx, grid = plain.mean(), scan.grid.cropped(plain.box)
     for variant in range(1, settings.variants):
         varied = varied_scan(models[0].spec, image, modality, variant)
-        probability_rzyx, own = _predict_varied(models, varied, settings, region and (region, scan.grid))
+        probability_rzyx, own = _predict_varied(
+            models, varied, settings, None if region is None else (region, scan.grid)
+        )
         for structure, probability_zyx in enumerate(probability_rzyx):
             total_rzyx[structure] += resample_part(probability_zyx, own, grid)
     return np.asarray(total_rzyx / settings.variants, np.float32), grid

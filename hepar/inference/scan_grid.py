@@ -20,7 +20,7 @@ NEGLIGIBLE = 0.05  # a probability below which neither a liver nor a candidate o
 
 def on_canonical_scan(predicted_rzyx: Probabilities, grid: Geometry, scan: Geometry) -> tuple[Probabilities, Box]:
     """Probabilities resampled to the grid of the canonical scan, in the box where they are not negligible."""
-    inner = bounding_box((predicted_rzyx >= NEGLIGIBLE).any(axis=0)) or (slice(0, 1),) * 3
+    inner = bounding_box(np.asarray((predicted_rzyx >= NEGLIGIBLE).any(axis=0))) or (slice(0, 1),) * 3
     part = within(enlarged(inner, grid.spacing_zyx_mm, 0.0), grid.size_zyx)
     box = box_on(part, grid, scan)
     from_grid, to_grid = grid.cropped(part), scan.cropped(box)

@@ -14,7 +14,8 @@ from hepar.cases import LIVER, STRUCTURES, TUMOUR, LabelState, Modality
 from hepar.evaluation.lesions import LesionCounts, detect_lesions, match_lesions
 from hepar.evaluation.overlap import OverlapCounts, count_overlap
 from hepar.imaging.masks import Mask, bounding_box, remove_small_components, voxel_mm3
-from hepar.inference.prediction import LIVER_THRESHOLD, postprocess
+from hepar.inference.liver_region import LIVER_THRESHOLD
+from hepar.inference.prediction import postprocess
 from hepar.inference.settings import OperatingPoint
 from hepar.inference.sliding_window import Probabilities, sliding_window
 from hepar.params import SizeZYX
