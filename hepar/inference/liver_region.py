@@ -31,6 +31,7 @@ COARSER = 2.0  # the spacing of the coarse pass, in units of the plan's
 FEW_WINDOWS = 12  # up to which a scan is predicted as a whole
 MIN_LIVER_ML = 100.0  # a smaller one is not believed: the whole scan is predicted
 MIN_SHARE = 0.1  # of the largest component of the coarse liver; smaller ones are not followed
+MAX_ROOM = 32  # voxels around the coarse liver; sums of probabilities are held for all of the box
 MAX_ROUNDS = 10  # of following the liver
 
 
@@ -80,9 +81,9 @@ def _large_components(mask_zyx: Mask) -> Mask:
 
 
 def widened(box: Box, patch_zyx: Sequence[int], size_zyx: Sequence[int]) -> Box:
-    """A box with half a window more on each side, where the scan has it."""
+    """A box with half a window more on each side, at most `MAX_ROOM` voxels, where the scan has it."""
     return tuple(
-        slice(max(0, part.start - patch // 2), min(size, part.stop + patch // 2))
+        slice(max(0, part.start - min(patch // 2, MAX_ROOM)), min(size, part.stop + min(patch // 2, MAX_ROOM)))
         for part, patch, size in zip(box, patch_zyx, size_zyx, strict=True)
     )
 
