@@ -173,8 +173,8 @@ def run(
     runner: Annotated[
         str,
         typer.Option(
-            help="Where stages run: 'subprocess' in this environment, 'docker' in containers, 'cluster' on KFP, 'submit'"
-            " there without waiting."
+            help="Where stages run: 'subprocess' in this environment, 'docker' in containers, 'cluster' on KFP,"
+            " 'submit' there without waiting."
         ),
     ] = "subprocess",
     image: Annotated[str, typer.Option(help="Image for the docker runner.")] = DEFAULT_IMAGE,
