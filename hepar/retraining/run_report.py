@@ -63,7 +63,7 @@ class RunReport:
 
     def pointers(self) -> str:
         """YAML that names the version and what it was made from, without any time: equal versions give equal text."""
-        values = {"model": self.model, "version": self.version, "alias": self.alias, "decision": self.decision}
+        values = {"name": self.model, "version": self.version, "alias": self.alias, "decision": self.decision}
         values |= {name.replace(" ", "_"): value for name, value in self.facts.items()}
         return "# Written by `hepar report-run`, read by `hepar promote`.\n" + yaml.safe_dump(values, sort_keys=False)
 
@@ -196,8 +196,8 @@ def pointed_version(folder: Path, model: str) -> str:
     """
     path = pointers_file(folder, model)
     try:
-        found = yaml.safe_load(path.read_text()) if path.is_file() else {"model": model, "version": ""}
-        named, version = str(found["model"]), str(found["version"])
+        found = yaml.safe_load(path.read_text()) if path.is_file() else {"name": model, "version": ""}
+        named, version = str(found["name"]), str(found["version"])
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         raise DataError(f"{path} does not name a model and its version, as `hepar report-run` writes it") from None
     if named != model:

@@ -21,7 +21,7 @@ import yaml
 from conftest import BIN, ROOT, TINY, environment
 from toy_versions import ToyRegistry, scores, toy_gates
 
-from hepar.params import Params, write_preset
+from hepar.params import Params
 from hepar.registry.champion import Judge, settle
 from hepar.registry.model_registry import CHAMPION, PREVIOUS, RegisteredModel
 from hepar.registry.tracking import connect
@@ -177,8 +177,8 @@ def test_a_report_opens_a_pull_request_whose_merge_promotes(
     model = RegisteredModel(connect(), NAME)
     for liver in (0.9, 0.95):
         settle(registry.add(scores(liver)), Judge(model, gates.gates))
-    values = {"register": {"model_name": NAME, "gates": gates.gates.model_dump()}}
-    write_preset(repository.folder / "own.yaml", TINY, values, "of the test")
+    values = {"extends": str(TINY), "register": {"model_name": NAME, "gates": gates.gates.model_dump()}}
+    (repository.folder / "own.yaml").write_text(yaml.safe_dump(values))
     given = {"HEPAR_PARAMS": "own.yaml"}
     commit_again(repository.folder)
 
@@ -203,7 +203,7 @@ def test_a_report_opens_a_pull_request_whose_merge_promotes(
 
     number = registry.add(scores(0.97))
     (repository.folder / "versions").mkdir()
-    (repository.folder / "versions" / f"{NAME}.yaml").write_text(f"model: {NAME}\nversion: '{number}'\n")
+    (repository.folder / "versions" / f"{NAME}.yaml").write_text(f"name: {NAME}\nversion: '{number}'\n")
     commit_again(repository.folder)
     assert f"version {number}: champion" in repository.act("promote", "push", **given)
     assert (model.aliases()[CHAMPION], model.aliases()[PREVIOUS]) == (number, "2")
