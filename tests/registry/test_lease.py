@@ -146,10 +146,12 @@ def promote_at_once(folder: Path, tiny: Params, uri: str) -> None:
         assert registry.tag(number, DECISION_TAG).startswith("promoted" if number in promoted else "not promoted; CT")
 
 
+@pytest.mark.slow
 def test_eight_promotions_at_once_on_sqlite(tmp_path: Path, tiny: Params) -> None:
     promote_at_once(tmp_path / "toy", tiny, f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
+@pytest.mark.slow
 def test_eight_promotions_at_once_on_a_server_with_postgresql(
     tmp_path: Path, tiny: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
