@@ -93,10 +93,14 @@ def sha256_json(value: object) -> str:
 
 def dvc_version(folder: Path) -> str:
     """DVC's hash of a folder: the MD5 of the list of its files, followed by `.dir`; of one by reference that of all."""
-    if version := read_stored(folder).version:
-        return version
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return f"{md5_bytes(dvc_listing({path.relative_to(folder).as_posix(): md5_file(path) for path in paths}))}.dir"
+    stored = read_stored(folder)
+    if stored.version:
+        return stored.version
+    md5 = {name: file.md5 for name, file in stored.files.items()}
+    for path in folder.rglob("*"):
+        if path.is_file() and path != folder / REFERENCE:
+            md5[path.relative_to(folder).as_posix()] = md5_file(path)
+    return f"{md5_bytes(dvc_listing(md5))}.dir"
 
 
 def dvc_listing(md5: Mapping[str, str]) -> bytes:

@@ -3,9 +3,9 @@
 A reader sees a local tree: descriptions, tables and DICOM headers in full, all other files as empty placeholders. Each
 case maps its placeholders to remote files (`SourceCase.remote`); `local` fetches them while the case is worked on.
 
-The cache lies in HEPAR_CACHE, or the user's cache folder, or in a container where temporary files are, and takes at most
-HEPAR_CACHE_GIB (20). It remembers the SHA-256 of every version that was ever fetched, so an unchanged case is recognised
-without fetching it.
+The cache lies in HEPAR_CACHE, or the user's cache folder, or in a container where temporary files are, and takes at
+most HEPAR_CACHE_GIB (20). It remembers the SHA-256 of every version that was ever fetched, so an unchanged case is
+recognised without fetching it.
 """
 
 from __future__ import annotations

@@ -73,12 +73,13 @@ def test_a_version_is_opened_and_only_what_is_new_is_sent(store: Store, tmp_path
         (partial / "table").write_bytes(b"more rows")
         (partial / "volumes" / "c").mkdir(parents=True)
         (partial / "volumes" / "c" / "image").write_bytes(b"image c")
+    unsent = dvc_version(tmp_path / "second")
     second = publish(tmp_path / "second", BULK, store)
     sent = {path for path in Path(store.url).rglob("*") if path.is_file()} - before
     assert {object_of(store, b"image c"), object_of(store, b"more rows")} <= sent
     assert len(sent) == 4, "the volume, the table, the manifest and the list of files"
     more = {**VOLUMES, "volumes/c/image": b"image c", "table": b"more rows"}
-    assert second == dvc_version(write_toy(tmp_path / "whole", more))
+    assert unsent == second == dvc_version(write_toy(tmp_path / "whole", more))
 
 
 def test_what_arrives_damaged_is_refused(store: Store, tmp_path: Path) -> None:
