@@ -249,7 +249,7 @@ def test_the_plain_client_of_kfp_starts_the_compiled_file(kfp: KfpStandIn, compi
 
     def start(*parameters: str) -> Any:
         words = ["--endpoint", kfp.address, "run", command, "-e", "first", "-r", "first", "-f", str(compiled)]
-        return CliRunner().invoke(cli, [*words, *parameters])
+        return CliRunner().invoke(cli, [*words, *parameters], obj={})  # as its entry point calls it
 
     started = start("source=phantoms")
     assert started.exit_code == 0, started.output

@@ -53,6 +53,7 @@ def test_new_test_patients_are_counted_apart() -> None:
         ((MANUAL, MANUAL), (MANUAL, ABSENT), []),
         ((MANUAL, UNKNOWN), (MANUAL, UNKNOWN), []),
         ((MANUAL, MANUAL), (UNKNOWN, MANUAL), []),
+        ((UNKNOWN, MANUAL), (LabelState.PSEUDO, MANUAL), []),  # a model says so, and no expert
     ],
 )
 def test_an_unknown_becomes_known(

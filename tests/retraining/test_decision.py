@@ -91,6 +91,7 @@ OWN = Estimate(0.9, (0.88, 0.92), 20, 20)
     ("fresh", "worse"),
     [
         (Estimate(0.7, (0.6, 0.8), 4, 4), True),
+        (Estimate(0.7, (0.6, 0.8), 5, 3), True),  # just enough patients
         (Estimate(0.88, (0.87, 0.89), 4, 4), False),  # within the interval
         (Estimate(0.7, (0.5, 0.9), 4, 4), False),  # it may be as good
         (Estimate(0.7, (0.6, 0.8), 4, 2), False),  # too few patients

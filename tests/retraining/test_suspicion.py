@@ -51,5 +51,8 @@ def test_a_decision_on_another_mask_or_image_is_void() -> None:
         assert [found.case_id for found in judge_batch([case], {"a": 0.1}, [], 0.5, reviews).suspects] == ["a"]
 
 
-def test_an_empty_batch_has_no_suspects() -> None:
+def test_the_share_is_that_of_suspects_alone() -> None:
+    """A rejected mask holds the training whatever the share is; an empty batch has no suspects."""
+    suspect, rejected = Suspect("a", "why", 0.1), Suspect("b", "why", 0.1)
+    assert SuspectBatch(4, (suspect,), (rejected,)).share == 0.25
     assert SuspectBatch().share == 0
