@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special  # scipy.stats is slow to import
 
 from hepar.evaluation.scores import CaseScores
 
 MIN_PATIENTS = 3  # the interval of a limit from two patients is wider than any volume
-_Z = float(stats.norm.ppf(0.975))
+_Z = float(special.ndtri(0.975))
 Interval = tuple[float, float]
 
 
@@ -127,7 +127,7 @@ def measure_agreement(scores: Sequence[CaseScores], quantity: Quantity) -> Agree
 
 def _bias_interval(by_patient: Sequence[Sequence[float]], bias: float) -> Interval:
     patients = len(by_patient)
-    half = float(stats.t.ppf(0.975, patients - 1)) * math.sqrt(_variance_of_means(by_patient) / patients)
+    half = float(special.stdtrit(patients - 1, 0.975)) * math.sqrt(_variance_of_means(by_patient) / patients)
     return bias - half, bias + half
 
 
@@ -162,4 +162,5 @@ def _variance_within(by_patient: Sequence[Sequence[float]]) -> float:
 
 
 def _chi2(probability: float, degrees: int) -> float:
-    return float(stats.chi2.ppf(probability, degrees))
+    """The value that χ² of so many degrees of freedom does not exceed with a probability."""
+    return 2 * float(special.gammaincinv(degrees / 2, probability))

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from hepar.evaluation.bootstrap import Estimate, Terms, paired_ratio_difference, ratio_of_sums
 
@@ -89,6 +88,8 @@ def signed_rank_p(differences: Sequence[float]) -> float | None:
     """
     if len(differences) < 2:
         return None
+    from scipy import stats  # slow to import
+
     changed = _changed(differences)
     return float(stats.wilcoxon(changed).pvalue) if len(changed) else 1.0
 
@@ -104,6 +105,8 @@ def rank_biserial(differences: Sequence[float]) -> float | None:
     changed = _changed(differences)
     if not len(changed):
         return 0.0
+    from scipy import stats
+
     ranks = stats.rankdata(np.abs(changed))
     return float((ranks * np.sign(changed)).sum() / ranks.sum())
 
