@@ -111,29 +111,32 @@ def test_a_deleted_experiment_is_named() -> None:
         pass
 
 
-OPEN_RUN = """
-import sys, time
-from pathlib import Path
+# forks that have imported everything begin at once
+OPEN_RUNS = """
+import multiprocessing, sys
 import mlflow.store.tracking.sqlalchemy_store
 from hepar.registry.tracking import model_run
 
-number, count = map(int, sys.argv[1:])
-Path(f"ready-{number}").touch()
-while len(list(Path().glob("ready-*"))) < count:
-    time.sleep(0.001)
-with model_run("first", f"model {number}"):
-    pass
+def open_run(number):
+    begin.wait()
+    with model_run("first", f"model {number}"):
+        pass
+
+fork, count = multiprocessing.get_context("fork"), int(sys.argv[1])
+begin = fork.Barrier(count, timeout=120)
+processes = [fork.Process(target=open_run, args=(number,)) for number in range(count)]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+print([process.exitcode for process in processes])
 """
 
 
 def test_processes_that_meet_a_missing_database_at_once_all_succeed(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", OPEN_RUN]
-    started = [
-        subprocess.Popen([*command, str(number), "3"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-        for number in range(3)
-    ]
-    messages = [process.communicate()[1] for process in started]
-    assert [process.returncode for process in started] == [0] * 3, messages
+    command = [sys.executable, "-c", OPEN_RUNS, "3"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.stdout == "[0, 0, 0]\n", ended.stderr
     connect()
     assert len(mlflow.search_runs(experiment_names=["first"], output_format="list")) == 3
 
