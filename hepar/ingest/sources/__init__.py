@@ -45,7 +45,7 @@ Read = Callable[[Path, IngestParams, Locate], list[SourceCase]]
 __all__ = ["AUTO", "LAYOUTS", "PHANTOMS", "Layout", "SourceCase", "check_layout", "is_remote", "open_source"]
 
 
-class Store(Protocol):
+class SourceStore(Protocol):
     """A local folder whose files stand for those of a store."""
 
     root: Path
@@ -122,7 +122,7 @@ def _opened(source: str, params: IngestParams) -> Iterator[list[SourceCase]]:
     with scratch_folder("remote") as name:
         buckets = s3.Buckets(name)
         if source.startswith(dicomweb.SCHEMES):
-            store: Store = (server := dicomweb.Server(name, source))
+            store: SourceStore = (server := dicomweb.Server(name, source))
             path = server.mirror()
         else:
             store = buckets
@@ -142,7 +142,7 @@ def is_remote(source: str) -> bool:
     return source.startswith((SCHEME, *dicomweb.SCHEMES))
 
 
-def _with_remote(case: SourceCase, store: Store) -> SourceCase:
+def _with_remote(case: SourceCase, store: SourceStore) -> SourceCase:
     """The case with the remote file of each of its placeholders, which lie below the store's folder."""
     resolved = {path: _resolved(path) for path in case.files}
     return replace(
