@@ -97,6 +97,7 @@ def test_every_task_gets_what_its_step_asks_for(compiled: tuple[Path, dict[str, 
     _, platform = yaml.safe_load_all(built.read_text())
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
     assert len(executors) == len(tasks(compiled[1]))
+    assert not any("retryPolicy" in task for task in tasks(compiled[1]))  # it was compiled to run on one machine
     for executor in executors:
         assert "hepar-image" in executor["podMetadata"]["annotations"]
         assert int(executor["activeDeadlineSeconds"]) > 0
