@@ -26,9 +26,9 @@ from infra.deployment_files import (
     rendered,
 )
 
-from hepar.ingest.sources import pseudonyms
+from hepar.params import load_params
 from hepar.registry.tracking import URI_VARIABLE
-from hepar.runtime.environment import STORE_VARIABLE
+from pipelines.pod_settings import KEYS, SETTINGS
 
 KUBERNETES = INFRA / "kubernetes"
 DIGEST = f"sha256:{'0123456789abcdef' * 4}"
@@ -192,32 +192,33 @@ def test_the_secrets_that_are_made_are_those_that_are_needed(manifests: Manifest
         validate(one)
 
 
-def test_the_steps_of_runs_get_settings_that_exist(overlays: dict[str, Manifests]) -> None:
-    """The PodDefault, a kind of Kubeflow whose schema is not here: its names are those of hepar and of the secrets."""
-    (default,) = yaml.safe_load_all(rendered(KUBERNETES / "pod-defaults"))
-    variables = {one["name"]: one for one in default["spec"]["env"]}
-    ours = {URI_VARIABLE, STORE_VARIABLE, pseudonyms.VARIABLE}
-    assert ours <= variables.keys()
-    assert all(name in ours or name.startswith("AWS_") for name in variables)
+def test_the_steps_of_runs_get_settings_and_secrets_that_exist(overlays: dict[str, Manifests]) -> None:
+    """What the compiled pipeline names by default: a ConfigMap with addresses of services, and keys of secrets."""
+    cluster = load_params(INFRA.parent / "params.yaml").cluster
+    (settings,) = [one for one in overlays["cpu"] if one["kind"] == "ConfigMap"]
+    assert (settings["metadata"]["name"], settings["metadata"]["namespace"]) == (cluster.settings, "hepar-runs")
+    variables = settings["data"]
+    assert set(variables) == set(SETTINGS)
     made = {
         (one["metadata"]["namespace"], one["metadata"]["name"], key)
         for one in load_script(KUBERNETES / "make_secrets.py").make_secrets()
         for key in one["stringData"]
     }
-    asked = [one["valueFrom"]["secretKeyRef"] for one in variables.values() if "valueFrom" in one]
-    assert {(default["metadata"]["namespace"], one["name"], one["key"]) for one in asked} <= made
+    named = {kind: name for kind, name in cluster.secrets.model_dump().items() if name}
+    assert {"s3", "patient_key"} <= named.keys()
+    assert {("hepar-runs", name, key) for kind, name in named.items() for key in KEYS[kind]} <= made
     services = {
         f"{one['metadata']['name']}.{one['metadata']['namespace']}": one
         for one in overlays["cpu"]
         if one["kind"] == "Service"
     }
     for name in (URI_VARIABLE, "AWS_ENDPOINT_URL"):
-        host, _, port = variables[name]["value"].removeprefix("http://").rpartition(":")
+        host, _, port = variables[name].removeprefix("http://").rpartition(":")
         assert services[host.removesuffix(".svc.cluster.local")]["spec"]["ports"] == [{"port": int(port)}]
     allowed = next(
         word for word in container(overlays["cpu"], "Deployment", "mlflow")["command"] if "allowed-hosts" in word
     )
-    assert variables[URI_VARIABLE]["value"].removeprefix("http://") in allowed.partition("=")[2].split(",")
+    assert variables[URI_VARIABLE].removeprefix("http://") in allowed.partition("=")[2].split(",")
 
 
 def test_secrets_are_new_each_time() -> None:
