@@ -132,7 +132,7 @@ def _predict(predictor: Any, order: Order, tell: Callable[[PredictionStep], None
         source = order.folder / UNPACKED
     with open_scans(str(source)) as found:
         left_out = [{"name": item.name, "reason": _without_paths(item.reason, order.folder)} for item in found.left_out]
-        scans = []
+        scans: list[dict[str, Any]] = []
         for number, scan in enumerate(found.scans):
             tell(PredictionStep(f"predicting {scan.name}", number, len(found.scans)))
             try:
