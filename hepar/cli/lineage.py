@@ -81,8 +81,7 @@ def trace(what: str, look_in: Sequence[Path] | None, remote: str) -> Lineage:
         if not place.is_dir():
             raise DataError(f"--in is {place}, which is no folder")
     if what.startswith(REGISTERED):
-        if not tracking.has_server():
-            raise DataError(f"there is no registry at {tracking.server()}: set {tracking.URI_VARIABLE}")
+        tracking.check_server()
         with server_records() as server:
             return trace_version(what, look_in or [Path()], server, open_pool)
     folder = Path(what)

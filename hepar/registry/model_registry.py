@@ -15,7 +15,7 @@ from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import REGISTERED
 from hepar.registry.case_results import CaseResult, case_results
-from hepar.registry.tracking import connect, reason_of, report_place, server, storage_errors, tag_name
+from hepar.registry.tracking import check_server, connect, reason_of, report_place, server, storage_errors, tag_name
 from hepar.runtime.artifacts import MANIFEST
 from hepar.runtime.scratch import scratch_folder
 
@@ -210,8 +210,9 @@ def serving_requirements() -> list[str]:
 def downloaded_model(uri: str) -> Iterator[Path]:
     """The model folder of a registered version, such as `models:/NAME@champion`, deleted on exit.
 
-    Raises ArtifactError if there is no such version, or if hepar did not register it.
+    Raises DataError if there is no registry, ArtifactError if there is no such version or hepar did not register it.
     """
+    check_server()
     mlflow = connect()
     with scratch_folder("model") as scratch:
         try:

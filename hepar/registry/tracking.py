@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 
-from hepar.errors import HeparError, Preempted, StorageError, one_line
+from hepar.errors import DataError, HeparError, Preempted, StorageError, one_line
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder, ModelSpec
 from hepar.params import TrainingParams
@@ -82,6 +82,12 @@ def has_server() -> bool:
     """False if the tracking server is an SQLite database that does not exist; `connect` would create it."""
     database = _database(tracking_uri())
     return database is None or database.exists()
+
+
+def check_server() -> None:
+    """Raise DataError if there is no tracking server, before `connect` creates an empty one."""
+    if not has_server():
+        raise DataError(f"there is no registry at {server()}: set {URI_VARIABLE}")
 
 
 def server() -> str:

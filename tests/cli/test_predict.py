@@ -168,6 +168,16 @@ def test_a_modality_that_the_model_never_learned_or_that_is_doubtful_is_refused(
     assert not (folder / "out").exists()
 
 
+def test_a_registered_model_without_a_registry_is_a_sentence_and_creates_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///nowhere.db")
+    done = CliRunner().invoke(app, ["predict", "scan.nii.gz", "-o", "out", "--model", "models:/name@champion"])
+    assert str(done.exception) == "there is no registry at sqlite:///nowhere.db: set MLFLOW_TRACKING_URI"
+    assert not Path("nowhere.db").exists()
+
+
 def test_the_modality_of_dicom_is_that_of_its_header(folder: Path) -> None:
     write_series(folder / "dicom", phantom_voxels(), SeriesNumber=3)
     out = ["-o", str(folder / "out"), "--only", "json"]
