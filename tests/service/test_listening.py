@@ -35,7 +35,7 @@ def send(orthanc: str, paths: list[Path]) -> str:
     before = requests.get(f"{orthanc}/changes?last", timeout=30).json()["Last"]
     for path in paths:
         requests.post(f"{orthanc}/instances", data=path.read_bytes(), timeout=30).raise_for_status()
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while time.monotonic() < end:
         changes = requests.get(f"{orthanc}/changes?since={before}&limit=1000", timeout=30).json()["Changes"]
         if any(change["ChangeType"] == "StableStudy" for change in changes):

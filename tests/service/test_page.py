@@ -22,7 +22,7 @@ from toy_model import constant_weights, write_model
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.params import Params
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 LOADING_MS = 60_000
 
 
@@ -41,7 +41,7 @@ def address(tiny: Params, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         try:
             yield server.stdout.readline().removeprefix("Open ").split()[0]
             server.send_signal(signal.SIGTERM)
-            assert server.wait(timeout=60) == 0
+            assert server.wait(timeout=120) == 0
             assert list((folder / "tmp").iterdir()) == []  # no upload and no result is left
         finally:
             server.kill()
