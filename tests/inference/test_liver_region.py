@@ -14,8 +14,9 @@ from toy_model import PLAN, toy_spec
 import hepar.inference.prediction
 from hepar.cases import LIVER, Modality
 from hepar.imaging.volumes import Geometry, canonical
-from hepar.inference.liver_region import Region, find_liver
+from hepar.inference.liver_region import Region, find_liver, follow_liver
 from hepar.inference.prediction import Model, Segmentation, segment
+from hepar.inference.prepared_scan import PreparedScan
 from hepar.inference.settings import Axis, PredictionSettings
 from hepar.inference.sliding_window import WindowGrid
 from hepar.params import NetworkParams
@@ -23,6 +24,7 @@ from hepar.params import NetworkParams
 SIZE_ZYX, SPACING_MM = (32, 64, 64), 4.0  # of the plan too; a window is 8 × 16 × 16
 ALL_WINDOWS = 7**3
 LIVER_HU, TUMOUR_HU = 100, 250
+SETTINGS = PredictionSettings()
 
 
 class Counting(nn.Module):
@@ -77,14 +79,19 @@ def test_around_the_liver_masks_and_probabilities_are_those_of_the_whole_scan(se
         assert around.probability_rzyx[0].size < 0.5 * around.liver_zyx.size
 
 
-def test_what_the_coarse_pass_missed_is_found_by_following_the_liver(monkeypatch: pytest.MonkeyPatch) -> None:
-    box = (slice(12, 16), slice(24, 30), slice(12, 17))  # a corner of a liver of 40 voxels along x
-
-    def one_corner(*_: Any) -> Region:
-        return Region(box, np.ones([part.stop - part.start for part in box], bool))
-
-    monkeypatch.setattr(hepar.inference.prediction, "find_liver", one_corner)
-    around, whole, _ = both(scan(length_x=40))
+@pytest.mark.parametrize("roomy", [True, False])
+def test_what_the_coarse_pass_missed_is_found_by_following_the_liver(
+    roomy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corner = (slice(11, 21), slice(22, 36), slice(12, 24))  # of a liver of 40 voxels along x, 107 ml of 600
+    whole_box = tuple(slice(0, n) for n in SIZE_ZYX)
+    region = Region(corner, np.ones([part.stop - part.start for part in corner], bool))
+    start = region.moved(whole_box) if roomy else region  # in a box without room, the box has to grow too
+    monkeypatch.setattr(hepar.inference.prediction, "find_liver", lambda *_: start)
+    image = scan(length_x=40)
+    followed = follow_liver([model()], PreparedScan(canonical(image), Modality.CT, model().spec.plan), SETTINGS, start)
+    assert followed is not None  # the whole scan was not needed
+    around, whole, _ = both(image)
     assert np.array_equal(around.labels_zyx, whole.labels_zyx)
 
 
