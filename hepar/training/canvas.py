@@ -12,9 +12,9 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from hepar.cases import LIVER, TUMOUR, Modality
+from hepar.imaging.intensities import CT_RANGE
 from hepar.imaging.masks import Mask, bounding_box, dilate
 from hepar.imaging.painting import voxel_side_mm
-from hepar.imaging.intensities import CT_RANGE
 from hepar.params import SpacingZYX
 from hepar.training.sampling import Patch
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hepar.cases import LIVER, Modality
-from hepar.imaging.painting import draw_log_uniform, partial_volume, random_field
 from hepar.imaging.intensities import CT_RANGE
+from hepar.imaging.painting import draw_log_uniform, partial_volume, random_field
 from hepar.params import SpacingZYX
 from hepar.training.canvas import WATER_CT, Box, Canvas, canvas_of_liver, surface
 from hepar.training.sampling import Patch

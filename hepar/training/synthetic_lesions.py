@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hepar.cases import LIVER, TUMOUR, Modality
+from hepar.imaging.intensities import CT_RANGE
 from hepar.imaging.masks import Mask
 from hepar.imaging.painting import partial_volume, random_field
-from hepar.imaging.intensities import CT_RANGE
 from hepar.params import SpacingZYX
 from hepar.training.canvas import WATER_CT, Box, Canvas, Texture, canvas_around_tumours, canvas_of_liver, surface
 from hepar.training.lesion_shapes import DIAMETER_MM, LesionShape, draw_shape, lesion_depth_mm
