@@ -12,6 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import urllib3
@@ -88,12 +89,8 @@ class KfpServer:
         found: list[Any] = []
         token = ""
         while True:
-            answer = self._ask(
-                "its runs",
-                lambda page=token: self._client.list_runs(
-                    page_token=page, page_size=PAGE, namespace=self.namespace, filter=_named(name)
-                ),
-            )
+            chosen = {"page_token": token, "page_size": PAGE, "namespace": self.namespace, "filter": _named(name)}
+            answer = self._ask("its runs", partial(self._client.list_runs, **chosen))
             found += answer.runs or ()
             token = answer.next_page_token or ""
             if not token:
