@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from hepar.errors import ParamsError
+from hepar.errors import ParamsError, one_line
 from hepar.runtime.environment import DEFAULT_IMAGE, IMAGE_VARIABLE
 
 IMAGES_VARIABLE = "HEPAR_IMAGES"  # the file with the digests
@@ -35,7 +35,7 @@ def read_images(path: Path) -> dict[str, str]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ParamsError(f"{IMAGES_VARIABLE} is {path}, which cannot be read: {error}") from None
+        raise ParamsError(f"{IMAGES_VARIABLE} is {path}, which cannot be read: {one_line(error)}") from None
     images = found if isinstance(found, Mapping) else {}
     for target in (DATA, COMPUTE):
         if not is_by_digest(str(images.get(target, ""))):
