@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from hepar.errors import ParamsError, one_line, one_line
+from hepar.errors import ParamsError, one_line
 from hepar.runtime.environment import DEFAULT_IMAGE, IMAGE_VARIABLE
 
 IMAGES_VARIABLE = "HEPAR_IMAGES"  # the file with the digests
