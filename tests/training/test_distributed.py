@@ -122,8 +122,8 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_the_training_in_one_sente
     assert not (tmp_path / "broken" / "model").exists()
 
 
-def test_processes_stopped_by_sigterm_save_the_same_step(tmp_path: Path) -> None:
-    changes = '{"steps": 1000000, "checkpoint_every": 1}'
+def test_processes_stopped_by_sigterm_save_the_same_step_and_others_resume_from_it(tmp_path: Path) -> None:
+    changes = '{"steps": 40, "checkpoint_every": 1}'
     child = start_training(tmp_path / "stopped", 2, changes)
     wait_for_checkpoint(tmp_path / "stopped" / "checkpoints", child)
     child.send_signal(signal.SIGTERM)
@@ -134,15 +134,6 @@ def test_processes_stopped_by_sigterm_save_the_same_step(tmp_path: Path) -> None
     checkpoint = load_checkpoint(folder)
     assert checkpoint is not None
     assert f"stopped by SIGTERM at step {checkpoint['step']}," in stderr
-
-
-def test_processes_resume_from_the_checkpoint_of_others(tmp_path: Path) -> None:
-    changes = '{"steps": 40, "checkpoint_every": 1}'
-    child = start_training(tmp_path / "stopped", 2, changes)
-    wait_for_checkpoint(tmp_path / "stopped" / "checkpoints", child)
-    child.send_signal(signal.SIGTERM)
-    child.communicate(timeout=300)
-    assert child.returncode == os.EX_TEMPFAIL
     resumed = history_of_training(tmp_path / "stopped", 2, changes)
     whole = history_of_training(tmp_path / "whole", 1, changes)
     losses = [history[history.metric == "loss"].value.to_numpy() for history in (resumed, whole)]
