@@ -119,7 +119,19 @@ class _Job:
     def look(self) -> Look:
         from hepar.retraining.looking import look
 
-        return look(self.params, self.folder, self._trace)
+        before = self.folder.last_look().get("state")
+        found = look(self.params, self.folder, self._trace)
+        if found.decision.refused and found.state != before:
+            self._tell_refusal(found)
+        return found
+
+    def _tell_refusal(self, found: Look) -> None:
+        """Send a refusal to HEPAR_NOTIFY_URL, if it is set, once for each state: somebody has to look at the masks."""
+        from hepar.runtime.notification import Notification, send
+
+        subject = f"new labels for {self.params.register_model.model_name} are refused"
+        if problem := send(Notification("retraining", "REFUSED", subject, found.decision.refused)):
+            print_message(f"notify: {problem}")
 
     def _trace(self, uri: str) -> Lineage:
         return trace(uri, [self.workdir], self.remote)

@@ -24,6 +24,7 @@ import yaml
 from click.testing import Result
 from conftest import TINY
 from in_process import forked_retraining, run_in_process
+from inbox import opened_inbox
 from typer.testing import CliRunner
 from webhook_receiver import Receiver, receiver
 
@@ -233,10 +234,16 @@ def a_poisoned_batch_is_refused(site: Site) -> None:
         shuffled.CopyInformation(sitk.ReadImage(path))
         sitk.WriteImage(shuffled, path)
     site.upload([*kept, *({**site.rows[name], "tumour": "", "tumour_state": "unknown"} for name in POISONED)])
-    look = site.retrain()
+    with opened_inbox() as inbox, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEPAR_NOTIFY_URL", inbox.url)
+        look = site.retrain()
+        assert site.retrain().exit_code == 3  # the same state: nobody is told again
     assert look.exit_code == 3, look.output
     refused = "refused: 4 of 4 new cases are suspicious, more than retrain.max_suspect_share (0.2) allows: "
     assert refused in look.stdout
+    (news,) = inbox.bodies
+    assert (news["event"], news["outcome"]) == ("retraining", "REFUSED")
+    assert f"refused: {news['details'][0]}" in look.stdout
     assert site.aliases == before
     kept_in = RetrainingFolder.of_workdir(site.folder / "run")
     session = ReviewSession(kept_in.cohort, kept_in.suspects, kept_in.reviews_folder, "somebody")
