@@ -53,6 +53,15 @@ def test_a_training_that_was_stopped_ends_it_with_its_own_error() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_wait_at_once(number: int) -> None:
+    inherited = signal.getsignal(signal.SIGINT)  # ignored in a job that a shell runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        wait_for_signal(number)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+
+
+def wait_for_signal(number: int) -> None:
     before, lines = signal.getsignal(number), list[str]()
     threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
     began = time.monotonic()
