@@ -46,8 +46,11 @@ demo: setup ## run the whole pipeline on phantoms; results in runs/demo
 	$(BIN)/hepar run --params params/demo.yaml --workdir runs/demo
 	@echo "pool                       version $$($(BIN)/hepar pool push --pool runs/demo/pool --remote runs/demo/remote), in runs/demo/remote"
 
+# one process more than cores, at most four: tests wait for servers, browsers and each other's fixtures
+TESTERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) < 3 ? $$(getconf _NPROCESSORS_ONLN) + 1 : 4 )))
+
 test: setup ## run the tests
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/pytest --numprocesses $(TESTERS) --dist worksteal
 
 check: setup ## check lint, format, types, import contracts and licences
 	$(BIN)/ruff check .
