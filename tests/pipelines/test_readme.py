@@ -39,6 +39,12 @@ INSTEAD = {
         "", "needs more patients; tests/planning/test_gate_calibration.py runs it"
     ),
     "hepar review pseudo": Instead("", "waits for a browser; tests/pseudo_labels/test_review_server.py has one"),
+    "hepar serve --model runs/demo/models/universal": Instead(
+        "", "runs until it is stopped; tests/service/test_page.py opens its page in a browser"
+    ),
+    "hepar listen http://localhost:8042 -o arrived --model runs/demo/models/universal": Instead(
+        "", "needs Orthanc; tests/service/test_listening.py has one"
+    ),
     "hepar score experts predictions --labels liver=1,tumour=2 --out scores": Instead(
         "hepar score report/masks report/masks --labels liver=1,tumour=2 --out scores", "there are no such folders"
     ),
