@@ -141,7 +141,7 @@ def _area_weighted(
     return AreaWeightedScores(
         nsd=float(area_n_mm2[length_n_mm <= tolerance_mm + _ROUNDING_MM].sum() / area_n_mm2.sum()),
         hd95_mm=max(_area_percentile(*pair) for pair in zip(lengths_mm, areas_mm2, strict=True)),
-        assd_mm=float(length_n_mm @ area_n_mm2 / area_n_mm2.sum()),
+        assd_mm=float((length_n_mm * area_n_mm2).sum() / area_n_mm2.sum()),
     )
 
 

@@ -1,7 +1,8 @@
 """Grids with parallel axes: resampling one axis at a time, and turning arrays from one orientation to another.
 
-Along one axis, smoothing and linear interpolation are one small matrix. Of a part of a scan only the voxels that it
-depends on are read, a few slices at a time, so that neither the scan nor its smoothed copy is held as floats.
+Along one axis, smoothing and linear interpolation are one sparse matrix. Of a part of a scan only the voxels that it
+depends on are read, a few slices at a time, so that neither the scan nor its smoothed copy is held as floats. No sum is
+left to BLAS, whose order of additions depends on where arrays lie in memory: the same scan gives the same bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from hepar.imaging.volumes import ALIASING_SIGMA, LEAST_SIGMA, Geometry
 
@@ -30,29 +32,36 @@ def resample_part(array_zyx: npt.NDArray[Any], source: Geometry, target: Geometr
     result_zyx = np.empty(target.size_zyx, np.float32)
     for first in range(0, target.size_zyx[0], SLICES_AT_ONCE):
         rows = z_columns.weights[first : first + SLICES_AT_ONCE]
-        used_n = np.flatnonzero(rows.any(axis=0))
-        used = slice(int(used_n[0]), int(used_n[-1]) + 1)
+        used = slice(int(rows.indices.min()), int(rows.indices.max()) + 1)
         read_z = slice(z_columns.start + used.start, z_columns.start + used.stop)
         slices_zyx = array_zyx[(read_z, *read_yx)].astype(np.float32)
-        along_z = (rows[:, used] @ slices_zyx.reshape(len(slices_zyx), -1)).reshape(-1, *slices_zyx.shape[1:])
-        result_zyx[first : first + SLICES_AT_ONCE] = y_columns.weights @ along_z @ x_columns.weights.T
+        along_z_zyx = _along_first(rows[:, used], slices_zyx)
+        along_y_yzx = _along_first(y_columns.weights, along_z_zyx.transpose(1, 0, 2))
+        along_x_xzy = _along_first(x_columns.weights, along_y_yzx.transpose(2, 1, 0))
+        result_zyx[first : first + SLICES_AT_ONCE] = along_x_xzy.transpose(1, 2, 0)
     return result_zyx
 
 
+def _along_first(weights: Any, array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """A sparse matrix times an array of three axes, along the first."""
+    columns = np.ascontiguousarray(array).reshape(len(array), -1)
+    return np.asarray(weights @ columns).reshape(-1, *array.shape[1:])
+
+
 class _Axis:
-    """The weights of old voxels `start` to `stop` in the new ones along one axis: float32, a row a new voxel."""
+    """The weights of old voxels `start` to `stop` in the new ones along one axis: sparse float32, a row a new voxel."""
 
     def __init__(self, weights: npt.NDArray[np.float64]) -> None:
         used_n = np.flatnonzero(weights.any(axis=0))
         self.start, self.stop = int(used_n[0]), int(used_n[-1]) + 1
-        self.weights = weights[:, self.start : self.stop].astype(np.float32)
+        self.weights = csr_array(weights[:, self.start : self.stop].astype(np.float32))
 
     @classmethod
     def between(cls, source: Geometry, target: Geometry, axis: int) -> _Axis:
         """The weights along an axis, 0 for z."""
         direction = np.array(source.direction).reshape(3, 3)[:, 2 - axis]
         old_mm, new_mm = source.spacing_zyx_mm[axis], target.spacing_zyx_mm[axis]
-        offset_mm = float(direction @ (np.array(target.origin_xyz_mm) - np.array(source.origin_xyz_mm)))
+        offset_mm = float(np.sum(direction * (np.array(target.origin_xyz_mm) - np.array(source.origin_xyz_mm))))
         places_n = (offset_mm + np.arange(target.size_zyx[axis]) * new_mm) / old_mm
         sigma = max(0.0, (new_mm / old_mm) ** 2 - 1) ** 0.5 * ALIASING_SIGMA
         return cls(_axis_weights(source.size_zyx[axis], places_n, sigma))

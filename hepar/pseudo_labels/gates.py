@@ -64,7 +64,7 @@ def predict_dice(signals: Signals, modality: Modality, predictor: DicePredictor)
     values = np.array([getattr(signals, name) for name in predictor.signals], float)
     values = np.nan_to_num(values, posinf=1e6)
     low, high = np.array(predictor.low), np.array(predictor.high)  # the calibrated range: no extrapolation
-    score = float(np.dot(np.clip(values, low, high), predictor.coefficients))
+    score = float(np.sum(np.clip(values, low, high) * predictor.coefficients))
     score += predictor.mr_offset if modality == Modality.MR else 0.0
     return float(np.interp(score, predictor.scores, predictor.dice))
 
