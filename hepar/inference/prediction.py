@@ -160,13 +160,13 @@ def predict_probabilities(
     modality: Modality,
     settings: PredictionSettings,
     on_member: OnMember | None = None,
-    whole: bool = False,
+    whole: bool = True,
 ) -> tuple[Probabilities, Geometry]:
     """Predict a canonical scan: probabilities, float32 rzyx, and their grid, the part of the plan's around the liver.
 
     They are the mean over the models and over the variants and mirrored scans of the settings. `on_member` receives
-    those of each model alone, of the plain scan and on the same grid. If there is no liver, or with `whole`, it is the
-    plan's grid of the whole scan. Raises DataError if the models were not trained on that modality.
+    those of each model alone, of the plain scan and on the same grid. With `whole`, or if there is no
+    liver, it is the plan's grid of the whole scan. Raises DataError if the models were not trained on that modality.
     """
     _check_modality(models[0].spec, modality)
     scan = PreparedScan(image, modality, models[0].spec.plan)
@@ -243,11 +243,11 @@ def resample_probability(probability_zyx: Probabilities, geometry: Geometry, tar
 
 
 def segment(
-    models: Sequence[Model], image: sitk.Image, modality: Modality, settings: PredictionSettings, whole: bool = False
+    models: Sequence[Model], image: sitk.Image, modality: Modality, settings: PredictionSettings, whole: bool = True
 ) -> Segmentation:
     """Segment liver and tumour of a scan in any orientation, on its own grid, with all models of an ensemble.
 
-    Only the surroundings of the liver are predicted, unless there is none or `whole` asks for the whole scan.
+    Without `whole` only the surroundings of the liver are predicted, if the coarse pass finds one.
     """
     spec = models[0].spec
     point = settings.operating_point(spec)

@@ -34,8 +34,9 @@ Corner = tuple[int, int, int]
 class WindowGrid:
     """The windows over an image of `size_zyx` voxels, by their first voxels along each axis.
 
-    They lie as those of MONAI's `sliding_window_inference` do: a step apart from the first voxel on, the last one moved
-    back to the border. An axis on which the image is smaller has one window, which the image lies in the middle of.
+    They are evenly spaced, so that all overlap alike: at MONAI's places, where the last one is moved back to the border,
+    the same weights found fewer tumours. An axis on which the image is smaller has one window, which the image lies in
+    the middle of.
     """
 
     size_zyx: SizeZYX
@@ -200,12 +201,11 @@ def cut_window(
 
 
 def _starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
-    """First voxels of the windows along an axis."""
+    """First voxels of the windows along an axis: evenly spaced, from the first voxel to the last."""
     if size <= patch:
         return (-((patch - size) // 2),)
-    step = max(1, int(patch * (1 - overlap)))
-    count = 1 + math.ceil((size - patch) / step)
-    return tuple(min(i * step, size - patch) for i in range(count))
+    count = 1 + math.ceil((size - patch) / max(1, patch * (1 - overlap)))
+    return tuple(round(i * (size - patch) / max(count - 1, 1)) for i in range(count))
 
 
 def _profile(side: int) -> npt.NDArray[np.float64]:

@@ -60,7 +60,7 @@ def model(**spec: Any) -> Model:
 def both(image: sitk.Image, **settings: Any) -> tuple[Segmentation, Segmentation, int]:
     """Around the liver, of the whole scan, and the windows of the first."""
     counted = model()
-    around = segment([counted], image, Modality.CT, PredictionSettings(**settings))
+    around = segment([counted], image, Modality.CT, PredictionSettings(**settings), whole=False)
     windows = counted.network.windows
     return around, segment([model()], image, Modality.CT, PredictionSettings(**settings), whole=True), windows
 
