@@ -94,7 +94,9 @@ def predict(
     ] = None,
     fast: Annotated[
         bool,
-        typer.Option("--fast", help=f"Only around the liver, an overlap of {FAST_OVERLAP:g}, no variants, no mirroring."),
+        typer.Option(
+            "--fast", help=f"Only around the liver, an overlap of {FAST_OVERLAP:g}, no variants, no mirroring."
+        ),
     ] = False,
     tumour_threshold: Annotated[
         float | None,
@@ -121,7 +123,9 @@ def predict(
         _check_label_map(out, scans, bool(only))
     if store:
         _check_storable(scans, only, as_label_map)
-    run = _Run(open_predictor(model, settings, fast), out, modality, tuple(only or Output), lesion_segments, as_label_map)
+    run = _Run(
+        open_predictor(model, settings, fast), out, modality, tuple(only or Output), lesion_segments, as_label_map
+    )
     run.store = store
     for source in scans:
         run.predict(source, uneven_slices)

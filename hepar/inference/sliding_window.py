@@ -34,9 +34,9 @@ Corner = tuple[int, int, int]
 class WindowGrid:
     """The windows over an image of `size_zyx` voxels, by their first voxels along each axis.
 
-    They are evenly spaced, so that all overlap alike: at MONAI's places, where the last one is moved back to the border,
-    the same weights found fewer tumours. An axis on which the image is smaller has one window, which the image lies in
-    the middle of.
+    They are evenly spaced, so that all overlap alike: at MONAI's places, where the last one is moved back to the
+    border, the same weights found fewer tumours. An axis on which the image is smaller has one window, which the image
+    lies in the middle of.
     """
 
     size_zyx: SizeZYX
