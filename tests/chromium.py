@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+LOADING_MS = 60_000
 _QUIET = [
     "--no-sandbox",
     "--disable-gpu-sandbox",
@@ -34,3 +35,12 @@ def open_chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=_QUIET)
         yield browser
         browser.close()
+
+
+@contextmanager
+def open_page() -> Iterator[Page]:
+    """An empty page of a laptop's size, which waits long enough for the viewer on a busy machine."""
+    with open_chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.set_default_timeout(LOADING_MS)
+        yield page

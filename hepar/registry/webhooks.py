@@ -74,7 +74,7 @@ def list_webhooks() -> tuple[Webhook, ...]:
 
 
 def remove_webhook(name: str) -> None:
-    """Remove a webhook. Raises DataError if there is none of this name, StorageError if the server fails."""
+    """Remove a webhook. Raises DataError if no webhook has this name, StorageError if the server fails."""
     with storage_errors():
         client = connect().MlflowClient()
         ids = [hook.webhook_id for hook in client.list_webhooks() if hook.name == name]
@@ -105,4 +105,4 @@ def read_message(headers: Mapping[str, str], body: bytes, secret: str, now: Call
             return None
         return NewChampion(str(message["data"]["name"]), str(message["data"]["version"]))
     except (ValueError, KeyError, TypeError):
-        raise WebhookRefused("the message is signed but is none of MLflow's registry") from None
+        raise WebhookRefused("the message is signed but not an event of MLflow's registry") from None

@@ -1,6 +1,6 @@
 """How a run ended, as text for people: a new version beside the champion that it met, or why the run failed.
 
-What is new is told by states, not by events: a version is reported until the file of its pointers names it.
+States, not events, decide what is new: a version is reported until its file of pointers names it.
 """
 
 from __future__ import annotations

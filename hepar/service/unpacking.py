@@ -18,7 +18,7 @@ ENDINGS = (UploadKind.PACKED_NIFTI, UploadKind.NIFTI, UploadKind.NRRD, UploadKin
 def unpack_numbered(archive: Path, folder: Path) -> None:
     """Unpack a checked zip into a new folder: one folder for each of the zip's, and a number for each file.
 
-    A folder that holds masks of a structure is still told by its name, and a volume by its ending. Raises DataError if
+    A folder of masks is still recognised by its name, and a volume by its extension. Raises DataError if
     a file is damaged, StorageError if the disk is too small.
     """
     folder.mkdir()

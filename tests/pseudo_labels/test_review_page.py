@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from chromium import open_chromium
+from chromium import LOADING_MS, open_page
 from conftest import BIN, environment
 from PIL import Image
 from playwright.sync_api import Page, expect
@@ -22,7 +22,6 @@ from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.pseudo_labels.reviews import Reviews
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-LOADING_MS = 60_000
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +55,7 @@ def address(run: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def page(address: str) -> Iterator[Page]:
-    with open_chromium() as browser:
-        opened = browser.new_page(viewport={"width": 1280, "height": 800})
-        opened.set_default_timeout(LOADING_MS)
+    with open_page() as opened:
         yield opened
 
 

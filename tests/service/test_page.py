@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chromium import open_chromium
+from chromium import LOADING_MS, open_page
 from conftest import BIN, environment
 from dicom_files import phantom_voxels, write_series
 from PIL import Image
@@ -23,7 +23,6 @@ from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.params import Params
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-LOADING_MS = 60_000
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +48,7 @@ def address(tiny: Params, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def page(address: str) -> Iterator[Page]:
-    with open_chromium() as browser:
-        opened = browser.new_page(viewport={"width": 1280, "height": 800})
-        opened.set_default_timeout(LOADING_MS)
+    with open_page() as opened:
         yield opened
 
 
