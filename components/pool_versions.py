@@ -9,7 +9,6 @@ around the working directory. Credentials are those of the DVC remote, for S3 th
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import stat
 import subprocess
@@ -31,9 +30,8 @@ from hepar.runtime.artifacts import MANIFEST, dvc_version, link_or_copy, read_ma
 from hepar.runtime.environment import STORE_VARIABLE
 from hepar.runtime.redaction import redact
 from hepar.runtime.scratch import scratch_folder
-from hepar.runtime.stored_files import read_stored
+from hepar.runtime.stored_files import VERSION, read_stored
 
-VERSION = re.compile(r"[0-9a-f]{32}\.dir")
 OUT, POINTER = "pool", "pool.dvc"
 
 

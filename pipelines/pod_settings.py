@@ -105,7 +105,7 @@ def _set_attempts(task: dsl.PipelineTask, resources: StepResources) -> None:
 
 
 def _set_resources(task: dsl.PipelineTask, resources: StepResources) -> None:
-    cpu, memory = f"{round(resources.cpu * 1000)}m", _mebibytes(resources.memory_gib)
+    cpu, memory = f"{round(resources.cpu * 1000)}m", mebibytes(resources.memory_gib)
     task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
     if resources.gpus:
         task.set_accelerator_type(resources.gpu_type).set_accelerator_limit(resources.gpus)
@@ -131,7 +131,7 @@ def _set_volumes(
         kubernetes.use_field_path_as_env(task, "TMPDIR", f"metadata.annotations['{SCRATCH_ANNOTATION}']")
     processes = 1 if training is None else training.processes or resources.gpus
     if processes > 1:
-        size = _mebibytes(resources.shared_memory_gib)
+        size = mebibytes(resources.shared_memory_gib)
         kubernetes.empty_dir_mount(task, "shared-memory", SHARED_MEMORY, medium="Memory", size_limit=size)
 
 
@@ -144,5 +144,6 @@ def _set_variables(task: dsl.PipelineTask, step: str, cluster: ClusterParams) ->
             kubernetes.use_secret_as_env(task, name, dict(KEYS[secret]), optional=True)
 
 
-def _mebibytes(gib: float) -> str:
+def mebibytes(gib: float) -> str:
+    """A quantity of Kubernetes."""
     return f"{round(gib * 1024)}Mi"

@@ -23,11 +23,11 @@ from hepar.registry.tracking import storage_errors
 from hepar.retraining.identity import find_champion, reviews_hash, training_identity
 from hepar.retraining.submission import FAILED, FINISHED, RUNNING
 from hepar.runtime.artifacts import sha256_json
+from hepar.runtime.notification import SUCCEEDED
 from pipelines.compiled import SECTIONS, CompiledPipeline
 from pipelines.kfp_server import KfpServer
 from pipelines.steps import say
 
-SUCCEEDED = "SUCCEEDED"
 ENDED_BADLY = ("FAILED", "CANCELED", "SKIPPED")
 KEY_CHARACTERS = 16
 POLL_SECONDS = 15.0

@@ -18,7 +18,7 @@ from hepar.errors import ParamsError
 from hepar.params import Params, StepResources, load_params
 from hepar.runtime.unfinished import CHECKPOINTS_VARIABLE
 from hepar.runtime.whole_files import write_text
-from pipelines.pod_settings import KEYS, SECRETS_OF, SETTINGS, SHARED_MEMORY
+from pipelines.pod_settings import KEYS, SECRETS_OF, SETTINGS, SHARED_MEMORY, mebibytes
 from pipelines.results import PARAMS_FILE
 
 STEP = "train-universal"
@@ -94,7 +94,7 @@ def _environment(params: Params) -> list[dict[str, Any]]:
 
 
 def _resources(resources: StepResources) -> dict[str, Any]:
-    asked = {"cpu": f"{round(resources.cpu * 1000)}m", "memory": _mebibytes(resources.memory_gib)}
+    asked = {"cpu": f"{round(resources.cpu * 1000)}m", "memory": mebibytes(resources.memory_gib)}
     if resources.gpus:
         asked[resources.gpu_type] = str(resources.gpus)
     return {"requests": dict(asked), "limits": dict(asked)}
@@ -102,7 +102,7 @@ def _resources(resources: StepResources) -> dict[str, Any]:
 
 def _patch(resources: StepResources, request: TrainJobRequest) -> dict[str, Any]:
     """What is added to the runtime's pods: volumes, where they run, and that they run as a user."""
-    shared_memory = {"medium": "Memory", "sizeLimit": _mebibytes(resources.shared_memory_gib)}
+    shared_memory = {"medium": "Memory", "sizeLimit": mebibytes(resources.shared_memory_gib)}
     container = {
         "name": NODE,
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
@@ -128,7 +128,3 @@ def _patch(resources: StepResources, request: TrainJobRequest) -> dict[str, Any]
         pod["tolerations"] = [{key: value for key, value in taint.items() if value} for taint in taints]
     job = {"name": NODE, "template": {"spec": {"template": {"spec": pod}}}}
     return {"template": {"spec": {"replicatedJobs": [job]}}}
-
-
-def _mebibytes(gib: float) -> str:
-    return f"{round(gib * 1024)}Mi"

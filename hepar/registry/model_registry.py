@@ -13,13 +13,14 @@ from hepar.cases import Cohort
 from hepar.errors import ArtifactError, DataError, StorageError
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
+from hepar.params import CHAMPION as CHAMPION
 from hepar.params import REGISTERED
 from hepar.registry.case_results import CaseResult, case_results
 from hepar.registry.tracking import check_server, connect, reason_of, report_place, server, storage_errors, tag_name
 from hepar.runtime.artifacts import MANIFEST
 from hepar.runtime.scratch import scratch_folder
 
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHALLENGER = "challenger"
 PREVIOUS = "previous"  # the alias of the version that the champion replaced
 POOL_TAG = tag_name(ModelFolder.POOL_VERSION)
 COHORT_VERSION = "cohort version"  # the version in the store of the cohort that a model was scored on

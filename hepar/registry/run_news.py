@@ -13,11 +13,8 @@ from hepar.registry.registration import Registration
 from hepar.registry.tracking import TEST_SCORES, connect, storage_errors, tag_name
 from hepar.runtime.execution import KFP_RUN, KFP_RUN_VARIABLE
 from hepar.runtime.failure_record import last_failure
-from hepar.runtime.notification import URL_VARIABLE, Notification, send
+from hepar.runtime.notification import MAX_MESSAGE, SUCCEEDED, URL_VARIABLE, Notification, send
 from hepar.runtime.redaction import redact
-
-SUCCEEDED = "SUCCEEDED"  # as KFP names it; FAILED and CANCELLED are the others
-MAX_MESSAGE = 500  # characters of KFP's own message
 
 
 def tell_outcome(state: str, message: str, mlflow_url: str, runs_url: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from hepar.cases import Cohort
-from hepar.errors import ArtifactError, DataError
+from hepar.errors import ArtifactError, DataError, one_line
 from hepar.evaluation.breakdown import Breakdown
 from hepar.evaluation.comparison import DEFAULT_METRICS, Comparison, compare_tables
 from hepar.evaluation.comparison_table import comparison_table
@@ -29,11 +29,11 @@ from hepar.registry.tracking import connect, server, storage_errors, tag_name
 from hepar.registry.version_scores import version_scores
 from hepar.retraining.submission import REASONS_TAG, RUN_NAME, RUN_TAG
 from hepar.runtime.execution import IMAGE, KFP_RUN
+from hepar.runtime.notification import MAX_MESSAGE, SUCCEEDED
 from hepar.runtime.redaction import redact
 from hepar.runtime.whole_files import write_text
 
 TEXT, TITLE, FIGURE, POINTERS = "report.md", "title.txt", "forest.png", "pointers.yaml"
-SUCCEEDED = "SUCCEEDED"  # the outcome of a run in the message of its end
 POINTED_AT = (
     *(ModelFolder.KIND, ModelFolder.POOL_VERSION, Cohort.KIND, Report.TEST_SET, Report.KIND, Report.COMMIT),
     *(IMAGE, KFP_RUN),
@@ -134,7 +134,7 @@ def read_failure(message: Any) -> Failure | None:
 
 
 def _one_line(value: Any) -> str:
-    return " ".join(str(value).split())[:500]
+    return one_line(value)[:MAX_MESSAGE]
 
 
 def newest_version(model: str) -> str:

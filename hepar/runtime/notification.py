@@ -18,6 +18,8 @@ from hepar.runtime.redaction import redact
 URL_VARIABLE, FORMAT_VARIABLE = "HEPAR_NOTIFY_URL", "HEPAR_NOTIFY_FORMAT"
 JSON, SLACK, GITHUB = "json", "slack", "github"
 EVENT_TYPE = "hepar-finished"  # of `repository_dispatch`
+SUCCEEDED = "SUCCEEDED"  # an outcome, as KFP names it; FAILED and CANCELLED are others
+MAX_MESSAGE = 500  # characters of a line from elsewhere
 TIMEOUT_SECONDS = 10.0
 
 Event = Literal["run", "retraining"]

@@ -38,13 +38,11 @@ def run(
 ) -> None:
     """Label every case outside the test split whose liver is unknown with the teacher of its modality.
 
-    `handover`, if given, comes before and after inside the stage: if it fails, the stage fails.
+    `handover`, if given, comes after that, inside the stage: if it fails, the stage fails.
     Raises ArtifactError if a teacher is missing or was trained on another cohort.
     """
     with stage("pseudo-label"):
         use_threads(params.threads)
-        if handover is not None:
-            handover.start(pseudo)
         cohort_manifest = read_manifest(cohort, Cohort.KIND)
         parents = {Cohort.KIND: cohort_manifest.hash}
         manifests = {modality: read_manifest(folder, ModelFolder.KIND) for modality, folder in teachers.items()}
