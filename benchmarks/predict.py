@@ -112,7 +112,7 @@ def by_hepar(model: Model, image: sitk.Image, modality: Modality, options: argpa
     """Segment around the liver; with few windows allowed, time one and count the others."""
     settings = PredictionSettings(overlap=options.overlap)
     if options.hepar_windows > 1 or not isinstance(model.network, CostOnly):
-        return {"labels": segment([model], image, modality, settings, whole=False).labels_zyx, "seconds": None}
+        return {"labels": segment([model], image, modality, settings, around_liver=True).labels_zyx, "seconds": None}
     window_bcdhw = torch.randn(1, 1, *model.spec.patch_zyx).contiguous(memory_format=memory_format(model.device))
     precision = inference_precision(model.network, model.device)
     start = time.perf_counter()
@@ -120,7 +120,7 @@ def by_hepar(model: Model, image: sitk.Image, modality: Modality, options: argpa
         model.network(window_bcdhw)
     per_window, start = time.perf_counter() - start, time.perf_counter()
     model.network.windows, model.network.runs = 0, False
-    segment([model], image, modality, settings, whole=False)
+    segment([model], image, modality, settings, around_liver=True)
     windows = model.network.windows
     elsewhere = time.perf_counter() - start
     return {"labels": None, "seconds": elsewhere + per_window * windows, "windows": windows, "sampled": 1}

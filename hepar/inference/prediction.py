@@ -160,17 +160,17 @@ def predict_probabilities(
     modality: Modality,
     settings: PredictionSettings,
     on_member: OnMember | None = None,
-    whole: bool = True,
+    around_liver: bool = False,
 ) -> tuple[Probabilities, Geometry]:
-    """Predict a canonical scan: probabilities, float32 rzyx, and their grid, the part of the plan's around the liver.
+    """Predict a canonical scan: probabilities, float32 rzyx, and their grid, which is the plan's.
 
     They are the mean over the models and over the variants and mirrored scans of the settings. `on_member` receives
-    those of each model alone, of the plain scan and on the same grid. With `whole`, or if there is no
-    liver, it is the plan's grid of the whole scan. Raises DataError if the models were not trained on that modality.
+    those of each model alone, of the plain scan and on the same grid. With `around_liver` the grid is the part of the
+    plan's around the liver, if one is found. Raises DataError if the models were not trained on that modality.
     """
     _check_modality(models[0].spec, modality)
     scan = PreparedScan(image, modality, models[0].spec.plan)
-    region = None if whole else find_liver(models[0], image, modality)
+    region = find_liver(models[0], image, modality) if around_liver else None
     followed = None if region is None else follow_liver(models, scan, settings, region)
     if followed is not None:
         plain, region = followed
@@ -243,11 +243,15 @@ def resample_probability(probability_zyx: Probabilities, geometry: Geometry, tar
 
 
 def segment(
-    models: Sequence[Model], image: sitk.Image, modality: Modality, settings: PredictionSettings, whole: bool = True
+    models: Sequence[Model],
+    image: sitk.Image,
+    modality: Modality,
+    settings: PredictionSettings,
+    around_liver: bool = False,
 ) -> Segmentation:
     """Segment liver and tumour of a scan in any orientation, on its own grid, with all models of an ensemble.
 
-    Without `whole` only the surroundings of the liver are predicted, if the coarse pass finds one.
+    With `around_liver` only its surroundings are predicted, if the coarse pass finds one.
     """
     spec = models[0].spec
     point = settings.operating_point(spec)
@@ -255,7 +259,7 @@ def segment(
     members: list[npt.NDArray[np.bool_]] = []
     on_member = (lambda member_rzyx: members.append(member_rzyx > thresholds)) if len(models) > 1 else None
     upright = image if image.GetDirection() == UPRIGHT else canonical(image)  # without a copy of a large scan
-    predicted_rzyx, grid = predict_probabilities(models, upright, modality, settings, on_member, whole)
+    predicted_rzyx, grid = predict_probabilities(models, upright, modality, settings, on_member, around_liver)
     agreement = _agreement(members, predicted_rzyx > thresholds, spec.taught) if members else {}
     probability_rzyx, box = on_canonical_scan(predicted_rzyx, grid, Geometry.of(upright))
     liver_zyx, tumour_zyx = postprocess(

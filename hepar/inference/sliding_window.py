@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hepar.cases import STRUCTURES
 from hepar.imaging.masks import Mask, bounding_box
-from hepar.imaging.parallel_grids import Box
+from hepar.imaging.parallel_grids import Box, shared_slices
 from hepar.params import SizeZYX
 from hepar.runtime.device import autocast, memory_format
 
@@ -111,18 +111,15 @@ class WindowSum:
 
     def add(self, corner: Corner, probability_rdhw: Tensor | None) -> None:
         """Add the part of a window in the box; None are probabilities of 0."""
-        inside, place = [], []
-        for first, side, part in zip(corner, self.patch_zyx, self.box, strict=True):
-            start, stop = max(first, part.start), min(first + side, part.stop)
-            if start >= stop:
-                return
-            inside.append(slice(start - first, stop - first))
-            place.append(slice(start - part.start, stop - part.start))
-        weight_zyx = self.weight_zyx[tuple(inside)]
-        self.weight_sum_zyx[tuple(place)] += weight_zyx
+        window = tuple(slice(first, first + side) for first, side in zip(corner, self.patch_zyx, strict=True))
+        if (shared := shared_slices(window, self.box)) is None:
+            return
+        inside, place = shared
+        weight_zyx = self.weight_zyx[inside]
+        self.weight_sum_zyx[place] += weight_zyx
         if probability_rdhw is not None:
             for total_zyx, probability_dhw in zip(self.total_rzyx, probability_rdhw, strict=True):
-                total_zyx[tuple(place)] += probability_dhw[tuple(inside)] * weight_zyx
+                total_zyx[place] += probability_dhw[inside] * weight_zyx
 
     def mean(self) -> Probabilities:
         """The weighted mean of the windows, float32 rzyx; 0 where no window lies."""

@@ -91,7 +91,7 @@ def predict_scan(predictor: Predictor, scan: Scan, modality: Modality | None = N
     """
     image = scan.image.read()
     kind, evidence = _modality_of(scan, image, modality)
-    found = segment(predictor.models, image, kind, predictor.settings, whole=not predictor.around_liver)
+    found = segment(predictor.models, image, kind, predictor.settings, around_liver=predictor.around_liver)
     measured = measure(found, to_array(image), kind)
     warnings = check_scan(image, kind, found, measured, predictor.models[0].spec)
     return PredictedScan(scan, image, kind, evidence, found, measured, warnings, predictor)

@@ -60,9 +60,9 @@ def model(**spec: Any) -> Model:
 def both(image: sitk.Image, **settings: Any) -> tuple[Segmentation, Segmentation, int]:
     """Around the liver, of the whole scan, and the windows of the first."""
     counted = model()
-    around = segment([counted], image, Modality.CT, PredictionSettings(**settings), whole=False)
+    around = segment([counted], image, Modality.CT, PredictionSettings(**settings), around_liver=True)
     windows = counted.network.windows
-    return around, segment([model()], image, Modality.CT, PredictionSettings(**settings), whole=True), windows
+    return around, segment([model()], image, Modality.CT, PredictionSettings(**settings)), windows
 
 
 @pytest.mark.parametrize("settings", [{}, {"mirror_axes": (Axis.Z, Axis.X), "overlap": 0.25}, {"variants": 2}])
