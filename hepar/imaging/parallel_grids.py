@@ -59,10 +59,8 @@ class _Axis:
     @classmethod
     def between(cls, source: Geometry, target: Geometry, axis: int) -> _Axis:
         """The weights along an axis, 0 for z."""
-        direction = np.array(source.direction).reshape(3, 3)[:, 2 - axis]
         old_mm, new_mm = source.spacing_zyx_mm[axis], target.spacing_zyx_mm[axis]
-        offset_mm = float(np.sum(direction * (np.array(target.origin_xyz_mm) - np.array(source.origin_xyz_mm))))
-        places_n = (offset_mm + np.arange(target.size_zyx[axis]) * new_mm) / old_mm
+        places_n = (_offset_mm(source, target, axis) + np.arange(target.size_zyx[axis]) * new_mm) / old_mm
         sigma = max(0.0, (new_mm / old_mm) ** 2 - 1) ** 0.5 * ALIASING_SIGMA
         return cls(_axis_weights(source.size_zyx[axis], places_n, sigma))
 
@@ -84,12 +82,17 @@ def _axis_weights(size: int, places_n: npt.NDArray[np.floating], sigma: float) -
     return weights
 
 
+def _offset_mm(start: Geometry, end: Geometry, axis: int) -> float:
+    """How far the origin of `end` lies from that of `start` along an axis, 0 for z; both have the same direction."""
+    direction = np.array(start.direction).reshape(3, 3)[:, 2 - axis]
+    return float(np.sum(direction * (np.array(end.origin_xyz_mm) - np.array(start.origin_xyz_mm))))
+
+
 def box_on(box: Box, source: Geometry, target: Geometry) -> Box:
     """The voxels of `target` whose centres lie in a box of `source`, a grid of the same direction; at least one."""
     inside = []
-    direction = np.array(source.direction).reshape(3, 3)
     for axis, part in enumerate(box):
-        offset_mm = float(direction[:, 2 - axis] @ (np.array(source.origin_xyz_mm) - np.array(target.origin_xyz_mm)))
+        offset_mm = _offset_mm(target, source, axis)
         low, high = (
             (offset_mm + (edge - 0.5) * source.spacing_zyx_mm[axis]) / target.spacing_zyx_mm[axis]
             for edge in (part.start, part.stop)

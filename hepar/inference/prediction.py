@@ -6,7 +6,7 @@ Legend: r the two structures liver and tumour.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,13 +37,12 @@ from hepar.inference.prepared_scan import PreparedScan
 from hepar.inference.scan_grid import ScannedOrientation, on_canonical_scan, within
 from hepar.inference.settings import PredictionSettings
 from hepar.inference.sliding_window import Probabilities
-from hepar.inference.variant_prediction import VariantPrediction
+from hepar.inference.variant_prediction import OnMember, VariantPrediction
 from hepar.networks import build_network
 from hepar.runtime.device import memory_format
 
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)  # the direction of most canonical scans
 AROUND_LIVER_MM = 10.0  # how far variants are predicted beyond the liver
-OnMember = Callable[[Probabilities], None]
 
 
 @dataclass(frozen=True)
@@ -177,10 +176,7 @@ def predict_probabilities(
     else:
         plain, region = VariantPrediction(models, scan, settings, scan.whole), None
         plain.predict(None)
-    if on_member is not None:
-        for member_rzyx in plain.members():
-            on_member(member_rzyx)
-    total_rzyx, grid = plain.mean(), scan.grid.cropped(plain.box)
+    total_rzyx, grid = plain.mean(on_member), scan.grid.cropped(plain.box)
     for variant in range(1, settings.variants):
         varied = varied_scan(models[0].spec, image, modality, variant)
         probability_rzyx, own = _predict_varied(
@@ -188,7 +184,8 @@ def predict_probabilities(
         )
         for structure, probability_zyx in enumerate(probability_rzyx):
             total_rzyx[structure] += resample_part(probability_zyx, own, grid)
-    return np.asarray(total_rzyx / settings.variants, np.float32), grid
+    total_rzyx /= settings.variants
+    return total_rzyx, grid
 
 
 def _predict_varied(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,8 @@ from hepar.runtime.device import inference_precision
 
 if TYPE_CHECKING:
     from hepar.inference.prediction import Model
+
+OnMember = Callable[[Probabilities], None]
 
 
 class VariantPrediction:
@@ -67,16 +69,20 @@ class VariantPrediction:
             slice(max(0, int(start)), min(n, int(stop))) for start, stop, n in zip(starts, stops, size_zyx, strict=True)
         )
 
-    def members(self) -> list[Probabilities]:
-        """The probabilities of each model in the box, float32 rzyx, one after the other."""
-        return [total.mean() for total in self._sums]
-
-    def mean(self) -> Probabilities:
-        """The mean over the models in the box, float32 rzyx."""
-        mean_rzyx = self._sums[0].mean()
-        for total in self._sums[1:]:
-            mean_rzyx += total.mean()
-        return mean_rzyx if len(self._sums) == 1 else np.asarray(mean_rzyx / len(self._sums), np.float32)
+    def mean(self, on_member: OnMember | None = None) -> Probabilities:
+        """The mean over the models in the box, float32 rzyx; `on_member` sees, but does not keep, those of each."""
+        mean_rzyx: Probabilities | None = None
+        for total in self._sums:
+            member_rzyx = total.mean()
+            if on_member is not None:
+                on_member(member_rzyx)
+            if mean_rzyx is None:
+                mean_rzyx = member_rzyx
+            else:
+                mean_rzyx += member_rzyx
+        assert mean_rzyx is not None
+        mean_rzyx /= len(self._sums)
+        return mean_rzyx
 
 
 def mirrorings(mirror_axes: Sequence[Axis]) -> list[tuple[int, ...]]:

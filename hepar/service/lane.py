@@ -28,7 +28,6 @@ class PredictionProcess:
     def __init__(self, model: str, settings: PredictionSettings, device: str = "") -> None:
         """`device` is the one that it sees, of CUDA_VISIBLE_DEVICES; all if it is empty."""
         self.model, self.settings, self.device = model, settings, device
-        self.description = ""
         self._process: multiprocessing.process.BaseProcess | None = None
         self.connection: Connection | None = None
 
@@ -51,7 +50,6 @@ class PredictionProcess:
         with suppress(EOFError, OSError):
             answer = self.connection.recv() if self.connection.poll(START_SECONDS) else None
         if isinstance(answer, Ready):
-            self.description = answer.description
             return self.connection
         self.end()
         raise DataError(answer.sentence if isinstance(answer, NotPredicted) else "the process that predicts died")

@@ -64,8 +64,6 @@ class NotPredicted:
 class Ready:
     """The model is loaded."""
 
-    description: str
-
 
 def run_predictions(connection: Connection, model: str, settings: PredictionSettings, device: str) -> None:
     """Load a model, on a CUDA device if one is named, then work on orders until the parent ends.
@@ -83,7 +81,7 @@ def run_predictions(connection: Connection, model: str, settings: PredictionSett
         connection.send(NotPredicted(str(error)))
         return
     _bound_memory(predictor.models[0].device.type)
-    connection.send(Ready(predictor.description))
+    connection.send(Ready())
     with suppress(EOFError, OSError):
         while True:
             order: Order = connection.recv()
