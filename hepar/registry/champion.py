@@ -12,10 +12,10 @@ from pathlib import Path
 
 from hepar.errors import DataError
 from hepar.inference.model_folder import hash_patient
-from hepar.params import PromotionGates, RegisterParams
+from hepar.params import CHAMPION, PromotionGates, RegisterParams
 from hepar.registry.case_results import CaseResult
 from hepar.registry.lease import hold_lease
-from hepar.registry.model_registry import CHAMPION, PREVIOUS, ModelVersion, RegisteredModel
+from hepar.registry.model_registry import PREVIOUS, ModelVersion, RegisteredModel
 from hepar.registry.promotion import Decision, decide
 from hepar.registry.registration import Registration
 from hepar.registry.tracking import connect, server, storage_errors, tag_name

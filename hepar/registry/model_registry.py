@@ -13,8 +13,7 @@ from hepar.cases import Cohort
 from hepar.errors import ArtifactError, DataError, StorageError
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
-from hepar.params import CHAMPION as CHAMPION
-from hepar.params import REGISTERED
+from hepar.params import CHAMPION, REGISTERED
 from hepar.registry.case_results import CaseResult, case_results
 from hepar.registry.tracking import check_server, connect, reason_of, report_place, server, storage_errors, tag_name
 from hepar.runtime.artifacts import MANIFEST

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from hepar.cases import LIVER, STRUCTURES, TUMOUR
 from hepar.evaluation.bootstrap import paired_difference
-from hepar.params import PromotionGates
+from hepar.params import CHAMPION, PromotionGates
 from hepar.registry.case_results import CaseResult
-from hepar.registry.model_registry import CHALLENGER, CHAMPION
+from hepar.registry.model_registry import CHALLENGER
 
 NOBODY: Mapping[str, str] = {}
 

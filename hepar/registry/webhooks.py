@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from hepar.errors import DataError, HeparError
-from hepar.registry.model_registry import CHAMPION
+from hepar.params import CHAMPION
 from hepar.registry.tracking import connect, server, storage_errors, tracking_uri
 from hepar.runtime.redaction import CREDENTIALS_RULE, has_credentials, redact_address
 

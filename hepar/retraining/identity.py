@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from hepar.inference.model_folder import ModelFolder
-from hepar.params import PipelineParams, dump_params
+from hepar.params import CHAMPION, PipelineParams, dump_params
 from hepar.pseudo_labels.stored_reviews import open_reviews
-from hepar.registry.model_registry import CHAMPION, ModelVersion, RegisteredModel
+from hepar.registry.model_registry import ModelVersion, RegisteredModel
 from hepar.registry.tracking import connect, has_server
 
 

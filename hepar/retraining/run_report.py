@@ -22,9 +22,9 @@ from hepar.evaluation.report_folder import Report
 from hepar.evaluation.score_table import ScoreTable, parse_scores
 from hepar.evaluation.summary import Bootstrap
 from hepar.inference.model_folder import ModelFolder
-from hepar.params import REGISTERED
+from hepar.params import CHAMPION, REGISTERED
 from hepar.registry.champion import DECISION_TAG, RESULT_TAG
-from hepar.registry.model_registry import CHAMPION, PREVIOUS, RegisteredModel, find_registered
+from hepar.registry.model_registry import PREVIOUS, RegisteredModel, find_registered
 from hepar.registry.tracking import connect, server, storage_errors, tag_name
 from hepar.registry.version_scores import version_scores
 from hepar.retraining.submission import REASONS_TAG, RUN_NAME, RUN_TAG

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from hepar.cli.main import app
 from hepar.errors import HeparError, ParamsError
+from hepar.runtime.environment import IMAGE_VARIABLE
 
 GROUP = "hepar.studies"
 
@@ -37,7 +38,8 @@ def test_a_dry_run_lists_the_steps(tmp_path: Path) -> None:
     assert sum(line.startswith("| evaluate-") for line in found.stdout.splitlines()) == 2
 
 
-def test_a_study_is_compiled_for_a_cluster(tmp_path: Path) -> None:
+def test_a_study_is_compiled_for_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(IMAGE_VARIABLE, f"registry.example.org/hepar@sha256:{'a' * 64}")
     package = tmp_path / "study.yaml"
     found = CliRunner().invoke(app, ["study", str(write_study(tmp_path)), "--cluster", str(package)])
     assert found.exit_code == 0, found.output

@@ -31,11 +31,11 @@ from webhook_receiver import Receiver, receiver
 import hepar.cli.retraining
 from hepar.cases import Cohort
 from hepar.cli.main import app
-from hepar.params import Params
+from hepar.params import CHAMPION, Params
 from hepar.phantoms import write_phantoms
 from hepar.pool.table import Pool
 from hepar.pseudo_labels.review_page.session import ReviewSession
-from hepar.registry.model_registry import CHAMPION, PREVIOUS, RegisteredModel
+from hepar.registry.model_registry import PREVIOUS, RegisteredModel
 from hepar.registry.tracking import connect
 from hepar.retraining.folder import RetrainingFolder
 

@@ -21,9 +21,9 @@ import yaml
 from conftest import BIN, ROOT, TINY, environment
 from toy_versions import ToyRegistry, scores, toy_gates
 
-from hepar.params import Params
+from hepar.params import CHAMPION, Params
 from hepar.registry.champion import Judge, settle
-from hepar.registry.model_registry import CHAMPION, PREVIOUS, RegisteredModel
+from hepar.registry.model_registry import PREVIOUS, RegisteredModel
 from hepar.registry.tracking import connect
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
