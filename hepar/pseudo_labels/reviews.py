@@ -69,10 +69,17 @@ class Reviews:
 
     @classmethod
     def load(cls, folder: Path) -> Reviews:
-        """Read a reviews folder. Raises DataError naming file and line if a line is not a decision."""
+        """Read a reviews folder; an empty one has no decisions yet.
+
+        Raises DataError naming file and line if a line is not a decision, or if the folder is no reviews folder.
+        """
         log = folder / cls.LOG
         if not log.is_file():
-            raise DataError(f"{folder} has no reviews: {cls.LOG} is missing")
+            if folder.is_dir() and not any(folder.iterdir()):
+                return cls(folder, {})
+            raise DataError(
+                f"{folder} has no reviews: {cls.LOG} is missing; before the first one, let it be an empty folder"
+            )
         by_case: dict[str, Review] = {}
         *lines, last = log.read_bytes().split(b"\n")
         if _parse(last):

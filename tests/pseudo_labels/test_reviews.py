@@ -12,7 +12,7 @@ import pytest
 
 from hepar.cases import Case
 from hepar.errors import DataError
-from hepar.pseudo_labels.reviews import Review, ReviewDecision, Reviews, append_review
+from hepar.pseudo_labels.reviews import NO_REVIEWS, Review, ReviewDecision, Reviews, append_review
 from hepar.runtime.artifacts import sha256_file
 
 
@@ -69,8 +69,16 @@ def test_an_invalid_line_is_named(case: Case, tmp_path: Path) -> None:
     (tmp_path / Reviews.LOG).write_text(json.dumps({**values, "decision": "maybe"}) + "\n")
     with pytest.raises(DataError, match=r"^case a: decision is 'maybe' but must be one of accept, reject, correct$"):
         Reviews.load(tmp_path)
-    with pytest.raises(DataError, match="has no reviews"):
-        Reviews.load(tmp_path / "none")
+
+
+def test_an_empty_folder_has_no_decisions_yet(tmp_path: Path) -> None:
+    """Another folder, or none, may be a slip of the pen in the params, and decisions would not be applied."""
+    (tmp_path / "reviews").mkdir()
+    found = Reviews.load(tmp_path / "reviews")
+    assert (found.by_case, found.hash) == ({}, NO_REVIEWS.hash)
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(DataError, match="has no reviews"):
+            Reviews.load(folder)
 
 
 def test_an_incomplete_last_line_is_dropped_and_the_rest_kept(case: Case, tmp_path: Path) -> None:
