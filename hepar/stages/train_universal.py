@@ -15,7 +15,6 @@ from hepar.registry.model_registry import downloaded_model
 from hepar.runtime.artifacts import dvc_version, read_manifest
 from hepar.runtime.progress import current_stage, stage
 from hepar.training.fit import Recipe, fit_model, taught_structures
-from hepar.training.liver_intensities import liver_intensities
 
 
 def run(
@@ -47,8 +46,7 @@ def run(
             origin[ModelFolder.WARM_START] = read_manifest(warm_start, ModelFolder.KIND).hash
         modalities = tuple(sorted({entry.modality for entry in loaded.entries}))
         inputs = (pool, *teachers.values())
-        livers = liver_intensities(loaded)
-        recipe = Recipe(network, training, modalities, experiment, livers, warm_start=warm_start, inputs=inputs)
+        recipe = Recipe(network, training, modalities, experiment, warm_start=warm_start, inputs=inputs)
         # DVC hashes compressed bytes, which differ between builds of a codec, so its version is not part of the model
         fit_model(loaded, model, recipe, origin, notes={ModelFolder.POOL_VERSION: dvc_version(pool)})
 

@@ -27,6 +27,7 @@ from hepar.runtime.device import use_threads
 from hepar.runtime.progress import current_stage, stage
 from hepar.runtime.unfinished import checkpoint_folder
 from hepar.training import distributed
+from hepar.training.liver_intensities import liver_intensities
 from hepar.training.loop import Trained, Trainer
 from hepar.training.operating_point import choose_operating_point
 from hepar.training.stored_checkpoint import StoredCheckpoint
@@ -45,7 +46,8 @@ class Recipe:
     training: TrainingParams
     modalities: tuple[Modality, ...]
     experiment: str
-    liver_intensity: Mapping[Modality, tuple[float, float]] = field(default_factory=dict)  # see ModelSpec
+    # see ModelSpec; if empty, measured once, when the training ends
+    liver_intensity: Mapping[Modality, tuple[float, float]] = field(default_factory=dict)
     warm_start: Path | None = None  # the model folder whose weights the training starts from
     inputs: tuple[Path, ...] = ()  # artifacts whose records and cases join the MLflow run; none need exist
 
@@ -107,9 +109,10 @@ def _fit(
             trained = Trainer(network, pool, training, checkpoints, device, run.log, stored).run(current_stage())
             with write_artifact(model, ModelFolder.KIND, origin | notes) as folder:
                 model_folder = ModelFolder(folder)
-                model_folder.save(
-                    trained.weights, _with_operating_point(spec, trained, pool, training, device), trained.snapshots
-                )
+                finished = _with_operating_point(spec, trained, pool, training, device)
+                if not recipe.liver_intensity:  # reads all arrays, so here: once, by one process
+                    finished = finished.model_copy(update={"liver_intensity": liver_intensities(pool)})
+                model_folder.save(trained.weights, finished, trained.snapshots)
                 model_folder.save_history(trained.history)
                 model_folder.save_patients(patients)
             run.tag_model(read_manifest(model, ModelFolder.KIND).hash)

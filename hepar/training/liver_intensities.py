@@ -19,14 +19,13 @@ def liver_intensities(pool: Pool) -> dict[Modality, tuple[float, float]]:
     """
     entries = [entry for entry in pool.entries if entry.liver.weight > 0]
     medians: dict[Modality, list[float]] = {}
-    with current_stage().counting(len(entries), "measuring livers") as count:
-        for entry in entries:
-            arrays = pool.arrays(entry).loaded()
-            healthy_zyx = (arrays.liver_zyx > 0) & (arrays.tumour_zyx == 0)
-            if healthy_zyx.any():
-                median = float(np.median(np.asarray(arrays.image_zyx)[healthy_zyx].astype(np.float32)))
-                medians.setdefault(entry.modality, []).append(median)
-            count.advance()
+    current_stage().log(f"measures the brightness of {len(entries)} livers")
+    for entry in entries:
+        arrays = pool.arrays(entry).loaded()
+        healthy_zyx = (arrays.liver_zyx > 0) & (arrays.tumour_zyx == 0)
+        if healthy_zyx.any():
+            median = float(np.median(np.asarray(arrays.image_zyx)[healthy_zyx].astype(np.float32)))
+            medians.setdefault(entry.modality, []).append(median)
     return {
         modality: (float(np.mean(values)), max(float(np.std(values)), MIN_DEVIATION))
         for modality, values in sorted(medians.items())
