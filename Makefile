@@ -46,6 +46,9 @@ demo: setup ## run the whole pipeline on phantoms; results in runs/demo
 	$(BIN)/hepar run --params params/demo.yaml --workdir runs/demo
 	@echo "pool                       version $$($(BIN)/hepar pool push --pool runs/demo/pool --remote runs/demo/remote), in runs/demo/remote"
 
+# tests and runs start hundreds of processes: with compiled modules each imports torch and MLflow in half the time
+unexport PYTHONDONTWRITEBYTECODE
+
 # one process more than cores, at most four: tests wait for servers, browsers and each other's fixtures
 TESTERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) < 3 ? $$(getconf _NPROCESSORS_ONLN) + 1 : 4 )))
 
