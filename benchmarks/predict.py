@@ -1,17 +1,19 @@
-"""A scan of 512×512×300 segmented around its liver, against MONAI's sliding window over the whole volume.
+"""A scan of 512×512×300 segmented as `hepar predict` does, against MONAI's sliding window over the whole volume.
 
 `python benchmarks/predict.py [--params params.yaml] [--model FOLDER --scan FILE] [--repeats 1] `
 
-Both arms start from the scan in memory and end with masks on its own grid, with the same network, overlap, thresholds
-and postprocessing. MONAI's arm resamples the whole scan, predicts it in single precision and resamples the
-probabilities of both structures back. Each arm runs in a process of its own, in turns; its peak resident memory (Linux)
-is printed too, and the CPU time, whose ratio holds on a busy machine too.
+All arms start from the scan in memory and end with masks on its own grid, with the same network, overlap, thresholds
+and postprocessing. `hepar` predicts the windows that matter to the liver, `whole` (with a model) all windows of the
+same grid. `monai` resamples the whole scan, predicts it in single precision with windows where MONAI lays them, and
+resamples the probabilities of both structures back. Each arm runs in a process of its own, in turns; its peak resident
+memory (Linux) is printed too, and the CPU time, whose ratio holds on a busy machine too.
 
 Without a model, the network of the params file has random weights and runs at its full cost, but the liver is found by
 the intensities of a synthetic scan: that measures time and memory. With a model and a scan that holds a liver, the scan
-is resampled to 512×512×300 first, and the Dice of both arms counts. MONAI's time over a scan with more windows than
-`--monai-windows` is extrapolated from eight windows, and its Dice is not measured. `--hepar-windows 1` extrapolates
-hepar's from one, for large networks without a model.
+is resampled to 512×512×300 first, and the Dice of the livers of `hepar` with those of the two others is printed: with
+`whole` it says what is lost by leaving windows out, with `monai` also what other places of windows change. MONAI's time
+over a scan with more windows than `--monai-windows` is extrapolated from eight windows, and its Dice is not measured.
+`--hepar-windows 1` extrapolates hepar's from one, for large networks without a model.
 """
 
 from __future__ import annotations
@@ -109,10 +111,10 @@ def load(options: argparse.Namespace) -> Model:
 
 
 def by_hepar(model: Model, image: sitk.Image, modality: Modality, options: argparse.Namespace) -> dict[str, Any]:
-    """Segment around the liver; with few windows allowed, time one and count the others."""
+    """Segment by the liver's windows; with few windows allowed, time one and count the others."""
     settings = PredictionSettings(overlap=options.overlap)
     if options.hepar_windows > 1 or not isinstance(model.network, CostOnly):
-        return {"labels": segment([model], image, modality, settings, around_liver=True).labels_zyx, "seconds": None}
+        return {"labels": segment([model], image, modality, settings).labels_zyx, "seconds": None}
     window_bcdhw = torch.randn(1, 1, *model.spec.patch_zyx).contiguous(memory_format=memory_format(model.device))
     precision = inference_precision(model.network, model.device)
     start = time.perf_counter()
@@ -120,10 +122,16 @@ def by_hepar(model: Model, image: sitk.Image, modality: Modality, options: argpa
         model.network(window_bcdhw)
     per_window, start = time.perf_counter() - start, time.perf_counter()
     model.network.windows, model.network.runs = 0, False
-    segment([model], image, modality, settings, around_liver=True)
+    segment([model], image, modality, settings)
     windows = model.network.windows
     elsewhere = time.perf_counter() - start
     return {"labels": None, "seconds": elsewhere + per_window * windows, "windows": windows, "sampled": 1}
+
+
+def by_whole(model: Model, image: sitk.Image, modality: Modality, options: argparse.Namespace) -> dict[str, Any]:
+    """Segment by all windows."""
+    settings = PredictionSettings(overlap=options.overlap)
+    return {"labels": segment([model], image, modality, settings, whole=True).labels_zyx, "seconds": None}
 
 
 def by_monai(model: Model, image: sitk.Image, modality: Modality, options: argparse.Namespace) -> dict[str, Any]:
@@ -169,7 +177,7 @@ def by_monai(model: Model, image: sitk.Image, modality: Modality, options: argpa
     return {"labels": labels_zyx, "seconds": None, "windows": windows}
 
 
-ARMS = {"hepar": by_hepar, "monai": by_monai}
+ARMS = {"hepar": by_hepar, "monai": by_monai, "whole": by_whole}
 
 
 def measure(arm: str, options: argparse.Namespace) -> None:
@@ -218,7 +226,8 @@ def main() -> None:
         modality = options.modality or (guess_modality(image, options.scan) if options.scan else Modality.CT)
         own = [*sys.argv[1:], "--modality", str(modality), "--volume", str(volume)]
         del image
-        results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+        arms = [arm for arm in ARMS if arm != "whole" or options.model]
+        results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
         for _ in range(options.repeats):
             for arm, runs in results.items():
                 command = [sys.executable, __file__, *own, "--arm", arm, "--labels", f"{folder}/{arm}.npy"]
@@ -227,7 +236,7 @@ def main() -> None:
 
 
 def report(results: dict[str, list[dict[str, Any]]], folder: Path, options: argparse.Namespace) -> None:
-    """Print the best time of each arm, their peak memory, the ratio of times, and the Dice of the livers."""
+    """Print the best time of each arm, their peak memory, ratios of times, and the Dice of the livers with hepar's."""
     name = options.model or options.params.name
     precision = results["hepar"][0]["precision"]
     print(f"{name}, overlap {options.overlap:g}, {options.threads} threads, hepar in {precision}")
@@ -236,13 +245,19 @@ def report(results: dict[str, list[dict[str, Any]]], folder: Path, options: argp
         run = runs[0]
         sampled = f", extrapolated from {run['sampled']} of {run['windows']} windows" if "sampled" in run else ""
         print(f"  {arm:6s} {best[arm]:8.1f} s  {max(run['mib'] for run in runs):6.0f} MiB{sampled}")
-    print(f"  monai / hepar {best['monai'] / best['hepar']:.1f}")
-    if all("cpu_seconds" in run for runs in results.values() for run in runs):
-        hepar_s, monai_s = (min(run["cpu_seconds"] for run in results[arm]) for arm in ("hepar", "monai"))
-        print(f"  CPU time {hepar_s:.1f} s and {monai_s:.1f} s, ratio {monai_s / hepar_s:.1f}")
-    if all(run["labels"] for runs in results.values() for run in runs):
-        hepar_zyx, monai_zyx = (np.load(folder / f"{arm}.npy") for arm in ARMS)
-        print(f"  Dice of the livers {dice(monai_zyx, hepar_zyx):.4f}")
+    for arm in list(results)[1:]:
+        print(f"  {arm} / hepar {best[arm] / best['hepar']:.1f}{_cpu_ratio(results['hepar'], results[arm])}")
+        if results["hepar"][0]["labels"] and results[arm][0]["labels"]:
+            hepar_zyx, other_zyx = (np.load(folder / f"{name}.npy") for name in ("hepar", arm))
+            print(f"  Dice of the livers of hepar and {arm} {dice(other_zyx, hepar_zyx):.4f}")
+
+
+def _cpu_ratio(hepar: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
+    """The ratio of CPU times, if both are measured."""
+    if not all("cpu_seconds" in run for run in (*hepar, *other)):
+        return ""
+    hepar_s, other_s = (min(run["cpu_seconds"] for run in runs) for runs in (hepar, other))
+    return f", in CPU time {other_s / hepar_s:.1f} ({other_s:.1f} s / {hepar_s:.1f} s)"
 
 
 if __name__ == "__main__":

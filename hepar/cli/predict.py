@@ -94,9 +94,10 @@ def predict(
     ] = None,
     fast: Annotated[
         bool,
-        typer.Option(
-            "--fast", help=f"Only around the liver, an overlap of {FAST_OVERLAP:g}, no variants, no mirroring."
-        ),
+        typer.Option("--fast", help=f"An overlap of {FAST_OVERLAP:g}, no variants, no mirroring."),
+    ] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Predict all windows of a scan, not only those that matter to its liver.")
     ] = False,
     tumour_threshold: Annotated[
         float | None,
@@ -124,7 +125,7 @@ def predict(
     if store:
         _check_storable(scans, only, as_label_map)
     run = _Run(
-        open_predictor(model, settings, fast), out, modality, tuple(only or Output), lesion_segments, as_label_map
+        open_predictor(model, settings, whole), out, modality, tuple(only or Output), lesion_segments, as_label_map
     )
     run.store = store
     for source in scans:
@@ -202,6 +203,7 @@ class _Run:
             self.failed += 1
 
     def _predict_one(self, scan: Scan) -> None:
+        from hepar.cli.window_bar import window_bar
         from hepar.ingest.sources.dicom_volume import UnevenRefusal
         from hepar.prediction.predicted_scan import predict_scan
         from hepar.prediction.scans import unique_names
@@ -211,7 +213,8 @@ class _Run:
         scan = replace(scan, name=self.names[-1])
         try:
             with scan.fetched() as here:
-                predicted = predict_scan(self.predictor, here, self.modality)
+                with window_bar(scan.name) as on_window:
+                    predicted = predict_scan(self.predictor, here, self.modality, on_window)
                 self._write(predicted)
         except DataError as error:
             hint = "; --uneven-slices resample resamples them" if isinstance(error, UnevenRefusal) else ""

@@ -8,6 +8,7 @@ left to BLAS, whose order of additions depends on where arrays lie in memory: th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,11 @@ def box_on(box: Box, source: Geometry, target: Geometry) -> Box:
         first = min(max(0, math.ceil(low - 1e-6)), target.size_zyx[axis] - 1)
         inside.append(slice(first, min(max(first + 1, math.ceil(high - 1e-6)), target.size_zyx[axis])))
     return tuple(inside)
+
+
+def within(box: Box, size_zyx: Sequence[int]) -> Box:
+    """The box, of which slices may lack a start or stop or go beyond a volume, within a volume of a size."""
+    return tuple(slice(*part.indices(n)[:2]) for part, n in zip(box, size_zyx, strict=True))
 
 
 def shared_slices(one: Box, other: Box) -> tuple[Box, Box] | None:

@@ -1,37 +1,44 @@
-"""Where the liver is, so that the rest of a scan need not be predicted.
+"""The windows of a scan that matter to the liver. The others need not be predicted.
 
-A coarse pass of the model itself finds most of the liver. Around it those windows are predicted that matter to the
-liver, which are the same ones as over the whole scan; then those that matter to what they found, until nothing new is
-found. So what the coarse pass missed is found by following the liver.
+A first pass sees every voxel once. Around all that it finds, those windows are predicted that matter to it, which are
+the same ones as over the whole scan; then those that matter to what is connected to it, until none is missing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
 
-from hepar.cases import LIVER, STRUCTURES, TUMOUR, Modality
-from hepar.imaging.masks import Mask, bounding_box, keep_largest_component, label_components
-from hepar.imaging.parallel_grids import Box, box_on, shared_slices
-from hepar.imaging.volumes import Geometry, resample_mask, to_image
-from hepar.inference.prepared_scan import PreparedScan, shrink
+from hepar.cases import LIVER, STRUCTURES, TUMOUR
+from hepar.imaging.masks import (
+    Mask,
+    bounding_box,
+    enlarged,
+    find_components,
+    keep_largest_component,
+    remove_small_components,
+)
+from hepar.imaging.parallel_grids import Box, shared_slices, within
+from hepar.inference.first_pass import FirstPass
+from hepar.inference.prepared_scan import PreparedScan
 from hepar.inference.settings import OperatingPoint, PredictionSettings
 from hepar.inference.sliding_window import Probabilities, WindowGrid
 from hepar.inference.variant_prediction import VariantPrediction
+from hepar.inference.window_count import WindowCount
 
 if TYPE_CHECKING:
     from hepar.inference.prediction import Model
 
 LIVER_THRESHOLD = 0.5  # the probability that a liver voxel exceeds
-COARSER = 2.0  # the spacing of the coarse pass, in units of the plan's
 FEW_WINDOWS = 12  # up to which a scan is predicted as a whole
 MIN_LIVER_ML = 100.0  # a smaller one is not believed: the whole scan is predicted
-MIN_SHARE = 0.1  # of the largest component of the coarse liver; smaller ones are not followed
-MAX_ROOM = 32  # voxels around the coarse liver; sums of probabilities are held for all of the box
+MIN_FOUND_ML = 10.0  # of a component of the first pass; a liver in smaller pieces alone would be missed
+MARGIN_MM = 20.0  # around the liver, in which probabilities are returned
+MAX_ROOM = 32  # voxels around what is found; sums of probabilities are held for all of the box
 MAX_ROUNDS = 10  # of following the liver
 
 
@@ -51,33 +58,78 @@ class Region:
         return Region(box, moved_zyx)
 
 
-def find_liver(model: Model, image: sitk.Image, modality: Modality) -> Region | None:
-    """The liver of a canonical scan by a coarse pass, on the grid of the plan, with room around it.
+def follow_liver(
+    models: Sequence[Model], scan: PreparedScan, settings: PredictionSettings, count: WindowCount
+) -> tuple[VariantPrediction, Region] | None:
+    """Predict the windows that matter to what a first pass finds; the prediction, and the liver with its tumours.
 
-    None if the whole scan should be predicted: it has few windows, the model was not taught livers, or none is found.
+    None if the whole scan should be predicted: it has few windows, the model was not taught livers, or there is no
+    liver of `MIN_LIVER_ML`.
     """
-    spec, fine = model.spec, Geometry.of(image).with_spacing(model.spec.plan.spacing_zyx_mm)
-    windows = len(WindowGrid.over(fine.size_zyx, spec.patch_zyx, overlap=0.5).corners)
+    spec, thresholds_r = (
+        models[0].spec,
+        found_thresholds(models[0].spec.taught, settings.operating_point(models[0].spec)),
+    )
+    windows = len(WindowGrid.over(scan.grid.size_zyx, spec.patch_zyx, settings.overlap).corners)
     if STRUCTURES[LIVER] not in spec.taught or windows <= FEW_WINDOWS:
         return None
-    z, y, x = (mm * COARSER for mm in spec.plan.spacing_zyx_mm)
-    plan = spec.plan.model_copy(update={"spacing_zyx_mm": (z, y, x)})
-    scan = PreparedScan(shrink(image, plan.spacing_zyx_mm), modality, plan)
-    prediction = VariantPrediction([model], scan, PredictionSettings(overlap=0.0), scan.whole)
-    prediction.predict(None)
-    liver_zyx = _large_components(prediction.mean()[LIVER] > LIVER_THRESHOLD)
-    box = bounding_box(liver_zyx)
-    if box is None or liver_zyx.sum() * scan.grid.voxel_ml < MIN_LIVER_ML:
+    first = FirstPass.over(models, scan, settings, thresholds_r, count)
+    least_voxels = MIN_LIVER_ML / scan.grid.voxel_ml
+    found_zyx = remove_small_components(first.found_zyx, MIN_FOUND_ML / scan.grid.voxel_ml)
+    inner = bounding_box(found_zyx)
+    if inner is None or found_zyx.sum() < least_voxels:
         return None
-    roomy = widened(box_on(box, scan.grid, fine), spec.patch_zyx, fine.size_zyx)
-    mask_zyx = resample_mask(to_image(liver_zyx, scan.grid), fine.cropped(roomy))
-    return Region(roomy, mask_zyx)
+    box = widened(inner, spec.patch_zyx, scan.grid.size_zyx)
+    region = Region(box, found_zyx[box])
+    prediction = VariantPrediction(models, scan, settings, box, first.windows, count)
+    for _ in range(MAX_ROUNDS):
+        if not prediction.predict(region.mask_zyx):
+            return prediction, _around_largest(region, scan)
+        found_zyx = connected_to(region.mask_zyx, above(prediction.mean(), thresholds_r))
+        if max(find_components(found_zyx).voxels, default=0) < least_voxels:
+            return None
+        grown = _grown_box(found_zyx, region.box, spec.patch_zyx, scan.grid.size_zyx)
+        region = Region(region.box, region.mask_zyx | found_zyx)
+        if grown != region.box:
+            region = region.moved(grown)
+            prediction = VariantPrediction(models, scan, settings, grown, count=count)
+    return None
 
 
-def _large_components(mask_zyx: Mask) -> Mask:
-    labels_zyx, voxels = label_components(mask_zyx)
-    large = voxels >= MIN_SHARE * voxels.max(initial=0)
-    return np.asarray(np.concatenate([[False], large])[labels_zyx])
+def _around_largest(region: Region, scan: PreparedScan) -> Region:
+    """The largest component alone, in a box with `MARGIN_MM` around it."""
+    liver_zyx = keep_largest_component(region.mask_zyx)
+    inner = bounding_box(liver_zyx)
+    assert inner is not None
+    roomy = within(enlarged(inner, scan.grid.spacing_zyx_mm, MARGIN_MM), liver_zyx.shape)
+    box = tuple(
+        slice(part.start + own.start, part.start + own.stop) for part, own in zip(region.box, roomy, strict=True)
+    )
+    return Region(box, liver_zyx[roomy])
+
+
+def found_thresholds(taught: Sequence[str], point: OperatingPoint) -> tuple[float, float]:
+    """The probabilities of liver and tumour above which a voxel counts as found; none does of an untaught one."""
+    return LIVER_THRESHOLD, point.tumour_threshold if STRUCTURES[TUMOUR] in taught else math.inf
+
+
+def above(probability_rzyx: Probabilities, thresholds_r: Sequence[float]) -> Mask:
+    """The voxels that count as liver or tumour, bool zyx."""
+    found_zyx = np.zeros(probability_rzyx.shape[1:], bool)
+    for probability_zyx, threshold in zip(probability_rzyx, thresholds_r, strict=True):
+        found_zyx |= probability_zyx > threshold
+    return found_zyx
+
+
+def connected_to(mask_zyx: Mask, found_zyx: Mask) -> Mask:
+    """The components of `found_zyx` that share a voxel with a mask."""
+    components = find_components(found_zyx)
+    kept = np.zeros(len(components.voxels) + 1, bool)
+    kept[np.unique(components.labels_zyx[mask_zyx[components.box]])] = True
+    kept[0] = False
+    connected_zyx = np.zeros(found_zyx.shape, bool)
+    connected_zyx[components.box] = kept[components.labels_zyx]
+    return connected_zyx
 
 
 def widened(box: Box, patch_zyx: Sequence[int], size_zyx: Sequence[int]) -> Box:
@@ -86,37 +138,6 @@ def widened(box: Box, patch_zyx: Sequence[int], size_zyx: Sequence[int]) -> Box:
         slice(max(0, part.start - min(patch // 2, MAX_ROOM)), min(size, part.stop + min(patch // 2, MAX_ROOM)))
         for part, patch, size in zip(box, patch_zyx, size_zyx, strict=True)
     )
-
-
-def follow_liver(
-    models: Sequence[Model], scan: PreparedScan, settings: PredictionSettings, region: Region
-) -> tuple[VariantPrediction, Region] | None:
-    """Predict the scan around a liver, and follow it as far as it goes; the prediction, and the liver with its tumours.
-
-    None if there is no liver of `MIN_LIVER_ML` after all.
-    """
-    spec, point = models[0].spec, settings.operating_point(models[0].spec)
-    prediction = VariantPrediction(models, scan, settings, region.box)
-    for _ in range(MAX_ROUNDS):
-        if not prediction.predict(region.mask_zyx):
-            return prediction, region
-        found_zyx = found_liver(prediction.mean(), spec.taught, point)
-        if found_zyx.sum() * scan.grid.voxel_ml < MIN_LIVER_ML:
-            return None
-        grown = _grown_box(found_zyx, region.box, spec.patch_zyx, scan.grid.size_zyx)
-        region = Region(region.box, region.mask_zyx | found_zyx)
-        if grown != region.box:
-            region = region.moved(grown)
-            prediction = VariantPrediction(models, scan, settings, grown)
-    return None
-
-
-def found_liver(probability_rzyx: Probabilities, taught: Sequence[str], point: OperatingPoint) -> Mask:
-    """The largest component of liver and tumours."""
-    found_zyx = probability_rzyx[LIVER] > LIVER_THRESHOLD
-    if STRUCTURES[TUMOUR] in taught:
-        found_zyx |= probability_rzyx[TUMOUR] > point.tumour_threshold
-    return keep_largest_component(found_zyx)
 
 
 def _grown_box(found_zyx: Mask, box: Box, patch_zyx: Sequence[int], size_zyx: Sequence[int]) -> Box:

@@ -28,16 +28,17 @@ from hepar.imaging.masks import (
     keep_largest_component,
     remove_small_components,
 )
-from hepar.imaging.parallel_grids import Box, box_on, resample_part, shared_slices, turned
+from hepar.imaging.parallel_grids import Box, box_on, resample_part, shared_slices, turned, within
 from hepar.imaging.volumes import Geometry, canonical, resample, resample_mask, to_array, to_image
 from hepar.inference.lesions import PredictedLesion, measure_lesions
-from hepar.inference.liver_region import LIVER_THRESHOLD, Region, find_liver, follow_liver
+from hepar.inference.liver_region import LIVER_THRESHOLD, Region, follow_liver
 from hepar.inference.model_folder import ModelFolder, ModelSpec
 from hepar.inference.prepared_scan import PreparedScan
-from hepar.inference.scan_grid import ScannedOrientation, on_canonical_scan, within
+from hepar.inference.scan_grid import ScannedOrientation, on_canonical_scan
 from hepar.inference.settings import PredictionSettings
 from hepar.inference.sliding_window import Probabilities
 from hepar.inference.variant_prediction import OnMember, VariantPrediction
+from hepar.inference.window_count import OnWindow, WindowCount
 from hepar.networks import build_network
 from hepar.runtime.device import memory_format
 
@@ -159,29 +160,32 @@ def predict_probabilities(
     modality: Modality,
     settings: PredictionSettings,
     on_member: OnMember | None = None,
-    around_liver: bool = False,
+    whole: bool = False,
+    on_window: OnWindow | None = None,
 ) -> tuple[Probabilities, Geometry]:
     """Predict a canonical scan: probabilities, float32 rzyx, and their grid, which is the plan's.
 
     They are the mean over the models and over the variants and mirrored scans of the settings. `on_member` receives
-    those of each model alone, of the plain scan and on the same grid. With `around_liver` the grid is the part of the
-    plan's around the liver, if one is found. Raises DataError if the models were not trained on that modality.
+    those of each model alone, of the plain scan and on the same grid. Unless the scan is predicted as a `whole`, the
+    grid is the part of the plan's around the liver, if one is found. `on_window` is told the progress. Raises DataError
+    if the models were not trained on that modality.
     """
     _check_modality(models[0].spec, modality)
     scan = PreparedScan(image, modality, models[0].spec.plan)
-    region = find_liver(models[0], image, modality) if around_liver else None
-    followed = None if region is None else follow_liver(models, scan, settings, region)
+    count = WindowCount(on_window)
+    followed = None if whole else follow_liver(models, scan, settings, count)
     if followed is not None:
         plain, region = followed
     else:
-        plain, region = VariantPrediction(models, scan, settings, scan.whole), None
+        plain, region = VariantPrediction(models, scan, settings, scan.whole, count=count), None
         plain.predict(None)
-    total_rzyx, grid = plain.mean(on_member), scan.grid.cropped(plain.box)
+    box = scan.whole if region is None else region.box
+    total_rzyx, grid = plain.mean(on_member, box), scan.grid.cropped(box)
+    del plain  # its sums take as much memory again
     for variant in range(1, settings.variants):
         varied = varied_scan(models[0].spec, image, modality, variant)
-        probability_rzyx, own = _predict_varied(
-            models, varied, settings, None if region is None else (region, scan.grid)
-        )
+        found = None if region is None else (region, scan.grid)
+        probability_rzyx, own = _predict_varied(models, varied, settings, found, count)
         for structure, probability_zyx in enumerate(probability_rzyx):
             total_rzyx[structure] += resample_part(probability_zyx, own, grid)
     total_rzyx /= settings.variants
@@ -189,7 +193,11 @@ def predict_probabilities(
 
 
 def _predict_varied(
-    models: Sequence[Model], scan: PreparedScan, settings: PredictionSettings, found: tuple[Region, Geometry] | None
+    models: Sequence[Model],
+    scan: PreparedScan,
+    settings: PredictionSettings,
+    found: tuple[Region, Geometry] | None,
+    count: WindowCount,
 ) -> tuple[Probabilities, Geometry]:
     """A test-time variant of the whole scan, or of it around a liver that was found on the grid of the plan."""
     box, mask_zyx = scan.whole, None
@@ -198,7 +206,7 @@ def _predict_varied(
         box = box_on(region.box, plan_grid, scan.grid)
         mask = to_image(region.mask_zyx, plan_grid.cropped(region.box))
         mask_zyx = dilate(resample_mask(mask, scan.grid.cropped(box)), scan.grid.spacing_zyx_mm, AROUND_LIVER_MM)
-    prediction = VariantPrediction(models, scan, settings, box)
+    prediction = VariantPrediction(models, scan, settings, box, count=count)
     prediction.predict(mask_zyx)
     return prediction.mean(), scan.grid.cropped(box)
 
@@ -213,7 +221,7 @@ def predict_variant(
     """
     _check_modality(models[0].spec, modality)
     scan = varied_scan(models[0].spec, image, modality, variant)
-    return _predict_varied(models, scan, PredictionSettings(overlap=overlap), None)
+    return _predict_varied(models, scan, PredictionSettings(overlap=overlap), None, WindowCount())
 
 
 def varied_scan(spec: ModelSpec, image: sitk.Image, modality: Modality, variant: int) -> PreparedScan:
@@ -244,11 +252,13 @@ def segment(
     image: sitk.Image,
     modality: Modality,
     settings: PredictionSettings,
-    around_liver: bool = False,
+    whole: bool = False,
+    on_window: OnWindow | None = None,
 ) -> Segmentation:
     """Segment liver and tumour of a scan in any orientation, on its own grid, with all models of an ensemble.
 
-    With `around_liver` only its surroundings are predicted, if the coarse pass finds one.
+    Of the windows of the scan only those that matter to the liver are predicted, or all of them if `whole`;
+    `on_window` is told how many of how many are predicted.
     """
     spec = models[0].spec
     point = settings.operating_point(spec)
@@ -256,7 +266,7 @@ def segment(
     members: list[npt.NDArray[np.bool_]] = []
     on_member = (lambda member_rzyx: members.append(member_rzyx > thresholds)) if len(models) > 1 else None
     upright = image if image.GetDirection() == UPRIGHT else canonical(image)  # without a copy of a large scan
-    predicted_rzyx, grid = predict_probabilities(models, upright, modality, settings, on_member, around_liver)
+    predicted_rzyx, grid = predict_probabilities(models, upright, modality, settings, on_member, whole, on_window)
     agreement = _agreement(members, predicted_rzyx > thresholds, spec.taught) if members else {}
     probability_rzyx, box = on_canonical_scan(predicted_rzyx, grid, Geometry.of(upright))
     liver_zyx, tumour_zyx = postprocess(

@@ -11,7 +11,7 @@ import numpy as np
 
 from hepar.cases import STRUCTURES
 from hepar.imaging.masks import Mask, bounding_box, enlarged
-from hepar.imaging.parallel_grids import Box, box_on, resample_part, turned, turned_box
+from hepar.imaging.parallel_grids import Box, box_on, resample_part, turned, turned_box, within
 from hepar.imaging.volumes import Geometry
 from hepar.inference.sliding_window import Probabilities
 
@@ -28,11 +28,6 @@ def on_canonical_scan(predicted_rzyx: Probabilities, grid: Geometry, scan: Geome
     for structure, probability_zyx in enumerate(predicted_rzyx):
         probability_rzyx[structure] = resample_part(probability_zyx[part], from_grid, to_grid)
     return probability_rzyx, box
-
-
-def within(box: Box, size_zyx: tuple[int, int, int]) -> Box:
-    """The box, of which slices may lack a start or stop or go beyond a volume, within a volume of a size."""
-    return tuple(slice(*part.indices(n)[:2]) for part, n in zip(box, size_zyx, strict=True))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -58,9 +59,14 @@ class WindowGrid:
             starts[axis] = tuple(last - start for start in starts[axis])
         return WindowGrid(self.size_zyx, self.patch_zyx, tuple(starts))
 
+    def covering(self) -> WindowGrid:
+        """As few of these windows as hold every voxel of the image."""
+        starts = tuple(_covering(own, patch) for own, patch in zip(self.starts_zyx, self.patch_zyx, strict=True))
+        return replace(self, starts_zyx=starts)
+
     @property
     def corners(self) -> list[Corner]:
-        """All windows."""
+        """All windows, those with the same first slice one after the other."""
         return [(z, y, x) for z, y, x in itertools.product(*self.starts_zyx)]
 
     def that_matter(self, mask_zyx: Mask, box: Box) -> list[Corner]:
@@ -99,6 +105,16 @@ class WindowGrid:
         return np.asarray(weights / weights.sum(axis=0))
 
 
+class WindowSink(Protocol):
+    """What receives predicted windows, on a device."""
+
+    patch_zyx: SizeZYX
+    device: torch.device
+
+    def add(self, corner: Corner, probability_rdhw: Tensor | None) -> None:
+        """Take a window; None are probabilities of 0."""
+
+
 class WindowSum:
     """Predicted windows added up in a box of an image, with Gaussian weights, on a device."""
 
@@ -111,8 +127,7 @@ class WindowSum:
 
     def add(self, corner: Corner, probability_rdhw: Tensor | None) -> None:
         """Add the part of a window in the box; None are probabilities of 0."""
-        window = tuple(slice(first, first + side) for first, side in zip(corner, self.patch_zyx, strict=True))
-        if (shared := shared_slices(window, self.box)) is None:
+        if (shared := shared_slices(window_box(corner, self.patch_zyx), self.box)) is None:
             return
         inside, place = shared
         weight_zyx = self.weight_zyx[inside]
@@ -121,10 +136,14 @@ class WindowSum:
             for total_zyx, probability_dhw in zip(self.total_rzyx, probability_rdhw, strict=True):
                 total_zyx[place] += probability_dhw[inside] * weight_zyx
 
-    def mean(self) -> Probabilities:
-        """The weighted mean of the windows, float32 rzyx; 0 where no window lies."""
-        weight_zyx = self.weight_sum_zyx.clamp(min=torch.finfo(torch.float32).tiny)
-        return np.asarray((self.total_rzyx / weight_zyx).cpu().numpy())
+    def mean(self, box: Box | None = None) -> Probabilities:
+        """The weighted mean of the windows, float32 rzyx, in a part of the box or all of it; 0 where no window lies."""
+        part = tuple(
+            slice(wanted.start - own.start, wanted.stop - own.start)
+            for wanted, own in zip(box or self.box, self.box, strict=True)
+        )
+        weight_zyx = self.weight_sum_zyx[part].clamp(min=torch.finfo(torch.float32).tiny)
+        return np.asarray((self.total_rzyx[:, *part] / weight_zyx).cpu().numpy())
 
 
 @torch.inference_mode()
@@ -132,11 +151,12 @@ def add_windows(
     network: nn.Module,
     corners: Sequence[Corner],
     read: Callable[[Corner], npt.NDArray[np.float32]],
-    total: WindowSum,
+    total: WindowSink,
     mirrored_axes: Sequence[int] = (),
     precision: str | None = None,
+    advance: Callable[[], None] = lambda: None,
 ) -> None:
-    """Predict windows and add them to `total`; `read` returns the voxels of one.
+    """Predict windows and give them to `total`; `read` returns the voxels of one, `advance` is called after each.
 
     With `mirrored_axes` each is mirrored before the network and back after it. Windows without contrast, such as air,
     are not predicted and get probability 0. Without a precision that of the caller holds.
@@ -155,12 +175,14 @@ def add_windows(
         logits_brdhw: Tensor = output[0] if isinstance(output, list) else output
         for (corner, _), logits_rdhw in zip(waiting, logits_brdhw, strict=False):
             total.add(corner, logits_rdhw.float().sigmoid().flip(axes))
+            advance()
         waiting.clear()
 
     for corner in corners:
         patch_zyx = read(corner)
         if patch_zyx.min() == patch_zyx.max():
             total.add(corner, None)
+            advance()
             continue
         waiting.append((corner, torch.from_numpy(patch_zyx)))
         if len(waiting) == at_once:
@@ -184,6 +206,11 @@ def sliding_window(
     return total.mean()
 
 
+def window_box(corner: Corner, patch_zyx: SizeZYX) -> Box:
+    """The voxels of a window; its starts may be negative."""
+    return tuple(slice(first, first + side) for first, side in zip(corner, patch_zyx, strict=True))
+
+
 def cut_window(
     image_zyx: npt.NDArray[np.float32], box: Box, corner: Corner, patch_zyx: SizeZYX
 ) -> npt.NDArray[np.float32]:
@@ -203,6 +230,14 @@ def _starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
         return (-((patch - size) // 2),)
     count = 1 + math.ceil((size - patch) / max(1, patch * (1 - overlap)))
     return tuple(round(i * (size - patch) / max(count - 1, 1)) for i in range(count))
+
+
+def _covering(starts: Sequence[int], patch: int) -> tuple[int, ...]:
+    """As few of the windows along an axis as hold all voxels that all of them hold."""
+    chosen = [starts[0]]
+    while chosen[-1] != starts[-1]:
+        chosen.append(max(start for start in starts if start <= chosen[-1] + patch))
+    return tuple(chosen)
 
 
 def _profile(side: int) -> npt.NDArray[np.float64]:

@@ -10,14 +10,18 @@ import numpy as np
 
 from hepar.imaging.masks import Mask
 from hepar.imaging.parallel_grids import Box
+from hepar.inference.first_pass import Windows
 from hepar.inference.prepared_scan import PreparedScan
 from hepar.inference.settings import Axis, PredictionSettings
 from hepar.inference.sliding_window import Corner, Probabilities, WindowGrid, WindowSum, add_windows, cut_window
+from hepar.inference.window_count import WindowCount
 from hepar.runtime.device import inference_precision
 
 if TYPE_CHECKING:
     from hepar.inference.prediction import Model
 
+PLAIN = ()  # the axes along which the scan as it is is mirrored
+_Window = tuple[tuple[int, ...], Corner]  # axes along which the scan is mirrored, and a window of it
 OnMember = Callable[[Probabilities], None]
 
 
@@ -28,13 +32,23 @@ class VariantPrediction:
     of the settings.
     """
 
-    def __init__(self, models: Sequence[Model], scan: PreparedScan, settings: PredictionSettings, box: Box) -> None:
+    def __init__(
+        self,
+        models: Sequence[Model],
+        scan: PreparedScan,
+        settings: PredictionSettings,
+        box: Box,
+        known: Sequence[Windows] | None = None,
+        count: WindowCount | None = None,
+    ) -> None:
+        """`known` has for each model windows of the plain scan that it has predicted before; they are used up."""
         patch_zyx = models[0].spec.patch_zyx
         plain = WindowGrid.over(scan.grid.size_zyx, patch_zyx, settings.overlap)
         self.models, self.scan, self.box = models, scan, box
         self._grids = {axes: plain.mirrored(axes) for axes in mirrorings(settings.mirror_axes)}
         self._sums = [WindowSum(box, patch_zyx, model.device) for model in models]
-        self._predicted: set[tuple[tuple[int, ...], Corner]] = set()
+        self._known, self._count = known or [{} for _ in models], count or WindowCount()
+        self._predicted: set[_Window] = set()
 
     def predict(self, mask_zyx: Mask | None) -> bool:
         """Predict the windows that matter to a mask of the box, or all of them; False if none was missing."""
@@ -48,18 +62,31 @@ class VariantPrediction:
             return False
         patch_zyx = self.models[0].spec.patch_zyx
         part_zyx, part = self.scan.part(self._hull([corner for _, corner in missing]))
-        for model, total in zip(self.models, self._sums, strict=True):
+        again = [self._add_known(total, known, missing) for total, known in zip(self._sums, self._known, strict=True)]
+        self._count.plan(sum(map(len, again)))
+        for model, total, left in zip(self.models, self._sums, again, strict=True):
             for axes in self._grids:
                 add_windows(
                     model.network,
-                    [corner for own, corner in missing if own == axes],
+                    [corner for own, corner in left if own == axes],
                     lambda corner: cut_window(part_zyx, part, corner, patch_zyx),
                     total,
                     axes,
                     inference_precision(model.network, model.device),
+                    self._count.advance,
                 )
         self._predicted.update(missing)
         return True
+
+    def _add_known(self, total: WindowSum, known: Windows, missing: Sequence[_Window]) -> list[_Window]:
+        """Add the missing windows that are known, and return the others."""
+        left = []
+        for axes, corner in missing:
+            if axes == PLAIN and corner in known:
+                total.add(corner, known.pop(corner))
+            else:
+                left.append((axes, corner))
+        return left
 
     def _hull(self, corners: Sequence[Corner]) -> Box:
         """The smallest box that contains windows, within the scan."""
@@ -69,11 +96,14 @@ class VariantPrediction:
             slice(max(0, int(start)), min(n, int(stop))) for start, stop, n in zip(starts, stops, size_zyx, strict=True)
         )
 
-    def mean(self, on_member: OnMember | None = None) -> Probabilities:
-        """The mean over the models in the box, float32 rzyx; `on_member` sees, but does not keep, those of each."""
+    def mean(self, on_member: OnMember | None = None, box: Box | None = None) -> Probabilities:
+        """The mean over the models, float32 rzyx, in a part of the own box or in all of it.
+
+        `on_member` sees, but does not keep, those of each model.
+        """
         mean_rzyx: Probabilities | None = None
         for total in self._sums:
-            member_rzyx = total.mean()
+            member_rzyx = total.mean(box)
             if on_member is not None:
                 on_member(member_rzyx)
             if mean_rzyx is None:

@@ -16,12 +16,12 @@ from hepar.runtime.artifacts import read_manifest
 from hepar.runtime.device import pick_device, use_threads
 
 
-def open_predictor(model: str, settings: PredictionSettings, around_liver: bool = False) -> Predictor:
+def open_predictor(model: str, settings: PredictionSettings, whole: bool = False) -> Predictor:
     """The model of `local_model`, on the device of this process; torch computes on all cores from then on."""
     use_threads(0)
     with local_model(model) as folder:
         models, own = load_ensemble(folder, pick_device()), read_manifest(folder, ModelFolder.KIND)
-        return Predictor(models, own.hash, settings, around_liver)
+        return Predictor(models, own.hash, settings, whole)
 
 
 @contextmanager

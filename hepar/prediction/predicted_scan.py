@@ -17,6 +17,7 @@ from hepar.imaging.modality import guess_evidence, guess_modality
 from hepar.imaging.volumes import to_array
 from hepar.inference.prediction import Model, Segmentation, segment
 from hepar.inference.settings import PredictionSettings
+from hepar.inference.window_count import OnWindow
 from hepar.prediction.measurements import ScanMeasurements, measure
 from hepar.prediction.out_of_distribution import ScanWarning, check_scan
 from hepar.prediction.scans import Scan
@@ -31,7 +32,7 @@ class Predictor:
     models: Sequence[Model]
     model_hash: str
     settings: PredictionSettings
-    around_liver: bool = False  # predict its surroundings only, if a coarse pass finds one
+    whole: bool = False  # predict all windows, not only those that matter to the liver
 
     @property
     def description(self) -> str:
@@ -82,8 +83,10 @@ class PredictedScan:
         }
 
 
-def predict_scan(predictor: Predictor, scan: Scan, modality: Modality | None = None) -> PredictedScan:
-    """Segment and measure one scan, all of whose files are on this disk.
+def predict_scan(
+    predictor: Predictor, scan: Scan, modality: Modality | None = None, on_window: OnWindow | None = None
+) -> PredictedScan:
+    """Segment and measure one scan, all of whose files are on this disk. `on_window` is told the progress.
 
     The modality is that of the DICOM header, else `modality`, else guessed from the intensities. Raises DataError if
     the scan cannot be read, `modality` is not that of the header, the intensities fit CT and MR, or the model was not
@@ -91,7 +94,7 @@ def predict_scan(predictor: Predictor, scan: Scan, modality: Modality | None = N
     """
     image = scan.image.read()
     kind, evidence = _modality_of(scan, image, modality)
-    found = segment(predictor.models, image, kind, predictor.settings, around_liver=predictor.around_liver)
+    found = segment(predictor.models, image, kind, predictor.settings, predictor.whole, on_window)
     measured = measure(found, to_array(image), kind)
     warnings = check_scan(image, kind, found, measured, predictor.models[0].spec)
     return PredictedScan(scan, image, kind, evidence, found, measured, warnings, predictor)

@@ -1,4 +1,4 @@
-"""Prediction around the liver finds what prediction of the whole scan finds, in fewer windows."""
+"""The liver's windows find what all windows of a scan find."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ import torch
 from torch import Tensor, nn
 from toy_model import PLAN, toy_spec
 
-import hepar.inference.prediction
 from hepar.cases import LIVER, Modality
-from hepar.imaging.volumes import Geometry, canonical
-from hepar.inference.liver_region import Region, find_liver, follow_liver
+from hepar.inference import liver_region
 from hepar.inference.prediction import Model, Segmentation, segment
-from hepar.inference.prepared_scan import PreparedScan
 from hepar.inference.settings import Axis, PredictionSettings
 from hepar.inference.sliding_window import WindowGrid
 from hepar.params import NetworkParams
@@ -33,11 +30,30 @@ class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.windows = 0
+        self.seen: set[bytes] = set()
 
     def forward(self, image_bcdhw: Tensor) -> Tensor:
         self.windows += len(image_bcdhw)
+        self.seen |= {window.numpy().tobytes() for window in image_bcdhw}
         dim_b1111 = image_bcdhw.mean((1, 2, 3, 4), keepdim=True)
         return torch.cat([20 * (image_bcdhw + 0.25), 20 * (image_bcdhw - 0.5)], dim=1) - dim_b1111
+
+
+class ShortSighted(Counting):
+    """Finds nothing in the outer two voxels of a window's sides."""
+
+    def forward(self, image_bcdhw: Tensor) -> Tensor:
+        logits_brdhw = super().forward(image_bcdhw)
+        inner_bcdhw = torch.zeros_like(image_bcdhw)
+        inner_bcdhw[..., 1:-1, 2:-2, 2:-2] = 1
+        return torch.where(inner_bcdhw > 0, logits_brdhw, -50.0)
+
+
+class Blind(Counting):
+    """Finds nothing."""
+
+    def forward(self, image_bcdhw: Tensor) -> Tensor:
+        return super().forward(image_bcdhw) * 0 - 1.0
 
 
 def scan(length_x: int = 20) -> sitk.Image:
@@ -51,22 +67,29 @@ def scan(length_x: int = 20) -> sitk.Image:
     return sitk.DICOMOrient(image, "RAS")
 
 
-def model(**spec: Any) -> Model:
+def model(network: Counting | None = None, **spec: Any) -> Model:
     changed = {"plan": PLAN.model_copy(update={"spacing_zyx_mm": (SPACING_MM,) * 3}), **spec}
     own = toy_spec(NetworkParams(name="none", config={})).model_copy(update=changed)
-    return Model(Counting(), own, torch.device("cpu"))
+    return Model(network or Counting(), own, torch.device("cpu"))
 
 
-def both(image: sitk.Image, **settings: Any) -> tuple[Segmentation, Segmentation, int]:
-    """Around the liver, of the whole scan, and the windows of the first."""
-    counted = model()
-    around = segment([counted], image, Modality.CT, PredictionSettings(**settings), around_liver=True)
-    windows = counted.network.windows
-    return around, segment([model()], image, Modality.CT, PredictionSettings(**settings)), windows
+def both(image: sitk.Image, network: Counting | None = None, **settings: Any) -> tuple[Segmentation, Segmentation, int]:
+    """By the liver's windows, by all windows, and how many windows the first took."""
+    counted = model(network)
+    told: list[tuple[int, int]] = []
+    around = segment(
+        [counted], image, Modality.CT, PredictionSettings(**settings), on_window=lambda *count: told.append(count)
+    )
+    assert [done for done, _ in told] == list(range(1, len(told) + 1))
+    assert told[-1] == (len(told), len(told))
+    assert all(total >= done for done, total in told)
+    if network is None and not settings:
+        assert len(told) == len(counted.network.seen)  # none was predicted twice
+    return around, segment([model(network)], image, Modality.CT, PredictionSettings(**settings), whole=True), len(told)
 
 
 @pytest.mark.parametrize("settings", [{}, {"mirror_axes": (Axis.Z, Axis.X), "overlap": 0.25}, {"variants": 2}])
-def test_around_the_liver_masks_and_probabilities_are_those_of_the_whole_scan(settings: dict[str, Any]) -> None:
+def test_masks_and_probabilities_are_those_of_the_whole_scan(settings: dict[str, Any]) -> None:
     around, whole, windows = both(scan(), **settings)
     assert np.array_equal(around.labels_zyx, whole.labels_zyx)
     assert around.lesions[0].centre_lps_mm == pytest.approx(whole.lesions[0].centre_lps_mm)
@@ -75,43 +98,60 @@ def test_around_the_liver_masks_and_probabilities_are_those_of_the_whole_scan(se
     assert probability_zyx.shape == around.geometry.size_zyx
     assert np.abs(probability_zyx - expected_zyx)[whole.liver_zyx].max() < 0.05
     if not settings:
-        assert windows < 0.6 * ALL_WINDOWS
+        assert windows < 0.5 * ALL_WINDOWS
         assert around.probability_rzyx[0].size < 0.5 * around.liver_zyx.size
 
 
-@pytest.mark.parametrize("roomy", [True, False])
-def test_what_the_coarse_pass_missed_is_found_by_following_the_liver(
-    roomy: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    corner = (slice(11, 21), slice(22, 36), slice(12, 24))  # of a liver of 40 voxels along x, 107 ml of 600
-    whole_box = tuple(slice(0, n) for n in SIZE_ZYX)
-    region = Region(corner, np.ones([part.stop - part.start for part in corner], bool))
-    start = region.moved(whole_box) if roomy else region  # in a box without room, the box has to grow too
-    monkeypatch.setattr(hepar.inference.prediction, "find_liver", lambda *_: start)
-    image = scan(length_x=40)
-    followed = follow_liver([model()], PreparedScan(canonical(image), Modality.CT, model().spec.plan), SETTINGS, start)
-    assert followed is not None  # the whole scan was not needed
-    around, whole, _ = both(image)
+@pytest.mark.parametrize("room", [liver_region.MAX_ROOM, 0])
+def test_what_the_first_pass_missed_is_found_by_following_the_liver(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that sees nothing near the borders of its windows; without room the box has to grow, too."""
+    monkeypatch.setattr(liver_region, "MAX_ROOM", room)
+    around, whole, windows = both(scan(length_x=40), ShortSighted())
     assert np.array_equal(around.labels_zyx, whole.labels_zyx)
+    assert whole.liver_zyx.sum() > 8000  # of 9600 voxels
+    assert windows < ALL_WINDOWS
 
 
-def test_the_coarse_liver_is_found_on_the_grid_of_the_plan() -> None:
-    image = canonical(scan())
-    region = find_liver(model(), image, Modality.CT)
-    assert region is not None
-    found_zyx = region.moved(tuple(slice(0, n) for n in SIZE_ZYX)).mask_zyx
-    expected_zyx = sitk.GetArrayFromImage(image) > LIVER_HU / 2
-    assert (found_zyx & expected_zyx).sum() > 0.8 * expected_zyx.sum()
-    assert Geometry.of(image).size_zyx == SIZE_ZYX
+def test_all_that_the_first_pass_finds_is_followed() -> None:
+    """The liver, of 4800 voxels, is larger than another organ, but the first pass finds less of it."""
+    image = sitk.DICOMOrient(scan(length_x=20), "LPS")
+    image[34:46, 34:62, 1:15] = LIVER_HU  # 4704 voxels, 3456 of them away from the borders of the first windows
+    around, whole, windows = both(image, ShortSighted())
+    assert np.array_equal(around.labels_zyx, whole.labels_zyx)
+    assert around.liver_zyx.sum() == pytest.approx(4800, rel=0.05)
+    assert windows < ALL_WINDOWS
+
+
+def test_any_member_may_find_the_liver() -> None:
+    blind = model(Blind())
+    ensemble = [blind, model(), model()]
+    around = segment(ensemble, scan(), Modality.CT, SETTINGS)
+    assert len(blind.network.seen) < ALL_WINDOWS / 2
+    whole = segment(ensemble, scan(), Modality.CT, SETTINGS, whole=True)
+    assert np.array_equal(around.labels_zyx, whole.labels_zyx)
+    assert around.agreement == whole.agreement
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.7])
+def test_the_first_pass_holds_every_voxel_in_as_few_windows_as_without_overlap(overlap: float) -> None:
+    for size in (5, 16, 17, 40, 63, 64, 65):
+        grid = WindowGrid.over((8, 16, size), (8, 16, 16), overlap)
+        held_x = np.zeros(size, bool)
+        for _, _, start in grid.covering().corners:
+            held_x[max(start, 0) : start + 16] = True
+        assert held_x.all()
+        assert set(grid.covering().corners) <= set(grid.corners)
+        if overlap == 0.5:
+            assert len(grid.covering().corners) == len(WindowGrid.over((8, 16, size), (8, 16, 16), 0.0).corners)
 
 
 def test_a_scan_without_a_liver_or_of_a_model_that_knows_none_is_predicted_as_a_whole() -> None:
     empty = model()
-    assert not segment([empty], scan(length_x=0), Modality.CT, PredictionSettings()).liver_zyx.any()
-    assert empty.network.windows >= ALL_WINDOWS
+    assert not segment([empty], scan(length_x=0), Modality.CT, SETTINGS).liver_zyx.any()
+    assert len(empty.network.seen) == ALL_WINDOWS
     untaught = model(taught=("tumour",))
-    assert segment([untaught], scan(), Modality.CT, PredictionSettings()).tumour_zyx.any()
-    assert untaught.network.windows == ALL_WINDOWS
+    assert segment([untaught], scan(), Modality.CT, SETTINGS).tumour_zyx.any()
+    assert len(untaught.network.seen) == untaught.network.windows == ALL_WINDOWS
 
 
 def test_a_window_matters_to_a_voxel_that_it_weighs_for() -> None:
