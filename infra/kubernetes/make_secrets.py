@@ -4,11 +4,13 @@
     python infra/kubernetes/make_secrets.py | kubectl create -f -
 
 `create` refuses what exists, so a running site keeps its keys. Keep a copy where your site keeps passwords: backups do
-not hold them, and with another `hepar-patient-key` every patient gets another pseudonym and perhaps another split.
+not hold them. With another `hepar-patient-key` every patient gets another pseudonym and perhaps another split, and with
+another key of `mlflow-webhooks` MLflow cannot read the webhooks of a restored database.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets
 from typing import Any
@@ -36,8 +38,14 @@ def make_secrets() -> list[dict[str, Any]]:
         *found,
         secret(SERVICES, "s3-identities", {"identities.json": json.dumps({"identities": identities(keys)})}),
         secret(SERVICES, "postgres", {"password": secrets.token_hex(24)}),
+        secret(SERVICES, "mlflow-webhooks", {"encryption-key": fernet_key()}),
         secret(RUNS, "hepar-patient-key", {"key": secrets.token_hex(32)}),
     ]
+
+
+def fernet_key() -> str:
+    """A key as MLflow wants it: 32 bytes in the Base64 of URLs."""
+    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 
 
 def identities(keys: dict[str, dict[str, str]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import services
 import yaml
+from cryptography.fernet import Fernet
 from infra.deployment_files import COMPOSE, EXAMPLE, ComposeFile, example_variables
 
 FILLED = {name: value or f"/srv/{name.lower()}" for name, value in example_variables().items()}
@@ -58,8 +60,17 @@ def test_whatever_is_empty_in_the_example_must_be_set() -> None:
     assert defaults == {name: value for name, value in example_variables().items() if value}
 
 
+def test_the_key_of_webhooks_is_made_as_the_example_says() -> None:
+    """MLflow does not start with a key of another form; `rand -hex`, as for the other secrets, gives one."""
+    (command,) = re.findall(r"# encrypts .*make it with: (.*)", EXAMPLE.read_text())
+    made = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout.strip()
+    assert base64.b64encode(base64.b64decode(made, altchars=b"-_", validate=True), altchars=b"-_").decode() == made
+    Fernet(made)
+
+
 def test_no_secret_is_in_a_command(compose: ComposeFile) -> None:
-    secrets = {FILLED[name] for name in ("POSTGRES_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY")}
+    names = ("POSTGRES_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY", "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY")
+    secrets = {FILLED[name] for name in names}
     words = [word for service in compose.services.values() for word in service["command"]]
     assert [word for word in words if any(secret in word for secret in secrets)] == []
 

@@ -15,6 +15,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from cryptography.fernet import Fernet
 from infra.deployment_files import (
     INFRA,
     OVERLAYS,
@@ -227,6 +228,8 @@ def test_secrets_are_new_each_time() -> None:
     values = [set(secret["stringData"].values()) for secret in (*once, *again)]
     assert len(set.union(*values)) == sum(map(len, values))
     assert all(len(value) >= 20 for found in values for value in found)
+    (key,) = [one["stringData"]["encryption-key"] for one in once if one["metadata"]["name"] == "mlflow-webhooks"]
+    Fernet(key)  # MLflow does not start with another
 
 
 def test_pods_reach_only_what_a_policy_names(gpu: Manifests) -> None:
@@ -280,6 +283,8 @@ def test_compose_and_kubernetes_run_the_same_commands(gpu: Manifests) -> None:
     def command(words: list[str]) -> list[str]:
         return [word for word in words if word.partition("=")[0] not in own]
 
+    variables = container(gpu, "Deployment", "mlflow")["env"]
+    assert {one["name"] for one in variables} == set(compose.environment("mlflow"))
     for name, kind, words in (("mlflow", "Deployment", "command"), ("s3", "StatefulSet", "command"),
                               ("postgres", "StatefulSet", "args"), ("backup", "CronJob", "command")):  # fmt: skip
         found = container(gpu, kind, name)

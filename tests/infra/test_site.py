@@ -24,13 +24,14 @@ import pytest
 import services
 import yaml
 from botocore.exceptions import ClientError
+from cryptography.fernet import Fernet
 from infra.deployment_files import INFRA, STORAGE, ComposeFile, container, example_variables, load_script, rendered
 from toy_pool import TOYS, content, finished_pool
 
 from components import pool_versions
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-MODEL = "hepar-toy"
+MODEL, WEBHOOK_KEY = "hepar-toy", "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def done(words: list[str], variables: Mapping[str, str]) -> str:
 def compose() -> ComposeFile:
     hosts = example_variables()["MLFLOW_ALLOWED_HOSTS"]
     secrets = {"POSTGRES_PASSWORD": "p", "S3_ACCESS_KEY": "hepar-compose", "S3_SECRET_KEY": "a secret key"}
+    secrets[WEBHOOK_KEY] = Fernet.generate_key().decode()
     folders = {"BACKUP_FOLDER": "/b", "WORKDIR": "/w", "REVIEWS": "/r", "REVIEWER": "an expert"}
     return ComposeFile.load({**secrets, **folders, "MLFLOW_ALLOWED_HOSTS": f"{hosts},localhost:*"})
 
@@ -87,9 +89,12 @@ def site(compose: ComposeFile, tmp_path_factory: pytest.TempPathFactory) -> Iter
     ):
         own = Site(database, s3)
         assert set(compose.environment("buckets")) == set(s3)
-        assert set(compose.environment("mlflow")) == set(own.variables)
+        key = {WEBHOOK_KEY: compose.environment("mlflow")[WEBHOOK_KEY]}
+        assert set(compose.environment("mlflow")) == {*own.variables, *key}
         done(compose.command("buckets"), s3)
-        with mlflow_of(own, folder, compose.command("mlflow"), own.variables) as running:
+        addresses = {"MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}  # such as 192.0.2.1, which nobody has
+        variables = {**own.variables, **key, **addresses}
+        with mlflow_of(own, folder, compose.command("mlflow"), variables) as running:
             yield running
 
 
@@ -160,15 +165,17 @@ def fill(site: Site, folder: Path) -> tuple[Path, str]:
         tags = {"hepar.pool_version": pool_version}
         client.create_model_version(MODEL, f"{run.artifact_uri}/model", run.run_id, tags=tags)
     client.set_registered_model_alias(MODEL, "champion", "2")
+    client.create_webhook("viewer", "https://192.0.2.1", ["model_version_alias.created"], secret="a secret of sixteen")
     return pool, pool_version
 
 
 def registry(site: Site, folder: Path) -> dict[str, Any]:
-    """All that MLflow knows of the models, runs and artifacts."""
+    """All that MLflow knows of the models, runs, artifacts and webhooks; these cannot be read with another key."""
     from mlflow import MlflowClient
 
     client: Any = MlflowClient(site.mlflow)
     found: dict[str, Any] = {"models": [str(dict(model)) for model in client.search_registered_models()]}
+    found["webhooks"] = [(hook.name, hook.url) for hook in client.list_webhooks()]
     for version in client.search_model_versions(f"name='{MODEL}'"):
         run = client.get_run(version.run_id)
         history = [(metric.step, metric.value) for metric in client.get_metric_history(version.run_id, "loss")]
@@ -238,9 +245,13 @@ def contents(backup: Path) -> dict[str, int]:
 
 
 def test_registry_and_pool_come_back_on_empty_services(
-    saved: SavedSite, manifests: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: SavedSite,
+    compose: ComposeFile,
+    manifests: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On services as in Kubernetes, where each client of S3 has a key of its own."""
+    """On services as in Kubernetes, where each client of S3 has a key of its own; that of webhooks was kept."""
     secrets = {one["metadata"]["name"]: one["stringData"] for one in load_script(MAKE_SECRETS).make_secrets()}
     identities = tmp_path / "identities.json"
     identities.write_text(secrets["s3-identities"]["identities.json"])
@@ -258,10 +269,11 @@ def test_registry_and_pool_come_back_on_empty_services(
         words = [str(saved.backup) if word == "/backup" else word for word in restore["command"]]
         done(words, {**database, **users["operator"]})
         served = container(manifests, "Deployment", "mlflow")
-        assert secrets_of(served) == {"postgres", "s3-mlflow"}
+        assert secrets_of(served) == {"postgres", "s3-mlflow", "mlflow-webhooks"}
         words = served["command"]
         words = [f"{word},localhost:*" if word.startswith("--allowed-hosts=") else word for word in words]
-        with mlflow_of(Site(database, address), tmp_path, words, {**database, **users["mlflow"]}) as restored:
+        kept = {WEBHOOK_KEY: compose.environment("mlflow")[WEBHOOK_KEY]}
+        with mlflow_of(Site(database, address), tmp_path, words, {**database, **users["mlflow"], **kept}) as restored:
             assert registry(restored, tmp_path / "after") == saved.registry
             for name, value in {**users["pipeline"], "MLFLOW_TRACKING_URI": restored.mlflow}.items():
                 monkeypatch.setenv(name, value)
