@@ -17,6 +17,7 @@ from hepar.params import CHAMPION, REGISTERED
 from hepar.registry.case_results import CaseResult, case_results
 from hepar.registry.tracking import check_server, connect, reason_of, report_place, server, storage_errors, tag_name
 from hepar.runtime.artifacts import MANIFEST
+from hepar.runtime.execution import KFP_RUN
 from hepar.runtime.scratch import scratch_folder
 
 CHALLENGER = "challenger"
@@ -25,6 +26,7 @@ POOL_TAG = tag_name(ModelFolder.POOL_VERSION)
 COHORT_VERSION = "cohort version"  # the version in the store of the cohort that a model was scored on
 COHORT_TAG = tag_name(COHORT_VERSION)
 REPORT_TAG = tag_name(Report.KIND)
+RUN_TAG = tag_name(KFP_RUN)
 FACTS = (Cohort.KIND, ModelFolder.KIND, Report.TEST_SET, Report.LEFT_TO_MODEL, *Report.SETTINGS)  # read back from tags
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a model or version, and of an alias
 _SERVING_PACKAGES = (
@@ -255,6 +257,11 @@ def find_registered(mlflow: Any, uri: str) -> Any:
         if error.error_code not in NOT_FOUND:
             raise
         raise DataError(f"{uri} is not in the registry at {server()}: {reason_of(error)}") from None
+
+
+def versions_of_run(mlflow: Any, run: str) -> list[Any]:
+    """What MLflow knows about the versions that a run on a cluster has registered; none yet while it goes on."""
+    return list(mlflow.MlflowClient().search_model_versions(f"tags.`{RUN_TAG}` = '{run}'"))
 
 
 def pool_version(uri: str) -> str:

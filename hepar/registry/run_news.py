@@ -9,9 +9,10 @@ from typing import Any
 
 from hepar.errors import HeparError, one_line
 from hepar.registry.champion import DECISION_TAG, RESULT_TAG
+from hepar.registry.model_registry import versions_of_run
 from hepar.registry.registration import Registration
-from hepar.registry.tracking import TEST_SCORES, connect, storage_errors, tag_name
-from hepar.runtime.execution import KFP_RUN, KFP_RUN_VARIABLE
+from hepar.registry.tracking import TEST_SCORES, connect, storage_errors
+from hepar.runtime.execution import KFP_RUN_VARIABLE
 from hepar.runtime.failure_record import last_failure
 from hepar.runtime.notification import MAX_MESSAGE, SUCCEEDED, URL_VARIABLE, Notification, send
 from hepar.runtime.redaction import redact
@@ -65,10 +66,10 @@ def _registered(run: str) -> _RegisteredBy | None:
     if not run:
         return None
     with storage_errors():
-        client = connect().MlflowClient()
-        for version in client.search_model_versions(f"tags.`{tag_name(KFP_RUN)}` = '{run}'"):
+        mlflow = connect()
+        for version in versions_of_run(mlflow, run):
             if RESULT_TAG in version.tags:
-                metrics = client.get_run(version.run_id).data.metrics
+                metrics = mlflow.MlflowClient().get_run(version.run_id).data.metrics
                 return _RegisteredBy(
                     version, {name: value for name, value in metrics.items() if name.startswith(TEST_SCORES)}
                 )

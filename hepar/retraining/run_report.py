@@ -24,10 +24,10 @@ from hepar.evaluation.summary import Bootstrap
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import CHAMPION, REGISTERED
 from hepar.registry.champion import DECISION_TAG, RESULT_TAG
-from hepar.registry.model_registry import PREVIOUS, RegisteredModel, find_registered
+from hepar.registry.model_registry import PREVIOUS, RUN_TAG, RegisteredModel, find_registered
 from hepar.registry.tracking import connect, server, storage_errors, tag_name
 from hepar.registry.version_scores import version_scores
-from hepar.retraining.submission import REASONS_TAG, RUN_NAME, RUN_TAG
+from hepar.retraining.submission import REASONS_TAG, RUN_NAME
 from hepar.runtime.execution import IMAGE, KFP_RUN
 from hepar.runtime.notification import MAX_MESSAGE, SUCCEEDED
 from hepar.runtime.redaction import redact

@@ -20,8 +20,8 @@ from typing import Any
 
 from hepar.errors import Preempted
 from hepar.registry.lease import hold_lease
+from hepar.registry.model_registry import RUN_TAG, versions_of_run
 from hepar.registry.tracking import connect, experiment_id, storage_errors, tag_name
-from hepar.runtime.execution import KFP_RUN
 
 STATE_TAG, PLACE_TAG, REASONS_TAG = (tag_name(name) for name in ("retrained state", "place", "reasons"))
 ALIVE_TAG = tag_name("alive")  # of an attempt: seconds since 1970 when its process was last known to live
@@ -29,7 +29,6 @@ BEAT_SECONDS, DEAD_SECONDS = 300.0, 3600.0  # how often it says so, and how long
 RUN_NAME = "retrain"
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # as MLflow has them
 MAX_ATTEMPTS = 1000  # that are read; there are at most a few
-RUN_TAG = tag_name(KFP_RUN)  # of an attempt that was handed to a cluster, and of the version that it ends with
 MAX_TAG = 4000  # characters; MLflow allows 8000
 Train = Callable[[], str | None]  # the id of a run that goes on elsewhere; None if the training has ended
 Outcome = Callable[[str], str]  # from the id of such a run to a status as MLflow has them
@@ -159,15 +158,10 @@ def _attempts(mlflow: Any, submission: Submission, outcome: Outcome) -> list[Att
         run_id, status, place = run.info.run_id, run.info.status, run.data.tags.get(PLACE_TAG, "")
         if status == RUNNING:
             if elsewhere := run.data.tags.get(RUN_TAG, ""):
-                status = FINISHED if _has_version(mlflow, elsewhere) else outcome(elsewhere)
+                status = FINISHED if versions_of_run(mlflow, elsewhere) else outcome(elsewhere)
             elif place == submission.place or _is_silent(run.data.tags):  # its process is dead
                 status = FAILED
             if status != RUNNING:
                 mlflow.MlflowClient().set_terminated(run_id, status)
         attempts.append(Attempt(run_id, status, place))
     return attempts
-
-
-def _has_version(mlflow: Any, run: str) -> bool:
-    """Whether a run on a cluster has registered a version."""
-    return bool(mlflow.MlflowClient().search_model_versions(f"tags.`{RUN_TAG}` = '{run}'"))

@@ -17,7 +17,7 @@ from hepar.errors import DataError
 from hepar.evaluation.summary import Bootstrap
 from hepar.params import Params
 from hepar.registry.champion import Judge, settle
-from hepar.registry.model_registry import RegisteredModel
+from hepar.registry.model_registry import RUN_TAG, RegisteredModel
 from hepar.registry.tracking import connect
 from hepar.retraining.run_report import (
     FIGURE,
@@ -29,7 +29,7 @@ from hepar.retraining.run_report import (
     pointed_version,
     read_failure,
 )
-from hepar.retraining.submission import REASONS_TAG, RUN_NAME, RUN_TAG
+from hepar.retraining.submission import REASONS_TAG, RUN_NAME
 
 NAME, FAST = "hepar-toy", Bootstrap(1, 50)
 FAILED = {"outcome": "FAILED", "subject": "run\n 7", "details": ["evaluate: no"], "links": {"log": "https://x"}}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hepar.errors import HeparError, Preempted
+from hepar.registry.model_registry import RUN_TAG
 from hepar.registry.tracking import connect
 from hepar.retraining.submission import (
     ALIVE_TAG,
@@ -18,7 +19,6 @@ from hepar.retraining.submission import (
     FAILED,
     FINISHED,
     KILLED,
-    RUN_TAG,
     RUNNING,
     STATE_TAG,
     Attempt,
