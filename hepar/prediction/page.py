@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a predicted scan, without scripts and without anything from elsewhere."""
+"""One self-contained HTML page of a predicted scan, with nothing from elsewhere; without scripts it has pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.prediction.pictures import ScanPictures
 from hepar.prediction.predicted_scan import PredictedScan
+from hepar.viewer.embedding import EmbeddedViewer, embed_viewer
+from hepar.viewer.reduced_scan import reduce_scan
 
+LAYERS = (
+    {"name": "liver", "label": "liver", "colour": "green", "visible": True, "key": "m"},
+    {"name": "tumour", "label": "tumours", "colour": "orange", "visible": True, "key": "t"},
+)
 MAX_PICTURES = 20  # of the largest lesions
 NOTHING = "–"
 
@@ -28,7 +34,7 @@ def overview_lines(predicted: PredictedScan) -> list[str]:
 
 
 def render_page(predicted: PredictedScan, pictures: ScanPictures, overview: bytes) -> str:
-    """The page: warnings, the overview, volumes, and the lesions with their pictures."""
+    """The page: warnings, the viewer or else the overview, volumes, and the lesions with their pictures."""
     environment = Environment(
         loader=PackageLoader("hepar.prediction"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -39,10 +45,20 @@ def render_page(predicted: PredictedScan, pictures: ScanPictures, overview: byte
         predicted=predicted,
         facts=predicted.measurements(),
         overview=_address(overview),
+        viewer=_viewer(predicted, pictures),
         lesions=predicted.measured.lesions,
         knows_livers=predicted.modality in predicted.predictor.models[0].spec.liver_intensity,
         pictures=[(lesion, _address(pictures.lesion(lesion))) for lesion in lesions[:MAX_PICTURES]],
     )
+
+
+def _viewer(predicted: PredictedScan, pictures: ScanPictures) -> EmbeddedViewer:
+    """The viewer of the masks of what the model was taught."""
+    masks_zyx = {"liver": pictures.liver_zyx, "tumour": pictures.tumour_zyx}
+    taught = {name: mask_zyx for name, mask_zyx in masks_zyx.items() if name in predicted.found.taught}
+    reduced = reduce_scan(pictures.image, predicted.modality, taught)
+    shown = [layer for layer in LAYERS if layer["name"] in taught]
+    return embed_viewer(shown, [reduced.facts(predicted.scan.name, predicted.modality)])
 
 
 def _address(png: bytes) -> str:

@@ -28,6 +28,7 @@ from hepar.service.limits import ServiceLimits
 from hepar.service.metrics import ServiceMetrics
 from hepar.service.predicting import ARCHIVE, IMAGES, RESULTS
 from hepar.service.uploads import ACCEPTED, HEAD_BYTES, TOO_LARGE, UploadRefused, check_apart, kind_of
+from hepar.viewer.embedding import HOSTED_POLICY
 
 STATIC = Path(__file__).parent / "static"
 PAGES = {
@@ -43,8 +44,6 @@ FILES = frozenset(
         *(PredictionFolder.SUMMARY, PredictionFolder.LESIONS, PredictionFolder.PICTURE, PredictionFolder.PAGE),
     )
 )
-# the page of a scan has neither scripts nor anything from elsewhere
-PAGE_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
 
 
 def make_service(jobs: Jobs, lanes: list[Lane], metrics: ServiceMetrics, token: str) -> FastAPI:
@@ -158,7 +157,7 @@ def _add_jobs(app: FastAPI, jobs: Jobs, metrics: ServiceMetrics) -> None:
             raise HTTPException(GONE, "there is no such file")
         answer = _file(job, f"{RESULTS}/{number}/{name}")
         if name == PredictionFolder.PAGE:
-            answer.headers["Content-Security-Policy"] = PAGE_POLICY
+            answer.headers["Content-Security-Policy"] = HOSTED_POLICY
         return answer
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 STATIC = Path(__file__).parent / "static"
 FILES = {  # by the name under which a page asks for them
-    "viewer.js": STATIC / "viewer.js",
-    "viewer.css": STATIC / "viewer.css",
+    **{name: STATIC / name for name in ("page.js", "viewer.js", "pen.js", "viewer.css")},
     "niivue.js": STATIC / "vendor" / "niivue.umd.js",
 }
 CONTENT_SECURITY_POLICY = (  # NiiVue decodes images in WebAssembly and workers of its own

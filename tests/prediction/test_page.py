@@ -1,12 +1,15 @@
-"""The page and the lines below the overview: how numbers and warnings are written."""
+"""The page, in a browser from a file too, and the lines below the overview: how numbers and warnings are written."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from chromium import LOADING_MS, open_chromium
 from dicom_files import phantom_voxels, write_series
+from playwright.sync_api import expect
 from predicted import predicted
 
 from hepar.prediction.out_of_distribution import ScanWarning
@@ -47,3 +50,43 @@ def test_numbers_have_minus_signs_and_spacings_three_digits(scan: PredictedScan)
     assert [_number(value, 1, "%") for value in (0.06, 0.0, None)] == ["0.1 %", "0.0 %", "–"]
     assert "voxels of 0.703 × 9.04 × 10.8 mm" in page
     assert re.search(r"td \{[^}]*white-space: nowrap", page)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_page_on_a_disk_has_the_viewer_and_without_scripts_the_picture(scan: PredictedScan, tmp_path: Path) -> None:
+    pictures = ScanPictures.of(scan)
+    (tmp_path / "page.html").write_text(render_page(scan, pictures, pictures.overview(["a line"])))
+    with open_chromium() as browser:
+        page = browser.new_page()
+        seen: list[str] = []
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on("console", lambda said: seen.append(said.text) if said.type == "error" else None)
+        page.on("request", lambda request: seen.append(request.url.split(":")[0]))
+        page.goto((tmp_path / "page.html").as_uri())
+        expect(page.locator("#view")).to_have_attribute("data-shown", scan.scan.name, timeout=LOADING_MS)
+        expect(page.locator(".without-viewer")).to_be_hidden()
+        assert page.locator(".windows button").all_inner_texts() == ["abdomen 1", "liver 2"]  # no lung in what is kept
+        place = page.locator(".place")
+        page.locator("#view").focus()
+        for _ in range(4):
+            page.keyboard.press("PageUp")
+        before = place.inner_text()
+        page.locator("tr[data-lps]").click()
+        x, y, z = (int(found) for found in re.findall(r"[xyz] (\d+)", place.inner_text()))
+        lesion_zyx = scan.measured.lesions[0].found.centre_index_zyx
+        rows, columns = scan.found.geometry.size_zyx[1:]
+        expected = (
+            columns - 1 - lesion_zyx[2],
+            rows - 1 - lesion_zyx[1],
+            lesion_zyx[0],
+        )  # they count to the right, front and head
+        assert (x, y, z) == pytest.approx(expected, abs=1)
+        assert place.inner_text() != before
+        assert ": 300 " in place.inner_text()  # HU of the lesion
+        assert set(seen) <= {"file", "data", "blob"}, seen
+
+        plain = browser.new_context(java_script_enabled=False).new_page()
+        plain.goto((tmp_path / "page.html").as_uri())
+        expect(plain.locator("#embedded")).to_be_hidden()
+        expect(plain.locator(".without-viewer img")).to_be_visible()

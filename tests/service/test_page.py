@@ -73,7 +73,7 @@ def test_a_scan_is_uploaded_predicted_looked_at_downloaded_and_deleted(
 
     (tmp_path / "broken.nii.gz").write_bytes(b"\x1f\x8b\x08\x00 no gzip")
     page.set_input_files("#file", str(tmp_path / "broken.nii.gz"))
-    expect(page.locator("#error")).to_contain_text("the upload")
+    expect(page.locator("#error")).to_contain_text("the upload", timeout=LOADING_MS)
     expect(page.locator("#drop")).to_be_visible()
 
     slices = write_series(tmp_path / "ct", phantom_voxels())
@@ -106,6 +106,11 @@ def test_a_scan_is_uploaded_predicted_looked_at_downloaded_and_deleted(
         assert not any("GRIMALDI" in name for name in archive.namelist())
 
     job = page.url.partition("#")[2]
+    page.goto(f"{address.partition('?')[0]}api/jobs/{job}/scans/1/page.html")  # with its own viewer, in a sandbox
+    expect(page.locator("#view")).to_have_attribute("data-shown", re.compile("ct"), timeout=LOADING_MS)
+    assert page.evaluate("fetch('/api/service').then(() => 'reached', () => 'refused')") == "refused"
+    page.goto(f"{address.partition('?')[0]}#{job}")
+    expect(page.locator("#view")).to_have_attribute("data-shown", f"{job}/1", timeout=LOADING_MS)
     page.reload()
     expect(page.locator("#view")).to_have_attribute("data-shown", f"{job}/1", timeout=LOADING_MS)
     page.locator("#delete").click()

@@ -1,7 +1,6 @@
 // Upload a scan, wait for its prediction, and look at the results. The address keeps the job, so a reload finds it again.
 "use strict";
 
-const byId = (id) => document.getElementById(id);
 const LAYERS = [
   { name: "liver", label: "liver", colour: "green", visible: true, key: "m" },
   { name: "tumour", label: "tumours", colour: "orange", visible: true, key: "t" },
@@ -13,17 +12,10 @@ const DOWNLOADS = {
   "overview.png": "Overview", "page.html": "Page",
 };
 const planes = new HeparViewer(byId("view"));
+const table = new HeparLesions(planes);
 let job = null;
 let scan = null;
-let lesion = -1;
 let uploading = null;
-
-async function fetchJson(path, options) {
-  const response = await fetch(path, options);
-  const body = await response.json();
-  if (!response.ok) throw new Error(body.error);
-  return body;
-}
 
 const sleep = (ms) => new Promise((done) => { setTimeout(done, ms); });
 
@@ -112,7 +104,6 @@ async function showResults() {
 
 async function showScan(index) {
   scan = job.scans[index];
-  lesion = -1;
   delete byId("view").dataset.shown;
   const { measurements: found } = scan, values = found.measurements;
   byId("warnings").replaceChildren(
@@ -126,10 +117,9 @@ async function showScan(index) {
   showDownloads();
   const folder = `api/jobs/${job.id}/scans/${scan.number}`;
   const layers = LAYERS.filter((layer) => scan.files.includes(`${layer.name}.nii.gz`)).map((layer) => ({
-    ...layer, url: `${folder}/${layer.name}.nii.gz`, visible: byId(`show-${layer.name}`).checked,
+    ...layer, url: `${folder}/${layer.name}.nii.gz`,
   }));
   await planes.show({ url: `${folder}/image.nii.gz`, modality: found.scan.modality, layers, opensOn: ["tumour", "liver"] });
-  for (const layer of LAYERS) byId(`show-${layer.name}`).disabled = !layers.some(({ name }) => name === layer.name);
   byId("view").dataset.shown = `${job.id}/${scan.number}`;
 }
 
@@ -141,23 +131,15 @@ function showLesions(lesions, tumourMl) {
   byId("lesions").hidden = byId("hint").hidden = !lesions.length;
   byId("no-lesions").hidden = Boolean(lesions.length);
   byId("no-lesions").textContent = tumourMl === null ? "The model was not taught tumours." : "None found.";
-  byId("lesions").tBodies[0].replaceChildren(...lesions.map((item, index) => {
+  const rows = lesions.map((item) => {
     const button = make("button", { type: "button", title: "Go to this lesion" }, String(item.number));
-    const row = make("tr", {}, make("td", {}, button), ...[
+    return make("tr", {}, make("td", {}, button), ...[
       amount(item.volume_ml, 2, ""), amount(item.longest_diameter_mm, 1, ""), amount(item.perpendicular_diameter_mm, 1, ""),
       amount(item.confidence, 2, ""),
     ].map((text) => make("td", {}, text)));
-    row.addEventListener("click", () => goToLesion(index));
-    return row;
-  }));
-}
-
-function goToLesion(index) {
-  const { lesions } = scan.measurements;
-  if (!lesions.length) return;
-  lesion = (index + lesions.length) % lesions.length;
-  planes.goToLps(lesions[lesion].centre_lps_mm);
-  [...byId("lesions").tBodies[0].rows].forEach((row, at) => row.setAttribute("aria-current", String(at === lesion)));
+  });
+  byId("lesions").tBodies[0].replaceChildren(...rows);
+  table.show(rows, lesions.map((item) => item.centre_lps_mm));
 }
 
 function showDownloads() {
@@ -175,10 +157,7 @@ async function remove() {
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || !scan || event.target.matches("input[type=range], select")) return;
-  const layer = LAYERS.find((item) => item.key === event.key.toLowerCase());
-  if (event.key.toLowerCase() === "n") goToLesion(lesion + 1);
-  else if (layer && !byId(`show-${layer.name}`).disabled) byId(`show-${layer.name}`).click();
-  else if (!planes.handleKey(event)) return;
+  if (!table.handleKey(event) && !planes.handleKey(event)) return;
   event.preventDefault();
   event.stopPropagation();
 }

@@ -1,4 +1,5 @@
-// Three planes of a scan with its masks, for every page. `HeparViewer` shows, windows and outlines; `HeparPen` draws.
+// Three planes of a scan with its masks, for every page: `HeparViewer` shows, windows and outlines, `HeparLesions` goes
+// from a table to its lesions. Needs page.js, and NiiVue once a viewer is made; pen.js draws.
 // Voxels [x, y, z] count along NiiVue's axes to the right, to the front and to the head.
 "use strict";
 
@@ -19,6 +20,7 @@ class HeparViewer {
     this.layers = [];
     this.fill = 0.25;
     this.presets = [];
+    this.boxes = new Map(); // that show and hide layers, by the layer's name
     this.listeners = [];
     this.niivue = new niivue.Niivue({
       backColor: [0.04, 0.05, 0.06, 1],
@@ -44,10 +46,11 @@ class HeparViewer {
     this.niivue.setSliceType(this.niivue.sliceTypeMultiplanar);
   }
 
-  // Load a scan and its masks. A layer is {name, url, colour, visible}; `modality` chooses the windows, and `opensOn`
-  // names the layers by which the first slices are chosen.
-  async show({ url, modality, layers, opensOn }) {
-    this.layers = layers.map((layer) => ({ ...layer }));
+  // Load a scan and its masks. A layer is {name, url, colour, visible}, where a box of the layer outweighs `visible`;
+  // `modality` chooses the windows, of CT those that lie within `range` if it is given, and `opensOn` names the layers by
+  // which the first slices are chosen.
+  async show({ url, modality, layers, opensOn, range }) {
+    this.layers = layers.map((layer) => ({ ...layer, visible: this.boxes.get(layer.name)?.checked ?? layer.visible }));
     this.addColours();
     await this.niivue.loadVolumes([
       { url, name: "image.nii.gz", colormap: "gray" },
@@ -57,7 +60,8 @@ class HeparViewer {
       })),
     ]);
     for (const layer of this.layers) this.niivue.addVolume(edgeOf(this.volume(layer.name), layer));
-    this.presets = modality === "CT" ? CT_WINDOWS : this.windowsOfMr();
+    for (const [name, box] of this.boxes) box.disabled = !this.volume(name);
+    this.offer(modality === "CT" ? CT_WINDOWS.filter((preset) => within(preset, range)) : this.windowsOfMr());
     this.setWindow(this.presets[0]);
     this.goToMostOf(opensOn);
   }
@@ -84,6 +88,17 @@ class HeparViewer {
     this.image.cal_max = high;
     this.niivue.updateGLVolume();
     this.tell();
+  }
+
+  // Offer these windows, by buttons if there are controls.
+  offer(presets) {
+    this.presets = presets;
+    this.buttons = presets.map((preset, index) => {
+      const button = make("button", { type: "button", title: `Key ${index + 1}` }, preset.name, " ", make("kbd", {}, String(index + 1)));
+      button.addEventListener("click", () => this.setWindow(preset));
+      return button;
+    });
+    this.windows?.replaceChildren(...this.buttons);
   }
 
   // MR has no unit: the window around the liver is its median and eight robust standard deviations to both sides.
@@ -174,19 +189,23 @@ class HeparViewer {
     if (this.niivue.volumes.length) this.listeners.forEach((listener) => listener(this));
   }
 
-  // Arrows and page keys move the crosshair, digits choose a window, W makes dragging change it. Returns whether it did.
+  // Arrows and page keys move the crosshair, digits choose a window, W makes dragging change it, and the key of a layer
+  // shows or hides it. Returns whether it did.
   handleKey(event) {
     if (!this.niivue.volumes.length) return false;
+    const layer = this.layers.find(({ key }) => key === event.key.toLowerCase()), box = layer && this.boxes.get(layer.name);
     if (STEPS[event.key]) this.step(STEPS[event.key]);
     else if (this.presets[Number(event.key) - 1]) this.setWindow(this.presets[Number(event.key) - 1]);
+    else if (event.repeat) return false;
     else if (event.key.toLowerCase() === "w") this.setWindowing(!this.windowing);
+    else if (box) box.click();
     else return false;
     return true;
   }
 
   // Fill an element with the window presets, the opacity of masks, a box for each layer, and where the crosshair is.
   addControls(parent, layers) {
-    const windows = make("span", { className: "windows" });
+    this.windows = make("span", { className: "windows" });
     const drag = make("button", { type: "button", title: "Drag with the left button to change the window (key W)" },
       "drag to window ", make("kbd", {}, "W"));
     const fill = make("input", { type: "range", min: 0, max: 100, value: 100 * this.fill, id: "fill", ariaLabel: "Opacity of masks" });
@@ -196,155 +215,52 @@ class HeparViewer {
     const boxes = layers.map((layer) => {
       const box = make("input", { type: "checkbox", id: `show-${layer.name}`, checked: layer.visible });
       box.addEventListener("change", () => this.setVisible(layer.name, box.checked));
+      this.boxes.set(layer.name, box);
       const swatch = make("span", { className: "swatch" });
       swatch.style.background = `rgb(${COLOURS[layer.colour]})`;
       return make("label", {}, box, swatch, layer.label, layer.key ? make("kbd", {}, layer.key.toUpperCase()) : "");
     });
     parent.replaceChildren(
-      make("div", { className: "viewer-controls" }, windows, drag, make("label", {}, "fill ", fill), ...boxes, place));
+      make("div", { className: "viewer-controls" }, this.windows, drag, make("label", {}, "fill ", fill), ...boxes, place));
     this.onChange(() => {
-      windows.replaceChildren(...this.presets.map((preset, index) => this.presetButton(preset, index)));
-      drag.setAttribute("aria-pressed", String(Boolean(this.windowing)));
       const [x, y, z] = this.voxel, { low, high } = this.window;
+      this.presets.forEach((preset, index) => (
+        this.buttons[index].setAttribute("aria-pressed", String(low === preset.low && high === preset.high))));
+      drag.setAttribute("aria-pressed", String(Boolean(this.windowing)));
       place.textContent = `x ${x} y ${y} z ${z}: ${shown(this.value([x, y, z]))}  ·  window ${shown(low)} to ${shown(high)}`;
     });
   }
+}
 
-  presetButton(preset, index) {
-    const button = make("button", { type: "button", title: `Key ${index + 1}` }, preset.name, " ", make("kbd", {}, String(index + 1)));
-    const { low, high } = this.window;
-    button.setAttribute("aria-pressed", String(low === preset.low && high === preset.high));
-    button.addEventListener("click", () => this.setWindow(preset));
-    return button;
+// The rows of a table of lesions, which lead to their places: millimetres as DICOM counts them.
+class HeparLesions {
+  constructor(viewer) {
+    this.viewer = viewer;
+    this.show([], []);
+  }
+
+  show(rows, places) {
+    Object.assign(this, { rows, places, at: -1 });
+    rows.forEach((row, index) => row.addEventListener("click", () => this.goTo(index)));
+  }
+
+  goTo(index) {
+    if (!this.rows.length) return;
+    this.at = (index + this.rows.length) % this.rows.length;
+    this.viewer.goToLps(this.places[this.at]);
+    this.rows.forEach((row, at) => row.setAttribute("aria-current", String(at === this.at)));
+  }
+
+  // N goes to the next lesion. Returns whether it did.
+  handleKey(event) {
+    if (event.key.toLowerCase() !== "n") return false;
+    this.goTo(this.at + 1);
+    return true;
   }
 }
 
-// Draws one mask over a viewer: a brush, an eraser, and a click that adds the region around it of similar values.
-class HeparPen {
-  constructor(viewer) {
-    this.viewer = viewer;
-    this.niivue = viewer.niivue;
-    this.tool = "";
-    this.size = 5;
-    this.reachMm = 25;
-    this.tolerance = 1.5; // standard deviations of the values around the click
-    this.listeners = [];
-    this.niivue.onDrawingChanged = (action) => {
-      if (this.tool && action !== "load") this.changed = true;
-      this.tell();
-    };
-    viewer.canvas.addEventListener("click", (event) => {
-      if (this.tool === "grow") this.grow(viewer.voxel, event.shiftKey);
-    });
-  }
-
-  get open() {
-    return Boolean(this.tool);
-  }
-
-  // Begin with the mask of a layer, which is hidden meanwhile.
-  begin(layer) {
-    this.layer = layer;
-    const mask = this.viewer.volume(layer), colour = COLOURS[this.viewer.layers.find(({ name }) => name === layer).colour];
-    this.wasVisible = this.viewer.layers.find(({ name }) => name === layer).visible;
-    this.viewer.setVisible(layer, false);
-    this.viewer.setWindowing(false);
-    this.niivue.setDrawColormap({ R: [0, colour[0]], G: [0, colour[1]], B: [0, colour[2]], A: [0, 255], I: [0, 1], labels: ["", layer] });
-    this.niivue.setDrawOpacity(this.viewer.fill);
-    this.niivue.drawRimOpacity = 1;
-    this.niivue.createEmptyDrawing();
-    mask.img2RAS().forEach((value, index) => { this.niivue.drawBitmap[index] = value > 0 ? 1 : 0; });
-    this.niivue.drawClearAllUndoBitmaps();
-    this.niivue.drawAddUndoBitmap();
-    this.niivue.refreshDrawing(true);
-    this.changed = false;
-    this.use("brush");
-  }
-
-  use(tool) {
-    this.tool = tool;
-    this.niivue.setDrawingEnabled(tool === "brush" || tool === "eraser");
-    this.niivue.opts.penSize = this.size;
-    this.niivue.setPenValue(tool === "eraser" ? 0 : 1, false);
-    this.viewer.canvas.dataset.tool = tool;
-    this.tell();
-  }
-
-  setSize(size) {
-    this.size = Math.max(1, Math.min(31, size));
-    this.niivue.opts.penSize = this.size;
-    this.tell();
-  }
-
-  undo() {
-    this.niivue.drawUndo();
-    this.tell();
-  }
-
-  // Add the voxels that are connected to one, are similar to those around it, and lie within `reachMm`; or remove them.
-  grow(start, remove = false) {
-    const sizes = this.viewer.sizes, spacing = this.viewer.image.pixDimsRAS.slice(1, 4), bitmap = this.niivue.drawBitmap;
-    const near = neighbourhood(start, sizes, 1).map((voxel) => this.viewer.value(voxel));
-    const mean = near.reduce((sum, value) => sum + value, 0) / near.length;
-    const { low, high } = this.viewer.window; // a flat region still has the noise that is told apart on the screen
-    const spread = Math.max(Math.sqrt(near.reduce((sum, value) => sum + (value - mean) ** 2, 0) / near.length), (high - low) / 40);
-    const similar = (voxel) => Math.abs(this.viewer.value(voxel) - mean) <= this.tolerance * spread;
-    const within = (voxel) => Math.hypot(...voxel.map((at, axis) => (at - start[axis]) * spacing[axis])) <= this.reachMm;
-    const index = ([x, y, z]) => x + sizes[0] * (y + sizes[1] * z);
-    const seen = new Set([index(start)]), waiting = [start];
-    while (waiting.length) {
-      const voxel = waiting.pop();
-      bitmap[index(voxel)] = remove ? 0 : 1;
-      for (const next of faces(voxel, sizes)) {
-        if (seen.has(index(next)) || !within(next) || !similar(next)) continue;
-        seen.add(index(next));
-        waiting.push(next);
-      }
-    }
-    this.niivue.drawAddUndoBitmap();
-    this.niivue.refreshDrawing(true);
-    this.changed = true;
-    this.tell();
-  }
-
-  get voxels() {
-    return this.niivue.drawBitmap?.reduce((sum, value) => sum + (value > 0), 0) ?? 0;
-  }
-
-  // The drawing as the bytes of a NIfTI file on the grid of the scan.
-  async bytes() {
-    return this.niivue.saveImage({ filename: "", isSaveDrawing: true, volumeByIndex: 0 });
-  }
-
-  end() {
-    this.tool = "";
-    this.changed = false;
-    this.niivue.setDrawingEnabled(false);
-    this.niivue.closeDrawing();
-    delete this.viewer.canvas.dataset.tool;
-    if (this.viewer.volume(this.layer)) this.viewer.setVisible(this.layer, this.wasVisible);
-    this.tell();
-  }
-
-  onChange(listener) {
-    this.listeners.push(listener);
-  }
-
-  tell() {
-    this.listeners.forEach((listener) => listener(this));
-  }
-
-  // B, E and G choose a tool, [ and ] its size, Z undoes, Enter grows at the crosshair. Returns whether it did.
-  handleKey(event) {
-    const actions = {
-      b: () => this.use("brush"), e: () => this.use("eraser"), g: () => this.use("grow"), z: () => this.undo(),
-      "[": () => this.setSize(this.size - 2), "]": () => this.setSize(this.size + 2),
-      enter: () => this.grow(this.viewer.voxel, event.shiftKey),
-    };
-    const action = this.open && actions[event.key.toLowerCase()];
-    if (action) action();
-    return Boolean(action);
-  }
+function within(preset, range) {
+  return !range || (preset.low >= range.low && preset.high <= range.high);
 }
 
 // The voxels of a mask that have a neighbour outside in their stored plane, as a volume of their own.
@@ -379,21 +295,6 @@ function fullest(mask, [, columns, rows, slices]) {
   return places.reduce((best, place) => (far(place) < far(best) ? place : best));
 }
 
-function faces([x, y, z], sizes) {
-  const around = [[x - 1, y, z], [x + 1, y, z], [x, y - 1, z], [x, y + 1, z], [x, y, z - 1], [x, y, z + 1]];
-  return around.filter((voxel) => voxel.every((at, axis) => at >= 0 && at < sizes[axis]));
-}
-
-function neighbourhood([x, y, z], sizes, reach) {
-  const found = [];
-  for (let k = z - reach; k <= z + reach; k += 1) {
-    for (let j = y - reach; j <= y + reach; j += 1) {
-      for (let i = x - reach; i <= x + reach; i += 1) found.push([i, j, k]);
-    }
-  }
-  return found.filter((voxel) => voxel.every((at, axis) => at >= 0 && at < sizes[axis]));
-}
-
 function sample(values, count) {
   const step = Math.max(1, Math.floor(values.length / count));
   return Array.from({ length: Math.floor(values.length / step) }, (_, index) => values[index * step]);
@@ -402,14 +303,4 @@ function sample(values, count) {
 function quantile(values, share) {
   const sorted = [...values].sort((one, other) => one - other);
   return sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
-}
-
-function shown(value) {
-  return (Math.abs(value) >= 10 ? value.toFixed(0) : value.toFixed(2)).replace("-", "−");
-}
-
-function make(tag, properties, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children);
-  return node;
 }

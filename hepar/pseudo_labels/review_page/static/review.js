@@ -1,7 +1,6 @@
 // The queue on the left, one case in three planes on the right. The server saves a decision before the page shows it.
 "use strict";
 
-const byId = (id) => document.getElementById(id);
 const LAYERS = [
   { name: "liver", label: "liver", colour: "green", visible: true, key: "m" },
   { name: "uncertain", label: "uncertain", colour: "blue", visible: true, key: "u" },
@@ -17,13 +16,6 @@ let busy = false;
 const planes = new HeparViewer(byId("view"));
 const pen = new HeparPen(planes);
 const viewer = planes.niivue;
-
-async function fetchJson(path, options) {
-  const response = await fetch(path, options);
-  const body = await response.json();
-  if (!response.ok) throw new Error(body.error);
-  return body;
-}
 
 function showMessage(text, isError = false) {
   byId("message").textContent = text;
@@ -92,7 +84,7 @@ async function load(item) {
   showMessage("Loading the volume…");
   const folder = `files/${encodeURIComponent(item.case_id)}`;
   const layers = LAYERS.filter((layer) => item.files.includes(layer.name)).map((layer) => ({
-    ...layer, url: `${folder}/${maskOf(item, layer)}.nii.gz`, visible: byId(`show-${layer.name}`).checked,
+    ...layer, url: `${folder}/${maskOf(item, layer)}.nii.gz`,
   }));
   try {
     await planes.show({ url: `${folder}/image.nii.gz`, modality: item.modality, layers, opensOn: OPENS_ON });
@@ -101,7 +93,6 @@ async function load(item) {
     return;
   }
   if (current !== item) return; // another case was selected while this one loaded
-  for (const layer of LAYERS) byId(`show-${layer.name}`).disabled = !item.files.includes(layer.name);
   showMessage("");
   byId("view").dataset.shown = item.case_id;
 }
@@ -202,14 +193,10 @@ function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=range], input[type=file]")) return;
   const key = event.key.toLowerCase();
   const actions = { a: accept, r: reject, n: next, d: draw, s: saveDrawing, escape: discard };
-  const layer = LAYERS.find((item) => item.key === key), box = layer && byId(`show-${layer.name}`);
   if (key === "enter" && event.target.matches("button, a")) return; // which it presses
-  if (event.repeat && (actions[key] || box)) return;
-  const drawnOrMoved = pen.handleKey(event) || planes.handleKey(event);
-  if (!drawnOrMoved) {
-    if (actions[key]) actions[key]();
-    else if (box && !box.disabled) box.click();
-    else return;
+  if (!pen.handleKey(event) && !planes.handleKey(event)) {
+    if (event.repeat || !actions[key]) return;
+    actions[key]();
   }
   event.preventDefault();
   event.stopPropagation();
