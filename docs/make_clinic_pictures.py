@@ -40,6 +40,8 @@ DIRECTION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 LEARNED_LIVER = (0.1, 0.25)  # mean and SD of a preprocessed median
 CONFIDENCE = 0.9
 WIDTH, COLOURS = 1200, 256
+OPTIONS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+LOADING_MS = 300_000  # without a GPU
 
 
 def main() -> None:
@@ -50,9 +52,10 @@ def main() -> None:
         write_prediction(phantom_scan(), written.folder, (Output.PICTURE, Output.PAGE))
         save((written.folder / written.PICTURE).read_bytes(), "clinic-overview.png")
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=OPTIONS)
             page = browser.new_page(viewport={"width": WIDTH, "height": 800})
             page.goto((written.folder / written.PAGE).as_uri())
+            page.wait_for_selector("#view[data-shown]", timeout=LOADING_MS)
             save(page.screenshot(full_page=True), "clinic-page.png")
             browser.close()
 
