@@ -13,7 +13,7 @@ the intensities of a synthetic scan: that measures time and memory. With a model
 is resampled to 512×512×300 first, and the Dice of the livers of `hepar` with those of the two others is printed: with
 `whole` it says what is lost by leaving windows out, with `monai` also what other places of windows change. MONAI's time
 over a scan with more windows than `--monai-windows` is extrapolated from eight windows, and its Dice is not measured.
-`--hepar-windows 1` extrapolates hepar's from one, for large networks without a model.
+`--hepar-every 50` runs a large network without a model for one window of fifty only, and extrapolates hepar's time.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 from memory import peak_mib
@@ -44,7 +45,7 @@ from hepar.inference.prediction import Model, load_ensemble, postprocess, segmen
 from hepar.inference.settings import PredictionSettings
 from hepar.networks import build_network
 from hepar.params import load_params
-from hepar.runtime.device import autocast, available_cores, inference_precision, memory_format, use_threads
+from hepar.runtime.device import available_cores, inference_precision, memory_format, use_threads
 
 SIZE_ZYX, SPACING_ZYX_MM = (300, 512, 512), (1.5, 0.8, 0.8)
 LIVER_HU, TUMOUR_HU, BODY_HU, AIR_HU, NOISE_HU = 110, 60, 30, -1000, 8.0
@@ -57,16 +58,25 @@ class CostOnly(nn.Module):
     def __init__(self, network: nn.Module, plan: PreprocessingPlan) -> None:
         super().__init__()
         self.network, self.plan = network, plan
-        self.windows, self.runs = 0, True
+        self.every = 1  # of how many calls one runs the network
+        self.calls = self.run = 0
+        self.seconds = np.zeros(2)  # in the network, as of `clocks`
 
     def forward(self, image_bcdhw: Tensor) -> Tensor:
-        self.windows += len(image_bcdhw)
-        if self.runs:
+        if self.calls % self.every == 0:
+            start = clocks()
             self.network(image_bcdhw)
+            self.seconds, self.run = self.seconds + clocks() - start, self.run + 1
+        self.calls += 1
         low, high = self.plan.window_hu
         hu_bcdhw = (image_bcdhw.float() + 1) * (high - low) / 2 + low
         liver_bcdhw = (hu_bcdhw - (LIVER_HU + BODY_HU) / 2) / NOISE_HU
         return torch.cat([liver_bcdhw, liver_bcdhw - 100], dim=1)
+
+
+def clocks() -> npt.NDArray[np.float64]:
+    """Seconds on the clock, and of CPU time."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def synthetic_scan() -> sitk.Image:
@@ -111,21 +121,15 @@ def load(options: argparse.Namespace) -> Model:
 
 
 def by_hepar(model: Model, image: sitk.Image, modality: Modality, options: argparse.Namespace) -> dict[str, Any]:
-    """Segment by the liver's windows; with few windows allowed, time one and count the others."""
-    settings = PredictionSettings(overlap=options.overlap)
-    if options.hepar_windows > 1 or not isinstance(model.network, CostOnly):
-        return {"labels": segment([model], image, modality, settings).labels_zyx, "seconds": None}
-    window_bcdhw = torch.randn(1, 1, *model.spec.patch_zyx).contiguous(memory_format=memory_format(model.device))
-    precision = inference_precision(model.network, model.device)
-    start = time.perf_counter()
-    with torch.inference_mode(), autocast(model.device, precision):
-        model.network(window_bcdhw)
-    per_window, start = time.perf_counter() - start, time.perf_counter()
-    model.network.windows, model.network.runs = 0, False
-    segment([model], image, modality, settings)
-    windows = model.network.windows
-    elsewhere = time.perf_counter() - start
-    return {"labels": None, "seconds": elsewhere + per_window * windows, "windows": windows, "sampled": 1}
+    """Segment by the liver's windows; with only some of them run, the time of the others is theirs."""
+    network, start = model.network, clocks()
+    if isinstance(network, CostOnly):
+        network.every, network.calls, network.run, network.seconds = options.hepar_every, 0, 0, np.zeros(2)
+    labels_zyx = segment([model], image, modality, PredictionSettings(overlap=options.overlap)).labels_zyx
+    if not isinstance(network, CostOnly) or network.every == 1:
+        return {"labels": labels_zyx, "seconds": None}
+    others = (network.calls - network.run) * network.seconds / network.run
+    return {"labels": None, "seconds": clocks() - start + others, "windows": network.calls, "sampled": network.run}
 
 
 def by_whole(model: Model, image: sitk.Image, modality: Modality, options: argparse.Namespace) -> dict[str, Any]:
@@ -140,7 +144,7 @@ def by_monai(model: Model, image: sitk.Image, modality: Modality, options: argpa
     from monai.inferers import sliding_window_inference
 
     spec = model.spec
-    start = time.perf_counter()
+    start = clocks()
     image_zyx, grid = preprocess_image(canonical(image), modality, spec.plan)
     steps = [max(1, int(p * (1 - options.overlap))) for p in spec.patch_zyx]
     size_zyx = [max(n, p) for n, p in zip(image_zyx.shape, spec.patch_zyx, strict=True)]
@@ -159,12 +163,12 @@ def by_monai(model: Model, image: sitk.Image, modality: Modality, options: argpa
             )[0].numpy()
 
     if windows > options.monai_windows:
-        elsewhere = time.perf_counter() - start
+        elsewhere = clocks() - start
         sample_zyx = image_zyx[tuple(slice(0, p + s) for p, s in zip(spec.patch_zyx, steps, strict=True))]
-        begin = time.perf_counter()
+        begin = clocks()
         predict(sample_zyx)
         sampled = len(dense_patch_slices(sample_zyx.shape, spec.patch_zyx, steps))
-        per_window = (time.perf_counter() - begin) / sampled
+        per_window = (clocks() - begin) / sampled
         return {"labels": None, "seconds": elsewhere + per_window * windows, "windows": windows, "sampled": sampled}
     probability_rzyx = predict(image_zyx)
     own = Geometry.of(image)
@@ -188,16 +192,18 @@ def measure(arm: str, options: argparse.Namespace) -> None:
     model = load(options)
     with torch.inference_mode():  # so that the first use of a kernel is not counted
         model.network(torch.zeros(1, 1, *(min(32, side) for side in model.spec.patch_zyx)))
-    start, used = time.perf_counter(), time.process_time()
+    start = clocks()
     found = ARMS[arm](model, image, modality, options)
-    cpu_seconds = time.process_time() - used
-    seconds = found["seconds"] or time.perf_counter() - start
+    seconds, cpu_seconds = (clocks() - start if found["seconds"] is None else found["seconds"]).tolist()
     if found["labels"] is not None:
         np.save(options.labels, found["labels"] > 0)
     told = {name: found[name] for name in ("windows", "sampled") if name in found}
-    if "sampled" not in found:
-        told["cpu_seconds"] = cpu_seconds
-    told |= {"seconds": seconds, "mib": peak_mib(torch.device("cpu")), "labels": found["labels"] is not None}
+    told |= {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "mib": peak_mib(torch.device("cpu")),
+        "labels": found["labels"] is not None,
+    }
     print(json.dumps(told | {"precision": inference_precision(model.network, model.device)}))
 
 
@@ -211,7 +217,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--monai-windows", type=int, default=200, help="more are extrapolated")
-    parser.add_argument("--hepar-windows", type=int, default=2, help="1: time one window and count the others")
+    parser.add_argument("--hepar-every", type=int, default=1, help="without a model, run one window of so many only")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     parser.add_argument("--volume", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--labels", type=Path, help=argparse.SUPPRESS)
@@ -253,9 +259,7 @@ def report(results: dict[str, list[dict[str, Any]]], folder: Path, options: argp
 
 
 def _cpu_ratio(hepar: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
-    """The ratio of CPU times, if both are measured."""
-    if not all("cpu_seconds" in run for run in (*hepar, *other)):
-        return ""
+    """The ratio of CPU times."""
     hepar_s, other_s = (min(run["cpu_seconds"] for run in runs) for runs in (hepar, other))
     return f", in CPU time {other_s / hepar_s:.1f} ({other_s:.1f} s / {hepar_s:.1f} s)"
 

@@ -5,22 +5,20 @@ It shows where liver and tumours are, so that all other windows need to be predi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hepar.cases import STRUCTURES
 from hepar.imaging.masks import Mask
 from hepar.imaging.parallel_grids import shared_slices
-from hepar.inference.prepared_scan import PreparedScan
+from hepar.inference.prepared_scan import PreparedScan, cut_from_slab
 from hepar.inference.settings import PredictionSettings
-from hepar.inference.sliding_window import Corner, WindowGrid, add_windows, cut_window, window_box
+from hepar.inference.sliding_window import Corner, WindowGrid, add_windows, window_box
 from hepar.inference.window_count import WindowCount
 from hepar.params import SizeZYX
 from hepar.runtime.device import inference_precision
@@ -52,7 +50,7 @@ class FirstPass:
     ) -> FirstPass:
         """Let each model predict the scan once; `thresholds_r` are the probabilities above which a voxel counts."""
         patch_zyx = models[0].spec.patch_zyx
-        grid = first_windows(scan, patch_zyx, settings.overlap)
+        grid = first_windows(WindowGrid.over(scan.grid.size_zyx, patch_zyx, settings.overlap))
         found_zyx, windows = np.zeros(scan.grid.size_zyx, bool), []
         as_many = len(models) * len(grid.corners)
         count.plan(as_many, guessed=as_many * settings.variants * 2 ** len(settings.mirror_axes))
@@ -61,7 +59,7 @@ class FirstPass:
             add_windows(
                 model.network,
                 grid.corners,
-                lambda corner: _cut_from_slab(scan, corner, patch_zyx),
+                lambda corner: cut_from_slab(scan, scan.whole, corner, patch_zyx),
                 marks,
                 precision=inference_precision(model.network, model.device),
                 advance=count.advance,
@@ -70,20 +68,10 @@ class FirstPass:
         return cls(found_zyx, tuple(windows))
 
 
-def first_windows(scan: PreparedScan, patch_zyx: SizeZYX, overlap: float) -> WindowGrid:
-    """The windows of the first pass: windows of the second one where these are as few as without any overlap."""
-    grids = (
-        WindowGrid.over(scan.grid.size_zyx, patch_zyx, overlap).covering(),
-        WindowGrid.over(scan.grid.size_zyx, patch_zyx, 0.0),
-    )
-    return min(grids, key=lambda grid: math.prod(map(len, grid.starts_zyx)))
-
-
-def _cut_from_slab(scan: PreparedScan, corner: Corner, patch_zyx: SizeZYX) -> npt.NDArray[np.float32]:
-    """The voxels of a window; the scan is preprocessed in slabs as thick as a window, never as a whole."""
-    z, size_z = corner[0], scan.grid.size_zyx[0]
-    slab = (slice(max(0, z), min(size_z, z + patch_zyx[0])), *scan.whole[1:])
-    return cut_window(*scan.part(slab), corner, patch_zyx)
+def first_windows(grid: WindowGrid) -> WindowGrid:
+    """The windows of the first pass: some of a grid where these are as few as without overlap, else windows without."""
+    apart = WindowGrid.over(grid.size_zyx, grid.patch_zyx, overlap=0.0)
+    return min((grid.covering(), apart), key=lambda windows: len(windows.corners))
 
 
 class _Marks:

@@ -23,7 +23,7 @@ from hepar.imaging.masks import (
     remove_small_components,
 )
 from hepar.imaging.parallel_grids import Box, shared_slices, within
-from hepar.inference.first_pass import FirstPass
+from hepar.inference.first_pass import FirstPass, first_windows
 from hepar.inference.prepared_scan import PreparedScan
 from hepar.inference.settings import OperatingPoint, PredictionSettings
 from hepar.inference.sliding_window import Probabilities, WindowGrid
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from hepar.inference.prediction import Model
 
 LIVER_THRESHOLD = 0.5  # the probability that a liver voxel exceeds
-FEW_WINDOWS = 12  # up to which a scan is predicted as a whole
 MIN_LIVER_ML = 100.0  # a smaller one is not believed: the whole scan is predicted
 MIN_FOUND_ML = 10.0  # of a component of the first pass; a liver in smaller pieces alone would be missed
 MARGIN_MM = 20.0  # around the liver, in which probabilities are returned
@@ -63,15 +62,15 @@ def follow_liver(
 ) -> tuple[VariantPrediction, Region] | None:
     """Predict the windows that matter to what a first pass finds; the prediction, and the liver with its tumours.
 
-    None if the whole scan should be predicted: it has few windows, the model was not taught livers, or there is no
-    liver of `MIN_LIVER_ML`.
+    None if the whole scan should be predicted: the first pass would take half of its windows, the model was not taught
+    livers, or there is no liver of `MIN_LIVER_ML`.
     """
     spec, thresholds_r = (
         models[0].spec,
         found_thresholds(models[0].spec.taught, settings.operating_point(models[0].spec)),
     )
-    windows = len(WindowGrid.over(scan.grid.size_zyx, spec.patch_zyx, settings.overlap).corners)
-    if STRUCTURES[LIVER] not in spec.taught or windows <= FEW_WINDOWS:
+    grid = WindowGrid.over(scan.grid.size_zyx, spec.patch_zyx, settings.overlap)
+    if STRUCTURES[LIVER] not in spec.taught or 2 * len(first_windows(grid).corners) > len(grid.corners):
         return None
     first = FirstPass.over(models, scan, settings, thresholds_r, count)
     least_voxels = MIN_LIVER_ML / scan.grid.voxel_ml

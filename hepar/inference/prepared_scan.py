@@ -12,7 +12,8 @@ from hepar.cases import Modality
 from hepar.imaging.parallel_grids import Box, resample_part
 from hepar.imaging.preprocessing import PreprocessingPlan, normalise
 from hepar.imaging.volumes import Geometry, to_array
-from hepar.params import SpacingZYX
+from hepar.inference.sliding_window import Corner, cut_window
+from hepar.params import SizeZYX, SpacingZYX
 
 
 class PreparedScan:
@@ -58,6 +59,12 @@ class PreparedScan:
         """The mean of a whole CT, from blocks of voxels."""
         shrunk_zyx = to_array(shrink(self._image, self.plan.spacing_zyx_mm)).astype(np.float32)
         return float(normalise(shrunk_zyx, self.modality, self.plan).mean())
+
+
+def cut_from_slab(scan: PreparedScan, hull: Box, corner: Corner, patch_zyx: SizeZYX) -> npt.NDArray[np.float32]:
+    """The voxels of a window in a box `hull` of a scan, of which a slab as thick as a window is prepared at a time."""
+    thick = slice(max(hull[0].start, corner[0]), min(hull[0].stop, corner[0] + patch_zyx[0]))
+    return cut_window(*scan.part((thick, *hull[1:])), corner, patch_zyx)
 
 
 def change_contrast(image: Any, factor: float, shift: float, mean: Any = None) -> Any:

@@ -11,9 +11,9 @@ import numpy as np
 from hepar.imaging.masks import Mask
 from hepar.imaging.parallel_grids import Box
 from hepar.inference.first_pass import Windows
-from hepar.inference.prepared_scan import PreparedScan
+from hepar.inference.prepared_scan import PreparedScan, cut_from_slab
 from hepar.inference.settings import Axis, PredictionSettings
-from hepar.inference.sliding_window import Corner, Probabilities, WindowGrid, WindowSum, add_windows, cut_window
+from hepar.inference.sliding_window import Corner, Probabilities, WindowGrid, WindowSum, add_windows
 from hepar.inference.window_count import WindowCount
 from hepar.runtime.device import inference_precision
 
@@ -61,7 +61,7 @@ class VariantPrediction:
         if not missing:
             return False
         patch_zyx = self.models[0].spec.patch_zyx
-        part_zyx, part = self.scan.part(self._hull([corner for _, corner in missing]))
+        hull = self._hull([corner for _, corner in missing])
         again = [self._add_known(total, known, missing) for total, known in zip(self._sums, self._known, strict=True)]
         self._count.plan(sum(map(len, again)))
         for model, total, left in zip(self.models, self._sums, again, strict=True):
@@ -69,7 +69,7 @@ class VariantPrediction:
                 add_windows(
                     model.network,
                     [corner for own, corner in left if own == axes],
-                    lambda corner: cut_window(part_zyx, part, corner, patch_zyx),
+                    lambda corner: cut_from_slab(self.scan, hull, corner, patch_zyx),
                     total,
                     axes,
                     inference_precision(model.network, model.device),

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from hepar.networks.medformer.config import Triple
-from hepar.networks.medformer.operations import conv, depthwise_conv, instance_norm, mean_over_space, pointwise_conv
+from hepar.networks.medformer.operations import (
+    conv,
+    depthwise_conv,
+    instance_norm,
+    mean_over_space,
+    pointwise_conv,
+    upsample,
+)
 
 
 class InstanceNorm(nn.Module):
@@ -84,7 +91,9 @@ class PreActConv(nn.Module):
 class ResidualConv(nn.Module):
     """Two pre-activation convolutions and a shortcut, which is a convolution too if the width changes.
 
-    That one reads the same normed input as the first convolution, so both are computed as one.
+    That one reads the same normed input as the first convolution, so both are computed as one. With the map of a skip
+    connection the input is joined to it first. No name holds the joined map: it is the largest of a network, and freed
+    as soon as it is normed.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: Triple, activation: type[nn.Module]) -> None:
@@ -93,14 +102,23 @@ class ResidualConv(nn.Module):
         self.conv2 = PreActConv(outputs, outputs, kernel, activation())
         self.shortcut = PreActConv(inputs, outputs, kernel, activation()) if inputs != outputs else nn.Identity()
 
-    def forward(self, x_bcdhw: Tensor) -> Tensor:
+    def forward(self, x_bcdhw: Tensor, skip_bcdhw: Tensor | None = None) -> Tensor:
         if not isinstance(self.shortcut, PreActConv):
+            x_bcdhw = joined(x_bcdhw, skip_bcdhw)
             return self.conv2(self.conv1(x_bcdhw)) + x_bcdhw  # type: ignore[no-any-return]
         weight = torch.cat([self.conv1.conv.weight, self.shortcut.conv.weight])
-        both_bcdhw = conv(self.conv1.activated(x_bcdhw), weight)
+        both_bcdhw = conv(self.conv1.activated(joined(x_bcdhw, skip_bcdhw)), weight)
         # split along the last axis in memory, so that the gradients are concatenated there
         first_bcdhw, shortcut_bcdhw = (part.movedim(-1, 1) for part in both_bcdhw.movedim(1, -1).chunk(2, dim=-1))
         return self.conv2(first_bcdhw) + shortcut_bcdhw  # type: ignore[no-any-return]
+
+
+def joined(low_bcdhw: Tensor, skip_bcdhw: Tensor | None) -> Tensor:
+    """A map upsampled to the grid of a skip connection, followed by its channels; without one the map itself."""
+    if skip_bcdhw is None:
+        return low_bcdhw
+    parts = (upsample(low_bcdhw, skip_bcdhw.shape[2:]), skip_bcdhw)
+    return torch.cat([part.movedim(1, -1) for part in parts], dim=-1).movedim(-1, 1)  # along the last axis in memory
 
 
 class SeparableConv(nn.Sequential):

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hepar.networks.medformer.attention import AttentionBlock, MapFusion, SemanticMap
 from hepar.networks.medformer.config import ACTIVATIONS, LEVELS, STAGES, MedFormerConfig, Triple
-from hepar.networks.medformer.convolutions import PatchMerging, PointwiseConv, ResidualConv, SameConv
+from hepar.networks.medformer.convolutions import PatchMerging, PointwiseConv, ResidualConv, SameConv, joined
 from hepar.networks.medformer.operations import upsample
 
 FIRST_MAP_STAGE, LAST_MAP_STAGE = 1, 3  # the encoder stages that own a semantic map
@@ -93,15 +93,17 @@ class Up(Level):
     def forward(
         self, low_bcdhw: Tensor, skip_bcdhw: Tensor, map_bmc: Tensor | None, skip_map_bmc: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        low_bcdhw = upsample(low_bcdhw, skip_bcdhw.shape[2:])
         if self.reduce_map is not None and map_bmc is not None:
             maps_bmc = map_bmc if skip_map_bmc is None else torch.cat([map_bmc, skip_map_bmc], dim=-1)
             map_bmc = self.reduce_map(maps_bmc)
-        joined_bdhwc = torch.cat(
-            [low_bcdhw.movedim(1, -1), skip_bcdhw.movedim(1, -1)], dim=-1
-        )  # along the last axis in memory
-        feature_bcdhw, map_bmc = self.attend(joined_bdhwc.movedim(-1, 1), map_bmc)
-        return self.convs(feature_bcdhw), map_bmc
+        if self.attentions or not self.convs:
+            feature_bcdhw, map_bmc = self.attend(joined(low_bcdhw, skip_bcdhw), map_bmc)
+            return self.convs(feature_bcdhw), map_bmc
+        first, *others = self.convs
+        feature_bcdhw = first(low_bcdhw, skip_bcdhw)
+        for block in others:
+            feature_bcdhw = block(feature_bcdhw)
+        return feature_bcdhw, map_bmc
 
 
 class MedFormer(nn.Module):
