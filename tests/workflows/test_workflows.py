@@ -20,11 +20,13 @@ import services
 import yaml
 from conftest import BIN, ROOT, TINY, environment
 from toy_versions import ToyRegistry, scores, toy_gates
+from workflows.workflow_files import loaded, triggers
 
 from hepar.params import CHAMPION, Params
 from hepar.registry.champion import Judge, settle
 from hepar.registry.model_registry import PREVIOUS, RegisteredModel
 from hepar.registry.tracking import connect
+from hepar.runtime.notification import EVENT_TYPE
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
 NAME, PASSWORD, COMMIT = "hepar-toy", "a-password-of-the-test", "c0ffee"
@@ -41,29 +43,53 @@ log.write_text(before + json.dumps({{"words": words, "files": files, "token": os
 if words[:2] == ["pr", "list"] and '"pr", "create"' in before:
     print(7)
 if words[-1] == ".sha":
+    print('{{"message": "Not Found"}}')  # as gh does, whatever --jq says
     sys.exit("gh: Not Found (HTTP 404)")
 if words[-1] == ".commit.sha":
     print({commit!r})
 """
 
 
-def loaded(name: str) -> dict[Any, Any]:
-    found: dict[Any, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yaml").read_text())
-    return found
-
-
-def triggers(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = loaded(name)[True]  # YAML 1.1 reads `on` so
-    return found
-
-
 def test_workflows_are_there_and_those_that_act_run_one_at_a_time() -> None:
     assert {path.stem for path in WORKFLOWS} == {"test", "images", "retrain", "report", "promote"}
     for name in ("images", "retrain", "report", "promote"):
         assert loaded(name)["concurrency"]["cancel-in-progress"] is False
-    (promote,) = loaded("promote")["jobs"].values()
-    assert promote["environment"] == "promotion"
-    assert "permissions" not in promote
+
+
+@pytest.mark.parametrize(
+    ("name", "environment", "needed", "allowed"),
+    [
+        ("retrain", "retraining", ("HEPAR_SOURCE", "MLFLOW_TRACKING_URI"), None),
+        ("report", "retraining", ("MLFLOW_TRACKING_URI",), ("contents", "pull-requests", "issues")),
+        ("promote", "promotion", ("MLFLOW_TRACKING_URI",), None),
+        ("images", "release", ("HEPAR_BASE_IMAGE",), ("packages", "id-token", "attestations")),
+    ],
+)
+def test_a_job_may_do_what_it_must_and_only_where_it_is_set_up(
+    name: str, environment: str, needed: tuple[str, ...], allowed: tuple[str, ...] | None
+) -> None:
+    """Its secrets are those of its environment; a fork, which has no settings, skips it."""
+    workflow = loaded(name)
+    (job,) = workflow["jobs"].values()
+    assert workflow["permissions"] == {"contents": "read"}
+    expected = None if allowed is None else {"contents": "read"} | dict.fromkeys(allowed, "write")
+    assert job.get("permissions") == expected
+    assert job["environment"] == environment
+    assert job["if"] == " && ".join(f"vars.{variable} != ''" for variable in needed)
+    assert workflow["concurrency"]["group"].split("-")[0] == name
+    assert "run_id" not in workflow["concurrency"]["group"]
+    assert job["timeout-minutes"] <= 120
+
+
+def test_each_workflow_starts_by_what_starts_it() -> None:
+    assert triggers("retrain").keys() == {"schedule", "repository_dispatch", "workflow_dispatch", "push"}
+    assert triggers("report").keys() == {"schedule", "repository_dispatch", "workflow_dispatch"}
+    assert triggers("report")["repository_dispatch"]["types"] == [EVENT_TYPE]
+    assert triggers("retrain")["repository_dispatch"]["types"] == ["hepar-look"]
+    assert triggers("promote").keys() == {"workflow_dispatch", "push"}
+    assert triggers("promote")["push"]["branches"] == ["main"]
+    assert triggers("images").keys() == {"workflow_dispatch", "push"}
+    assert triggers("images")["push"] == {"tags": ["v*"]}
 
 
 def test_what_a_report_changes_promotes_and_does_not_retrain() -> None:
@@ -192,6 +218,7 @@ def test_a_report_opens_a_pull_request_whose_merge_promotes(
     assert f"ref=refs/heads/hepar/{NAME}-2" in refs["words"]
     assert any(word.endswith(f"/contents/versions/{NAME}.png") for word in figure["words"])
     assert any(word.endswith(f"/contents/versions/{NAME}.yaml") for word in pointers["words"])
+    assert not any(word.startswith("sha=") for word in (*figure["words"], *pointers["words"]))  # both are new
     assert request["words"][:6] == ["pr", "create", "--head", f"hepar/{NAME}-2", "--title", title]
     assert comment["words"][:3] == ["issue", "comment", "5"]
     (text,) = comment["files"].values()

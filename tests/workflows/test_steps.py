@@ -1,0 +1,158 @@
+"""The shell of workflows, with `hepar`, `make` and `gh` replaced by programs that write down what they are asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from workflows.workflow_files import step
+
+DIGESTS = {"data": f"sha256:{'d' * 64}", "compute": f"sha256:{'c' * 64}"}
+RECORD = """#!/bin/bash
+printf '%s\\n' "$@" > "$FOLDER/words"
+env > "$FOLDER/variables"
+echo what it says
+exit "$CODE"
+"""
+MAKE = f"""#!/bin/bash
+printf '%s\\n' "$@" >> "$FOLDER/words"
+mkdir -p build
+echo '{json.dumps({target: f"r/hepar@{digest}" for target, digest in DIGESTS.items()})}' > build/images.json
+"""
+GH = """#!/bin/bash
+echo "$*" >> "$FOLDER/words"
+case "$*" in
+  "pr list"*"--state all"*) echo "$REPORTED";;
+  *"--jq .sha") echo abc;;
+  *"--jq .commit.sha") echo c0ffee;;
+esac
+"""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A folder in which steps are run."""
+
+    folder: Path
+
+    def put(self, name: str, program: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(program)
+        path.chmod(0o755)
+
+    def run(self, name: str, title: str, **variables: str) -> int:
+        """The exit code of a step, whose expressions are replaced by these variables."""
+        found = step(name, title)
+        assert variables.keys() - {"CODE", "REPORTED"} <= found["env"].keys()
+        files = {key: str(self.folder / key) for key in ("GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT", "GITHUB_EVENT_PATH")}
+        files |= {"GITHUB_REPOSITORY": "Own/Hepar", "GITHUB_SERVER_URL": "https://github.com", "GITHUB_SHA": "c0"}
+        path = f"{self.folder}{os.pathsep}{os.environ['PATH']}"
+        given = {"PATH": path, "FOLDER": str(self.folder), "CODE": "0", **files, **variables}
+        command = ["bash", "-e", "-c", found["run"]]
+        return subprocess.run(command, cwd=self.folder, env=given, capture_output=True, timeout=60).returncode
+
+    def text(self, name: str) -> str:
+        path = self.folder / name
+        return path.read_text() if path.exists() else ""
+
+    @property
+    def words(self) -> list[str]:
+        return self.text("words").splitlines()
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return dict(line.split("=", 1) for line in self.text("variables").splitlines() if "=" in line)
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Runner:
+    found = Runner(tmp_path)
+    found.put(".venv/bin/hepar", RECORD)
+    return found
+
+
+LOOK = {"SOURCE": "s3://scans", "PARAMS": "own.yaml", "WORKDIR": "work", "RUNNER": "submit", "DRY_RUN": ""}
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (3, 0), (2, 2), (75, 75)])
+def test_a_look_that_finds_no_reason_is_no_failure(runner: Runner, code: int, expected: int) -> None:
+    assert runner.run("retrain", "look", CODE=str(code), HEPAR_PATIENT_KEY="k", HEPAR_STORE="", **LOOK) == expected
+    words = "retrain --source s3://scans --params own.yaml --workdir work --runner submit"
+    assert runner.words == words.split()
+    assert "what it says" in runner.text("GITHUB_STEP_SUMMARY")
+    assert runner.variables["HEPAR_PATIENT_KEY"] == "k"
+    assert "HEPAR_STORE" not in runner.variables  # an empty one would be a store without a name
+
+
+def test_a_look_trains_unless_told_otherwise(runner: Runner) -> None:
+    assert runner.run("retrain", "look", **{**LOOK, "DRY_RUN": "--dry-run"}) == 0
+    assert runner.words[-1] == "--dry-run"
+    given = step("retrain", "look")["env"]
+    assert given["DRY_RUN"].split(" ")[1:3] == ["inputs.dry_run", "&&"]
+    assert given["RUNNER"].endswith("|| 'submit' }}")
+
+
+@pytest.mark.parametrize(("code", "expected", "found"), [(0, 0, "found=true"), (3, 0, ""), (2, 2, "")])
+def test_a_report_is_published_if_there_is_something_new(runner: Runner, code: int, expected: int, found: str) -> None:
+    runner.put("build/report/report.md", "a table")
+    assert runner.run("report", "report", CODE=str(code), PARAMS="own.yaml", VERSION="7") == expected
+    message = ["--message", str(runner.folder / "GITHUB_EVENT_PATH")]
+    place = ["--pointers", "versions", "--out", "build/report", "--params", "own.yaml"]
+    assert runner.words == ["report-run", "7", *message, *place]
+    assert runner.text("GITHUB_OUTPUT").strip() == found
+    assert runner.text("GITHUB_STEP_SUMMARY") == ("a table" if found else "")
+    assert step("report", "publish")["if"] == "steps.report.outputs.found == 'true'"
+
+
+def test_pointers_that_are_there_already_are_replaced(runner: Runner) -> None:
+    """As after the first version: GitHub wants to know which content a commit replaces."""
+    runner.put("gh", GH)
+    for name, text in (("pointers.yaml", "name: m\nversion: '2'\n"), ("title.txt", "m"), ("report.md", "r")):
+        runner.put(f"build/report/{name}", text)
+    assert runner.run("report", "publish", ISSUE="", REPORTED="") == 0
+    (commit,) = [line for line in runner.words if "--method PUT" in line]
+    assert "contents/versions/m.yaml" in commit
+    assert "-f sha=abc" in commit
+    assert "-f branch=hepar/m-2" in commit
+    assert runner.words[-1].startswith("pr create --head hepar/m-2")
+
+
+def test_a_pull_request_that_was_declined_is_not_opened_again(runner: Runner) -> None:
+    runner.put("gh", GH)
+    for name, text in (("pointers.yaml", "name: m\nversion: '2'\n"), ("title.txt", "m"), ("report.md", "r")):
+        runner.put(f"build/report/{name}", text)
+    assert runner.run("report", "publish", ISSUE="", REPORTED="5") == 0
+    assert len(runner.words) == 1
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_refused_promotion_fails(runner: Runner, code: int) -> None:
+    assert runner.run("promote", "promote", CODE=str(code), VERSION="versions", PARAMS="own.yaml", FORCE="") == code
+    assert runner.words == ["promote", "versions", "--params", "own.yaml"]
+    assert "what it says" in runner.text("GITHUB_STEP_SUMMARY")
+
+
+def test_only_by_hand_are_gates_overruled(runner: Runner) -> None:
+    assert runner.run("promote", "promote", VERSION="7", PARAMS="own.yaml", FORCE="--force") == 0
+    assert runner.words == ["promote", "7", "--params", "own.yaml", "--force"]
+    assert step("promote", "promote")["env"]["FORCE"].split(" ")[1:3] == ["inputs.force", "&&"]
+
+
+def test_images_are_pushed_and_attested_by_digest(runner: Runner) -> None:
+    runner.put("make", MAKE)
+    assert runner.run("images", "build and push", BASE_IMAGE="python@sha256:b") == 0
+    assert runner.words == ["release-image", "BASE_IMAGE=python@sha256:b", "PUSH=ghcr.io/own/hepar", "sbom"]
+    outputs = dict(line.split("=", 1) for line in runner.text("GITHUB_OUTPUT").splitlines())
+    assert outputs == {"repository": "ghcr.io/own/hepar", **DIGESTS}
+    for target in DIGESTS:
+        for what in ("provenance", "contents"):
+            given = step("images", f"{what} of {target}")["with"]
+            assert given["subject-name"] == "${{ steps.build.outputs.repository }}"
+            assert given["subject-digest"] == f"${{{{ steps.build.outputs.{target} }}}}"
+            assert given["push-to-registry"] is True
+        assert step("images", f"contents of {target}")["with"]["sbom-path"] == f"build/sbom-{target}.cdx.json"
