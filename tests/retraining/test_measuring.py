@@ -143,6 +143,31 @@ def test_a_case_is_measured_once_for_the_same_files_and_preprocessing(
     assert len(folder.measurements()) == 2 * kept == 12
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"liver_sha256": "redrawn"},
+        {"tumour_sha256": "redrawn"},
+        {"modality": Modality.MR},
+        {"distances_known": False},
+        {"tumour": "", "tumour_state": LabelState.ABSENT},
+    ],
+)
+def test_a_case_that_is_another_is_measured_anew(
+    case: Case,
+    folder: RetrainingFolder,
+    preprocessing: PreprocessingParams,
+    params: RetrainParams,
+    changed: dict[str, object],
+) -> None:
+    for now in ({}, changed):
+        new, known = (copies(case, prefix, 3, **now) for prefix in "nk")
+        cohort = Cohort(folder.cohort, (*new, *known))
+        with stage("retrain"):
+            DriftMeter(cohort, preprocessing, folder).drifts(CaseChanges(new=new, known=known), params)
+    assert len(folder.measurements()) == 2 * 6
+
+
 def test_a_measure_that_no_case_has_is_undefined(
     case: Case, folder: RetrainingFolder, preprocessing: PreprocessingParams, params: RetrainParams
 ) -> None:

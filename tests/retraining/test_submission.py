@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hepar.errors import HeparError, Preempted
+from hepar.errors import HeparError, Preempted, StorageError
+from hepar.registry.lease import Lease
 from hepar.registry.model_registry import RUN_TAG
 from hepar.registry.tracking import connect
 from hepar.retraining.submission import (
@@ -19,11 +22,13 @@ from hepar.retraining.submission import (
     FAILED,
     FINISHED,
     KILLED,
+    REASONS_TAG,
     RUNNING,
     STATE_TAG,
     Attempt,
     Submission,
     place_of,
+    reasons_tag,
     submit,
     why_not,
 )
@@ -90,8 +95,33 @@ def test_how_a_training_ends_is_recorded() -> None:
                 submit(GIVEN, train)
         recorded.append(status)
         assert statuses() == sorted(recorded)
+    assert {run.data.tags[REASONS_TAG] for run in attempts()} == {"2 new cases"}
     assert "has been trained already" in submit(GIVEN, lambda: pytest.fail("it was trained again"))
     assert submit(replace(GIVEN, state="t" * 64), lambda: None) == ""
+
+
+def test_reasons_that_name_many_cases_fit_into_a_tag() -> None:
+    (value,) = reasons_tag(["a case; "] * 2000).values()
+    assert 1000 < len(value) <= 8000  # which MLflow allows
+
+
+@pytest.mark.usefixtures("database")
+def test_attempts_are_read_and_added_under_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two events, the second reads when the first has added its attempt. A lease that ran out adds none."""
+    held = list[str]()
+
+    @contextlib.contextmanager
+    def out_of_time(mlflow: Any, model: str) -> Iterator[Lease]:
+        held.append(model)
+        monkeypatch.setattr("hepar.retraining.submission._attempts", lambda *given: held.append("read") or [])
+        yield Lease(model, 0.0, lambda: 1.0)
+        held.append("released")
+
+    monkeypatch.setattr("hepar.retraining.submission.hold_lease", out_of_time)
+    with pytest.raises(StorageError, match="ran out"):
+        submit(GIVEN, lambda: pytest.fail("it was trained without a lease"))
+    assert held == [f"{GIVEN.model}-retraining", "read"]
+    assert attempts() == []
 
 
 @pytest.mark.usefixtures("database")
@@ -151,12 +181,16 @@ def test_a_process_that_has_been_silent_for_an_hour_is_dead_for_all() -> None:
 @pytest.mark.usefixtures("database")
 def test_a_training_shows_that_it_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hepar.retraining.submission.BEAT_SECONDS", 0.05)
+    missed = threading.Event()
 
     def train() -> None:
         (run,) = attempts()
         assert abs(int(run.data.tags[ALIVE_TAG]) - time.time()) < 600
         client = connect().MlflowClient()
         client.set_tag(run.info.run_id, ALIVE_TAG, "0")
+        with monkeypatch.context() as away:  # for some beats
+            away.setattr(type(client), "set_tag", lambda *given: missed.set() or 1 / 0)
+            assert missed.wait(60)
         end = time.monotonic() + 60
         while client.get_run(run.info.run_id).data.tags[ALIVE_TAG] == "0":
             assert time.monotonic() < end
@@ -169,14 +203,15 @@ def test_a_training_shows_that_it_is_alive(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_run_that_was_only_submitted_goes_on_until_its_end_is_known() -> None:
     """Also for the working directory that has submitted it."""
     outcome = {"first": RUNNING, "second": RUNNING}
+    client: Any = connect().MlflowClient()
+    client.create_registered_model("m")
+    client.create_model_version("m", "none:/none", tags={RUN_TAG: "of another state"})
     assert submit(GIVEN, lambda: "first", outcome.__getitem__) == ""
     assert "is being trained already" in submit(GIVEN, lambda: "other", outcome.__getitem__)
     assert "is being trained already" in submit(GIVEN, lambda: "other")
     outcome["first"] = FAILED
     assert submit(GIVEN, lambda: "second", outcome.__getitem__) == ""
     assert statuses() == [FAILED, RUNNING]
-    client: Any = connect().MlflowClient()
-    client.create_registered_model("m")
     client.create_model_version("m", "none:/none", tags={RUN_TAG: "second"})
     assert "has been trained already" in submit(GIVEN, lambda: "third", outcome.__getitem__)
     assert statuses() == [FAILED, FINISHED]
