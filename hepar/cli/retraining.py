@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ from hepar.runtime.environment import DEFAULT_IMAGE
 if TYPE_CHECKING:
     from hepar.params import Params
     from hepar.registry.lineage import Lineage
+    from hepar.registry.registration import Registration
     from hepar.retraining.looking import Look
     from hepar.retraining.watching import Seen
 
@@ -91,11 +93,13 @@ def watch(
     job = _Job(load_with_options(params, source, layout, split_from), workdir, runner, image, remote)
     last: list[str] = []
 
-    def look_once() -> Seen:
+    def look_once(stopped: Callable[[], bool]) -> Seen:
         with job.folder.hold():
             found = job.look()
-            why_not = job.train(found) if found.decision.retrain else ""
-        text, before = one_line_of(found, why_not), last[-1:]
+            why_not = ""
+            if found.decision.retrain:
+                why_not = "SIGTERM arrived" if stopped() else job.train(found)
+        text, before = one_line_of(found, why_not, job.registered), last[-1:]
         last[:] = [found.state]
         return Seen(text, changed=before != last)
 
@@ -113,6 +117,7 @@ class _Job:
         self.params, self.workdir, self.image, self.remote = params, workdir.resolve(), image, remote
         self.runner, self.outcome = load_runner(runner), load_outcome(runner)
         self.folder = RetrainingFolder.of_workdir(self.workdir)
+        self.registered: Registration | None = None  # by the last training that was waited for
         database = f"{tracking.SQLITE}{self.workdir / tracking.DATABASE}"  # as the runners have it
         os.environ[tracking.URI_VARIABLE] = os.environ.get(tracking.URI_VARIABLE) or database
 
@@ -158,8 +163,9 @@ class _Job:
         from hepar.retraining.submission import reasons_tag
 
         elsewhere: str | None = self.runner(params=self.params, workdir=self.workdir, image=self.image)
+        self.registered = None
         if elsewhere is None:
-            made = Registration.load(self.workdir / Registration.KIND)
+            self.registered = made = Registration.load(self.workdir / Registration.KIND)
             with storage_errors():
                 RegisteredModel(connect(), made.name).tag_version(made.version, reasons_tag(found.decision.reasons))
         return elsewhere
@@ -175,8 +181,8 @@ def decision_lines(found: Look) -> list[str]:
     return [*lines, f"state: {found.state[:12]}"]
 
 
-def one_line_of(found: Look, why_not: str) -> str:
-    """A look in one line."""
+def one_line_of(found: Look, why_not: str, made: Registration | None) -> str:
+    """A look in one line. `made` is what a training has registered; None if that was only submitted."""
     decision = found.decision
     if decision.refused:
         return f"refused: {'; '.join(decision.refused)}"
@@ -184,4 +190,7 @@ def one_line_of(found: Look, why_not: str) -> str:
         return "no reason to train"
     if why_not:
         return f"not trained: {why_not}"
-    return f"trained: {'; '.join(decision.reasons)}"
+    reasons = "; ".join(decision.reasons)
+    if made is None:
+        return f"submitted: {reasons}"
+    return f"trained: {reasons}; {made.summary}"

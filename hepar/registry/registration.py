@@ -30,6 +30,12 @@ class Registration:
         reasons = decision.left_out if decision.promote else decision.remarks
         return cls(name, version, decision.alias, reasons)
 
+    @property
+    def summary(self) -> str:
+        """The registration as one line of text."""
+        reasons = f" ({'; '.join(self.reasons)})" if self.reasons else ""
+        return f"{self.name} version {self.version}, {self.alias}{reasons}"
+
     def save(self, folder: Path) -> None:
         """Write the file into `folder`; the same values give the same bytes."""
         write_json(folder / self.FILE, asdict(self))

@@ -39,16 +39,19 @@ class Seen:
     changed: bool
 
 
-def watch_source(look_once: Callable[[], Seen], backoff: Backoff, say: Callable[[str], None]) -> None:
+Stopped = Callable[[], bool]  # whether SIGTERM has arrived
+
+
+def watch_source(look_once: Callable[[Stopped], Seen], backoff: Backoff, say: Callable[[str], None]) -> None:
     """Look until SIGTERM or SIGINT arrives, and say each look in one line; a look or a training that fails is said too.
 
-    Returns at the next chance: at once while waiting, and after a look, but not before a training has ended. One that
+    Returns at once while waiting, and after SIGTERM at the end of a look, which asks before it trains. A training that
     SIGTERM has stopped raises Preempted.
     """
     with catch_sigterm() as stopped:
         try:
             while not stopped():
-                seen = _one_look(look_once)
+                seen = _one_look(look_once, stopped)
                 seconds = backoff.after(seen.changed)
                 again = "" if stopped() else f"; next look in {seconds:.0f} s"
                 say(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {one_line(seen.text)}{again}")
@@ -58,9 +61,9 @@ def watch_source(look_once: Callable[[], Seen], backoff: Backoff, say: Callable[
     say("stopped")
 
 
-def _one_look(look_once: Callable[[], Seen]) -> Seen:
+def _one_look(look_once: Callable[[Stopped], Seen], stopped: Stopped) -> Seen:
     try:
-        return look_once()
+        return look_once(stopped)
     except Preempted:
         raise
     except HeparError as error:
@@ -69,7 +72,7 @@ def _one_look(look_once: Callable[[], Seen]) -> Seen:
         return Seen(f"the training failed with exit code {ended.code}", changed=False)
 
 
-def _wait(seconds: float, stopped: Callable[[], bool]) -> None:
+def _wait(seconds: float, stopped: Stopped) -> None:
     end = time.monotonic() + seconds
     while not stopped() and (left := end - time.monotonic()) > 0:
         time.sleep(min(left, POLL_SECONDS))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from toy_champion import NAME, write_champion
 from typer.testing import CliRunner
 
 import hepar.cli.retraining
+import hepar.stages.ingest
 from hepar.cases import Cohort
 from hepar.cli.main import app
 from hepar.errors import HeparError
@@ -200,5 +203,25 @@ def test_watch_trains_once_and_stops_on_a_signal(place: Workplace, monkeypatch: 
     lines = [line.partition(" ")[2] for line in result.stdout.splitlines()]
     assert lines[0] == "no reason to train; next look in 0 s"
     assert lines[1].startswith("trained: 2 unknowns became known (CT/phantom 1, MR/phantom 1): 2 liver drawn")
+    assert f"; {NAME} version 1, champion; next look in 0 s" in lines[1]  # what the run has registered
     assert lines[2].startswith("not trained: this state has been trained already")
     assert len(place.trained) == 1
+
+
+def test_a_watch_that_is_stopped_in_a_look_trains_nothing(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler of a cluster would kill it soon after."""
+    ingest = hepar.stages.ingest.run
+
+    def stopped_meanwhile(*given: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        ingest(*given)
+
+    monkeypatch.setattr("hepar.stages.ingest.run", stopped_meanwhile)
+    place.draw(*LATER)
+    result = place.retrain(command="watch")
+    assert result.exit_code == 0, result.output
+    assert [line.partition("Z ")[2] or line for line in result.stdout.splitlines()] == [
+        "not trained: SIGTERM arrived",
+        "stopped",
+    ]
+    assert place.trained == []

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from hepar.errors import Preempted, StorageError
-from hepar.retraining.watching import Backoff, Seen, watch_source
+from hepar.retraining.watching import Backoff, Seen, Stopped, watch_source
 
 
 def test_waits_double_until_something_changes() -> None:
@@ -23,7 +23,7 @@ def watched(*found: Seen | BaseException) -> list[str]:
     """The lines of a loop over these looks, without their times; Ctrl-C ends it."""
     queue, lines = list(found), list[str]()
 
-    def look_once() -> Seen:
+    def look_once(stopped: Stopped) -> Seen:
         item = queue.pop(0) if queue else KeyboardInterrupt()
         if isinstance(item, BaseException):
             raise item
@@ -65,7 +65,7 @@ def wait_for_signal(number: int) -> None:
     before, lines = signal.getsignal(number), list[str]()
     threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
     began = time.monotonic()
-    watch_source(lambda: Seen("no reason", False), Backoff(50, 60), lines.append)
+    watch_source(lambda stopped: Seen("no reason", False), Backoff(50, 60), lines.append)
     assert time.monotonic() - began < 20
     assert [line.partition("Z ")[2] or line for line in lines] == ["no reason; next look in 50 s", "stopped"]
     assert signal.getsignal(number) == before
