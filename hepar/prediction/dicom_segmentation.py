@@ -24,6 +24,7 @@ from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.imaging.masks import Mask, find_components
 from hepar.imaging.volumes import Geometry
 from hepar.ingest.sources.dicom import ENHANCED
+from hepar.prediction.frame_of_reference import add_frame
 from hepar.prediction.predicted_scan import PredictedScan, Predictor
 
 MAX_LESION_SEGMENTS = 30  # each takes a byte a voxel while the object is made; more lesions are one segment
@@ -93,12 +94,11 @@ def lesion_label(number: int) -> str:
 
 
 def read_sources(predicted: PredictedScan) -> list[pydicom.Dataset]:
-    """The headers of the slices of a DICOM scan, or of its multi-frame file. Raises DataError if they are unusable."""
+    """The headers of the slices of a DICOM scan, or of its multi-frame file, with a frame of reference."""
     assert predicted.scan.stack is not None
     paths = predicted.scan.stack.paths
     sources: list[pydicom.Dataset] = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
-    if not sources[0].get("FrameOfReferenceUID"):
-        raise DataError(f"{predicted.scan.name}: its slices have no FrameOfReferenceUID, which DICOM objects refer to")
+    add_frame(sources)
     return sources
 
 

@@ -18,6 +18,7 @@ from hepar.imaging.volumes import to_array
 from hepar.inference.prediction import Model, Segmentation, segment
 from hepar.inference.settings import PredictionSettings
 from hepar.inference.window_count import OnWindow
+from hepar.prediction.frame_of_reference import check_frame
 from hepar.prediction.measurements import ScanMeasurements, measure
 from hepar.prediction.out_of_distribution import ScanWarning, check_scan
 from hepar.prediction.scans import Scan
@@ -96,7 +97,7 @@ def predict_scan(
     kind, evidence = _modality_of(scan, image, modality)
     found = segment(predictor.models, image, kind, predictor.settings, predictor.whole, on_window)
     measured = measure(found, to_array(image), kind)
-    warnings = check_scan(image, kind, found, measured, predictor.models[0].spec)
+    warnings = (*check_scan(image, kind, found, measured, predictor.models[0].spec), *check_frame(scan))
     return PredictedScan(scan, image, kind, evidence, found, measured, warnings, predictor)
 
 

@@ -193,13 +193,20 @@ def test_a_scan_in_which_nothing_is_found_has_a_report_and_no_segmentation(tmp_p
     assert [float(m.value) for m in group.get_measurements() if m.name.meaning == "Volume"] == [0.0]
 
 
-def test_slices_without_a_frame_of_reference_have_all_but_the_dicom_objects(tmp_path: Path) -> None:
-    for path in write_series(tmp_path / "scan", two_lesions()):
+def test_slices_without_a_frame_of_reference_get_one_of_their_series(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "scan", two_lesions())
+    for path in paths:
         source = pydicom.dcmread(path)
         del source.FrameOfReferenceUID
         source.save_as(path)
-    problem = write_prediction(predicted(tmp_path / "scan"), tmp_path / "out")
-    assert "no FrameOfReferenceUID" in problem
-    files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert PredictionFolder.PAGE in files
-    assert not files & {PredictionFolder.SEG, PredictionFolder.SR}
+    scan = predicted(tmp_path / "scan")
+    (warning,) = [warning for warning in scan.warnings if warning.rule == "frame of reference"]
+    assert (warning.value, warning.bound) == (len(paths), 0)
+    segmentation, report = written(scan, tmp_path)
+    liver_zyx = segmentation.get_volume(segment_numbers=[1], combine_segments=True)
+    assert np.array_equal(places_mm(liver_zyx.affine, liver_zyx.array > 0), source_places_mm(paths, 25))
+    again, _ = written(predicted(tmp_path / "scan"), tmp_path)
+    assert segmentation.FrameOfReferenceUID == again.FrameOfReferenceUID
+    assert segmentation.FrameOfReferenceUID not in (source.SeriesInstanceUID, source.StudyInstanceUID)
+    comments = [item.TextValue for item in report.ContentSequence if item.ValueType == "TEXT"]
+    assert f"Warning: {warning.message}" in comments
