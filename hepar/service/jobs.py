@@ -52,6 +52,9 @@ class Job:
     step: str = ""
     steps_done: int = 0
     steps: int = 0
+    windows_done: int = 0  # of the scan at hand
+    windows: int = 0
+    percent: int = 0
     error: str = ""
     scans: tuple[Mapping[str, Any], ...] = ()
     left_out: tuple[Mapping[str, Any], ...] = ()
@@ -144,6 +147,9 @@ class Jobs:
                 "step": job.step,
                 "steps_done": job.steps_done,
                 "steps": job.steps,
+                "windows_done": job.windows_done,
+                "windows": job.windows,
+                "percent": 100 if job.state == JobState.DONE else job.percent,
                 "error": job.error,
                 "scans": [dict(scan) for scan in job.scans],
                 "left_out": [dict(item) for item in job.left_out],

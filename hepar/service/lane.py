@@ -119,3 +119,5 @@ class Lane(Thread):
             if not isinstance(answer, PredictionStep):
                 return answer  # type: ignore[no-any-return]
             job.step, job.steps_done, job.steps = answer.text, answer.done, answer.total
+            job.windows_done, job.windows = answer.windows_done, answer.windows
+            job.percent = max(job.percent, answer.percent)  # more windows may become known

@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 import traceback
 import zipfile
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from hepar.inference.settings import PredictionSettings
 from hepar.service.uploads import UploadKind
 
 RESULTS, IMAGES, UNPACKED, ARCHIVE = "results", "images", "unpacked", "results.zip"
+TELL_SECONDS = 0.2
 FAST_COMPRESSION = 1  # of a scan that the page shows
 FAILED_SENTENCE = "the prediction failed because of an error in hepar; its log has the details"
 
@@ -37,11 +39,18 @@ class Order:
 
 @dataclass(frozen=True)
 class PredictionStep:
-    """What the process is doing, and how many of its steps are done."""
+    """What the process is doing, how many of its steps are done, and how many windows of the scan at hand."""
 
     text: str
     done: int
     total: int
+    windows_done: int = 0
+    windows: int = 0  # as far as they are known
+
+    @property
+    def percent(self) -> int:
+        """How much is done, by scans and windows."""
+        return int(100 * (self.done + self.windows_done / max(self.windows, 1)) / max(self.total, 1))
 
 
 @dataclass(frozen=True)
@@ -132,9 +141,10 @@ def _predict(predictor: Any, order: Order, tell: Callable[[PredictionStep], None
         left_out = [{"name": item.name, "reason": _without_paths(item.reason, order.folder)} for item in found.left_out]
         scans: list[dict[str, Any]] = []
         for number, scan in enumerate(found.scans):
-            tell(PredictionStep(f"predicting {scan.name}", number, len(found.scans)))
+            step = PredictionStep(f"predicting {scan.name}", number, len(found.scans))
+            tell(step)
             try:
-                scans.append(_predict_one(predictor, scan, order, len(scans) + 1))
+                scans.append(_predict_one(predictor, scan, order, len(scans) + 1, _window_teller(step, tell)))
             except DataError as error:
                 if len(found.scans) == 1:
                     raise
@@ -146,14 +156,29 @@ def _predict(predictor: Any, order: Order, tell: Callable[[PredictionStep], None
     return Predicted(tuple(scans), tuple(left_out))
 
 
-def _predict_one(predictor: Any, scan: Any, order: Order, number: int) -> dict[str, Any]:
+def _window_teller(step: PredictionStep, tell: Callable[[PredictionStep], None]) -> Callable[[int, int], None]:
+    """Tells how many windows of a scan are predicted, at most every `TELL_SECONDS`."""
+    told = 0.0
+
+    def on_window(done: int, windows: int) -> None:
+        nonlocal told
+        if done == windows or time.monotonic() - told >= TELL_SECONDS:
+            told = time.monotonic()
+            tell(replace(step, windows_done=done, windows=windows))
+
+    return on_window
+
+
+def _predict_one(
+    predictor: Any, scan: Any, order: Order, number: int, on_window: Callable[[int, int], None]
+) -> dict[str, Any]:
     """Predict a scan and write its results and the image that the page shows."""
     from hepar.prediction.predicted_scan import predict_scan
     from hepar.prediction.writing import write_prediction
 
     with scan.fetched() as here:
         nameless = replace(here, source="", folder="")  # the place of the upload is nobody's business
-        predicted = predict_scan(predictor, nameless, order.modality)
+        predicted = predict_scan(predictor, nameless, order.modality, on_window)
         folder = order.folder / RESULTS / str(number)
         problem = write_prediction(predicted, folder)
     _write_image(predicted, order.folder / IMAGES / f"{number}.nii.gz")

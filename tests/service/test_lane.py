@@ -60,11 +60,13 @@ def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_job_is_done_or_fails_with_what_the_process_says(tmp_path: Path) -> None:
     def succeed(theirs: Connection) -> None:
-        theirs.send(PredictionStep("predicting", 1, 2))
+        theirs.send(PredictionStep("predicting", 1, 2, 30, 40))
+        theirs.send(PredictionStep("predicting", 1, 2, 40, 80))  # more windows are known now
         theirs.send(Predicted(({"number": 1},), ()))
 
     job, _, told = ended(tmp_path, succeed)
     assert (job.state, job.scans, job.step, told) == (JobState.DONE, ({"number": 1},), "predicting", [JobState.DONE])
+    assert (job.windows_done, job.windows, job.percent) == (40, 80, 87)
     job, _, told = ended(tmp_path, lambda theirs: theirs.send(NotPredicted("no liver")))
     assert (job.state, job.error, told) == (JobState.FAILED, "no liver", [JobState.FAILED])
 

@@ -80,6 +80,7 @@ def test_a_scan_is_uploaded_predicted_looked_at_downloaded_and_deleted(
     page.set_input_files("#file", str(zipped(slices, tmp_path / "study.zip")))
     expect(page.locator("#view")).to_have_attribute("data-shown", re.compile("/1$"), timeout=2 * LOADING_MS)
     assert page.inner_text("#error") == ""
+    assert page.evaluate("[job.percent, job.windows > 0, job.windows_done === job.windows]") == [100, True, True]
     lit = np.asarray(Image.open(io.BytesIO(page.locator("#view").screenshot())).convert("L"))
     assert len(np.unique(lit)) > 20  # a scan is shown
     rows = page.locator("#lesions tbody tr")

@@ -78,7 +78,9 @@ async function follow(found) {
   history.replaceState(null, "", `#${job.id}`);
   while (job && !["done", "failed"].includes(job.state)) {
     const waiting = job.ahead ? `Waiting: ${job.ahead} ahead` : "Waiting for the device…";
-    showProgress(job.state === "running" ? `${job.step || "starting"}…` : waiting, job.steps > 1 ? job.steps_done : 0, job.steps > 1 ? job.steps : 0);
+    if (job.state !== "running") showProgress(waiting);
+    else if (!job.windows) showProgress(`${job.step || "starting"}…`, job.percent, job.percent && 100);
+    else showProgress(`${job.step}: ${job.windows_done} of ${job.windows} windows, ${job.percent} %`, job.percent, 100);
     await sleep(POLL_MS);
     if (!job) return;
     const [id, now] = [job.id, await fetchJson(`api/jobs/${job.id}`)];
