@@ -10,6 +10,7 @@ from hepar.evaluation.tables import UNDEFINED, interval, number
 
 MAX_NAMED = 50
 TOO_FEW = "(!)"
+NO_ROWS = "Nothing can be compared: none of the metrics has a value in both tables."
 _DIGITS = {"": 3, "mm": 2, "ml": 2, "per case": 2}
 
 
@@ -49,7 +50,7 @@ def _one_table(comparison: Comparison, versus: str) -> str:
         "cases",
     ]
     lines = [f"### {second} − {first}", "", _line(head), "|---" * 2 + "|---:" * 9 + "|"]
-    lines += [_line(_cells(row)) for row in rows] or [_line([UNDEFINED] * len(head))]
+    lines = [*lines, *(_line(_cells(row)) for row in rows)] if rows else [*lines[:2], NO_ROWS]
     lines += ["", f"Cases that both have: {len(paired.pairs)}."]
     for name, left in ((comparison.first, paired.only_first), (versus, paired.only_second)):
         if left:

@@ -18,7 +18,7 @@ from hepar.registry.lease import hold_lease
 from hepar.registry.model_registry import PREVIOUS, ModelVersion, RegisteredModel
 from hepar.registry.promotion import Decision, decide
 from hepar.registry.registration import Registration
-from hepar.registry.tracking import connect, server, storage_errors, tag_name
+from hepar.registry.tracking import check_server, connect, server, storage_errors, tag_name
 
 DECISION_TAG = tag_name("decision")  # of a version: the last decision on it, with its reasons
 ALREADY_CHAMPION = "it is already the champion"
@@ -146,8 +146,9 @@ def promote(
     """Make a registered version the champion if the gates allow it, or regardless with `force`.
 
     The version is tagged with the decision. `cohort` is that of its report, see `Judge`. With `dry_run` no alias and no
-    tag changes. Raises DataError if there is no such version, StorageError if the registry fails.
+    tag changes. Raises DataError if there is no registry or no such version, StorageError if the registry fails.
     """
+    check_server()
     with storage_errors():
         model = RegisteredModel(connect(), params.model_name)
         judge = Judge(model, params.gates, cohort)
@@ -171,9 +172,10 @@ def promote(
 def rollback(params: RegisterParams) -> Rollback:
     """Make the previous champion the champion again; a second call without a promotion in between finds none.
 
-    Both versions are tagged with what happened. Raises DataError if there is no previous champion, StorageError if the
-    registry fails.
+    Both versions are tagged with what happened. Raises DataError if there is no registry or no previous champion,
+    StorageError if the registry fails.
     """
+    check_server()
     with storage_errors():
         model = RegisteredModel(connect(), params.model_name)
         _previous(model)  # a model that does not exist gets no lease

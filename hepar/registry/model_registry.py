@@ -282,6 +282,7 @@ def cohort_version(uri: str) -> str:
 
 
 def _version_in_tag(uri: str, name: str, what: str) -> str:
+    check_server()
     with storage_errors():
         tag = str(find_registered(connect(), uri).tags.get(name, ""))
     if not tag:

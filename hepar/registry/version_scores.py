@@ -7,16 +7,17 @@ from pathlib import Path
 from hepar.errors import ArtifactError
 from hepar.evaluation.report_folder import Report
 from hepar.registry.model_registry import REPORT_TAG, files_of_run, find_registered
-from hepar.registry.tracking import connect, report_place, storage_errors
+from hepar.registry.tracking import check_server, connect, report_place, storage_errors
 from hepar.runtime.scratch import scratch_folder
 
 
 def version_scores(uri: str) -> str:
     """The table `cases.csv` in the report of a version, given as `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
-    Raises DataError if there is no such version, ArtifactError if it was registered without this table, StorageError if
-    the registry fails.
+    Raises DataError if there is no registry or no such version, ArtifactError if it was registered without this table,
+    StorageError if the registry fails.
     """
+    check_server()
     with storage_errors(), scratch_folder("scores") as scratch:
         mlflow = connect()
         version = find_registered(mlflow, uri)

@@ -14,10 +14,11 @@ from toy_versions import ToyRegistry, scores, toy_gates
 from hepar.errors import DataError, StorageError
 from hepar.params import Params, RegisterParams, dump_params
 from hepar.registry.champion import DECISION_TAG, RESULT_TAG, Judge, promote, rollback, settle
-from hepar.registry.model_registry import RegisteredModel
+from hepar.registry.model_registry import RegisteredModel, pool_version
 from hepar.registry.promotion import Decision
 from hepar.registry.registration import Registration
 from hepar.registry.tracking import connect
+from hepar.registry.version_scores import version_scores
 
 WORSE = "CT liver Dice: change -0.100 [-0.100, -0.100] may lie below -0.020 (n = 6 patients)"
 
@@ -162,6 +163,22 @@ def test_a_version_that_does_not_exist_is_named(registry: ToyRegistry, params: R
         promote("7", params)
     with pytest.raises(DataError, match=r"^model nobody has no previous champion at sqlite:"):
         rollback(params.model_copy(update={"model_name": "nobody"}))
+
+
+def test_no_registry_is_made_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: RegisterParams
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'none.db'}")
+    version = f"models:/{params.model_name}/1"
+    for work in (
+        lambda: promote("1", params),
+        lambda: rollback(params),
+        lambda: version_scores(version),
+        lambda: pool_version(version),
+    ):
+        with pytest.raises(DataError, match=r"^there is no registry at sqlite:///"):
+            work()
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_a_first_version_below_a_floor_stays_challenger(registry: ToyRegistry, params: RegisterParams) -> None:
