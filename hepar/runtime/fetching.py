@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hepar.errors import ArtifactError, DataError, StorageError
-from hepar.runtime.artifacts import link_or_copy, read_any_manifest
+from hepar.runtime.artifacts import MANIFEST, link_or_copy, read_any_manifest
 from hepar.runtime.object_store import Store
 from hepar.runtime.remote_cache import Cache, in_parallel
 from hepar.runtime.scratch import scratch_folder
@@ -53,20 +53,35 @@ def fetch_into(target: Path, folder: Path, names: Iterable[str]) -> None:
     target.mkdir(parents=True, exist_ok=True)
     if (needed := sum(file.size for file in absent.values())) > (free := shutil.disk_usage(target).free):
         raise StorageError(f"{needed:,} bytes of {folder} do not fit in {free:,} free bytes of {target}")
-    in_parallel(lambda name: _place(store, cache, absent[name], target / name, folder / name), list(absent))
+    found = {name: store.object(file.md5) for name, file in absent.items()}
+
+    def place(name: str) -> None:
+        try:
+            cache.place(found[name], target / name)
+        except DataError as error:
+            raise StorageError(f"{folder / name} is in no store that is given: {error}") from None
+
+    in_parallel(place, list(absent))
+    digests = dict(zip(found, cache.digests(list(found.values())), strict=True))
+    damaged = [name for name in absent if digests[name] != absent[name].sha256]
+    for name in damaged:
+        (target / name).unlink()
+    if damaged:
+        what, url = folder / damaged[0], found[damaged[0]].url
+        raise StorageError(f"{what} is damaged: {url} has another SHA-256 than its manifest says")
     cache.trim()
 
 
-def _place(store: Store, cache: Cache, file: StoredFile, target: Path, named: Path) -> None:
-    found = store.object(file.md5)
-    try:
-        cache.place(found, target)
-    except DataError as error:
-        raise StorageError(f"{named} is in no store that is given: {error}") from None
-    (sha256,) = cache.digests([found])
-    if sha256 != file.sha256:
-        target.unlink()
-        raise StorageError(f"{named} is damaged: {found.url} has another SHA-256 than its manifest says")
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """Where an artifact lies with all of its files: in its folder, or, if that is by reference, in one that is removed
+    when the context ends. Raises as `fetch_into`."""
+    if not (folder / REFERENCE).is_file():
+        yield folder
+        return
+    with scratch_folder("whole") as scratch:
+        fetch_into(scratch / folder.name, folder, [MANIFEST, *read_any_manifest(folder).files])
+        yield scratch / folder.name
 
 
 def complete(folder: Path) -> int:
