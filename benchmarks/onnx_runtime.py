@@ -3,7 +3,7 @@
 `python benchmarks/onnx_runtime.py [--params params.yaml] [--repeats 10]`
 
 The network of the params file has random weights. Both take turns; the fastest window of each counts. Torch predicts
-four windows at once, as `hepar predict` does, and ONNX Runtime one: larger batches are not faster there.
+as many windows at once as `hepar predict` does, and ONNX Runtime one: larger batches are not faster there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hepar.export.onnx_file import INPUT, write_onnx
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.inference.model_folder import ModelSpec
 from hepar.inference.prediction import Model
-from hepar.inference.sliding_window import WINDOWS_AT_ONCE
+from hepar.inference.sliding_window import windows_at_once
 from hepar.networks import build_network
 from hepar.params import load_params
 from hepar.runtime.device import available_cores, memory_format, use_threads
@@ -53,7 +53,8 @@ def main() -> None:
         session = onnxruntime.InferenceSession(path, session_options, providers=["CPUExecutionProvider"])
     window_bcdhw = example_window(models)
     network.to(memory_format=memory_format(CPU))  # type: ignore[call-overload]
-    windows_bcdhw = window_bcdhw.expand(WINDOWS_AT_ONCE, -1, -1, -1, -1).contiguous(memory_format=memory_format(CPU))
+    at_once = windows_at_once(patch_zyx, CPU)
+    windows_bcdhw = window_bcdhw.expand(at_once, -1, -1, -1, -1).contiguous(memory_format=memory_format(CPU))
     best = {"torch": float("inf"), "onnx": float("inf")}
     with torch.inference_mode():
         for _ in range(options.repeats):
@@ -61,10 +62,11 @@ def main() -> None:
             expected_brdhw = network(windows_bcdhw).sigmoid()
             middle = time.perf_counter()
             (found_brdhw,) = session.run(None, {INPUT: window_bcdhw.numpy()})
-            best["torch"] = min(best["torch"], (middle - start) / WINDOWS_AT_ONCE)
+            best["torch"] = min(best["torch"], (middle - start) / at_once)
             best["onnx"] = min(best["onnx"], time.perf_counter() - middle)
     difference = float(np.abs(found_brdhw - expected_brdhw[:1].numpy()).max())
-    print(f"{options.params.name}: a window of {patch_zyx}, {threads} threads, largest difference {difference:.1e}")
+    print(f"{options.params.name}: windows of {patch_zyx}, {at_once} at once, {threads} threads")
+    print(f"  largest difference {difference:.1e}")
     for name, seconds in best.items():
         print(f"  {name:5s} {seconds:.4f} s")
     print(f"  onnx / torch {best['onnx'] / best['torch']:.2f}")

@@ -146,6 +146,12 @@ class WindowSum:
         return np.asarray((self.total_rzyx[:, *part] / weight_zyx).cpu().numpy())
 
 
+def windows_at_once(patch_zyx: SizeZYX, device: torch.device) -> int:
+    """How many windows one forward pass takes: on a CPU at most `VOXELS_AT_ONCE` voxels, or a single window."""
+    fitting = VOXELS_AT_ONCE // math.prod(patch_zyx) if device.type == "cpu" else WINDOWS_AT_ONCE
+    return min(WINDOWS_AT_ONCE, max(1, fitting))
+
+
 @torch.inference_mode()
 def add_windows(
     network: nn.Module,
@@ -162,8 +168,7 @@ def add_windows(
     are not predicted and get probability 0. Without a precision that of the caller holds.
     """
     device, axes = total.device, [axis - 3 for axis in mirrored_axes]
-    voxels = math.prod(total.patch_zyx)
-    at_once = WINDOWS_AT_ONCE if device.type != "cpu" else min(WINDOWS_AT_ONCE, max(1, VOXELS_AT_ONCE // voxels))
+    at_once = windows_at_once(total.patch_zyx, device)
     waiting: list[tuple[Corner, Tensor]] = []
 
     def predict() -> None:
