@@ -35,9 +35,11 @@ SHARED = ROOT.parent / "shared" / "data"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let each process that shares the tests begin with slow ones, so that none waits for a slow one at the end.
 
-    xdist hands each process one part of the list, and later the end of another's part to one that has finished.
+    xdist hands each process one part of the list, and later the end of another's part to one that has finished. The
+    first gets the slow tests of the finished run, so that others do not wait while it is made.
     """
     slow = [item for item in items if item.get_closest_marker("slow")]
+    slow.sort(key=lambda item: "by_kfp" not in getattr(item, "fixturenames", ()))
     quick = [item for item in items if not item.get_closest_marker("slow")]
     items.clear()
     for parts in range(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 0, -1):
