@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hepar.cases import Cohort
 from hepar.errors import DataError
+from hepar.evaluation.report_folder import Report
 from hepar.params import REGISTERED
 from hepar.pool.table import Pool
 from hepar.pseudo_labels.folder import PseudoLabels
@@ -20,8 +21,12 @@ from hepar.runtime.progress import current_stage
 from hepar.runtime.stored_versions import open_version, publish
 
 NONE = "none"
-# by kind, the subfolder that goes to the store alone
-BULK: Mapping[str, str] = {Cohort.KIND: Cohort.VOLUMES, PseudoLabels.KIND: PseudoLabels.MASKS, Pool.KIND: Pool.CASES}
+BULK: Mapping[str, tuple[str, ...]] = {  # by kind, the subfolders that go to the store alone
+    Cohort.KIND: (Cohort.VOLUMES,),
+    PseudoLabels.KIND: (PseudoLabels.MASKS,),
+    Pool.KIND: (Pool.CASES,),
+    Report.KIND: (Report.MASKS, Report.PROBABILITIES),
+}
 VERSION_OF: Mapping[str, Callable[[str], str]] = {Cohort.KIND: cohort_version, Pool.KIND: pool_version}
 
 

@@ -30,6 +30,7 @@ from hepar.params import TrainingParams
 from hepar.runtime.commit import git_commit
 from hepar.runtime.environment import EPHEMERAL_VARIABLE
 from hepar.runtime.execution import execution_facts
+from hepar.runtime.fetching import whole
 from hepar.runtime.redaction import redact
 from hepar.runtime.scratch import scratch_folder
 
@@ -305,8 +306,9 @@ def _training_run(mlflow: Any, model_hash: str) -> str | None:
 
 
 def log_report(mlflow: Any, report: Report) -> None:
-    """Log a report and its mean Dice to the active run, beside the other reports on the same model."""
-    mlflow.log_artifacts(str(report.folder), report_place(report.manifest.hash))
+    """Log a whole report and its mean Dice to the active run, beside the other reports on the same model."""
+    with whole(report.folder) as folder:
+        mlflow.log_artifacts(str(folder), report_place(report.manifest.hash))
     for name, value in report.mean_dice().items():
         mlflow.log_metric(f"{TEST_SCORES}{name}", value)
 

@@ -25,8 +25,8 @@ class Handover(Protocol):
         """Hand over the finished artifact."""
 
 
-def publish(folder: Path, bulk: str, store: Store) -> str:
-    """Write an artifact to the store and leave it by reference, without its subfolder `bulk`; returns the version.
+def publish(folder: Path, bulk: tuple[str, ...], store: Store) -> str:
+    """Write an artifact to the store and leave it by reference, without its subfolders `bulk`; returns the version.
 
     What the store has is not sent again. The list of files comes last, so a version that is there is complete. Several
     processes may publish at once. Raises StorageError if the store fails; the folder then stays as it was.
@@ -45,20 +45,24 @@ def publish(folder: Path, bulk: str, store: Store) -> str:
         store.add({version: scratch / "list"})
     sent = sum(by_md5[value].stat().st_size for value in added)
     current_stage().log(f"version {version}: {len(added)} of {len(md5)} files sent, {sent:,} bytes")
-    large = {name: value for name, value in md5.items() if name.startswith(f"{bulk}/")}
+    large = {name: value for name, value in md5.items() if _is_below(name, bulk)}
     write_stored(folder, version, describe_files(folder, large))
     for name in large.keys() & paths.keys():
         paths[name].unlink()
-    for empty in sorted((path for path in (folder / bulk).rglob("*") if path.is_dir()), reverse=True):
-        empty.rmdir()
-    if (folder / bulk).is_dir():
-        (folder / bulk).rmdir()
+    for top in [folder / name for name in bulk if (folder / name).is_dir()]:
+        for empty in sorted((path for path in (top, *top.rglob("*")) if path.is_dir()), reverse=True):
+            empty.rmdir()
     return version
 
 
-def open_version(version: str, kind: str, bulk: str, folder: Path, store: Store) -> None:
+def _is_below(name: str, folders: tuple[str, ...]) -> bool:
+    """Whether a path in an artifact lies in one of these subfolders."""
+    return name.startswith(tuple(f"{folder}/" for folder in folders))
+
+
+def open_version(version: str, kind: str, bulk: tuple[str, ...], folder: Path, store: Store) -> None:
     """Put a version into the new folder `folder` by reference, completely or not at all: only what is outside its
-    subfolder `bulk` is fetched.
+    subfolders `bulk` is fetched.
 
     Raises DataError if the store lacks it, StorageError if the store fails or holds another kind of artifact there.
     """
@@ -66,13 +70,13 @@ def open_version(version: str, kind: str, bulk: str, folder: Path, store: Store)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder("open", folder.parent.resolve()) as scratch:
         opened = scratch / "opened"
-        small = [name for name in listing if not name.startswith(f"{bulk}/")]
+        small = [name for name in listing if not _is_below(name, bulk)]
         for name in small:
             (opened / name).parent.mkdir(parents=True, exist_ok=True)
         in_parallel(lambda name: store.object(listing[name]).download(opened / name), small)
         manifest = read_manifest(opened, kind)
         if odd := sorted({MANIFEST, *manifest.files} ^ listing.keys()):
             raise StorageError(f"version {version} in {store.url}: {odd[0]!r} is listed or in {MANIFEST}, but not both")
-        large = {name: value for name, value in listing.items() if name.startswith(f"{bulk}/")}
+        large = {name: value for name, value in listing.items() if _is_below(name, bulk)}
         write_stored(opened, version, describe_files(opened, large))
         opened.rename(folder)

@@ -34,13 +34,14 @@ from hepar.runtime.commit import git_commit
 from hepar.runtime.device import available_cores, pick_device, use_threads
 from hepar.runtime.fetching import fetched
 from hepar.runtime.progress import current_stage, stage
+from hepar.runtime.stored_versions import Handover
 
 
-def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None:
+def run(cohort: Path, model: Path, report: Path, params: EvaluateParams, handover: Handover | None = None) -> None:
     """Segment and score all test cases of the model's modalities with all members of the model.
 
     A structure that the model was not taught is not scored. Cases are predicted one by one, and scored several at a
-    time beside that.
+    time beside that. `handover`, if given, comes after that, inside the stage: if it fails, the stage fails.
 
     Raises DataError if there are none, or if the model has seen a label of a test patient.
     """
@@ -71,6 +72,8 @@ def run(cohort: Path, model: Path, report: Path, params: EvaluateParams) -> None
             facts = _facts(chosen, parents, manifest.parents, settings, spec)
             bootstrap = Bootstrap(params.bootstrap_seed, params.bootstrap_resamples)
             save_report(Report(folder), scored, ModelFolder(model).load_history(), facts, bootstrap)
+        if handover is not None:
+            handover.finish(report)
 
 
 def _check_unseen(model: Path, cases: Sequence[Case]) -> None:

@@ -218,7 +218,7 @@ def test_artifacts_without_models_stay_below_a_megabyte(runs: Runs) -> None:
         whole = f"{runs.in_folders.artifact_bytes(name):,}" if name in runs.in_folders.artifacts else "not made"
         print(f"{name:16} {size:>9,} bytes by reference, {whole:>9} in folders")
         assert name in MODELS or size < MAX_ARTIFACT_BYTES
-    for name in ("cohort", "pseudo", "pool"):
+    for name in ("cohort", "pseudo", "pool", "report"):
         assert read_stored(runs.first.path(name)).files
         assert not list(runs.first.path(name).rglob("*.nii.gz")) + list(runs.first.path(name).rglob("*.b2nd"))
 
@@ -254,6 +254,7 @@ def test_steps_fetch_only_the_volumes_that_they_need(runs: Runs) -> None:
     assert first.fetched("pseudo-label") == first.md5("cohort", images)
     pool = Pool.load(first.path("pool"))
     assert first.fetched("train-universal") == first.md5("pool", array_files(pool.entries))
+    assert first.fetched("register") == first.md5("report", read_stored(first.path("report")).files)
 
 
 def test_a_second_run_sends_its_two_new_cases_and_tables(runs: Runs) -> None:

@@ -12,15 +12,20 @@ from hepar.errors import DataError, StorageError
 from hepar.runtime import remote_cache
 from hepar.runtime.artifacts import MANIFEST, dvc_version, md5_bytes, read_manifest, write_artifact
 from hepar.runtime.environment import EPHEMERAL_VARIABLE, STORE_VARIABLE
-from hepar.runtime.fetching import carry, complete, fetched, stored_version
+from hepar.runtime.fetching import carry, complete, fetched, stored_version, whole
 from hepar.runtime.object_store import Store
 from hepar.runtime.plain_names import broken_rule
 from hepar.runtime.stored_files import REFERENCE, StoredFile, read_stored, write_stored
 from hepar.runtime.stored_versions import open_version, publish
 from hepar.runtime.verification import verify_artifact
 
-KIND, BULK = "toy", "volumes"
-VOLUMES = {"volumes/a/image": b"image a", "volumes/a/mask": b"mask a", "volumes/b/image": b"image b"}
+KIND, BULK = "toy", ("volumes", "masks")
+VOLUMES = {
+    "volumes/a/image": b"image a",
+    "volumes/a/mask": b"mask a",
+    "volumes/b/image": b"image b",
+    "masks/a": b"predicted mask a",
+}
 
 
 @pytest.fixture
@@ -45,17 +50,22 @@ def object_of(store: Store, content: bytes) -> Path:
 
 
 def test_a_folder_by_reference_is_the_same_artifact(store: Store, tmp_path: Path) -> None:
-    whole, artifact = write_toy(tmp_path / "whole", VOLUMES), write_toy(tmp_path / "artifact", VOLUMES)
+    in_folder, artifact = write_toy(tmp_path / "whole", VOLUMES), write_toy(tmp_path / "artifact", VOLUMES)
     version = publish(artifact, BULK, store)
-    assert version == stored_version(artifact) == dvc_version(artifact) == dvc_version(whole)
+    assert version == stored_version(artifact) == dvc_version(artifact) == dvc_version(in_folder)
     assert sorted(path.name for path in artifact.iterdir()) == [MANIFEST, REFERENCE, "table"]
-    assert verify_artifact(artifact, KIND).hash == read_manifest(whole, KIND).hash
+    assert verify_artifact(artifact, KIND).hash == read_manifest(in_folder, KIND).hash
     paths = [artifact / name for name in VOLUMES]
     with fetched(*paths, None, artifact / "table") as here:
         assert [here[path].read_bytes() for path in paths] == list(VOLUMES.values())
         assert here[paths[0]].parent == here[paths[1]].parent, "files of one folder stay together"
     assert not any(path.exists() for path in (*here.values(), *paths) if path.name != "table")
+    with whole(artifact) as folder:
+        assert verify_artifact(folder, KIND, deep=True).hash == read_manifest(in_folder, KIND).hash
+        assert not (folder / REFERENCE).exists()
     assert complete(artifact) == len(VOLUMES)
+    with whole(artifact) as folder:
+        assert folder == artifact
     assert dvc_version(artifact) == version
     verify_artifact(artifact, KIND, deep=True)
 
