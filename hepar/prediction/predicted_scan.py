@@ -43,7 +43,8 @@ class Predictor:
     def facts(self) -> dict[str, Any]:
         """Program, model and settings by name."""
         settings = self.settings.for_model(self.models[0].spec).facts()
-        return {"hepar": __version__, "model_hash": self.model_hash, "members": len(self.models), "settings": settings}
+        model = {"model_hash": self.model_hash, "members": len(self.models)}
+        return {"hepar": __version__, **model, "settings": settings, "whole": self.whole}
 
 
 @dataclass(frozen=True)

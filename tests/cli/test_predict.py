@@ -64,6 +64,17 @@ def test_fast_is_a_smaller_overlap_and_takes_no_other_setting(folder: Path) -> N
         CliRunner().invoke(app, ["predict", *options, "--mirror", "x"], catch_exceptions=False)
 
 
+def test_whole_predicts_all_windows_and_their_number_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hepar.cli.window_bar.LINE_SECONDS", 0.0)
+    for options, whole in (((), False), (("--whole",), True)):
+        done = run(folder, str(folder / "scan.nii.gz"), "-o", str(folder / "out"), "--modality", "ct", *options)
+        made_by = json.loads((folder / "out" / "scan" / "measurements.json").read_text())["made_by"]
+        assert made_by["whole"] is whole
+        counted = re.findall(r"scan: (\d+)/(\d+) windows", done.stderr)
+        assert counted[-1][0] == counted[-1][1]
+        assert [int(count) for count, _ in counted] == list(range(1, len(counted) + 1))
+
+
 def test_volumes_and_lesions_are_printed(folder: Path) -> None:
     assert predict(folder, "--variants", "2", "--mirror", "x", "--overlap", "0") == {
         "labels": str(folder / "labels.nii.gz"),
