@@ -1,8 +1,8 @@
 """KFP components. Each validates its section of the params and calls the stage's `run`, as DVC and the CLI do.
 
 A component returns the content hash of its artifact, a folder. Later components take hashes as parameters, because
-KFP's cache compares parameters but not the contents of files. With HEPAR_STORE the volumes of cohort, pseudo-labels and
-pool go to the store, and the artifact holds the rest.
+KFP's cache compares parameters but not the contents of files. With HEPAR_STORE the volumes of cohort, pseudo-labels,
+pool and report go to the store, and the artifact holds the rest.
 """
 
 # KFP compiles the source of each function on its own, so imports stand inside, and evaluates annotations, so there is
@@ -58,6 +58,41 @@ def train_liver(
         Path(cohort.path),
         Path(model.path),
         Modality(modality),
+        read_section(PreprocessingParams, preprocessing),
+        read_section(NetworkParams, network),
+        read_section(TrainLiverParams, params),
+        experiment,
+    )
+    return read_manifest(Path(model.path), ModelFolder.KIND).hash
+
+
+@dsl.component(base_image=image_of("train_liver"), install_kfp_package=False)
+def train_liver_fold(
+    modality: str,
+    fold: int,
+    folds: int,
+    cohort_hash: str,
+    preprocessing: dict,  # type: ignore[type-arg]
+    network: dict,  # type: ignore[type-arg]
+    params: dict,  # type: ignore[type-arg]
+    experiment: str,
+    cohort: dsl.Input[dsl.Artifact],
+    model: dsl.Output[dsl.Model],
+) -> str:
+    """Train the liver teacher of one modality that leaves out one fold of the patients."""
+    from pathlib import Path
+
+    import hepar.stages.train_liver
+    from hepar.cases import Modality
+    from hepar.inference.model_folder import ModelFolder
+    from hepar.params import NetworkParams, PreprocessingParams, TrainLiverParams, read_section
+    from hepar.runtime.artifacts import read_manifest
+    from hepar.training.folds import Fold
+
+    hepar.stages.train_liver.run(
+        Path(cohort.path),
+        Path(model.path),
+        Fold(Modality(modality), fold, folds),
         read_section(PreprocessingParams, preprocessing),
         read_section(NetworkParams, network),
         read_section(TrainLiverParams, params),
@@ -180,11 +215,16 @@ def evaluate(
     from pathlib import Path
 
     import hepar.stages.evaluate
+    from components.stored_artifacts import StoredArtifact
     from hepar.evaluation.report_folder import Report
     from hepar.params import EvaluateParams, read_section
 
     hepar.stages.evaluate.run(
-        Path(cohort.path), Path(model.path), Path(report.path), read_section(EvaluateParams, params)
+        Path(cohort.path),
+        Path(model.path),
+        Path(report.path),
+        read_section(EvaluateParams, params),
+        StoredArtifact(Report.KIND, report.metadata),
     )
     written = Report.load(Path(report.path))
     for name, value in written.mean_dice().items():

@@ -1,4 +1,5 @@
-"""KFP components of the steps that are no stage: the check before the first stage, and the news after the last."""
+"""KFP components of the steps that are no stage: the check before the first, the news after the last, and between them
+what makes one teacher of its folds."""
 
 # As in `components.stages`: imports stand inside, and there is no `from __future__ import annotations`.
 from typing import NamedTuple
@@ -60,6 +61,35 @@ def check(
     }
     checked = dump_sections(hepar.planning.preflight.run(sections, overrides))
     return tuple(checked[name] for name in sections)
+
+
+@dsl.component(base_image=image_of("gather_folds"), install_kfp_package=False)
+def gather_folds(
+    modality: str,
+    model: dsl.Output[dsl.Model],
+    fold_1: dsl.Input[dsl.Model] = None,
+    fold_2: dsl.Input[dsl.Model] = None,
+    fold_3: dsl.Input[dsl.Model] = None,
+    fold_4: dsl.Input[dsl.Model] = None,
+    fold_5: dsl.Input[dsl.Model] = None,
+    fold_6: dsl.Input[dsl.Model] = None,
+    fold_7: dsl.Input[dsl.Model] = None,
+    fold_8: dsl.Input[dsl.Model] = None,
+    fold_9: dsl.Input[dsl.Model] = None,
+    fold_10: dsl.Input[dsl.Model] = None,
+) -> str:
+    """Make one teacher of its folds; an input in KFP is one artifact, so there are as many as folds at most."""
+    from pathlib import Path
+
+    import hepar.training.ensemble
+    from hepar.cases import Modality
+    from hepar.inference.model_folder import ModelFolder
+    from hepar.runtime.artifacts import read_manifest
+
+    given = (fold_1, fold_2, fold_3, fold_4, fold_5, fold_6, fold_7, fold_8, fold_9, fold_10)
+    folds = [Path(fold.path) for fold in given if fold is not None]
+    hepar.training.ensemble.gather(folds, Path(model.path), Modality(modality))
+    return read_manifest(Path(model.path), ModelFolder.KIND).hash
 
 
 @dsl.component(base_image=image_of("notify"), install_kfp_package=False)

@@ -424,11 +424,12 @@ class StepResources(Section):
 
 
 class ClusterSteps(Section):
-    """One entry per step of the pipeline."""
+    """One entry per step of the pipeline. With `train_liver.folds` above 1, each fold gets what train_liver says."""
 
     check: StepResources
     ingest: StepResources
     train_liver: StepResources
+    gather_folds: StepResources
     pseudo_label: StepResources
     assemble_pool: StepResources
     train_universal: StepResources

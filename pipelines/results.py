@@ -39,7 +39,7 @@ PARAMS_FILE = "params.yaml"
 
 
 def find_artifacts(kfp_root: Path) -> dict[str, Path]:
-    """The finished artifacts in KFP's folders, by their place in the working directory.
+    """The finished artifacts in KFP's folders, by their place in the working directory; folds of a teacher have none.
 
     Raises ArtifactError if one is damaged.
     """
@@ -47,6 +47,8 @@ def find_artifacts(kfp_root: Path) -> dict[str, Path]:
     for manifest in sorted(kfp_root.glob(f"*/*/*/{MANIFEST}")):
         kind = read_any_manifest(manifest.parent).kind
         parents = verify_artifact(manifest.parent, kind).parents
+        if kind == ModelFolder.KIND and ModelFolder.FOLD in parents:
+            continue
         found[PLACES[parents[ModelFolder.ROLE] if kind == ModelFolder.KIND else kind]] = manifest.parent
     return found
 
@@ -95,10 +97,8 @@ def score_table(workdir: Path) -> Table:
 
 def summary(workdir: Path, statuses: Sequence[StageStatus]) -> str:
     """The registered model, the report and the duration of each stage, one per line."""
-    registered = Registration.load(workdir / PLACES[Registration.KIND])
-    reasons = f" ({'; '.join(registered.reasons)})" if registered.reasons else ""
     lines = {
-        "model": f"{registered.name} version {registered.version}, {registered.alias}{reasons}",
+        "model": Registration.load(workdir / PLACES[Registration.KIND]).summary,
         "report": str(Report(workdir / PLACES[Report.KIND]).page),
         **{f"{status.stage}, s": f"{status.seconds:.0f}" for status in statuses},
     }

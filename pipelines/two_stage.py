@@ -4,7 +4,7 @@ registration, and the news when all that has ended.
 Compile with `make compile`, or `kfp dsl compile --py pipelines/two_stage.py --output FILE`. The compiled
 defaults are those of `params.yaml`, or of the file that HEPAR_PARAMS names, but for the source, which each run must
 name. A section that is passed to a run replaces the whole section; `overrides` are merged into all of them. The section
-`cluster` is compiled in.
+`cluster` is compiled in, and so is the number of folds of a teacher.
 """
 
 import os
@@ -18,6 +18,7 @@ from components import stages, steps
 from hepar.params import dump_sections, load_params
 from pipelines.execution import PARAMS_VARIABLE
 from pipelines.pod_settings import CAPTIONS, set_up_pod
+from pipelines.teacher_tasks import connect_teacher, fold_of
 
 PARAMS = load_params(Path(os.environ.get(PARAMS_VARIABLE, Path(__file__).parents[1] / "params.yaml")))
 DEFAULTS = dump_sections(PARAMS)
@@ -32,7 +33,8 @@ def connect_stages(params: Mapping[str, Any]) -> tuple[tuple[str, dsl.PipelineTa
     cohort, cohort_hash = ingested.outputs["cohort"], ingested.outputs["Output"]
 
     teachers = {
-        modality: stages.train_liver(
+        modality: connect_teacher(
+            PARAMS.train_liver.folds,
             modality=modality,
             cohort_hash=cohort_hash,
             preprocessing=preprocessing,
@@ -43,11 +45,12 @@ def connect_stages(params: Mapping[str, Any]) -> tuple[tuple[str, dsl.PipelineTa
         )
         for modality in ("CT", "MR")
     }
+    (_, ct), (_, mr) = teachers["CT"][-1], teachers["MR"][-1]
     teacher_inputs = {
-        "teacher_ct": teachers["CT"].outputs["model"],
-        "teacher_mr": teachers["MR"].outputs["model"],
-        "teacher_ct_hash": teachers["CT"].outputs["Output"],
-        "teacher_mr_hash": teachers["MR"].outputs["Output"],
+        "teacher_ct": ct.outputs["model"],
+        "teacher_mr": mr.outputs["model"],
+        "teacher_ct_hash": ct.outputs["Output"],
+        "teacher_mr_hash": mr.outputs["Output"],
     }
     labelled = stages.pseudo_label(
         cohort=cohort, cohort_hash=cohort_hash, params=params["pseudo_label"], **teacher_inputs
@@ -84,7 +87,8 @@ def connect_stages(params: Mapping[str, Any]) -> tuple[tuple[str, dsl.PipelineTa
     registered.set_caching_options(False)  # it depends on the state of the registry
     return (
         ("ingest", ingested),
-        *(("train-liver", teacher) for teacher in teachers.values()),
+        *teachers["CT"],
+        *teachers["MR"],
         ("pseudo-label", labelled),
         ("assemble-pool", pooled),
         ("train-universal", universal),
@@ -134,5 +138,5 @@ def two_stage(
     trainings = {"train-liver": PARAMS.train_liver.training, "train-universal": PARAMS.train_universal.training}
     for step, task in (("check", checked), ("notify", news), *tasks):
         set_up_pod(task, step, cluster, trainings.get(step))
-        modality = f" {task.inputs['modality']}" if step == "train-liver" else ""
-        task.set_display_name(f"{step}{modality}: {CAPTIONS[step][0]}")
+        modality = f" {task.inputs['modality']}" if "modality" in task.inputs else ""
+        task.set_display_name(f"{step}{modality}{fold_of(task)}: {CAPTIONS[step][0]}")

@@ -67,17 +67,44 @@ def train_liver(
     modality: Annotated[Modality, typer.Option(case_sensitive=False, help="Modality of the teacher.")],
     cohort: CohortFolder = COHORT,
     model: Annotated[
-        Path | None, typer.Option(help="Model folder to write.", show_default="models/liver-MODALITY")
+        Path | None,
+        typer.Option(help="Model folder to write.", show_default="models/liver-MODALITY, with --fold -fold-N"),
+    ] = None,
+    fold: Annotated[
+        int | None,
+        typer.Option(help="Train the teacher of this fold alone, from 1 to train_liver.folds; see gather-folds."),
     ] = None,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Train the liver teacher of one modality on manual liver masks."""
     import hepar.stages.train_liver
     from hepar.params import load_params
+    from hepar.training.folds import Fold
 
     p = load_params(params)
-    folder = model or {Modality.CT: TEACHER_CT, Modality.MR: TEACHER_MR}[modality]
-    hepar.stages.train_liver.run(cohort, folder, modality, p.preprocessing, p.network, p.train_liver, p.experiment)
+    folder = model or _teacher(modality, fold)
+    teacher = modality if fold is None else Fold(modality, fold, p.train_liver.folds)
+    hepar.stages.train_liver.run(cohort, folder, teacher, p.preprocessing, p.network, p.train_liver, p.experiment)
+
+
+@stages_app.command(rich_help_panel=PANEL)
+def gather_folds(
+    modality: Annotated[Modality, typer.Option(case_sensitive=False, help="Modality of the teacher.")],
+    folds: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Model folders of all folds.", show_default="models/liver-MODALITY-fold-1 and on"),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder to write.", show_default="models/liver-MODALITY")
+    ] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Make one teacher of folds that 'train-liver --fold' has trained, as on several machines."""
+    from hepar.params import load_params
+    from hepar.training.ensemble import gather
+
+    numbers = range(1, load_params(params).train_liver.folds + 1)
+    gather(folds or [_teacher(modality, number) for number in numbers], model or _teacher(modality), modality)
 
 
 @stages_app.command(rich_help_panel=PANEL)
@@ -185,6 +212,12 @@ def run(
     """Run the whole pipeline on this machine through kfp.local, and print the scores."""
     p = load_with_options(params, source, layout, split_from)
     load_runner(runner)(params=p, workdir=workdir, image=image)
+
+
+def _teacher(modality: Modality, fold: int | None = None) -> Path:
+    """The default folder of a teacher, or of one of its folds."""
+    folder = {Modality.CT: TEACHER_CT, Modality.MR: TEACHER_MR}[modality]
+    return folder if fold is None else folder.with_name(f"{folder.name}-fold-{fold}")
 
 
 def load_runner(name: str) -> Callable[..., str | None]:

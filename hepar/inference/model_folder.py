@@ -81,6 +81,8 @@ class ModelFolder:
     NOT_TRAINED = "not_trained.txt"  # instead of a model: of a teacher that the cohort does not need
     POOL, POOL_VERSION, WARM_START = "pool", "pool version", "warm start"  # parents of a universal model
     ROLE, UNIVERSAL = "role", "universal"  # an entry of `origin`, and its value for the universal model
+    FOLD = "fold"  # an entry of `origin` of a teacher that leaves out one fold, such as 2/3
+    ENSEMBLE_INTENSITY = "liver intensity of all folds"  # a parent of such a teacher: that of its ensemble, as JSON
 
     @staticmethod
     def teacher_role(modality: Modality) -> str:
@@ -114,9 +116,13 @@ class ModelFolder:
         write_text(self.folder / self.NOT_TRAINED, f"{reason}\n")
         self.save_patients(())
 
+    def not_trained(self) -> str | None:
+        """Why there is no model; None if there is one."""
+        place = self.folder / self.NOT_TRAINED
+        return place.read_text().strip() if place.is_file() else None
+
     def _check_trained(self) -> None:
-        if (self.folder / self.NOT_TRAINED).is_file():
-            reason = (self.folder / self.NOT_TRAINED).read_text().strip()
+        if (reason := self.not_trained()) is not None:
             raise ArtifactError(f"{self.folder} holds no model: {reason}")
 
     def add_member(self, weights: Mapping[str, Tensor], number: int) -> None:

@@ -30,6 +30,7 @@ from pipelines.studies.plan import (
     plan_cells,
     unique_steps,
 )
+from pipelines.teacher_tasks import Tasks, connect_teacher, fold_of
 
 SUFFIX = ".yaml"
 COMPONENTS = {
@@ -72,7 +73,7 @@ def compile_study(path: Path, package: Path, source: str | None) -> None:
     package.parent.mkdir(parents=True, exist_ok=True)
     cells = plan_cells(study)
     compiler.Compiler().compile(as_pipeline(study, cells), str(package))
-    say(f"{package}: {len(cells)} cells in {len(unique_steps(cells))} tasks")
+    say(f"{package}: {len(cells)} cells in {sum(map(_task_count, unique_steps(cells)))} tasks")
 
 
 def as_pipeline(study: Study, cells: list[StudyCell]) -> Any:
@@ -83,20 +84,33 @@ def as_pipeline(study: Study, cells: list[StudyCell]) -> Any:
     def fan_out() -> None:
         tasks: dict[str, Any] = {}
         for step in unique_steps(cells):
-            task = COMPONENTS[step.stage](**_arguments(step, tasks))
-            task.set_display_name(names[step.key])
-            set_up_pod(task, step.stage, step.params.cluster, _training(step))
-            if step.stage in UNCACHED:
-                task.set_caching_options(False)
-            tasks[step.key] = task
+            for name, task in _connect(step, tasks):
+                task.set_display_name(names[step.key] + fold_of(task))
+                set_up_pod(task, name, step.params.cluster, _training(step, name))
+                if name in UNCACHED:
+                    task.set_caching_options(False)
+                tasks[step.key] = task
 
     return fan_out
 
 
-def _training(step: PlannedStep) -> TrainingParams | None:
-    """The training of a step that trains."""
+def _connect(step: PlannedStep, tasks: Mapping[str, Any]) -> Tasks:
+    """The tasks of a step, each with the name of what it asks for; the last one writes what the step hands on."""
+    given = _arguments(step, tasks)
+    if step.stage == TRAIN_LIVER:
+        return connect_teacher(step.params.train_liver.folds, **given)
+    return ((step.stage, COMPONENTS[step.stage](**given)),)
+
+
+def _task_count(step: PlannedStep) -> int:
+    folds = step.params.train_liver.folds
+    return folds + 1 if step.stage == TRAIN_LIVER and folds > 1 else 1
+
+
+def _training(step: PlannedStep, name: str) -> TrainingParams | None:
+    """The training of a task that trains."""
     trainings = {TRAIN_LIVER: step.params.train_liver.training, TRAIN_UNIVERSAL: step.params.train_universal.training}
-    return trainings.get(step.stage)
+    return trainings.get(name)
 
 
 def _arguments(step: PlannedStep, tasks: Mapping[str, Any]) -> dict[str, Any]:

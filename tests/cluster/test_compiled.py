@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.images import is_by_digest
+from hepar.errors import ParamsError
 from hepar.params import ClusterParams, load_params
 from hepar.runtime.execution import KFP_RUN_VARIABLE, STAGE_IMAGE_VARIABLE
+from pipelines.compiled import CompiledPipeline
 
 IMAGE = f"registry.example.org/hepar@sha256:{'a' * 64}"
 PATIENT = "planted-patient"
@@ -26,7 +29,7 @@ STEPS = (
     *("check", "ingest", "train-liver", "train-liver-2", "pseudo-label", "assemble-pool", "train-universal"),
     *("evaluate", "register", "notify"),
 )
-UNCACHED = {"check", "ingest", "assemble-pool", "register", "notify"}
+UNCACHED = {"check", "ingest", "gather-folds", "gather-folds-2", "assemble-pool", "register", "notify"}
 GPU_STEPS = {"train-liver", "train-liver-2", "pseudo-label", "train-universal", "evaluate"}
 Json = dict[str, Any]
 
@@ -44,7 +47,8 @@ class Compiled:
     def tasks(self) -> Json:
         """The tasks by name, those within the exit handler too."""
         (inner,) = [found["dag"]["tasks"] for found in self.spec["components"].values() if "dag" in found]
-        return {name: task for name, task in {**self.spec["root"]["dag"]["tasks"], **inner}.items() if name in STEPS}
+        tasks, components = {**self.spec["root"]["dag"]["tasks"], **inner}, self.spec["components"]
+        return {name: task for name, task in tasks.items() if "dag" not in components[task["componentRef"]["name"]]}
 
     def label(self, step: str) -> str:
         return str(self.spec["components"][self.tasks[step]["componentRef"]["name"]]["executorLabel"])
@@ -67,11 +71,10 @@ class Compiled:
         return {str(pair["envVar"]) for one in maps for pair in one["keyToEnv"]}
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+def compile_to(folder: Path, folds: int) -> Compiled:
     """A pipeline for GPUs, two of them for the universal model, with all secrets, and params that name a patient."""
-    folder = tmp_path_factory.mktemp("compiled")
     changed = {
+        "train_liver": {"folds": folds},
         "extends": os.path.relpath(ROOT / "params" / "full.yaml", folder),
         "source": f"dicomweb+http://127.0.0.1:9/web?PatientID={PATIENT}",
         "cluster": {
@@ -87,6 +90,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     text = (folder / "built.yaml").read_text()
     spec, platform = yaml.safe_load_all(text)
     return Compiled(text, spec, platform, load_params(folder / "own.yaml").cluster)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """The pipeline with one teacher of each modality."""
+    return compile_to(tmp_path_factory.mktemp("compiled"), folds=1)
 
 
 @pytest.fixture
@@ -221,7 +230,7 @@ def secrets(found: Compiled, step: str) -> Iterator[str]:
         "HEPAR_DICOMWEB_TOKEN": reads,
         "HEPAR_PATIENT_KEY": reads,
         "HEPAR_NOTIFY_URL": step == "notify",
-        "MLFLOW_TRACKING_PASSWORD": step not in ("pseudo-label", "evaluate"),
+        "MLFLOW_TRACKING_PASSWORD": step.removesuffix("-2") not in ("gather-folds", "pseudo-label", "evaluate"),
     }.items():
         if (name in given) != needed:
             yield name
@@ -298,6 +307,50 @@ def test_every_rule_holds_for_every_step(compiled: Compiled) -> None:
 def test_each_rule_refuses_its_mutants(compiled: Compiled, step: str, rule: Rule, mutate: Mutate) -> None:
     mutate(compiled)
     assert broken(compiled) == {(step, rule)}
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """The pipeline with teachers of three folds."""
+    return compile_to(tmp_path_factory.mktemp("folded"), folds=3)
+
+
+def test_each_fold_of_a_teacher_asks_for_what_the_teacher_did(built: Compiled, folded: Compiled) -> None:
+    strictly_parsed(folded)
+    folds = sorted(name for name in folded.tasks if name.startswith("train-liver"))
+    found = []
+    for name in folds:
+        task, teacher = folded.tasks[name], built.tasks["train-liver"]
+        assert folded.pod(name) == built.pod("train-liver")
+        assert folded.container(name)["resources"] == built.container("train-liver")["resources"]
+        for key in ("retryPolicy", "cachingOptions"):
+            assert task[key] == teacher[key]
+        given = task["inputs"]["parameters"]
+        found.append([given[key]["runtimeValue"]["constant"] for key in ("modality", "fold", "folds")])
+    assert found == [[modality, fold, 3] for modality in ("CT", "MR") for fold in (1, 2, 3)]
+
+
+def test_folds_are_gathered_to_what_all_later_steps_take(built: Compiled, folded: Compiled) -> None:
+    members = {"gather-folds": ("", "-2", "-3"), "gather-folds-2": ("-4", "-5", "-6")}
+    for name, numbers in members.items():
+        given = folded.tasks[name]["inputs"]["artifacts"]
+        assert [given[f"fold_{number}"]["taskOutputArtifact"]["producerTask"] for number in (1, 2, 3)] == [
+            f"train-liver-fold{number}" for number in numbers
+        ]
+        assert {rule.__name__: list(rule(folded, name)) for rule in RULES if list(rule(folded, name))} == {}
+    for name in set(STEPS) - {"train-liver", "train-liver-2"}:
+        task = json.loads(json.dumps(folded.tasks[name]).replace("gather-folds", "train-liver"))
+        expected = built.tasks[name]
+        assert sorted(task.pop("dependentTasks", [])) == sorted(expected.get("dependentTasks", []))
+        assert task == {key: value for key, value in expected.items() if key != "dependentTasks"}
+
+
+def test_a_run_cannot_have_other_folds_than_were_compiled(folded: Compiled, tmp_path: Path) -> None:
+    (tmp_path / "built.yaml").write_text(folded.text)
+    package = CompiledPipeline.load(tmp_path / "built.yaml")
+    package.arguments({"source": "phantoms", "train_liver.folds": 3})
+    with pytest.raises(ParamsError, match=r"^train_liver\.folds is 2, but .*built\.yaml has the steps of 3 folds"):
+        package.arguments({"source": "phantoms", "train_liver.folds": 2})
 
 
 def test_an_image_by_its_tag_is_not_compiled_for_a_cluster(tmp_path: Path) -> None:

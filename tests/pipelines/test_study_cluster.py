@@ -103,6 +103,22 @@ def test_every_task_gets_what_its_step_asks_for(compiled: tuple[Path, dict[str, 
         assert int(executor["activeDeadlineSeconds"]) > 0
 
 
+def test_folds_of_a_teacher_are_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folds and what gathers them, for each modality; the cells use what was gathered."""
+    monkeypatch.setenv(ONE_MACHINE_VARIABLE, "1")
+    study = write_study(tmp_path, common={"train_liver.folds": 2}, seeds=[1])
+    compile_study(study, tmp_path / "study.yaml", "s3://scans/all")
+    specification = next(yaml.safe_load_all((tmp_path / "study.yaml").read_text()))
+    names = [task["taskInfo"]["name"].removeprefix("universal, seed 1: ") for task in tasks(specification)]
+    teachers = [f"train-liver-{modality}{fold}" for modality in ("CT", "MR") for fold in (" 1/2", " 2/2", "")]
+    assert sorted(name for name in names if name.startswith("train-liver")) == sorted(teachers)
+    by_key = specification["root"]["dag"]["tasks"]
+    (pseudo,) = [task for task in tasks(specification) if task["taskInfo"]["name"].endswith(": pseudo-label")]
+    given = pseudo["inputs"]["artifacts"]["teacher_mr"]["taskOutputArtifact"]["producerTask"]
+    assert by_key[given]["taskInfo"]["name"] == "universal, seed 1: train-liver-MR"
+    assert by_key[given]["componentRef"]["name"].startswith("comp-gather-folds")
+
+
 def test_an_image_by_its_tag_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="is named by a tag, but a cluster needs a digest"):
         compile_study(write_study(tmp_path), tmp_path / "study.yaml", None)

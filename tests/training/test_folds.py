@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_cohort import write_cohort
 from toy_pool import Toy, toy_pool
 from toy_training import TOYS, equal_weights, toy_settings
 
+import hepar.stages.train_liver
 from hepar.cases import Modality, Split
-from hepar.errors import DataError, Preempted
+from hepar.errors import ArtifactError, DataError, ParamsError, Preempted
 from hepar.inference.model_folder import ModelFolder, hash_patient
 from hepar.params import Params
-from hepar.runtime.artifacts import read_manifest
+from hepar.runtime.artifacts import MANIFEST, read_manifest, write_artifact
 from hepar.training import folds
+from hepar.training.ensemble import gather
 from hepar.training.fit import Recipe, fit_model
-from hepar.training.folds import assign_folds, fit_ensemble, without_fold
+from hepar.training.folds import Fold, assign_folds, fit_ensemble, fit_fold, without_fold
 
 
 def test_folds_divide_the_patients_and_keep_every_validation_patient(tmp_path: Path) -> None:
@@ -72,3 +76,54 @@ def test_an_interrupted_ensemble_keeps_its_finished_teachers(
     assert model.load_spec().liver_intensity == {Modality.CT: (0.5, 0.1)}  # over all folds
     assert model.load_patients() == {hash_patient(entry.patient_id) for entry in pool.entries}
     assert not kept.exists()
+
+
+@pytest.mark.usefixtures("database")
+def test_folds_trained_alone_are_gathered_to_the_ensemble_of_one_step(tiny: Params, tmp_path: Path) -> None:
+    """Two training patients make two folds, so that the third has nothing to leave out."""
+    pool = toy_pool(tmp_path / "pool", [TOYS[0], replace(TOYS[0], case_id="ct-4", level=0.5), TOYS[2]])
+    recipe = Recipe(tiny.network, toy_settings(tiny, steps=2), (Modality.CT,), "tests", {Modality.CT: (0.5, 0.1)})
+    origin = {"cohort": "abc", "role": "liver teacher CT"}
+    fit_ensemble(pool, tmp_path / "model", recipe, origin, 3)
+    alone = [tmp_path / f"alone-{number}" for number in (1, 2, 3)]
+    for number, folder in enumerate(alone, start=1):
+        fit_fold(pool, folder, recipe, origin, Fold(Modality.CT, number, 3))
+    assert ModelFolder(alone[2]).not_trained() == "2 CT patients make 2 folds"
+    gather(alone[::-1], tmp_path / "gathered", Modality.CT)
+    one, gathered = tmp_path / "model", tmp_path / "gathered"
+    assert (gathered / MANIFEST).read_bytes() == (one / MANIFEST).read_bytes()
+    assert len(ModelFolder(gathered).weight_files()) == 2
+
+    with pytest.raises(ArtifactError, match=r"the folds are 2/2, must be 1/2, 2/2$"):
+        gather(alone[1:], tmp_path / "other", Modality.CT)
+    with pytest.raises(ArtifactError, match=f"^{one} is no fold of a CT teacher, made by"):
+        gather([one, alone[1]], tmp_path / "other", Modality.CT)
+    with pytest.raises(ArtifactError, match=f"^{alone[0]} is no fold of a MR teacher"):
+        gather(alone, tmp_path / "other", Modality.MR)
+    parents = {**read_manifest(alone[1], ModelFolder.KIND).parents, "cohort": "another"}
+    with write_artifact(tmp_path / "stranger", ModelFolder.KIND, parents) as partial:
+        shutil.copytree(alone[1], partial, dirs_exist_ok=True)
+    with pytest.raises(ArtifactError, match=r"are no folds of one teacher: they differ in cohort$"):
+        gather([alone[0], tmp_path / "stranger"], tmp_path / "other", Modality.CT)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_modality_without_scans_has_untrained_folds_that_make_an_untrained_teacher(
+    tiny: Params, tmp_path: Path
+) -> None:
+    cohort, params = write_cohort(tmp_path, ["p1"]), tiny.train_liver.model_copy(update={"folds": 2})
+
+    def run(place: str, teacher: Modality | Fold) -> Path:
+        folder = tmp_path / place
+        hepar.stages.train_liver.run(cohort, folder, teacher, tiny.preprocessing, tiny.network, params, "tests")
+        return folder
+
+    alone = [run(f"alone-{number}", Fold(Modality.MR, number, 2)) for number in (1, 2)]
+    gather(alone, tmp_path / "gathered", Modality.MR)
+    whole = run("whole", Modality.MR)
+    assert (tmp_path / "gathered" / MANIFEST).read_bytes() == (whole / MANIFEST).read_bytes()
+    assert ModelFolder(whole).not_trained() == "the cohort has no MR scan"
+    with pytest.raises(ParamsError, match=r"^fold is 3, must be 1 to 2, which is train_liver\.folds"):
+        run("other", Fold(Modality.MR, 3, 2))
+    with pytest.raises(ParamsError, match=r"^train_liver\.folds is 2, but the pipeline has the steps of 4"):
+        run("other", Fold(Modality.MR, 1, 4))
