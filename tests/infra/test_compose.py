@@ -15,6 +15,9 @@ import yaml
 from cryptography.fernet import Fernet
 from infra.deployment_files import COMPOSE, EXAMPLE, ComposeFile, example_variables
 
+from hepar.service.access import TOKEN_VARIABLE
+from hepar.service.limits import ServiceLimits
+
 FILLED = {name: value or f"/srv/{name.lower()}" for name, value in example_variables().items()}
 ON_DEMAND = {"buckets", "backup"}  # they end
 
@@ -70,7 +73,7 @@ def test_the_key_of_webhooks_is_made_as_the_example_says() -> None:
 
 def test_no_secret_is_in_a_command(compose: ComposeFile) -> None:
     names = ("POSTGRES_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY", "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY")
-    secrets = {FILLED[name] for name in names}
+    secrets = {FILLED[name] for name in (*names, TOKEN_VARIABLE)}
     words = [word for service in compose.services.values() for word in service["command"]]
     assert [word for word in words if any(secret in word for secret in secrets)] == []
 
@@ -87,6 +90,15 @@ def test_a_service_is_confined_and_watched(compose: ComposeFile, name: str) -> N
     assert ("healthcheck" in service) == (name not in ON_DEMAND)
 
 
+def test_predictions_have_bounds_and_are_kept_in_memory(compose: ComposeFile) -> None:
+    serve: Any = compose.services["serve"]
+    (place,) = serve["tmpfs"]
+    assert (place.partition(":")[0], serve["mem_limit"], serve["pids_limit"]) == ("/tmp", "16g", 512)
+    size_gib, memory_gib = int(re.findall(r"size=(\d+)g", place)[0]), int(serve["mem_limit"].removesuffix("g"))
+    (upload_gib,) = [float(word.partition("=")[2]) for word in serve["command"] if word.startswith("--max-upload-gib=")]
+    assert upload_gib + ServiceLimits().free_bytes / 2**30 < size_gib < memory_gib  # else no upload would be accepted
+
+
 def test_what_must_last_has_a_volume_of_its_own(compose: ComposeFile) -> None:
     mounts = {
         name: [str(one).split(":")[0] for one in service.get("volumes", ())]
@@ -95,5 +107,6 @@ def test_what_must_last_has_a_volume_of_its_own(compose: ComposeFile) -> None:
     assert mounts["postgres"] == ["postgres"]
     assert mounts["s3"] == ["s3"]
     assert mounts["mlflow"] == []  # all of it is in the other two
+    assert mounts["serve"] == []  # uploads and results must not last
     assert mounts["review"] == [FILLED["WORKDIR"], FILLED["REVIEWS"]]
     assert mounts["backup"] == [FILLED["BACKUP_FOLDER"]]

@@ -26,9 +26,12 @@ import yaml
 from botocore.exceptions import ClientError
 from cryptography.fernet import Fernet
 from infra.deployment_files import INFRA, STORAGE, ComposeFile, container, example_variables, load_script, rendered
+from toy_model import toy_weights, write_model
 from toy_pool import TOYS, content, finished_pool
 
 from components import pool_versions
+from hepar.params import Params
+from hepar.service.access import TOKEN_VARIABLE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 MODEL, WEBHOOK_KEY = "hepar-toy", "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"
@@ -66,7 +69,7 @@ def done(words: list[str], variables: Mapping[str, str]) -> str:
 def compose() -> ComposeFile:
     hosts = example_variables()["MLFLOW_ALLOWED_HOSTS"]
     secrets = {"POSTGRES_PASSWORD": "p", "S3_ACCESS_KEY": "hepar-compose", "S3_SECRET_KEY": "a secret key"}
-    secrets[WEBHOOK_KEY] = Fernet.generate_key().decode()
+    secrets |= {WEBHOOK_KEY: Fernet.generate_key().decode(), TOKEN_VARIABLE: "a-token-of-the-test-of-infra"}
     folders = {"BACKUP_FOLDER": "/b", "WORKDIR": "/w", "REVIEWS": "/r", "REVIEWER": "an expert"}
     return ComposeFile.load({**secrets, **folders, "MLFLOW_ALLOWED_HOSTS": f"{hosts},localhost:*"})
 
@@ -396,3 +399,28 @@ def test_the_review_page_is_healthy_by_its_own_check(by_kfp: Path, compose: Comp
     assert compose.health("review", own) != 0
     with services.started(command, lambda: compose.health("review", own) == 0, tmp_path / "review.log"):
         assert f"http://127.0.0.1:{port}/?token=" in (tmp_path / "review.log").read_text()
+
+
+def test_the_prediction_service_serves_the_champion_and_is_healthy_by_its_own_check(
+    site: Site, compose: ComposeFile, tiny: Params, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    write_model(tmp_path / "model", tiny, toy_weights(tiny))
+    client: Any = MlflowClient(site.mlflow)
+    run = client.create_run(client.create_experiment("served")).info
+    client.log_artifacts(run.run_id, str(tmp_path / "model"), "model")
+    client.create_registered_model("hepar-universal")
+    client.create_model_version("hepar-universal", f"{run.artifact_uri}/model", run.run_id)
+    client.set_registered_model_alias("hepar-universal", "champion", "1")
+
+    words, variables = compose.command("serve"), compose.environment("serve")
+    assert variables.pop("MLFLOW_TRACKING_URI") == "http://mlflow:5000"
+    assert {"--model=models:/hepar-universal@champion", "--port=8000"} <= set(words)
+    (port,) = services.free_ports(1)
+    own, log = {"8000": str(port)}, tmp_path / "serve.log"
+    assert compose.health("serve", own) != 0
+    environment = {**variables, "MLFLOW_TRACKING_URI": site.mlflow, "TMPDIR": str(tmp_path)}
+    with services.started([*words, f"--port={port}"], lambda: compose.health("serve", own) == 0, log, environment):
+        assert status_of(port, "/") == 401
+        assert status_of(port, f"/?token={variables[TOKEN_VARIABLE]}") == 200
