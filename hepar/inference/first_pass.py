@@ -26,7 +26,7 @@ from hepar.runtime.device import inference_precision
 if TYPE_CHECKING:
     from hepar.inference.prediction import Model
 
-Windows = dict[Corner, Tensor]  # probabilities, float32 rdhw, by window
+Windows = dict[Corner, Tensor]  # rdhw by window: float32, or float16 of a network that computes in bf16
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,15 @@ class FirstPass:
         as_many = len(models) * len(grid.corners)
         count.plan(as_many, guessed=as_many * settings.variants * 2 ** len(settings.mirror_axes))
         for model in models:
-            marks = _Marks(found_zyx, patch_zyx, thresholds_r, model.device)
+            precision = inference_precision(model.network, model.device)
+            kept_type = torch.float32 if precision == "fp32" else torch.float16
+            marks = _Marks(found_zyx, patch_zyx, thresholds_r, model.device, kept_type)
             add_windows(
                 model.network,
                 grid.corners,
                 lambda corner: cut_from_slab(scan, scan.whole, corner, patch_zyx),
                 marks,
-                precision=inference_precision(model.network, model.device),
+                precision=precision,
                 advance=count.advance,
             )
             windows.append(marks.windows)
@@ -78,11 +80,17 @@ class _Marks:
     """Marks the voxels above the thresholds in a mask, and keeps the windows that have any."""
 
     def __init__(
-        self, found_zyx: Mask, patch_zyx: SizeZYX, thresholds_r: Sequence[float], device: torch.device
+        self,
+        found_zyx: Mask,
+        patch_zyx: SizeZYX,
+        thresholds_r: Sequence[float],
+        device: torch.device,
+        kept_type: torch.dtype,
     ) -> None:
         assert len(thresholds_r) == len(STRUCTURES)
         self.found_zyx, self.patch_zyx, self.device = found_zyx, patch_zyx, device
         self.windows: Windows = {}
+        self._kept_type = kept_type
         self._thresholds_r111 = torch.tensor(thresholds_r, device=device)[:, None, None, None]
 
     def add(self, corner: Corner, probability_rdhw: Tensor | None) -> None:
@@ -97,4 +105,4 @@ class _Marks:
         assert shared is not None
         inside, place = shared
         self.found_zyx[place] |= found_dhw[inside].cpu().numpy()
-        self.windows[corner] = probability_rdhw
+        self.windows[corner] = probability_rdhw.to(self._kept_type)
