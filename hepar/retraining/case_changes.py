@@ -111,12 +111,15 @@ def has_new_label(before: KnownCase | None, case: Case) -> bool:
     return any(state in _LEARNED and (state, mask) != was for (state, mask), was in zip(now, old, strict=True))
 
 
-def decided_reviews(reviews: Reviews, pool: pd.DataFrame, cases: Sequence[Case]) -> tuple[BecameKnown, ...]:
+def decided_reviews(reviews: Reviews, pool: pd.DataFrame, taken: str, cases: Sequence[Case]) -> tuple[BecameKnown, ...]:
     """The decisions on pseudo-livers that the champion's pool did not apply; `pool` is its record.
 
     A decision on another image than the cohort now has is void. Whether a teacher predicts the judged mask again cannot
-    be known before it is trained, so a decision may turn out void in the pool.
+    be known before it is trained, so a decision may turn out void in the pool. `taken` is the hash of the reviews that
+    the pool was made with: if none was added since, those that it could not apply are no reason to try again.
     """
+    if reviews.hash == taken:
+        return ()
     by_id = {case.case_id: case for case in cases}
     found = []
     for row in pool.to_dict(orient="records"):

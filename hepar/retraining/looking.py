@@ -120,7 +120,8 @@ class _Inspection:
         assert learned.cases is not None
         changes = compare_cases(known_cases(learned.cases), cohort.cases)
         if (pool := self._node(Pool.KIND)) is not None and pool.cases is not None:
-            reviewed = decided_reviews(pool_reviews, pool.cases, cohort.cases)
+            taken = pool.parents.get(Pool.REVIEWS, "")
+            reviewed = decided_reviews(pool_reviews, pool.cases, taken, cohort.cases)
             changes = replace(changes, became_known=(*changes.became_known, *reviewed))
         settings = self._settings()
         results = self._rescored(HeldOut(cohort, changes.labelled, settings))

@@ -108,7 +108,7 @@ def test_a_decision_counts_until_a_champion_has_learned_from_it(
 ) -> None:
     case = a_case("a", liver_state=UNKNOWN)
     pool = pd.DataFrame([{"case_id": "a", "gate": gate, "liver_sha256": used_mask}])
-    found = decided_reviews(reviewed(case, decision, mask), pool, [case])
+    found = decided_reviews(reviewed(case, decision, mask), pool, "", [case])
     assert [item.what for item in found] == (["liver reviewed"] if counts else [])
 
 
@@ -116,10 +116,20 @@ def test_a_decision_on_another_image_or_on_a_case_that_has_a_mask_now_does_not_c
     case = a_case("a", liver_state=UNKNOWN)
     reviews = reviewed(case, ReviewDecision.ACCEPT)
     pool = pd.DataFrame([{"case_id": "a", "gate": "review", "liver_sha256": "pseudo"}])
-    assert len(decided_reviews(reviews, pool, [case])) == 1
+    assert len(decided_reviews(reviews, pool, "", [case])) == 1
     for other in (replace(case, image_sha256="x"), a_case("a"), replace(case, split=Split.TEST)):
-        assert decided_reviews(reviews, pool, [other]) == ()
-    assert decided_reviews(reviews, pool.iloc[:0], [case]) == ()
+        assert decided_reviews(reviews, pool, "", [other]) == ()
+    assert decided_reviews(reviews, pool.iloc[:0], "", [case]) == ()
+
+
+def test_a_decision_that_a_pool_has_found_void_is_no_reason_to_train_again_and_again() -> None:
+    """Its teacher had changed, and with it the mask that was judged."""
+    case = a_case("a", liver_state=UNKNOWN)
+    pool = pd.DataFrame([{"case_id": "a", "gate": "review", "liver_sha256": "pseudo"}])
+    reviews = reviewed(case, ReviewDecision.ACCEPT)
+    assert decided_reviews(reviews, pool, reviews.hash, [case]) == ()
+    added = reviewed(case, ReviewDecision.REJECT)
+    assert len(decided_reviews(added, pool, reviews.hash, [case])) == 1
 
 
 def test_groups_are_modality_and_source() -> None:
