@@ -103,23 +103,23 @@ def test_slices_are_scrolled_by_slider_keys_and_wheel(page: Page) -> None:
     first, other = figure(page), page.locator("figure.stack").nth(1)
     place = first.locator("output")
     assert shown(first) == [str(KEY)]
-    expect(place).to_have_text("slice 6 of 12")
+    expect(place).to_have_text("slice 6 (6 of 12)")
 
     first.locator("svg").click()
     for key, index_z in (("ArrowRight", 7), ("Home", 1), ("End", 12)):
         page.keyboard.press(key)
-        expect(place).to_have_text(f"slice {index_z} of 12")
+        expect(place).to_have_text(f"slice {index_z} ({index_z} of 12)")
         assert shown(first) == [str(index_z)]
 
     before = page.evaluate("scrollY")
     page.mouse.wheel(0, 100)
-    expect(place).to_have_text("slice 11 of 12")
+    expect(place).to_have_text("slice 11 (11 of 12)")
     for _ in range(2):
         page.mouse.wheel(0, -100)
-        expect(place).to_have_text("slice 12 of 12")
+        expect(place).to_have_text("slice 12 (12 of 12)")
     assert shown(first) == ["12"]
     assert page.evaluate("scrollY") == before, "the page stays where it is while slices scroll"
-    assert first.locator("input").get_attribute("aria-valuetext") == "slice 12 of 12"
+    assert first.locator("input").get_attribute("aria-valuetext") == "slice 12 (12 of 12)"
     assert shown(other) == [str(KEY)]
 
 

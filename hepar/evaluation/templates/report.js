@@ -16,7 +16,7 @@ for (const figure of document.querySelectorAll("figure.stack")) {
   const show = (position) => {
     slices.forEach((slice, index) => slice.classList.toggle("current", index === position));
     slider.value = position;
-    const text = `slice ${position + 1} of ${slices.length}`;
+    const text = `slice ${slices[position].dataset.z} (${position + 1} of ${slices.length})`;
     place.textContent = text;
     slider.setAttribute("aria-valuetext", text);
   };
