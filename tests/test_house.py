@@ -6,6 +6,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -41,8 +42,13 @@ OWNER_OF = {  # the module of each file name that a folder class owns
 BY_KIND = {"read_manifest", "verify_artifact", "write_artifact", "Manifest", "get"}  # calls that take a kind
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
@@ -80,7 +86,7 @@ def test_tests_mirror_the_folders() -> None:
 def test_our_modules_go_by_their_own_names(path: Path) -> None:
     """No `import … as` of a module or name of ours, so that a search finds every caller."""
     renamed = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("hepar", "components"):
             renamed += [f"{alias.name} as {alias.asname}" for alias in node.names if alias.asname]
         if isinstance(node, ast.Import):
@@ -98,7 +104,7 @@ def test_no_function_takes_more_than_seven_parameters(path: Path) -> None:
 
 
 def test_no_class_name_is_defined_twice() -> None:
-    nodes = (node for path in SOURCES for node in ast.walk(ast.parse(path.read_text())))
+    nodes = (node for path in SOURCES for node in ast.walk(parsed(path)))
     found = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
     assert {name: count for name, count in found.items() if count > 1} == {}
 
@@ -109,7 +115,7 @@ def test_file_names_of_artifacts_are_spelled_by_their_owner_alone(path: Path) ->
     if path.is_relative_to(PACKAGE / "ingest" / "sources"):
         return
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    texts = (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
+    texts = (node.value for node in ast.walk(parsed(path)) if isinstance(node, ast.Constant))
     assert [text for text in texts if isinstance(text, str) and OWNER_OF.get(text, module) != module] == []
 
 
@@ -117,7 +123,7 @@ def test_file_names_of_artifacts_are_spelled_by_their_owner_alone(path: Path) ->
 def test_kinds_and_parents_of_artifacts_are_spelled_by_their_owner_alone(path: Path) -> None:
     """Neither the calls that take a kind nor the mappings of parents, origin and facts have one as a literal."""
     places: list[ast.expr | None] = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in BY_KIND:
             places += [*node.args, *(keyword.value for keyword in node.keywords)]
         if isinstance(node, ast.Subscript) and re.search(r"(parents|origin|facts)(\(\))?$", ast.unparse(node.value)):
@@ -161,5 +167,5 @@ def _quotes(handler: ast.ExceptHandler) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_foreign_messages_are_quoted_on_one_line(path: Path) -> None:
-    handlers = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ExceptHandler)]
+    handlers = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.ExceptHandler)]
     assert [line for handler in handlers if handler.name and handler.type for line in _quotes(handler)] == []
