@@ -51,7 +51,7 @@ def execute(request: Mapping[str, Any]) -> None:
     local.init(runner=runner, pipeline_root=request["root"], raise_on_error=True)
     package = str(Path(request["root"]) / PACKAGE)
     compiler.Compiler().compile(two_stage, package)
-    pipeline = components.load_component_from_file(package)  # what runs here is what would be sent to a cluster
+    pipeline = components.load_component_from_file(package)  # as a cluster gets it, but for retries and folds
     inputs = pipeline.component_spec.inputs
     pipeline(**{name: value for name, value in request["params"].items() if name in inputs})
 

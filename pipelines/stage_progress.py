@@ -28,14 +28,9 @@ POLL_SECONDS = 0.5
 
 
 def read_statuses(folder: Path) -> list[StageStatus]:
-    """The stages that have started, in pipeline order; folds of a teacher before the step that gathers them."""
-    paths = (path for name in STAGES for path in (*_folds(folder, name), folder / f"{name}.json"))
+    """The stages that have started, in pipeline order."""
+    paths = (folder / f"{name}.json" for name in STAGES)
     return [StageStatus(**json.loads(path.read_text())) for path in paths if path.is_file()]
-
-
-def _folds(folder: Path, name: str) -> list[Path]:
-    """The status files of the folds of a teacher, by number."""
-    return sorted(folder.glob(f"{name}-fold-*.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
 
 
 def show_while(running: Callable[[], bool], folder: Path) -> None:
@@ -69,14 +64,12 @@ def _table(folder: Path) -> Table:
     table = Table("stage", "state", "seconds", "progress")
     started = {status.stage: status for status in read_statuses(folder)}
     for name in STAGES:
-        for fold in (other for other in started if other.startswith(f"{name}-fold-")):
-            table.add_row(*_row(started[fold]))
-        table.add_row(*(_row(started[name]) if name in started else (name, "", "", "")))
+        if name in started:
+            status = started[name]
+            table.add_row(name, status.state, f"{status.seconds:.0f}", _steps(status))
+        else:
+            table.add_row(name, "", "", "")
     return table
-
-
-def _row(status: StageStatus) -> tuple[str, str, str, str]:
-    return status.stage, status.state, f"{status.seconds:.0f}", _steps(status)
 
 
 def _steps(status: StageStatus) -> str:

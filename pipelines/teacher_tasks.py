@@ -5,12 +5,14 @@ repeated without the others.
 """
 
 # no `from __future__ import annotations`: KFP looks at the values of a pipeline
+import os
 from typing import Any
 
 from kfp import dsl
 
 from components import stages, steps
 from hepar.errors import ParamsError
+from pipelines.execution import ONE_MACHINE_VARIABLE
 
 MAX_FOLDS = sum(name.startswith("fold_") for name in steps.gather_folds.component_spec.inputs)
 Tasks = tuple[tuple[str, dsl.PipelineTask], ...]  # each with the name of its step
@@ -30,6 +32,14 @@ def connect_teacher(folds: int, **given: Any) -> Tasks:
     gathered = steps.gather_folds(modality=given["modality"], **models)
     gathered.set_caching_options(False)  # KFP's key has no content of the folds, and copying takes seconds
     return (*(("train-liver", member) for member in members), ("gather-folds", gathered))
+
+
+def separate_folds(folds: int) -> int:
+    """The folds of a teacher that get tasks of their own; 1 for a run on this machine, whose tasks wait for each other.
+
+    One task preprocesses the scans once, and keeps the folds that it has finished when a run is begun again.
+    """
+    return 1 if os.environ.get(ONE_MACHINE_VARIABLE) else folds
 
 
 def fold_of(task: dsl.PipelineTask) -> str:

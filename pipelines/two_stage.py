@@ -18,7 +18,7 @@ from components import stages, steps
 from hepar.params import dump_sections, load_params
 from pipelines.execution import PARAMS_VARIABLE
 from pipelines.pod_settings import CAPTIONS, set_up_pod
-from pipelines.teacher_tasks import connect_teacher, fold_of
+from pipelines.teacher_tasks import connect_teacher, fold_of, separate_folds
 
 PARAMS = load_params(Path(os.environ.get(PARAMS_VARIABLE, Path(__file__).parents[1] / "params.yaml")))
 DEFAULTS = dump_sections(PARAMS)
@@ -34,7 +34,7 @@ def connect_stages(params: Mapping[str, Any]) -> tuple[tuple[str, dsl.PipelineTa
 
     teachers = {
         modality: connect_teacher(
-            PARAMS.train_liver.folds,
+            separate_folds(PARAMS.train_liver.folds),
             modality=modality,
             cohort_hash=cohort_hash,
             preprocessing=preprocessing,

@@ -22,6 +22,8 @@ from hepar.errors import ParamsError
 from hepar.params import ClusterParams, load_params
 from hepar.runtime.execution import KFP_RUN_VARIABLE, STAGE_IMAGE_VARIABLE
 from pipelines.compiled import CompiledPipeline
+from pipelines.execution import ONE_MACHINE_VARIABLE
+from pipelines.teacher_tasks import separate_folds
 
 IMAGE = f"registry.example.org/hepar@sha256:{'a' * 64}"
 PATIENT = "planted-patient"
@@ -343,6 +345,12 @@ def test_folds_are_gathered_to_what_all_later_steps_take(built: Compiled, folded
         expected = built.tasks[name]
         assert sorted(task.pop("dependentTasks", [])) == sorted(expected.get("dependentTasks", []))
         assert task == {key: value for key, value in expected.items() if key != "dependentTasks"}
+
+
+def test_on_one_machine_folds_stay_in_one_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert separate_folds(3) == 3
+    monkeypatch.setenv(ONE_MACHINE_VARIABLE, "1")
+    assert separate_folds(3) == 1
 
 
 def test_a_run_cannot_have_other_folds_than_were_compiled(folded: Compiled, tmp_path: Path) -> None:

@@ -19,11 +19,8 @@ ROLES = ("liver teacher CT", "liver teacher MR", "universal")
 
 
 def write_kfp_folders(workdir: Path, text: str, without: str = "") -> Path:
-    """What a finished pipeline leaves: one artifact per task, sealed, and the params; a fold has no place."""
+    """What a finished pipeline leaves: one artifact per task, sealed, and the params."""
     kfp_root = workdir / ".kfp"
-    fold = {"role": ROLES[0], "fold": "1/2"}
-    with write_artifact(kfp_root / "two-stage-1" / "train-liver-fold" / "model", ModelFolder.KIND, fold) as folder:
-        (folder / "fold.txt").write_text(text)
     for key in PLACES:
         if key != without:
             kind, role = (ModelFolder.KIND, {"role": key}) if key in ROLES else (key, {})

@@ -12,7 +12,7 @@ from hepar.pool.table import Pool
 from hepar.runtime.artifacts import write_artifact, write_json
 from pipelines.compare import COMPARED, differences
 from pipelines.results import PLACES
-from pipelines.stage_progress import read_statuses, show_while
+from pipelines.stage_progress import show_while
 
 
 def write_run(workdir: Path, pool: str = "arrays", dice: float = 0.9) -> Path:
@@ -54,10 +54,3 @@ def test_progress_is_one_line_per_change_of_state(
         ["ingest", "running", "1", "s", "2/8", "cases"],
         ["ingest", "done", "1", "s", "8/8", "cases"],
     ]
-
-
-def test_folds_of_a_teacher_come_before_the_step_that_gathers_them(tmp_path: Path) -> None:
-    expected = ["ingest", *(f"train-liver-CT-fold-{number}" for number in range(1, 11)), "train-liver-CT"]
-    for name in reversed(expected):
-        write_json(tmp_path / f"{name}.json", {"stage": name, "state": "done"})
-    assert [status.stage for status in read_statuses(tmp_path)] == expected
