@@ -39,6 +39,7 @@ def make_secrets() -> list[dict[str, Any]]:
         secret(SERVICES, "s3-identities", {"identities.json": json.dumps({"identities": identities(keys)})}),
         secret(SERVICES, "postgres", {"password": secrets.token_hex(24)}),
         secret(SERVICES, "mlflow-webhooks", {"encryption-key": fernet_key()}),
+        secret(SERVICES, "hepar-serve", {"token": secrets.token_hex(24)}),
         secret(RUNS, "hepar-patient-key", {"key": secrets.token_hex(32)}),
     ]
 

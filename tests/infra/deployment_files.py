@@ -18,7 +18,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 COMPOSE, EXAMPLE = INFRA / "compose" / "compose.yaml", INFRA / "compose" / ".env.example"
-OVERLAYS = ("cpu", "gpu", "restore", "retrain")
+OVERLAYS = ("cpu", "gpu", "restore", "retrain", "serve")
 VARIABLE = re.compile(r"\$\{(\w+)(?:(:-|:\?)([^}]*))?\}")
 STORAGE = INFRA / "services" / "storage.py"  # the image has it as hepar-storage
 

@@ -66,7 +66,7 @@ def validate(manifest: dict[str, Any]) -> None:
 def test_each_manifest_fits_the_schema(overlays: dict[str, Manifests]) -> None:
     different = [one for one in overlays["cpu"] if one not in overlays["gpu"]]
     assert different
-    for manifest in overlays["gpu"] + different + overlays["restore"]:
+    for manifest in overlays["gpu"] + different + overlays["restore"] + overlays["serve"]:
         validate(manifest)
 
 
@@ -252,7 +252,23 @@ def amount(quantity: str) -> float:
     return float(number) * {"": 1, "m": 1e-3, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}[unit]
 
 
-def test_quotas_leave_room_for_what_is_deployed(gpu: Manifests) -> None:
+def test_predictions_talk_to_mlflow_alone_and_nobody_to_them(overlays: dict[str, Manifests]) -> None:
+    """Names are looked up by base's policy; two policies have to agree for a connection."""
+    serve, base = overlays["serve"], overlays["cpu"]
+    policy, way = (find(serve, "NetworkPolicy", name)["spec"] for name in ("serve", "mlflow-for-serve"))
+    assert "ingress" not in policy
+    (out,), (into,) = policy["egress"], way["ingress"]
+    label = find(base, "Deployment", "mlflow")["spec"]["template"]["metadata"]["labels"]
+    for selector in (out["to"][0]["podSelector"], way["podSelector"]):
+        assert selector["matchLabels"].items() <= label.items()
+    own = find(serve, "Deployment", "serve")["spec"]["template"]["metadata"]["labels"]
+    for selector in (policy["podSelector"], into["from"][0]["podSelector"]):
+        assert selector["matchLabels"].items() <= own.items()
+    assert out["ports"] == into["ports"] == [{"protocol": "TCP", "port": 5000}]
+
+
+def test_quotas_leave_room_for_what_is_deployed(gpu: Manifests, overlays: dict[str, Manifests]) -> None:
+    gpu += overlays["serve"]
     hard = find(gpu, "ResourceQuota", "services")["spec"]["hard"]
     asked = [
         (manifest, one["resources"])
@@ -276,9 +292,9 @@ def test_only_the_gpu_overlay_admits_gpus(overlays: dict[str, Manifests]) -> Non
     assert cpu == gpu
 
 
-def test_compose_and_kubernetes_run_the_same_commands(gpu: Manifests) -> None:
+def test_compose_and_kubernetes_run_the_same_commands(gpu: Manifests, overlays: dict[str, Manifests]) -> None:
     compose = ComposeFile.load(dict.fromkeys(example_variables(), "x"))
-    own = {"--allowed-hosts", "--cors-allowed-origins", "-s3.config"}  # of a site
+    own = {"--allowed-hosts", "--cors-allowed-origins", "-s3.config", "--model"}  # of a site
 
     def command(words: list[str]) -> list[str]:
         return [word for word in words if word.partition("=")[0] not in own]
@@ -286,8 +302,9 @@ def test_compose_and_kubernetes_run_the_same_commands(gpu: Manifests) -> None:
     variables = container(gpu, "Deployment", "mlflow")["env"]
     assert {one["name"] for one in variables} == set(compose.environment("mlflow"))
     for name, kind, words in (("mlflow", "Deployment", "command"), ("s3", "StatefulSet", "command"),
-                              ("postgres", "StatefulSet", "args"), ("backup", "CronJob", "command")):  # fmt: skip
-        found = container(gpu, kind, name)
+                              ("postgres", "StatefulSet", "args"), ("backup", "CronJob", "command"),
+                              ("serve", "Deployment", "command")):  # fmt: skip
+        found = container(gpu + overlays["serve"], kind, name)
         assert command(found[words]) == command(compose.command(name))
         probe = found.get("readinessProbe", {})
         if "exec" in probe:
