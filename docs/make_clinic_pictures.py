@@ -54,8 +54,9 @@ def main() -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=OPTIONS)
             page = browser.new_page(viewport={"width": WIDTH, "height": 800})
+            page.set_default_timeout(LOADING_MS)
             page.goto((written.folder / written.PAGE).as_uri())
-            page.wait_for_selector("#view[data-shown]", timeout=LOADING_MS)
+            page.wait_for_selector("#view[data-shown]")
             save(page.screenshot(full_page=True), "clinic-page.png")
             browser.close()
 
