@@ -1,4 +1,4 @@
-"""Commands of `hepar` in processes that are forked from one that has imported everything, which saves seconds each."""
+"""Commands of `hepar`, and other work, in forks of a process that has imported everything, which saves seconds each."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from conftest import environment
 
-PRELOADED = ["hepar.cli.main", "hepar.stages.train_universal", "hepar.stages.evaluate", "mlflow"]
+PRELOADED = [
+    *("hepar.cli.main", "hepar.stages.train_universal", "hepar.stages.evaluate", "hepar.stages.ingest"),
+    *("mlflow", "mlflow.store.tracking.sqlalchemy_store"),
+]
+STREAMS = ("stdout", "stderr")
 QUIET = {"GIT_PYTHON_REFRESH": "quiet"}  # read when mlflow is imported
 
 
@@ -49,31 +54,77 @@ class Shell:
         return ended.stdout
 
 
-def hepar(words: list[str], folder: Path, exported: Mapping[str, str]) -> Ended:
-    """Run `hepar …` in a process of its own."""
-    assert words[0] == "hepar", f"{words[0]} is no command that this shell runs"
+@dataclass(frozen=True)
+class Forked:
+    """A process forked from one that has imported everything."""
+
+    process: BaseProcess
+    outputs: tempfile.TemporaryDirectory[str]
+
+    def end(self, seconds: float | None = None) -> Ended:
+        """Wait for its end; a process that takes longer is killed."""
+        self.process.join(seconds)
+        self.process.kill()
+        self.process.join()
+        assert self.process.exitcode is not None
+        stdout, stderr = (Path(self.outputs.name, name).read_text() for name in STREAMS)
+        self.outputs.cleanup()
+        return Ended(self.process.exitcode, stdout, stderr)
+
+
+def fork(work: Callable[..., object], *arguments: object, folder: Path, **exported: str) -> Forked:
+    """Let a new process do `work`, a function of an importable module, in `folder` and with variables of its own."""
     context = multiprocessing.get_context("forkserver")
     os.environ.update(QUIET)
     context.set_forkserver_preload(PRELOADED)
-    with tempfile.TemporaryDirectory() as outputs:
-        written = [Path(outputs, name) for name in ("stdout", "stderr")]
-        process = context.Process(target=_main, args=(words, folder, environment(**exported), written))
-        process.start()
-        process.join()
-        stdout, stderr = (path.read_text() for path in written)
-    return Ended(process.exitcode or 0, stdout, stderr)
+    outputs = tempfile.TemporaryDirectory()
+    written = [Path(outputs.name, name) for name in STREAMS]
+    process = context.Process(target=_work, args=(work, arguments, folder, environment(**exported), written))
+    process.start()
+    return Forked(process, outputs)
 
 
-def _main(words: list[str], folder: Path, variables: Mapping[str, str], written: list[Path]) -> None:
+def start(words: list[str], folder: Path, **exported: str) -> Forked:
+    """Let `hepar …` begin in a process of its own."""
+    assert words[0] == "hepar", f"{words[0]} is no command that this shell runs"
+    return fork(_hepar, words, folder=folder, **exported)
+
+
+def hepar(words: list[str], folder: Path, exported: Mapping[str, str]) -> Ended:
+    """Run `hepar …` in a process of its own."""
+    return start(words, folder, **exported).end()
+
+
+def script(code: str, *words: str, folder: Path, **exported: str) -> Ended:
+    """Run a Python script in a process of its own, like `python -c CODE WORDS…`."""
+    return fork(_script, code, words, folder=folder, **exported).end()
+
+
+def _hepar(words: list[str]) -> None:
     from hepar.cli.main import main
 
+    sys.argv = words
+    main()
+
+
+def _script(code: str, words: tuple[str, ...]) -> None:
+    sys.argv = ["-c", *words]
+    exec(compile(code, "<script>", "exec"), {"__name__": "__main__"})
+
+
+def _work(
+    work: Callable[..., object],
+    arguments: tuple[object, ...],
+    folder: Path,
+    variables: Mapping[str, str],
+    written: list[Path],
+) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
     for stream, path in zip((1, 2), written, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    sys.argv = words
-    main()
+    work(*arguments)
 
 
 def _assignments(words: list[str]) -> dict[str, str]:

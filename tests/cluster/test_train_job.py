@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import services
 import typer
-from conftest import ROOT
+from commands import fork
+from conftest import ROOT, environment
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
+from train_toys import train_toys, variables
 
 from hepar.cli.cluster import TrainJobRequest
 from hepar.cli.main import app
@@ -98,46 +100,37 @@ def test_what_cannot_run_is_refused(params: Params) -> None:
         train_job(params, REQUEST, "hepar:latest")
 
 
-def start_node(folder: Path, launcher: list[str], variables: dict[str, str]) -> subprocess.Popen[str]:
+def start_node(folder: Path, launcher: list[str], more: dict[str, str]) -> subprocess.Popen[str]:
     """A training of toys in a process, which has its variables as a pod has them."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT / "tests"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-        "HEPAR_CHECKPOINTS": str(folder / "checkpoints"),
-        **variables,
-    }
-    words = [
-        *launcher,
-        sys.executable,
-        str(ROOT / "tests" / "train_toys.py"),
-        str(folder),
-        "0" if launcher else "1",
-        "{}",
-    ]
-    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [*launcher, sys.executable, str(ROOT / "tests" / "train_toys.py"), str(folder), "0", "{}"]
+    own = environment(PYTHONPATH=str(ROOT / "tests"), **variables(folder), **more)
+    return subprocess.Popen(words, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def losses(folder: Path, nodes: list[subprocess.Popen[str]]) -> Any:
-    for node in nodes:
-        _, stderr = node.communicate(timeout=900)
-        assert node.returncode == 0, stderr
+def losses(folder: Path) -> Any:
     history = ModelFolder(folder / "model").load_history()
     return history[history.metric == "loss"].value.to_numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_nodes_with_trainers_variables_have_the_losses_of_one_process(params: Params, tmp_path: Path) -> None:
+def test_nodes_with_trainers_variables_have_the_losses_of_one_process(
+    params: Params, tmp_path: Path, empty_database: Path
+) -> None:
     """Two processes on loopback in place of two machines; both see one folder, as pods see the volume."""
     launcher = train_job(params, REQUEST, IMAGE)["spec"]["trainer"]["command"][:2]
     (port,) = services.free_ports(1)
     single, shared = tmp_path / "single", tmp_path / "shared"
     for folder in (single, shared):
         folder.mkdir()
+        shutil.copy(empty_database, folder / "mlflow.db")
     pet = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
-    one = losses(single, [start_node(single, [], {})])
-    two = losses(shared, [start_node(shared, launcher, {**pet, "PET_NODE_RANK": str(rank)}) for rank in (0, 1)])
+    nodes = [start_node(shared, launcher, {**pet, "PET_NODE_RANK": str(rank)}) for rank in (0, 1)]
+    alone = fork(train_toys, single, 1, {}, folder=single, **variables(single)).end()
+    assert alone.code == 0, alone.stderr
+    for node in nodes:
+        _, stderr = node.communicate(timeout=900)
+        assert node.returncode == 0, stderr
+    one, two = losses(single), losses(shared)
     assert len(one) == 6
     assert np.abs(one - two).max() < 1e-5

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import BIN, call, environment, succeed
+from commands import start
+from conftest import call, succeed
 from toy_pool import TOYS, Toy, content, finished_pool, with_columns
 
 from components import pool_versions
@@ -109,12 +109,11 @@ def test_the_default_remote_is_that_of_the_dvc_repository(tmp_path: Path, monkey
 
 def test_concurrent_pushes_leave_every_version_complete(tmp_path: Path) -> None:
     pools = [finished_pool(tmp_path / str(n) / "pool", [*TOYS[:2], Toy(f"own-{n}", level=float(n))]) for n in range(3)]
-    command = [str(BIN / "hepar"), "pool", "push", "--remote", str(tmp_path / "remote"), "--pool"]
-    pushing = [
-        subprocess.Popen([*command, str(pool)], stdout=subprocess.PIPE, text=True, env=environment()) for pool in pools
-    ]
-    versions = [process.communicate(timeout=300)[0].strip() for process in pushing]
-    assert [process.returncode for process in pushing] == [0] * 3
+    command = ["hepar", "pool", "push", "--remote", str(tmp_path / "remote"), "--pool"]
+    pushing = [start([*command, str(pool)], tmp_path) for pool in pools]
+    pushed = [process.end(300) for process in pushing]
+    assert [ended.code for ended in pushed] == [0] * 3, pushed
+    versions = [ended.stdout.strip() for ended in pushed]
     for n, version in enumerate(versions):
         pool_versions.pull(version, tmp_path / f"pulled-{n}", str(tmp_path / "remote"))
         assert content(tmp_path / f"pulled-{n}") == content(pools[n])

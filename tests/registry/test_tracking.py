@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import logging
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +13,7 @@ from threading import Thread
 
 import mlflow
 import pytest
+from commands import script
 from full_disk import SmallDisk
 from toy_model import toy_spec
 
@@ -134,8 +133,7 @@ print([process.exitcode for process in processes])
 
 
 def test_processes_that_meet_a_missing_database_at_once_all_succeed(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", OPEN_RUNS, "3"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    ended = script(OPEN_RUNS, "3", folder=tmp_path, MLFLOW_TRACKING_URI=os.environ["MLFLOW_TRACKING_URI"])
     assert ended.stdout == "[0, 0, 0]\n", ended.stderr
     connect()
     assert len(mlflow.search_runs(experiment_names=["first"], output_format="list")) == 3
@@ -221,8 +219,8 @@ connect()
 
 
 def test_a_process_killed_as_it_creates_a_database_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    killed = subprocess.run([sys.executable, "-c", CREATE_SLOWLY], cwd=tmp_path, check=False)
-    assert killed.returncode == -9
+    killed = script(CREATE_SLOWLY, folder=tmp_path, MLFLOW_TRACKING_URI=os.environ["MLFLOW_TRACKING_URI"])
+    assert killed.code == -9, killed.stderr
     assert not (tmp_path / "mlflow.db").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     connect()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from commands import script
 from toy_pool import Toy, toy_pool
 from toy_training import (
     CPU,
@@ -146,14 +145,8 @@ def test_fewer_steps_give_other_weights(pool: Pool, tiny: Params, tmp_path: Path
 def test_a_killed_run_resumes_to_identical_weights(
     step: int, saved: int | None, pool: Pool, tiny: Params, tmp_path: Path, uninterrupted: Trained
 ) -> None:
-    child = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), str(step)],
-        env={"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    child = script(KILLED, str(tmp_path), str(step), folder=tmp_path)
+    assert child.code == -signal.SIGKILL, child.stderr
     checkpoint = load_checkpoint(tmp_path / "checkpoints")
     assert (None if checkpoint is None else checkpoint["step"]) == saved  # later steps are lost and repeated
     resumed = train(toy_trainer(pool, tiny, tmp_path / "checkpoints", steps=8, checkpoint_every=3))

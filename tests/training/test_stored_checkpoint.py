@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
 import pytest
+from commands import script
 from toy_pool import toy_pool
 from toy_training import TOYS, toy_settings
 
@@ -28,6 +27,7 @@ STEPS, KILLED_AFTER = 6, 3
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+sys.path.insert(0, sys.argv[2])
 from test_stored_checkpoint import KILLED_AFTER, TOYS, fit_model, recipe, toy_pool
 from toy_training import TINY
 from hepar.params import load_params
@@ -61,11 +61,9 @@ def test_a_new_container_with_an_empty_disk_ends_with_the_same_weights(
     undisturbed = toy_pool(tmp_path / "undisturbed", TOYS)
     fit_model(undisturbed, tmp_path / "undisturbed" / "model", recipe(tiny), {})
     monkeypatch.setenv(STORE_VARIABLE, str(store))
-    places = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(lost)], env={**os.environ, "PYTHONPATH": places}, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
+    places = {STORE_VARIABLE: str(store), "MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"]}
+    killed = script(KILLED, str(lost), str(Path(__file__).parent), folder=tmp_path, **places)
+    assert killed.code == -signal.SIGKILL, killed.stderr
     (kept,) = (store / "checkpoints").glob("model-*/checkpoint.pt")
     checkpoint = load_checkpoint(kept.parent)
     assert checkpoint is not None
