@@ -53,7 +53,7 @@ unexport PYTHONDONTWRITEBYTECODE
 TESTERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) < 3 ? $$(getconf _NPROCESSORS_ONLN) + 1 : 4 )))
 
 test: setup ## run the tests
-	$(BIN)/pytest --numprocesses $(TESTERS) --dist worksteal
+	$(BIN)/pytest --numprocesses $(TESTERS) --dist worksteal --durations 30
 
 check: setup ## check lint, format, types, import contracts and licences
 	$(BIN)/ruff check .
