@@ -25,6 +25,10 @@ ModelOption = Annotated[
     typer.Option("--model", help="Model folder, or a registered version: models:/NAME@ALIAS or models:/NAME/VERSION."),
 ]
 
+WholeOption = Annotated[
+    bool, typer.Option("--whole", help="Predict all windows of a scan, not only those that matter to its liver.")
+]
+
 service_app = typer.Typer()
 
 
@@ -44,6 +48,7 @@ def serve(
     timeout_minutes: Annotated[
         float, typer.Option(min=0.05, help="Minutes that a prediction may take.")
     ] = DEFAULT.prediction_seconds / 60,
+    whole: WholeOption = False,
 ) -> None:
     """Serve a page and an API that predict uploaded scans. Research use only.
 
@@ -63,7 +68,7 @@ def serve(
         print(f"Open {address} in a browser.")
         print("Press Ctrl-C to stop, which deletes all uploads and results.", flush=True)
 
-    serve_predictions(model, PredictionSettings(), Address(host, port), limits, ready)
+    serve_predictions(model, whole, Address(host, port), limits, ready)
 
 
 @service_app.command(rich_help_panel=PANEL)
@@ -77,6 +82,7 @@ def listen(
         bool, typer.Option("--from-start", help="At the first start, predict also what is there already.")
     ] = False,
     once: Annotated[bool, typer.Option("--once", help="Look once and stop.")] = False,
+    whole: WholeOption = False,
 ) -> None:
     """Predict each CT and MR series that arrives in Orthanc, and store DICOM-SEG and SR beside it. Research use only.
 
@@ -89,7 +95,8 @@ def listen(
 
     server = OrthancServer(orthanc, dicomweb)
     place = FeedPlace.load(out, server.last, from_start)
-    listener = Listener(server, open_predictor(model, PredictionSettings()), out, place, print_message, _print_json)
+    predictor = open_predictor(model, PredictionSettings(), whole)
+    listener = Listener(server, predictor, out, place, print_message, _print_json)
     stopped = Event()
     with suppress(KeyboardInterrupt), catch_sigterm(stopped.set):
         while True:

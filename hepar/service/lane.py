@@ -11,7 +11,6 @@ from multiprocessing.connection import Connection
 from threading import Thread
 
 from hepar.errors import DataError
-from hepar.inference.settings import PredictionSettings
 from hepar.runtime.redaction import redact
 from hepar.service.jobs import Job, Jobs, JobState
 from hepar.service.predicting import NotPredicted, Order, Predicted, PredictionStep, Ready, run_predictions
@@ -25,9 +24,9 @@ Ended = Callable[[JobState, float], None]  # state of a job, and how long its pr
 class PredictionProcess:
     """The process that predicts. `start` may be called again after `end`."""
 
-    def __init__(self, model: str, settings: PredictionSettings, device: str = "") -> None:
+    def __init__(self, model: str, whole: bool, device: str = "") -> None:
         """`device` is the one that it sees, of CUDA_VISIBLE_DEVICES; all if it is empty."""
-        self.model, self.settings, self.device = model, settings, device
+        self.model, self.whole, self.device = model, whole, device
         self._process: multiprocessing.process.BaseProcess | None = None
         self.connection: Connection | None = None
 
@@ -42,7 +41,7 @@ class PredictionProcess:
         self.end()
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        arguments = (theirs, self.model, self.settings, self.device)
+        arguments = (theirs, self.model, self.whole, self.device)
         self._process = context.Process(target=run_predictions, args=arguments, daemon=True)
         self._process.start()
         theirs.close()

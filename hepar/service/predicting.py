@@ -74,10 +74,11 @@ class Ready:
     """The model is loaded."""
 
 
-def run_predictions(connection: Connection, model: str, settings: PredictionSettings, device: str) -> None:
+def run_predictions(connection: Connection, model: str, whole: bool, device: str) -> None:
     """Load a model, on a CUDA device if one is named, then work on orders until the parent ends.
 
-    Each `Order` is answered by `PredictionStep`s, and by `Predicted` or `NotPredicted` at last.
+    All windows of a scan are predicted if `whole`, else those that matter to its liver. Each `Order` is answered by
+    `PredictionStep`s, and by `Predicted` or `NotPredicted` at last.
     """
     _settle()
     if device:
@@ -85,7 +86,7 @@ def run_predictions(connection: Connection, model: str, settings: PredictionSett
     from hepar.prediction.opening import open_predictor
 
     try:
-        predictor = open_predictor(model, settings)
+        predictor = open_predictor(model, PredictionSettings(), whole)
     except HeparError as error:
         connection.send(NotPredicted(str(error)))
         return

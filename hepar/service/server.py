@@ -13,7 +13,6 @@ from threading import Event, Thread
 import uvicorn
 
 from hepar.errors import DataError, HeparError
-from hepar.inference.settings import PredictionSettings
 from hepar.runtime.device import catch_sigterm
 from hepar.runtime.scratch import scratch_folder
 from hepar.service.access import service_token
@@ -38,17 +37,18 @@ class Address:
 
 
 def serve_predictions(
-    model: str, settings: PredictionSettings, address: Address, limits: ServiceLimits, ready: Callable[[str], None]
+    model: str, whole: bool, address: Address, limits: ServiceLimits, ready: Callable[[str], None]
 ) -> None:
     """Serve until interrupted; `ready` receives the address with the token once the model is loaded.
 
-    Uploads and results are deleted at the end. Raises DataError if the model cannot be loaded or the address is taken.
+    All windows of a scan are predicted if `whole`, else those that matter to its liver. Uploads and results are deleted
+    at the end. Raises DataError if the model cannot be loaded or the address is taken.
     """
     token = service_token()
     with _listening(address) as listener, scratch_folder("serve") as root:
         jobs = Jobs(root, limits)
         metrics = ServiceMetrics(jobs)
-        lanes = [Lane(jobs, PredictionProcess(model, settings, device), metrics.ended) for device in visible_devices()]
+        lanes = [Lane(jobs, PredictionProcess(model, whole, device), metrics.ended) for device in visible_devices()]
         with _running(jobs, lanes):
             ready(f"http://{address.host}:{listener.getsockname()[1]}/?token={token}")
             app = make_service(jobs, lanes, metrics, token)

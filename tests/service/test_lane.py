@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from hepar.errors import DataError
-from hepar.inference.settings import PredictionSettings
 from hepar.service import lane
 from hepar.service.jobs import Job, Jobs, JobState
 from hepar.service.lane import Lane, PredictionProcess
@@ -24,7 +23,7 @@ class Scripted(PredictionProcess):
     """A process that answers an order as a test wants."""
 
     def __init__(self, script: Callable[[Connection], Any]) -> None:
-        super().__init__("", PredictionSettings())
+        super().__init__("", whole=False)
         self.script, self.ended = script, 0
 
     def start(self) -> Connection:

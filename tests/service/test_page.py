@@ -32,7 +32,7 @@ def address(tiny: Params, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     plan = PreprocessingPlan(spacing_zyx_mm=(3.0, 1.0, 1.0), window_hu=(-100.0, 300.0), mr_percentiles=(2.0, 98.0))
     write_model(folder / "model", tiny, constant_weights(tiny, 0.9, 0.9), plan=plan, patch_zyx=(16, 16, 16))
     (folder / "tmp").mkdir()
-    command = [str(BIN / "hepar"), "serve", "--model", "model"]
+    command = [str(BIN / "hepar"), "serve", "--model", "model", "--whole"]
     with subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment(TMPDIR=str(folder / "tmp"))
     ) as server:
@@ -80,6 +80,7 @@ def test_a_scan_is_uploaded_predicted_looked_at_downloaded_and_deleted(
     page.set_input_files("#file", str(zipped(slices, tmp_path / "study.zip")))
     expect(page.locator("#view")).to_have_attribute("data-shown", re.compile("/1$"), timeout=2 * LOADING_MS)
     assert page.inner_text("#error") == ""
+    assert page.evaluate("job.scans[0].measurements.made_by.whole")  # as the service was told
     assert page.evaluate("[job.percent, job.windows > 0, job.windows_done === job.windows]") == [100, True, True]
     lit = np.asarray(Image.open(io.BytesIO(page.locator("#view").screenshot())).convert("L"))
     assert len(np.unique(lit)) > 20  # a scan is shown
