@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hepar.errors import ArtifactError
+from hepar.errors import ArtifactError, StorageError
 from hepar.runtime.chunked import SUFFIX, sha256_chunked
 from hepar.runtime.journal import Journal, finish_replacing
 from hepar.runtime.locks import is_at, try_lock
@@ -136,9 +136,10 @@ def write_artifact(
     `known_stored` to that of its bytes; the caller may fill both while linking files of an earlier artifact.
 
     Raises ArtifactError if another process is writing `folder` or a file with a known hash is missing, StorageError if
-    the disk is full.
+    the disk is full or a file is in the way.
     """
     partial = folder.parent / f".{folder.name}.partial"
+    _check_free(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         finish_replacing(folder)
@@ -155,6 +156,15 @@ def write_artifact(
         if error.errno not in FULL:
             raise
         raise unwritable(folder, error) from None
+
+
+def _check_free(folder: Path) -> None:
+    """Raise StorageError if a file lies where the folder goes, or one that it would lie in."""
+    for place in (folder, *folder.parents):
+        if place.is_dir():
+            return
+        if place.exists():
+            raise StorageError(f"{folder} cannot be written: {place} is a file")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hepar.errors import ArtifactError
+from hepar.errors import ArtifactError, StorageError
 from hepar.runtime.artifacts import (
     MANIFEST,
     Manifest,
@@ -77,6 +77,15 @@ def test_an_error_leaves_the_previous_artifact_unchanged(tmp_path: Path) -> None
         fail_while_writing(tmp_path / "pool", RuntimeError)
     assert read_manifest(tmp_path / "pool", "pool").hash == before
     assert (tmp_path / "pool" / "a.txt").read_text() == "arrays"
+
+
+def test_a_file_in_the_way_is_named_and_stays(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("mine")
+    for place in (in_the_way, in_the_way / "pool", in_the_way / "a" / "pool"):
+        with pytest.raises(StorageError, match=rf"^{place} cannot be written: {in_the_way} is a file$"):
+            write_pool(place)
+    assert in_the_way.read_text() == "mine"
 
 
 def test_a_second_writer_is_refused_until_the_first_has_finished(tmp_path: Path) -> None:
