@@ -1,13 +1,15 @@
-"""The workflows: rules for all, the linters, and `retrain`, `report` and `promote` run offline by `act`.
+"""The workflows: rules for all, the linters, and those that act run offline by `act`.
 
-Replaced are the actions of others, `make setup`, and `gh`, which writes down what it is asked for; `hepar` is real.
+Replaced are the actions of others, `make`, `docker`, and `gh`, which writes down what it is asked for; `hepar` is real.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +32,35 @@ from hepar.runtime.notification import EVENT_TYPE
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
 NAME, PASSWORD, COMMIT = "hepar-toy", "a-password-of-the-test", "c0ffee"
-NO_ACTION = "name: replaced\ndescription: does nothing\nruns: {using: composite, steps: [{run: 'true', shell: bash}]}\n"
+ACTION = """name: replaced
+description: says which image it would attest
+inputs: {subject-name: {description: name}, subject-digest: {description: digest}, sbom-path: {description: file}}
+runs:
+  using: composite
+  steps:
+    - run: 'test -z "$DIGEST" || echo "attests $NAME@$DIGEST $SBOM."'
+      shell: bash
+      env:
+        NAME: ${{ inputs.subject-name }}
+        DIGEST: ${{ inputs.subject-digest }}
+        SBOM: ${{ inputs.sbom-path }}
+"""
+DIGESTS = {"data": f"sha256:{'d' * 64}", "compute": f"sha256:{'c' * 64}"}
+MAKEFILE = f"""setup:
+\tmkdir -p .venv
+\tln -sfn {BIN} .venv/bin
+
+release-image:
+\tmkdir -p build
+\t@echo '{json.dumps({target: f"r/hepar@{digest}" for target, digest in DIGESTS.items()})}' > build/images.json
+\t@echo builds on $(BASE_IMAGE) and pushes to $(PUSH).
+
+sbom:
+\t@echo lists packages
+"""
+DOCKER = """#!/bin/bash
+echo "docker $* < $(sha256sum)"
+"""
 GH = """#!{python}
 import json, os, sys
 from pathlib import Path
@@ -166,15 +196,16 @@ class Repository:
 def repository(tmp_path: Path, database: None) -> Repository:
     folder = tmp_path / "clone"
     shutil.copytree(ROOT / ".github", folder / ".github")
-    (folder / "Makefile").write_text(f"setup:\n\tmkdir -p .venv\n\tln -sfn {BIN} .venv/bin\n")
+    (folder / "Makefile").write_text(MAKEFILE)
     for place, name, text in (
-        (tmp_path / "action", "action.yml", NO_ACTION),
+        (tmp_path / "action", "action.yml", ACTION),
         (tmp_path / "config" / "act", "actrc", ""),
         (tmp_path / "bin", "gh", GH.format(python=sys.executable, folder=str(tmp_path), commit=COMMIT)),
+        (tmp_path / "bin", "docker", DOCKER),
     ):
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         (place / name).write_text(text)
-    (tmp_path / "bin" / "gh").chmod(0o755)
+        (place / name).chmod(0o755)
     for place in (folder, tmp_path / "action"):
         commit(place)
     return Repository(folder, os.environ["MLFLOW_TRACKING_URI"])
@@ -244,6 +275,18 @@ def test_a_run_that_failed_becomes_an_issue(repository: Repository) -> None:
     (issue,) = repository.asked
     assert issue["words"][:4] == ["issue", "create", "--title", "FAILED: run 7"]
     assert "- evaluate: no $(test) patients" in next(iter(issue["files"].values()))
+
+
+@pytest.mark.slow
+def test_images_are_attested_by_the_digests_that_were_pushed(repository: Repository) -> None:
+    printed = repository.act("images", HEPAR_BASE_IMAGE="python@sha256:b")
+    token = hashlib.sha256(b"token-of-the-test\n").hexdigest()
+    assert f"docker login ghcr.io --username somebody --password-stdin < {token}" in printed
+    (pushed,) = re.findall(r"builds on python@sha256:b and pushes to (ghcr\.io/\S*)\.", printed)
+    assert "lists packages" in printed
+    for target, digest in DIGESTS.items():
+        assert printed.count(f"attests {pushed}@{digest}") == 2  # where it comes from, and what is in it
+        assert f"attests {pushed}@{digest} build/sbom-{target}.cdx.json." in printed
 
 
 def commit_again(folder: Path) -> None:
