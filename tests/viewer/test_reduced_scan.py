@@ -58,6 +58,10 @@ def test_fine_axes_are_coarsened_until_it_fits_and_thick_slices_stay(tmp_path: P
     assert dz == 5
     extents = [np.array(one.GetSize()) * one.GetSpacing() for one in (image, full)]
     assert extents[0] == pytest.approx(extents[1], abs=dx)
+    liver = opened(part.masks["liver"], tmp_path)
+    z, y, x = np.argwhere(to_array(liver)).mean(axis=0)
+    centre_lps_mm = liver.TransformContinuousIndexToPhysicalPoint((x, y, z))
+    assert centre_lps_mm == pytest.approx(GRID.to_lps_mm((9.5, 29.5, 45.5)), abs=dx / 2)
     assert f"voxels of {dx:.3g} × {dx:.3g} × 5 mm instead of 1 × 1 × 5 mm" in part.reduced
 
 
