@@ -80,7 +80,10 @@ async function follow(found) {
     const waiting = job.ahead ? `Waiting: ${job.ahead} ahead` : "Waiting for the device…";
     if (job.state !== "running") showProgress(waiting);
     else if (!job.windows) showProgress(`${job.step || "starting"}…`, job.percent, job.percent && 100);
-    else showProgress(`${job.step}: ${job.windows_done} of ${job.windows} windows, ${job.percent} %`, job.percent, 100);
+    else {
+      const then = job.windows_done === job.windows ? "; measuring and writing…" : "";
+      showProgress(`${job.step}: ${job.windows_done} of ${job.windows} windows, ${job.percent} %${then}`, job.percent, 100);
+    }
     await sleep(POLL_MS);
     if (!job) return;
     const [id, now] = [job.id, await fetchJson(`api/jobs/${job.id}`)];
