@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
+import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from commands import Forked, fork
+from conftest import call
+from services import free_ports
 from toy_pool import toy_pool
+from toy_step import save_step
 from toy_training import CPU, TOYS, toy_settings
+from train_toys import train_toys, variables
 
 from hepar.errors import ParamsError
 from hepar.inference.model_folder import ModelFolder
@@ -22,129 +28,120 @@ from hepar.training import distributed
 from hepar.training.checkpoint import load_checkpoint
 from hepar.training.fit import Recipe, fit_model
 
-TRAIN = (Path(__file__).parents[1] / "train_toys.py").read_text()
-# one step on a batch in two parts, with every term of the loss; saves loss and gradients; argument: the folder
-STEP = """
-import sys
-from itertools import islice
-from pathlib import Path
-import torch
-from toy_pool import toy_pool
-from toy_training import TINY, TOYS, toy_trainer
-from hepar.params import load_params
-from hepar.training import distributed
-from hepar.training.batches import batches
-
-folder = Path(sys.argv[1])
-with distributed.process_group() as device:
-    pool = toy_pool(folder / f"pool-{distributed.rank()}", TOYS)
-    trainer = toy_trainer(
-        pool, load_params(TINY), folder / "checkpoints",
-        batch_size=4, accumulate=2, clip_norm=1e9,
-        nesting_weight=1.0, consistency_weight=1.0, consistency_rampup_steps=0,
-    )
-    with torch.no_grad():  # a teacher that differs from the network
-        for parameter in trainer.state.ema.parameters():
-            parameter.mul_(0.5)
-    loss = trainer._step(list(islice(batches(trainer.sampler, 0, trainer.params, device), 2)))
-    if distributed.rank() == 0:
-        torch.save([loss, [parameter.grad for parameter in trainer.network.parameters()]], folder / "step.pt")
-"""
+TRAIN = Path(__file__).parents[1] / "train_toys.py"
+SECONDS = 300  # that a training may take
 
 
-def start_training(
-    folder: Path, processes: int, changes: str = "{}", by_torchrun: bool = False
-) -> subprocess.Popen[str]:
-    return start(TRAIN, folder, str(0 if by_torchrun else processes), changes, torchrun=2 if by_torchrun else 0)
+@pytest.fixture
+def new_folder(tmp_path: Path, empty_database: Path) -> Callable[[str], Path]:
+    """Makes a folder for a training, with a database."""
+
+    def new(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(empty_database, folder / "mlflow.db")
+        return folder
+
+    return new
 
 
-def start(script: str, folder: Path, *arguments: str, torchrun: int = 0) -> subprocess.Popen[str]:
-    folder.mkdir(exist_ok=True)
-    (folder / "script.py").write_text(script)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torchrun)] if torchrun else []
-    return subprocess.Popen(
-        [sys.executable, *launcher, folder / "script.py", folder, *arguments],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-            "OMP_NUM_THREADS": "1",
-            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-            "HEPAR_CHECKPOINTS": str(folder / "checkpoints"),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start_training(folder: Path, processes: int, **changes: Any) -> Forked:
+    return fork(train_toys, folder, processes, changes, folder=folder, **variables(folder))
 
 
-def history_of_training(folder: Path, processes: int, changes: str = "{}", by_torchrun: bool = False) -> pd.DataFrame:
+def torchrun(folder: Path) -> None:
+    """Train in two processes of torchrun."""
+    words = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(TRAIN), str(folder), "0", "{}"]
+    done = call(sys.executable, "-m", *words, cwd=folder, PYTHONPATH=str(TRAIN.parent), **variables(folder))
+    assert done.returncode == 0, done.stderr
+
+
+def history_of_training(folder: Path, processes: int, **changes: Any) -> pd.DataFrame:
     """The history of a training that succeeds."""
-    child = start_training(folder, processes, changes, by_torchrun)
-    _, stderr = child.communicate(timeout=300)
-    assert child.returncode == 0, stderr
+    child = start_training(folder, processes, **changes).end(SECONDS)
+    assert child.code == 0, child.stderr
     return ModelFolder(folder / "model").load_history()
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+def single(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> pd.DataFrame:
     """The history of a training in one process."""
-    return history_of_training(tmp_path_factory.mktemp("single"), 1)
+    folder = tmp_path_factory.mktemp("single")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    return history_of_training(folder, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_torchrun", [False, True], ids=["launched by itself", "launched by torchrun"])
-def test_two_processes_have_the_losses_of_one(by_torchrun: bool, single: pd.DataFrame, tmp_path: Path) -> None:
-    shared = history_of_training(tmp_path / "shared", 2, by_torchrun=by_torchrun)
+def test_two_processes_have_the_losses_of_one(
+    by_torchrun: bool, single: pd.DataFrame, new_folder: Callable[[str], Path]
+) -> None:
+    folder = new_folder("shared")
+    if by_torchrun:
+        torchrun(folder)
+        shared = ModelFolder(folder / "model").load_history()
+    else:
+        shared = history_of_training(folder, 2)
     assert shared[["step", "split", "metric"]].equals(single[["step", "split", "metric"]])
     losses = [history[history.metric == "loss"].value.to_numpy() for history in (single, shared)]
     assert len(losses[0]) == 6
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_shared_batch_has_the_loss_and_gradients_of_a_single_process(tmp_path: Path) -> None:
-    steps = []
-    for folder, torchrun in ((tmp_path / "single", 0), (tmp_path / "shared", 2)):
-        child = start(STEP, folder, torchrun=torchrun)
-        _, stderr = child.communicate(timeout=300)
-        assert child.returncode == 0, stderr
-        steps.append(torch.load(folder / "step.pt"))
-    (loss, gradients), (shared_loss, shared_gradients) = steps
+    (port,) = free_ports(1)
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [{**group, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    steps = [fork(save_step, tmp_path / "shared", folder=tmp_path, **rank) for rank in ranks]
+    steps.append(fork(save_step, tmp_path / "single", folder=tmp_path))
+    ended = [step.end(SECONDS) for step in steps]
+    assert [step.code for step in ended] == [0] * 3, ended
+    loss, gradients = torch.load(tmp_path / "single" / "step.pt")
+    shared_loss, shared_gradients = torch.load(tmp_path / "shared" / "step.pt")
     assert shared_loss == pytest.approx(loss, abs=1e-5)
     largest = max(float(gradient.abs().max()) for gradient in gradients)
     for one, other in zip(gradients, shared_gradients, strict=True):
         assert float((one - other).abs().max()) < 1e-4 * largest
 
 
-def test_a_loss_that_is_not_finite_in_one_process_ends_the_training_in_one_sentence(tmp_path: Path) -> None:
-    child = start_training(tmp_path / "broken", 2, '{"learning_rate": 1e30, "clip_norm": 1e30, "warmup_steps": 0}')
-    _, stderr = child.communicate(timeout=300)
-    assert child.returncode == 2, stderr
-    assert stderr.rstrip().splitlines()[-1].startswith("hepar: the loss is ")
-    assert not (tmp_path / "broken" / "model").exists()
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_one_process_ends_the_training_in_one_sentence(
+    new_folder: Callable[[str], Path],
+) -> None:
+    folder = new_folder("broken")
+    child = start_training(folder, 2, learning_rate=1e30, clip_norm=1e30, warmup_steps=0).end(SECONDS)
+    assert child.code == 2, child.stderr
+    assert child.stderr.rstrip().splitlines()[-1].startswith("hepar: the loss is ")
+    assert not (folder / "model").exists()
 
 
-def test_processes_stopped_by_sigterm_save_the_same_step_and_others_resume_from_it(tmp_path: Path) -> None:
-    changes = '{"steps": 40, "checkpoint_every": 1}'
-    child = start_training(tmp_path / "stopped", 2, changes)
-    wait_for_checkpoint(tmp_path / "stopped" / "checkpoints", child)
-    child.send_signal(signal.SIGTERM)
-    _, stderr = child.communicate(timeout=300)
-    assert child.returncode == os.EX_TEMPFAIL, stderr
-    assert "which is saved: run again to resume" in stderr.rstrip().splitlines()[-1]
-    (folder,) = (tmp_path / "stopped" / "checkpoints").iterdir()
-    checkpoint = load_checkpoint(folder)
+@pytest.mark.slow
+def test_processes_stopped_by_sigterm_save_the_same_step_and_others_resume_from_it(
+    new_folder: Callable[[str], Path],
+) -> None:
+    changes, folder = {"steps": 40, "checkpoint_every": 1}, new_folder("stopped")
+    child = start_training(folder, 2, **changes)
+    wait_for_checkpoint(folder / "checkpoints", child)
+    child.process.terminate()
+    stopped = child.end(SECONDS)
+    assert stopped.code == os.EX_TEMPFAIL, stopped.stderr
+    assert "which is saved: run again to resume" in stopped.stderr.rstrip().splitlines()[-1]
+    (saved,) = (folder / "checkpoints").iterdir()
+    checkpoint = load_checkpoint(saved)
     assert checkpoint is not None
-    assert f"stopped by SIGTERM at step {checkpoint['step']}," in stderr
-    resumed = history_of_training(tmp_path / "stopped", 2, changes)
-    whole = history_of_training(tmp_path / "whole", 1, changes)
+    assert f"stopped by SIGTERM at step {checkpoint['step']}," in stopped.stderr
+    resumed = history_of_training(folder, 2, **changes)
+    whole = history_of_training(new_folder("whole"), 1, **changes)
     losses = [history[history.metric == "loss"].value.to_numpy() for history in (resumed, whole)]
     assert len(losses[0]) == 40
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
-def wait_for_checkpoint(folder: Path, child: subprocess.Popen[str]) -> None:
+def wait_for_checkpoint(folder: Path, child: Forked) -> None:
     end = time.monotonic() + 120
     while not list(folder.glob("*/checkpoint.pt")):
-        assert child.poll() is None, child.communicate()
+        assert child.process.is_alive(), child.end()
         assert time.monotonic() < end
         time.sleep(0.2)
 
