@@ -1,14 +1,11 @@
-"""Promote versions at once, each in a process of its own: `promote_at_once.py PARAMS VERSION…`, with params as JSON.
-
-The processes are forked from one that has imported everything but has not yet connected. None acts before all have
-decided against the same champion. Each prints its last decision.
-"""
+"""Versions that are promoted at once, each by a process of its own."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import sys
+from collections.abc import Sequence
 from multiprocessing.synchronize import Barrier
 
 from hepar.params import RegisterParams
@@ -34,8 +31,11 @@ def promote_after_all_have_decided(number: str, params: RegisterParams, decided:
     sys.stdout.write(json.dumps({"version": number, "promoted": decision.promote}) + "\n")
 
 
-def main() -> None:
-    params, numbers = RegisterParams.model_validate_json(sys.argv[1]), sys.argv[2:]
+def promote_at_once(params: RegisterParams, numbers: Sequence[str]) -> None:
+    """Promote versions in forks of this process, which must not have connected yet.
+
+    None acts before all have decided against the same champion. Each prints its last decision.
+    """
     fork = multiprocessing.get_context("fork")
     decided = fork.Barrier(len(numbers))
     processes = [
@@ -46,7 +46,3 @@ def main() -> None:
     for process in processes:
         process.join()
     sys.exit(max(abs(process.exitcode or 0) for process in processes))
-
-
-if __name__ == "__main__":
-    main()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +11,8 @@ from typing import Any
 
 import mlflow
 import pytest
-from conftest import environment
+from commands import fork
+from promote_at_once import promote_at_once
 from services import mlflow_server, postgres_server
 from toy_versions import ToyRegistry, scores, toy_gates
 
@@ -125,17 +124,14 @@ def test_who_loses_the_ticket_while_waiting_says_so() -> None:
     assert errors[0].startswith("the lease on toy at sqlite:")
 
 
-def promote_at_once(folder: Path, tiny: Params, uri: str) -> None:
+def all_are_judged_in_turn(folder: Path, tiny: Params, uri: str) -> None:
     """Eight challengers meet at once: in whatever order, each is judged against the champion of its moment."""
     registry = ToyRegistry(folder)
     first = registry.champion(scores(0.5))
     dice_of = {registry.add(scores(dice)): dice for dice in DICES}
-    script = Path(__file__).parents[1] / "promote_at_once.py"
-    command = [sys.executable, str(script), toy_gates(tiny).model_dump_json(), *dice_of]
-    done = subprocess.run(
-        command, env=environment(MLFLOW_TRACKING_URI=uri), cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    work = fork(promote_at_once, toy_gates(tiny), list(dice_of), folder=folder, MLFLOW_TRACKING_URI=uri)
+    done = work.end()
+    assert done.code == 0, done.stderr
     decisions: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     assert {decision["version"] for decision in decisions} == set(dice_of)
     promoted = sorted((d["version"] for d in decisions if d["promoted"]), key=dice_of.__getitem__)
@@ -148,7 +144,7 @@ def promote_at_once(folder: Path, tiny: Params, uri: str) -> None:
 
 @pytest.mark.slow
 def test_eight_promotions_at_once_on_sqlite(tmp_path: Path, tiny: Params) -> None:
-    promote_at_once(tmp_path / "toy", tiny, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    all_are_judged_in_turn(tmp_path / "toy", tiny, f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
 @pytest.mark.slow
@@ -157,4 +153,4 @@ def test_eight_promotions_at_once_on_a_server_with_postgresql(
 ) -> None:
     with postgres_server(tmp_path) as database, mlflow_server(tmp_path, database) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        promote_at_once(tmp_path / "toy", tiny, url)
+        all_are_judged_in_turn(tmp_path / "toy", tiny, url)
