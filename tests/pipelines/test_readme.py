@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -9,16 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 import pytest
+import yaml
 from commands import Shell
 from conftest import ROOT, made_once
 from shrunk_params import write_shrunk_params
 from watched_secrets import Watch
 
+from hepar.cases import Cohort, Modality
+from hepar.evaluation.report_folder import Report
+from hepar.inference.model_folder import ModelFolder
 from hepar.params import load_params
+from hepar.phantoms import write_phantoms
+from hepar.pool.table import Pool
 from hepar.registry.registration import Registration
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+OWN_PARAMS = "params/real-small.yaml"
 CHAMPION = "models:/hepar-universal@champion"
 
 
@@ -156,14 +165,57 @@ def test_a_block_runs_after_the_stages(heading: str, shell: Shell) -> None:
     run_block(shell, BLOCKS[heading])
 
 
-def test_the_whole_pipeline_runs_on_own_scans_and_reveals_no_secret(tmp_path: Path, phantom_source: Path) -> None:
-    shell = workspace(tmp_path, phantom_source)
-    with Watch() as watch:
-        shell.exported.update(watch.environment)
-        shown = run_block(shell, RUN)
+@pytest.fixture(scope="session")
+def own_scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace of CT alone after the commands of "Your own scans"; the output and what leaked are in `seen.json`."""
+
+    def run(folder: Path) -> None:
+        table = write_phantoms(folder / "phantoms", cases=8, seed=11, size_zyx=(24, 40, 40))
+        scans = pd.read_csv(table, dtype=str, keep_default_na=False)
+        scans[scans.modality == "CT"].to_csv(table, index=False)
+        shell = workspace(folder, folder / "phantoms")
+        with (folder / OWN_PARAMS).open("r+") as stream:
+            values = yaml.safe_load(stream)
+            stream.seek(0)
+            stream.truncate()
+            yaml.safe_dump({**values, "modalities": ["CT"]}, stream)
+        with Watch() as watch:
+            shell.exported.update(watch.environment)
+            shown = run_block(shell, RUN)
+        (folder / "seen.json").write_text(json.dumps([shown, watch.found_in(folder, shown)]))
+
+    return made_once(tmp_path_factory, "own-scans", run)
+
+
+def test_the_whole_pipeline_runs_on_own_scans_and_reveals_no_secret(own_scans: Path) -> None:
+    shown, leaked = json.loads((own_scans / "seen.json").read_text())
     assert "hepar-real-small version 1, champion" in shown
-    assert (tmp_path / "runs" / "mine" / "run.log").is_file()
-    assert watch.found_in(tmp_path, shown) == []
+    assert (own_scans / "runs" / "mine" / "run.log").is_file()
+    assert leaked == []
+
+
+def test_a_cohort_of_ct_alone_becomes_a_model_that_refuses_mr(own_scans: Path, tmp_path: Path) -> None:
+    """No MR teacher, and every stage up to the registered model."""
+    shell, run = Shell(own_scans), own_scans / "runs" / "mine"
+    refused = shell.run(f"hepar ingest --source scans --params params.yaml --cohort {tmp_path / 'cohort'}")
+    assert refused.code == 2
+    assert "the cohort has no MR case, but modalities is CT, MR: each needs a liver teacher" in refused.stderr
+
+    assert Cohort.load(run / "cohort").modalities == (Modality.CT,)
+    assert (run / "models" / "liver-mr" / ModelFolder.NOT_TRAINED).read_text() == "the cohort has no MR scan\n"
+    assert {entry.modality for entry in Pool.load(run / "pool").entries} == {Modality.CT}
+    assert ModelFolder(run / "models" / "universal").load_spec().modalities == (Modality.CT,)
+    assert set(Report.load(run / "report").metrics()) == {"CT"}
+    assert Registration.load(run / "registration").version == "1"
+
+    Shell(run).succeed("hepar pool audit")
+
+    for modality in ("", " --modality MR"):
+        scan = f"phantoms/phantom-mr-0001/image.nii.gz --out {tmp_path / 'labels.nii.gz'}"
+        predicted = shell.run(f"hepar predict {scan} --model {run / 'models' / 'universal'}{modality}")
+        assert predicted.code == 2
+        assert predicted.stderr.strip() == "hepar: the scan is MR, but the model was trained on CT only"
+        assert not (tmp_path / "labels.nii.gz").exists()
 
 
 def test_a_model_of_the_demo_predicts_and_is_promoted(by_kfp: Path, shell: Shell) -> None:
