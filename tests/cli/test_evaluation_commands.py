@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(work: Path) -> None:
     assert sorted(work.iterdir()) == before
 
 
-def test_what_cannot_be_compared_is_one_sentence(work: Path) -> None:
+def test_what_cannot_be_compared_is_one_sentence(work: Path, empty_database: Path) -> None:
+    shutil.copy(empty_database, work / "mlflow.db")
     (work / "one.csv").write_text(scores_csv([{"case_id": "a", "liver_dice": 0.5}]))
     (work / "two.csv").write_text(scores_csv([{"case_id": "b", "liver_dice": 0.5}]))
     for arguments, problem in (

@@ -32,7 +32,7 @@ def run(finished: ToyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> To
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished.folder / 'mlflow.db'}")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    return copied_run(finished, tmp_path / "run")
+    return copied_run(finished, tmp_path / "work" / "run")  # two folders above it are looked in, too
 
 
 def lineage(*arguments: str) -> str:

@@ -38,6 +38,7 @@ from hepar.pseudo_labels.review_page.session import ReviewSession
 from hepar.registry.model_registry import PREVIOUS, RegisteredModel
 from hepar.registry.tracking import connect
 from hepar.retraining.folder import RetrainingFolder
+from hepar.runtime import s3_client
 
 pytestmark = [
     pytest.mark.slow,
@@ -130,7 +131,8 @@ class Site:
 
 
 @pytest.fixture
-def site(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+def site(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    s3_client.client.cache_clear()  # of another test's server
     for name, value in {**servers.variables, "HEPAR_CACHE": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(name, value)
     write_phantoms(tmp_path / "phantoms", cases=38, seed=11, size_zyx=(24, 40, 40))
@@ -152,7 +154,8 @@ def site(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
         return lambda params, workdir, image: made.runner(params=params, workdir=workdir, image=image)
 
     monkeypatch.setattr(hepar.cli.retraining, "load_runner", runner)
-    return made
+    yield made
+    s3_client.client.cache_clear()
 
 
 def undrawn(row: Row) -> Row:
