@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from hepar.runtime.redaction import QUERY_VARIABLE, redact_address
 from hepar.runtime.scratch import scratch_folder
 
 STAGE = "check"
+RETRIES_VARIABLE, RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"  # by default MLflow retries for minutes
 
 
 def run(sections: Mapping[str, Any], overrides: Mapping[str, Any]) -> PipelineParams:
@@ -111,11 +113,24 @@ def _check_tracking(params: PipelineParams) -> str:
     warm_start = params.train_universal.warm_start
     if not has_server() and not warm_start.startswith(REGISTERED):
         return f"{server()} will be created"
-    mlflow = connect()
-    if warm_start.startswith(REGISTERED):
-        with storage_errors():
-            find_registered(mlflow, warm_start)
+    with _few_retries():
+        mlflow = connect()
+        if warm_start.startswith(REGISTERED):
+            with storage_errors():
+                find_registered(mlflow, warm_start)
     return f"{server()} answers"
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """Let MLflow give up soon on a server that does not answer, unless the variable says otherwise."""
+    given = os.environ.get(RETRIES_VARIABLE)
+    os.environ.setdefault(RETRIES_VARIABLE, RETRIES)
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[RETRIES_VARIABLE]
 
 
 def _check_store(params: PipelineParams) -> str:

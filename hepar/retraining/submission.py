@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hepar.errors import Preempted
+from hepar.errors import ParamsError, Preempted
 from hepar.registry.lease import hold_lease
 from hepar.registry.model_registry import RUN_TAG, versions_of_run
 from hepar.registry.tracking import connect, experiment_id, storage_errors, tag_name
@@ -63,7 +63,7 @@ def place_of(workdir: Path) -> str:
 def why_not(attempts: Sequence[Attempt], max_resubmissions: int) -> str:
     """Why a state with these attempts is not submitted; empty if it is. Pure.
 
-    A run that was stopped (`KILLED`) may be resumed any number of times; it has not failed.
+    A run that was stopped or refused its params (`KILLED`) may be repeated any number of times; it has not failed.
     """
     statuses = [attempt.status for attempt in attempts]
     for attempt in attempts:
@@ -108,7 +108,7 @@ def submit(submission: Submission, train: Train, outcome: Outcome = still_runnin
         with _heartbeat(client, run_id):
             elsewhere = train()
         status = RUNNING if elsewhere else FINISHED
-    except (Preempted, KeyboardInterrupt):
+    except (Preempted, KeyboardInterrupt, ParamsError):  # refused before anything was trained: no failure of the state
         status = KILLED
         raise
     finally:

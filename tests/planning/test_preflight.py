@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,26 @@ def test_mlflow_and_the_store_must_answer(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(StorageError, match=r"^MLFLOW_TRACKING_URI is not set"):
         preflight.run(sections, {})
+
+
+def test_a_server_that_does_not_answer_is_given_up_soon(sections: Sections, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow itself would retry for more than four minutes; what comes after the check has its own number again."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    asked = []
+
+    def connect() -> None:
+        asked.append(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
+        raise StorageError("no answer")
+
+    monkeypatch.setattr(preflight, "connect", connect)
+    for given in (None, "5"):
+        if given:
+            monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", given)
+        with pytest.raises(StorageError, match="no answer"):
+            preflight.run(sections, {})
+        assert os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES") == given
+    assert int(asked[0]) <= 3
+    assert asked[1] == "5"
 
 
 def test_a_check_leaves_no_database_on_a_laptop(sections: Sections, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hepar.errors import HeparError, Preempted, StorageError
+from hepar.errors import HeparError, ParamsError, Preempted, StorageError
 from hepar.registry.lease import Lease
 from hepar.registry.model_registry import RUN_TAG
 from hepar.registry.tracking import connect
@@ -75,6 +75,7 @@ def statuses() -> list[str]:
 def test_how_a_training_ends_is_recorded() -> None:
     ends: list[tuple[BaseException | None, str]] = [
         (Preempted("stopped"), KILLED),
+        (ParamsError("no compiled pipeline"), KILLED),
         (KeyboardInterrupt(), KILLED),
         (HeparError("no"), FAILED),
         (SystemExit(1), FAILED),

@@ -19,6 +19,9 @@ env > "$FOLDER/variables"
 echo what it says
 exit "$CODE"
 """
+MADE = """#!/bin/bash
+echo "$HEPAR_PARAMS: $*" > "$FOLDER/made"
+"""
 MAKE = f"""#!/bin/bash
 printf '%s\\n' "$@" >> "$FOLDER/words"
 mkdir -p build
@@ -74,6 +77,7 @@ class Runner:
 def runner(tmp_path: Path) -> Runner:
     found = Runner(tmp_path)
     found.put(".venv/bin/hepar", RECORD)
+    found.put("make", MADE)
     return found
 
 
@@ -88,11 +92,15 @@ def test_a_look_that_finds_no_reason_is_no_failure(runner: Runner, code: int, ex
     assert "what it says" in runner.text("GITHUB_STEP_SUMMARY")
     assert runner.variables["HEPAR_PATIENT_KEY"] == "k"
     assert "HEPAR_STORE" not in runner.variables  # an empty one would be a store without a name
+    assert runner.text("made") == "own.yaml: compile\n"
 
 
 def test_a_look_trains_unless_told_otherwise(runner: Runner) -> None:
     assert runner.run("retrain", "look", **{**LOOK, "DRY_RUN": "--dry-run"}) == 0
     assert runner.words[-1] == "--dry-run"
+    assert runner.text("made") == ""
+    assert runner.run("retrain", "look", **{**LOOK, "RUNNER": "subprocess"}) == 0
+    assert runner.text("made") == ""
     given = step("retrain", "look")["env"]
     assert given["DRY_RUN"].split(" ")[1:3] == ["inputs.dry_run", "&&"]
     assert given["RUNNER"].endswith("|| 'submit' }}")
