@@ -12,7 +12,7 @@ from kfp import dsl, kubernetes
 
 from components.images import check_digests
 from hepar.ingest.sources import pseudonyms
-from hepar.params import ClusterParams, StepResources, TrainingParams
+from hepar.params import ClusterParams, Params, StepResources, TrainingParams
 from hepar.registry.tracking import PASSWORD_VARIABLE, URI_VARIABLE, USER_VARIABLE
 from hepar.runtime import notification
 from hepar.runtime.environment import STORE_VARIABLE
@@ -62,17 +62,18 @@ CAPTIONS: Mapping[str, tuple[str, str]] = {  # what a step does, and the page in
 }
 
 
-def set_up_pod(task: dsl.PipelineTask, step: str, cluster: ClusterParams, training: TrainingParams | None) -> None:
-    """Give a task what its step asks for; `training` are the params of a step that trains.
+def set_up_pod(task: dsl.PipelineTask, step: str, params: Params) -> None:
+    """Give a task what its step asks for.
 
     Raises ParamsError for an image that is named by a tag, unless the pipeline is to run on this machine.
     """
     image = task.container_spec.image
     if not os.environ.get(ONE_MACHINE_VARIABLE):
         check_digests([image])
+    cluster = params.cluster
     resources = cluster.steps.of(step)
     _set_resources(task, resources)
-    _set_volumes(task, resources, cluster.storage_class, training)
+    _set_volumes(task, resources, cluster.storage_class, _training_of(step, params))
     _set_attempts(task, resources)
     _set_variables(task, step, cluster)
     kubernetes.set_security_context(task, run_as_non_root=True)
@@ -80,6 +81,11 @@ def set_up_pod(task: dsl.PipelineTask, step: str, cluster: ClusterParams, traini
     kubernetes.add_pod_annotation(task, DOCS_ANNOTATION, cluster.docs_url + CAPTIONS[step][1])
     kubernetes.use_field_path_as_env(task, STAGE_IMAGE_VARIABLE, f"metadata.annotations['{IMAGE_ANNOTATION}']")
     kubernetes.use_field_path_as_env(task, KFP_RUN_VARIABLE, f"metadata.labels['{RUN_LABEL}']")
+
+
+def _training_of(step: str, params: Params) -> TrainingParams | None:
+    trainings = {"train-liver": params.train_liver.training, "train-universal": params.train_universal.training}
+    return trainings.get(step)
 
 
 def retry_window(resources: StepResources) -> int:

@@ -135,8 +135,7 @@ def two_stage(
         )
         checked.set_caching_options(False)  # what it reaches may be gone
         tasks = connect_stages(checked.outputs)
-    trainings = {"train-liver": PARAMS.train_liver.training, "train-universal": PARAMS.train_universal.training}
     for step, task in (("check", checked), ("notify", news), *tasks):
-        set_up_pod(task, step, cluster, trainings.get(step))
+        set_up_pod(task, step, PARAMS)
         modality = f" {task.inputs['modality']}" if "modality" in task.inputs else ""
         task.set_display_name(f"{step}{modality}{fold_of(task)}: {CAPTIONS[step][0]}")

@@ -24,6 +24,9 @@ SOURCE_HELP = (
     "A table of cases, a folder or zip in a known layout, s3://BUCKET/PREFIX, dicomweb+https://HOST/PATH or"
     " 'phantoms'; overrides `source` in the params file."
 )
+Whole = Annotated[
+    bool, typer.Option("--whole", help="Predict all windows of a scan, not only those that matter to its liver.")
+]
 ParamsFile = Annotated[Path, typer.Option("--params", help="Params file; it may extend another.")]
 Source = Annotated[str | None, typer.Option(help=SOURCE_HELP)]
 Layout = Annotated[str | None, typer.Option(help="Layout of the source; overrides ingest.layout.")]

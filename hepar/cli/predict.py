@@ -13,7 +13,7 @@ import typer
 from hepar.cases import Modality
 from hepar.cli.messages import print_message
 from hepar.cli.models import PANEL
-from hepar.cli.options import UNIVERSAL
+from hepar.cli.options import UNIVERSAL, Whole
 from hepar.errors import DataError, HeparError
 from hepar.inference.defaults import FAST_OVERLAP, OVERLAP, VARIANTS
 from hepar.inference.settings import Axis, PredictionSettings
@@ -96,9 +96,7 @@ def predict(
         bool,
         typer.Option("--fast", help=f"An overlap of {FAST_OVERLAP:g}, no variants, no mirroring."),
     ] = False,
-    whole: Annotated[
-        bool, typer.Option("--whole", help="Predict all windows of a scan, not only those that matter to its liver.")
-    ] = False,
+    whole: Whole = False,
     tumour_threshold: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Probability that a tumour voxel exceeds.", show_default=OF_MODEL),

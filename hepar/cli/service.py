@@ -13,7 +13,7 @@ import typer
 
 from hepar.cli.messages import print_message
 from hepar.cli.models import PANEL
-from hepar.cli.options import UNIVERSAL
+from hepar.cli.options import UNIVERSAL, Whole
 from hepar.errors import StorageError
 from hepar.inference.settings import PredictionSettings
 from hepar.service.limits import ServiceLimits
@@ -23,10 +23,6 @@ DEFAULT = ServiceLimits()
 ModelOption = Annotated[
     str,
     typer.Option("--model", help="Model folder, or a registered version: models:/NAME@ALIAS or models:/NAME/VERSION."),
-]
-
-WholeOption = Annotated[
-    bool, typer.Option("--whole", help="Predict all windows of a scan, not only those that matter to its liver.")
 ]
 
 service_app = typer.Typer()
@@ -48,7 +44,7 @@ def serve(
     timeout_minutes: Annotated[
         float, typer.Option(min=0.05, help="Minutes that a prediction may take.")
     ] = DEFAULT.prediction_seconds / 60,
-    whole: WholeOption = False,
+    whole: Whole = False,
 ) -> None:
     """Serve a page and an API that predict uploaded scans. Research use only.
 
@@ -82,7 +78,7 @@ def listen(
         bool, typer.Option("--from-start", help="At the first start, predict also what is there already.")
     ] = False,
     once: Annotated[bool, typer.Option("--once", help="Look once and stop.")] = False,
-    whole: WholeOption = False,
+    whole: Whole = False,
 ) -> None:
     """Predict each CT and MR series that arrives in Orthanc, and store DICOM-SEG and SR beside it. Research use only.
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from hepar.imaging.grid_rules import size_text
 from hepar.imaging.masks import Mask, bounding_box
+from hepar.imaging.parallel_grids import whole_box
 from hepar.params import SizeZYX, SpacingZYX
 
 
@@ -93,7 +94,7 @@ def case_box(case: SegmentedCase) -> tuple[slice, ...]:
     shape_zyx = case.liver.prediction_zyx.shape
     boxes = [box for mask_zyx in case.masks_zyx if (box := bounding_box(mask_zyx)) is not None]
     if not boxes or (case.tumour_probability is not None and not case.tumour_probability.inside_liver):
-        return tuple(slice(0, size) for size in shape_zyx)
+        return whole_box(shape_zyx)
     return tuple(
         slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in zip(*boxes, strict=True)
     )

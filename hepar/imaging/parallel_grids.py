@@ -103,6 +103,11 @@ def box_on(box: Box, source: Geometry, target: Geometry) -> Box:
     return tuple(inside)
 
 
+def whole_box(size_zyx: Sequence[int]) -> Box:
+    """All voxels of a volume."""
+    return tuple(slice(0, n) for n in size_zyx)
+
+
 def within(box: Box, size_zyx: Sequence[int]) -> Box:
     """The box, of which slices may lack a start or stop or go beyond a volume, within a volume of a size."""
     return tuple(slice(*part.indices(n)[:2]) for part, n in zip(box, size_zyx, strict=True))

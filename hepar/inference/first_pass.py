@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hepar.cases import STRUCTURES
 from hepar.imaging.masks import Mask
-from hepar.imaging.parallel_grids import shared_slices
+from hepar.imaging.parallel_grids import shared_slices, whole_box
 from hepar.inference.prepared_scan import PreparedScan, cut_from_slab
 from hepar.inference.settings import PredictionSettings
 from hepar.inference.sliding_window import Corner, WindowGrid, add_windows, window_box
@@ -100,8 +100,7 @@ class _Marks:
         found_dhw = (probability_rdhw > self._thresholds_r111).any(dim=0)
         if not found_dhw.any():
             return
-        whole = tuple(slice(0, n) for n in self.found_zyx.shape)
-        shared = shared_slices(window_box(corner, self.patch_zyx), whole)
+        shared = shared_slices(window_box(corner, self.patch_zyx), whole_box(self.found_zyx.shape))
         assert shared is not None
         inside, place = shared
         self.found_zyx[place] |= found_dhw[inside].cpu().numpy()

@@ -65,10 +65,8 @@ def follow_liver(
     None if the whole scan should be predicted: the first pass would take half of its windows, the model was not taught
     livers, or there is no liver of `MIN_LIVER_ML`.
     """
-    spec, thresholds_r = (
-        models[0].spec,
-        found_thresholds(models[0].spec.taught, settings.operating_point(models[0].spec)),
-    )
+    spec = models[0].spec
+    thresholds_r = found_thresholds(spec.taught, settings.operating_point(spec))
     grid = WindowGrid.over(scan.grid.size_zyx, spec.patch_zyx, settings.overlap)
     if STRUCTURES[LIVER] not in spec.taught or 2 * len(first_windows(grid).corners) > len(grid.corners):
         return None

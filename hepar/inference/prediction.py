@@ -28,7 +28,7 @@ from hepar.imaging.masks import (
     keep_largest_component,
     remove_small_components,
 )
-from hepar.imaging.parallel_grids import Box, box_on, resample_part, shared_slices, turned, within
+from hepar.imaging.parallel_grids import Box, box_on, resample_part, shared_slices, turned, whole_box, within
 from hepar.imaging.volumes import Geometry, canonical, resample, resample_mask, to_array, to_image
 from hepar.inference.lesions import PredictedLesion, measure_lesions
 from hepar.inference.liver_region import LIVER_THRESHOLD, Region, follow_liver
@@ -94,7 +94,7 @@ class Segmentation:
 
     @property
     def _whole(self) -> Box:
-        return tuple(slice(0, n) for n in self.geometry.size_zyx)
+        return whole_box(self.geometry.size_zyx)
 
     @property
     def _box(self) -> Box:

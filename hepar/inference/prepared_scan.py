@@ -9,7 +9,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from hepar.cases import Modality
-from hepar.imaging.parallel_grids import Box, resample_part
+from hepar.imaging.parallel_grids import Box, resample_part, whole_box
 from hepar.imaging.preprocessing import PreprocessingPlan, normalise
 from hepar.imaging.volumes import Geometry, to_array
 from hepar.inference.sliding_window import Corner, cut_window
@@ -35,7 +35,7 @@ class PreparedScan:
     @property
     def whole(self) -> Box:
         """The box of the whole grid."""
-        return tuple(slice(0, n) for n in self.grid.size_zyx)
+        return whole_box(self.grid.size_zyx)
 
     def part(self, box: Box) -> tuple[npt.NDArray[np.float32], Box]:
         """The preprocessed voxels of a box at least, float32 zyx, and the box that they cover."""

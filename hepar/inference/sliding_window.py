@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hepar.cases import STRUCTURES
 from hepar.imaging.masks import Mask, bounding_box
-from hepar.imaging.parallel_grids import Box, shared_slices
+from hepar.imaging.parallel_grids import Box, shared_slices, whole_box
 from hepar.params import SizeZYX
 from hepar.runtime.device import autocast, memory_format
 
@@ -204,7 +204,7 @@ def sliding_window(
     An image smaller than a window is padded with its border values. Windows without contrast, such as air, are
     skipped and get probability 0; an image without any contrast gives zeros.
     """
-    whole = tuple(slice(0, n) for n in image_zyx.shape)
+    whole = whole_box(image_zyx.shape)
     grid = WindowGrid.over(image_zyx.shape, patch_zyx, overlap)
     total = WindowSum(whole, patch_zyx, device)
     add_windows(network, grid.corners, lambda corner: cut_window(image_zyx, whole, corner, patch_zyx), total)

@@ -23,9 +23,7 @@ def client() -> Any:
     from botocore.config import Config
 
     retries: Any = {"mode": "standard", "total_max_attempts": ATTEMPTS}
-    session = (
-        boto3.Session()
-    )  # of its own: the default one keeps the first credentials that anything in the process found
+    session = boto3.Session()  # the default one keeps the first credentials that anything in the process found
     return session.client("s3", config=Config(retries=retries, max_pool_connections=4 * CONNECTIONS))
 
 

@@ -14,12 +14,11 @@ import SimpleITK as sitk
 
 from hepar.cases import Modality
 from hepar.imaging.masks import Mask, bounding_box, enlarged
+from hepar.imaging.parallel_grids import whole_box
 from hepar.imaging.volumes import Array, Geometry, resample, resample_mask, to_array, to_image
 from hepar.runtime.scratch import scratch_folder
 
-MAX_VOXELS = (
-    6_000_000  # of a byte each, so that image and masks take at most some 10 MB as base64, usually half of that
-)
+MAX_VOXELS = 6_000_000  # of a byte each: image and masks take at most some 10 MB as base64, usually half of that
 AROUND_MASKS_MM = 20.0
 CT_RANGE_HU = (-200.0, 310.0)  # in steps of 2 HU
 MR_PERCENTILE = 99.9  # of the crop: brighter voxels are clipped
@@ -61,8 +60,8 @@ def reduce_scan(
     """
     full = Geometry.of(image)
     occupied = bounding_box(np.logical_or.reduce(list(masks_zyx.values())))
-    everything = tuple(slice(0, size) for size in full.size_zyx)
-    box = everything if occupied is None else enlarged(occupied, full.spacing_zyx_mm, AROUND_MASKS_MM)
+    around = None if occupied is None else enlarged(occupied, full.spacing_zyx_mm, AROUND_MASKS_MM)
+    box = around or whole_box(full.size_zyx)
     cropped = full.cropped(box)
     grid = _coarsened(cropped, max_voxels)
     z, y, x = box

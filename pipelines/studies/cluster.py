@@ -9,7 +9,7 @@ from kfp import compiler, dsl
 
 from components import stages
 from hepar.errors import ParamsError
-from hepar.params import TrainingParams, dump_sections
+from hepar.params import dump_sections
 from pipelines.pod_settings import set_up_pod
 from pipelines.steps import say
 from pipelines.studies.definition import Study, load_study
@@ -86,7 +86,7 @@ def as_pipeline(study: Study, cells: list[StudyCell]) -> Any:
         for step in unique_steps(cells):
             for name, task in _connect(step, tasks):
                 task.set_display_name(names[step.key] + fold_of(task))
-                set_up_pod(task, name, step.params.cluster, _training(step, name))
+                set_up_pod(task, name, step.params)
                 if name in UNCACHED:
                     task.set_caching_options(False)
                 tasks[step.key] = task
@@ -105,12 +105,6 @@ def _connect(step: PlannedStep, tasks: Mapping[str, Any]) -> Tasks:
 def _task_count(step: PlannedStep) -> int:
     folds = step.params.train_liver.folds
     return folds + 1 if step.stage == TRAIN_LIVER and folds > 1 else 1
-
-
-def _training(step: PlannedStep, name: str) -> TrainingParams | None:
-    """The training of a task that trains."""
-    trainings = {TRAIN_LIVER: step.params.train_liver.training, TRAIN_UNIVERSAL: step.params.train_universal.training}
-    return trainings.get(name)
 
 
 def _arguments(step: PlannedStep, tasks: Mapping[str, Any]) -> dict[str, Any]:
