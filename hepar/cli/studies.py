@@ -21,7 +21,7 @@ studies_app = typer.Typer()
 def study(
     file: Annotated[Path, typer.Argument(help="The study, such as params/studies/modalities.yaml.")],
     source: Annotated[str | None, typer.Option(help=SOURCE_HELP)] = None,
-    out: Annotated[Path, typer.Option(help="Everything is written into a folder of the study's name in it.")] = Path(
+    out: Annotated[Path, typer.Option(help="Where steps and reports are written; studies of one folder share their steps.")] = Path(
         "runs/studies"
     ),
     cluster: Annotated[

@@ -1,4 +1,4 @@
-"""Where the steps of a study lie: a folder for each with its params, its log and the artifact that it writes."""
+"""Where the steps of studies lie: a folder for each with its params, its log and the artifact that it writes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipelines.studies.plan import (
 )
 
 SPLITS, LOG, SECONDS = "splits.csv", "stage.log", "seconds.json"
-STEPS = "steps"  # the folder of all steps in that of a study
+STEPS = "steps"  # the folder of the steps of all studies
 RESULTS = {  # the artifact of a stage: its folder in that of the step, and its kind
     INGEST: (COHORT, Cohort.KIND),
     TRAIN_LIVER: (MODEL, ModelFolder.KIND),
@@ -45,7 +45,7 @@ def seconds_of(planned: PlannedStep, folder: Path) -> float:
 
 
 def step_folder(planned: PlannedStep, folder: Path) -> Path:
-    """The folder of a step in that of the study."""
+    """The folder of a step, in the folder that all studies share."""
     return folder / STEPS / planned.id
 
 

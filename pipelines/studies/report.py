@@ -27,7 +27,7 @@ from pipelines.studies.layout import result_of, seconds_of
 from pipelines.studies.plan import StudyCell, unique_steps
 from pipelines.studies.scores import ArmScores, Missing, read_arm_scores
 
-FOLDER, PAGE, FIGURES = "report", "study.md", "study.json"  # in the folder of a study
+REPORTS, PAGE, FIGURES = "reports", "study.md", "study.json"
 METRICS = ("liver Dice", "tumour Dice", "lesion recall", "specificity")
 DIGITS = 3
 
@@ -58,14 +58,14 @@ class StudyFigure:
 
 
 def write_study_report(study: Study, cells: Sequence[StudyCell], missing: Sequence[Missing], folder: Path) -> Path:
-    """Write `report/` in the folder of a study; returns the page. Raises ArtifactError if a report is damaged."""
+    """Write `reports/NAME` in the folder of all studies; returns the page. Raises ArtifactError if a report is damaged."""
     arms = read_arm_scores(cells, missing, folder)
     evaluate = study.base.evaluate
     bootstrap = Bootstrap(evaluate.bootstrap_seed, evaluate.bootstrap_resamples)
     figures = [figure_of(metric, arms, bootstrap) for metric in choose_metrics(METRICS)]
     by_name = {arm.name: arm for arm in arms}
     claims = [judged for claim in study.file.claims for judged in judge_claim(claim, by_name, bootstrap)]
-    place = folder / FOLDER
+    place = folder / REPORTS / study.name
     for figure in figures:
         if figure.comparison is not None:
             write_forest_plot(figure.comparison, place / figure.plot)

@@ -39,16 +39,16 @@ from pipelines.studies.plan import (
 from pipelines.studies.report import write_study_report
 from pipelines.studies.scores import Missing
 
-TABLES = "tables"  # the folder of the tables of folds in that of a study
+TABLES = "tables"  # the folder of the tables of folds
 Run = Callable[[Step, Path, tuple[int, int], Mapping[str, str], Path], None]
 
 
 def run_study(path: Path, out: Path, source: str | None, dry_run: bool) -> None:
-    """Run the study in the file `path` in the folder `out`/NAME, or with `dry_run` list its steps; prints its report.
+    """Run the study in the file `path`, or with `dry_run` list its steps; prints its report.
 
-    Raises ParamsError naming what is wrong with the file, Preempted if SIGTERM arrives, HeparError if a cell failed.
+    The folder `out` is shared by all studies, which share their steps. Raises ParamsError naming what is wrong with the file, Preempted if SIGTERM arrives, HeparError if a cell failed.
     """
-    study, folder = load_study(path, source), (out / path.stem).resolve()
+    study, folder = load_study(path, source), out.resolve()
     study, folds = prepare_folds(study, folder)
     cells = plan_cells(study, folds)
     if dry_run:
@@ -161,6 +161,6 @@ def listed(cells: Sequence[StudyCell], folder: Path) -> str:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """One tracking database for the study, unless a server is given."""
+    """One tracking database for all studies of the folder, unless a server is given."""
     given = os.environ.get(tracking.URI_VARIABLE)
     return {tracking.URI_VARIABLE: given or f"{tracking.SQLITE}{folder / tracking.DATABASE}"}

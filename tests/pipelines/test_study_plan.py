@@ -182,11 +182,11 @@ def test_a_run_prints_the_report_and_says_what_is_missing(
         HeparError, match=r"^2 of 4 cells are missing, first CT only, seed 1: assemble-pool ended .*again$"
     ):
         running.run_study(write_study(tmp_path), tmp_path / "out", None, dry_run=False)
-    page = (tmp_path / "out" / "toy" / "report" / "study.md").read_text()
+    page = (tmp_path / "out" / "reports" / "toy" / "study.md").read_text()
     assert page in capsys.readouterr().out
     assert "2 of 4 cells finished" in page
     assert "- CT only, seed 2: assemble-pool ended with exit code 1: out of memory" in page
-    facts = json.loads((tmp_path / "out" / "toy" / "report" / "study.json").read_text())
+    facts = json.loads((tmp_path / "out" / "reports" / "toy" / "study.json").read_text())
     assert [item["title"] for item in facts["missing"]] == ["CT only, seed 1", "CT only, seed 2"]
 
 
