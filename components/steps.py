@@ -11,6 +11,7 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("check"), install_kfp_package=False)
 def check(
+    compiled_folds: int,
     overrides: dict,  # type: ignore[type-arg]
     source: str,
     experiment: str,
@@ -41,7 +42,10 @@ def check(
         ("register", dict),
     ],
 ):
-    """Merge the overrides into the params, and check these and all that a run needs to reach."""
+    """Merge the overrides into the params, and check these and all that a run needs to reach.
+
+    `compiled_folds` are the folds of a teacher that have tasks of their own.
+    """
     import hepar.planning.preflight
     from hepar.params import dump_sections
 
@@ -59,7 +63,7 @@ def check(
         "evaluate": evaluate,
         "register": register,
     }
-    checked = dump_sections(hepar.planning.preflight.run(sections, overrides))
+    checked = dump_sections(hepar.planning.preflight.run(sections, overrides, compiled_folds))
     return tuple(checked[name] for name in sections)
 
 

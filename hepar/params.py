@@ -256,6 +256,14 @@ class TrainLiverParams(Section):
     folds: AtLeastOne  # 1: one teacher trained on all patients; k: an ensemble of k, each leaving one fold out
     training: TrainingParams
 
+    def check_compiled(self, folds: int, pipeline: str = "the pipeline") -> None:
+        """Raise ParamsError if a pipeline has the steps of another number of folds; one step trains any number."""
+        if folds > 1 and self.folds != folds:
+            raise ParamsError(
+                f"train_liver.folds is {self.folds}, but {pipeline} has the steps of {folds} folds: compile it with"
+                f" {self.folds}"
+            )
+
 
 class DicePredictor(Section):
     """Predicts the true Dice of a pseudo-liver from its signals; written by `hepar calibrate-gates`.

@@ -67,9 +67,7 @@ class CompiledPipeline:
         sections |= {key: overrides[key] for key in required & SECTIONS}
         changes = {key: value for key, value in overrides.items() if key not in further.keys() | required}
         params = read_pipeline_params(sections, changes)
-        compiled, asked = sections["train_liver"]["folds"], params.train_liver.folds
-        if compiled > 1 and asked != compiled:
-            raise ParamsError(f"train_liver.folds is {asked}, but {self.path} has the steps of {compiled:.0f} folds")
+        params.train_liver.check_compiled(int(sections["train_liver"]["folds"]), str(self.path))
         values = dump_sections(params)
         changed = {key: values[key] for key in values if key in required or values[key] != sections[key]}
         if fixed := sorted(changed.keys() - self.inputs):

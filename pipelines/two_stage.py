@@ -22,6 +22,7 @@ from pipelines.teacher_tasks import connect_teacher, fold_of, separate_folds
 
 PARAMS = load_params(Path(os.environ.get(PARAMS_VARIABLE, Path(__file__).parents[1] / "params.yaml")))
 DEFAULTS = dump_sections(PARAMS)
+FOLDS = separate_folds(PARAMS.train_liver.folds)  # of a teacher, each a task of its own
 
 
 def connect_stages(params: Mapping[str, Any]) -> tuple[tuple[str, dsl.PipelineTask], ...]:
@@ -34,7 +35,7 @@ def connect_stages(params: Mapping[str, Any]) -> tuple[tuple[str, dsl.PipelineTa
 
     teachers = {
         modality: connect_teacher(
-            separate_folds(PARAMS.train_liver.folds),
+            FOLDS,
             modality=modality,
             cohort_hash=cohort_hash,
             preprocessing=preprocessing,
@@ -119,6 +120,7 @@ def two_stage(
     news.set_caching_options(False)
     with dsl.ExitHandler(news, name="run"):
         checked = steps.check(
+            compiled_folds=FOLDS,
             overrides=overrides,
             source=source,
             experiment=experiment,

@@ -36,13 +36,15 @@ STAGE = "check"
 RETRIES_VARIABLE, RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"  # by default MLflow retries for minutes
 
 
-def run(sections: Mapping[str, Any], overrides: Mapping[str, Any]) -> PipelineParams:
+def run(sections: Mapping[str, Any], overrides: Mapping[str, Any], compiled_folds: int = 1) -> PipelineParams:
     """The params of a run from the sections and overrides that KFP passes, checked by `check_params`.
 
-    Raises ParamsError too if the source names a patient, since parameters of runs are shown and kept.
+    `compiled_folds` are the folds of a teacher that have steps of their own. Raises ParamsError too if the params ask
+    for others, or if the source names a patient, since parameters of runs are shown and kept.
     """
     with stage(STAGE):
         params = read_pipeline_params(sections, overrides)
+        params.train_liver.check_compiled(compiled_folds)
         if without_identifiers(params.source)[1]:
             raise ParamsError(
                 f"source {redact_address(params.source)} names a patient: leave the value empty and set"

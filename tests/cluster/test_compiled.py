@@ -17,6 +17,7 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from components import steps
 from components.images import is_by_digest
 from hepar.errors import ParamsError
 from hepar.params import ClusterParams, load_params
@@ -344,7 +345,18 @@ def test_folds_are_gathered_to_what_all_later_steps_take(built: Compiled, folded
         task = json.loads(json.dumps(folded.tasks[name]).replace("gather-folds", "train-liver"))
         expected = built.tasks[name]
         assert sorted(task.pop("dependentTasks", [])) == sorted(expected.get("dependentTasks", []))
+        if name == "check":
+            continue  # it knows the number of folds, see below
         assert task == {key: value for key, value in expected.items() if key != "dependentTasks"}
+
+
+def test_the_check_knows_how_many_folds_have_steps(built: Compiled, folded: Compiled) -> None:
+    found = []
+    for compiled in (built, folded):
+        given = copy.deepcopy(compiled.tasks["check"]["inputs"]["parameters"])
+        found.append(given.pop("compiled_folds")["runtimeValue"]["constant"])
+        assert all("componentInputParameter" in value for value in given.values()), "the rest is the run's"
+    assert found == [1, 3]
 
 
 def test_on_one_machine_folds_stay_in_one_task(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,6 +371,15 @@ def test_a_run_cannot_have_other_folds_than_were_compiled(folded: Compiled, tmp_
     package.arguments({"source": "phantoms", "train_liver.folds": 3})
     with pytest.raises(ParamsError, match=r"^train_liver\.folds is 2, but .*built\.yaml has the steps of 3 folds"):
         package.arguments({"source": "phantoms", "train_liver.folds": 2})
+
+
+def test_other_folds_in_a_run_that_was_started_otherwise_are_refused_by_its_first_step(folded: Compiled) -> None:
+    inputs = folded.spec["root"]["inputDefinitions"]["parameters"]
+    given = {name: known["defaultValue"] for name, known in inputs.items() if "defaultValue" in known}
+    given |= {"source": "phantoms", "overrides": {"train_liver": {"folds": 2}}}
+    fixed = int(folded.tasks["check"]["inputs"]["parameters"]["compiled_folds"]["runtimeValue"]["constant"])
+    with pytest.raises(ParamsError, match=r"^train_liver\.folds is 2, but the pipeline has the steps of 3 folds"):
+        steps.check.python_func(compiled_folds=fixed, **given)
 
 
 def test_an_image_by_its_tag_is_not_compiled_for_a_cluster(tmp_path: Path) -> None:

@@ -63,6 +63,15 @@ def test_what_is_wrong_is_named_before_anything_runs(sections: Sections, overrid
         preflight.run(sections, overrides)
 
 
+def test_other_folds_than_have_steps_are_refused_before_anything_is_reached(sections: Sections) -> None:
+    unreachable = {"source": "nowhere"}
+    refused = r"^train_liver\.folds is 2, but the pipeline has the steps of 3 folds: compile it with 2$"
+    with pytest.raises(ParamsError, match=refused):
+        preflight.run(sections, {"train_liver": {"folds": 2}, **unreachable}, compiled_folds=3)
+    found = preflight.run(sections, {"train_liver.folds": 3}, compiled_folds=3)
+    assert found == preflight.run(sections, {"train_liver.folds": 3}, compiled_folds=1), "one step trains them all"
+
+
 def test_a_source_needs_files_and_in_a_container_a_key_if_it_may_hold_dicom(
     sections: Sections, in_container: None, phantom_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
