@@ -77,7 +77,7 @@ def make_folds(options: argparse.Namespace) -> list[FoldFolder]:
     patients = read_patients(options.source, params[0].ingest.split)
     splits = {TEST: ""} if options.test else fold_splits(patients, options.folds)
     kept = patients if options.test else [patient for patient in patients if patient.split != Split.TEST]
-    table = table_of(kept, options.source)
+    table = table_of(kept, str(options.source))
     path = options.out / "tables" / f"{sha256_json(table)[:KEY_DIGITS]}.csv"
     write_text(path, table)
     folds = []

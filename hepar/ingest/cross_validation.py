@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,8 +150,11 @@ def split_fold(patients: Sequence[Patient], fold_of: Mapping[str, int], fold: in
     return splits
 
 
-def table_of(patients: Iterable[Patient], table: Path) -> str:
-    """The rows of these patients as CSV, with the paths of their files absolute, so that it may lie anywhere."""
+def table_of(patients: Iterable[Patient], table: str) -> str:
+    """The rows of these patients as CSV, with absolute places of their files, so that it may lie anywhere.
+
+    `table` is the path or `s3://` address of the table that they are from.
+    """
     rows = [
         {name: _absolute(value, table) if name in ("image", *STRUCTURES) else value for name, value in scan.items()}
         for patient in patients
@@ -188,8 +192,12 @@ def _validation_share(patients: Sequence[Patient], modality: str) -> float:
     return sum(patient.split == Split.VAL for patient in members) / len(members)
 
 
-def _absolute(cell: str, table: Path) -> str:
-    return cell if not cell or cell.startswith(SCHEME) else str((table.parent / cell).resolve())
+def _absolute(cell: str, table: str) -> str:
+    if not cell or cell.startswith(SCHEME):
+        return cell
+    if table.startswith(SCHEME):
+        return SCHEME + posixpath.normpath(posixpath.join(posixpath.dirname(table.removeprefix(SCHEME)), cell))
+    return str((Path(table).parent / cell).resolve())
 
 
 def _csv(rows: Sequence[Row]) -> str:

@@ -13,6 +13,7 @@ from hepar.params import dump_sections
 from pipelines.pod_settings import set_up_pod
 from pipelines.steps import say
 from pipelines.studies.definition import Study, load_study
+from pipelines.studies.folds import store_folds
 from pipelines.studies.plan import (
     ASSEMBLE_POOL,
     COHORT,
@@ -63,15 +64,14 @@ UNCACHED = (INGEST, ASSEMBLE_POOL)  # files behind a path may have changed, revi
 def compile_study(path: Path, package: Path, source: str | None) -> None:
     """Compile the study in the file `path` to the pipeline `package`, with every cell unrolled.
 
-    Raises ParamsError if the study has folds, whose split tables lie on this machine, or `package` is no YAML file.
+    The tables of folds go to the store. Raises ParamsError if `package` is no YAML file, or as `store_folds`.
     """
     study = load_study(path, source)
-    if study.file.folds != 1:
-        raise ParamsError(f"{path}: folds is {study.file.folds}, but the split tables of folds lie on this machine")
     if package.suffix != SUFFIX:
         raise ParamsError(f"--cluster is {package} but its name must end in {SUFFIX}")
     package.parent.mkdir(parents=True, exist_ok=True)
-    cells = plan_cells(study)
+    study, folds = store_folds(study)
+    cells = plan_cells(study, folds)
     compiler.Compiler().compile(as_pipeline(study, cells), str(package))
     say(f"{package}: {len(cells)} cells in {sum(map(_task_count, unique_steps(cells)))} tasks")
 
@@ -113,6 +113,8 @@ def _arguments(step: PlannedStep, tasks: Mapping[str, Any]) -> dict[str, Any]:
     wanted, sections = set(component.inputs), dump_sections(step.params)
     given: dict[str, Any] = {name: sections[name] for name in wanted & sections.keys()}
     given["params"] = sections[OWN_SECTION[step.stage]]
+    if step.split:
+        given["params"] = {**given["params"], "split_from": step.split}
     if step.modality is not None:
         given["modality"] = str(step.modality)
     for role, needed in step.inputs.items():

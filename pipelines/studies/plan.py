@@ -39,7 +39,7 @@ class PlannedStep:
     inputs: Mapping[str, PlannedStep]
     key: str
     modality: Modality | None = None  # of a teacher
-    split: str = ""  # a split table as CSV, which ingest reads; empty for the split of the source
+    split: str = ""  # the split table that ingest reads, see `FoldSplit`
 
     @property
     def name(self) -> str:
@@ -68,7 +68,10 @@ class StudyCell:
 
 @dataclass(frozen=True)
 class FoldSplit:
-    """A fold: its split table as CSV (empty: the split of the source), and what its source holds, as a hash."""
+    """A fold: its split table and what its source holds, as a hash.
+
+    The table is CSV, or for a cluster its address; empty for the split of the source.
+    """
 
     name: str = OWN_SPLIT
     split: str = ""

@@ -58,7 +58,10 @@ class StudyFigure:
 
 
 def write_study_report(study: Study, cells: Sequence[StudyCell], missing: Sequence[Missing], folder: Path) -> Path:
-    """Write `reports/NAME` in the folder of all studies; returns the page. Raises ArtifactError if a report is damaged."""
+    """Write `reports/NAME` in the folder of all studies; returns the page.
+
+    Raises ArtifactError if a report of a cell is damaged.
+    """
     arms = read_arm_scores(cells, missing, folder)
     evaluate = study.base.evaluate
     bootstrap = Bootstrap(evaluate.bootstrap_seed, evaluate.bootstrap_resamples)

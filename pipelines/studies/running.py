@@ -9,44 +9,34 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
-from hepar.cases import Split
-from hepar.errors import HeparError, ParamsError, Preempted
-from hepar.ingest.cross_validation import assign_folds, read_patients, split_fold, splits_as_csv, table_of
-from hepar.params import Params, dump_params, override_params
+from hepar.errors import HeparError, Preempted
+from hepar.params import dump_params
 from hepar.registry import tracking
-from hepar.runtime.artifacts import sha256_file, sha256_json, write_json
+from hepar.runtime.artifacts import write_json
 from hepar.runtime.whole_files import write_text
-from pipelines.execution import is_local
-from pipelines.local import with_absolute_paths
 from pipelines.results import PARAMS_FILE
 from pipelines.run_lock import only_run
 from pipelines.steps import Step, run_step, say
-from pipelines.studies.definition import Study, load_study
+from pipelines.studies.definition import load_study
+from pipelines.studies.folds import prepare_folds
 from pipelines.studies.layout import LOG, SECONDS, SPLITS, as_step, seconds_of, step_folder
-from pipelines.studies.plan import (
-    KEY_DIGITS,
-    FoldSplit,
-    PlannedStep,
-    StudyCell,
-    plan_cells,
-    unique_steps,
-)
+from pipelines.studies.plan import PlannedStep, StudyCell, plan_cells, unique_steps
 from pipelines.studies.report import write_study_report
 from pipelines.studies.scores import Missing
 
-TABLES = "tables"  # the folder of the tables of folds
 Run = Callable[[Step, Path, tuple[int, int], Mapping[str, str], Path], None]
 
 
 def run_study(path: Path, out: Path, source: str | None, dry_run: bool) -> None:
     """Run the study in the file `path`, or with `dry_run` list its steps; prints its report.
 
-    The folder `out` is shared by all studies, which share their steps. Raises ParamsError naming what is wrong with the file, Preempted if SIGTERM arrives, HeparError if a cell failed.
+    Studies with the same `out` share their steps. Raises ParamsError naming what is wrong with the file, Preempted if
+    SIGTERM arrives, HeparError if a cell failed.
     """
     study, folder = load_study(path, source), out.resolve()
     study, folds = prepare_folds(study, folder)
@@ -64,41 +54,6 @@ def run_study(path: Path, out: Path, source: str | None, dry_run: bool) -> None:
             f"{len(missing)} of {len(cells)} cells are missing, first {missing[0].title}: {missing[0].reason}; repeat"
             " the command to try them again"
         )
-
-
-def prepare_folds(study: Study, folder: Path) -> tuple[Study, tuple[FoldSplit, ...]]:
-    """The study with absolute paths, and its folds. With more than one fold, the source becomes a table without the
-    patients of the original test split, which is written into `folder`.
-
-    Raises ParamsError if there is no table to make folds of.
-    """
-    study = _with_params(study, with_absolute_paths)
-    source, folds = study.base.source, study.file.folds
-    path = Path(source)
-    if folds == 1:
-        given = sha256_file(path) if is_local(source) and path.is_file() else ""
-        return study, (FoldSplit(source_hash=given),)
-    if not is_local(source) or not path.is_file() or path.suffix == ".zip":
-        raise ParamsError(
-            f"folds is {folds}, but the source {source} is no table: set folds to 1, or give a table by --source"
-        )
-    patients = read_patients(path, study.base.ingest.split)
-    table = table_of([patient for patient in patients if patient.split != Split.TEST], path)
-    kept = folder / TABLES / f"{sha256_json(table)[:KEY_DIGITS]}.csv"
-    write_text(kept, table)
-    fold_of = assign_folds(patients, folds)
-    splits = {
-        f"fold {number}": splits_as_csv(patients, split_fold(patients, fold_of, number, folds))
-        for number in range(1, folds + 1)
-    }
-    study = _with_params(study, lambda params: override_params(params, {"source": str(kept)}, "folds"))
-    return study, tuple(FoldSplit(name, split, sha256_json(table)) for name, split in splits.items())
-
-
-def _with_params(study: Study, change: Callable[[Params], Params]) -> Study:
-    """The study with other params in all arms."""
-    arms = tuple(replace(arm, params=change(arm.params)) for arm in study.arms)
-    return replace(study, base=change(study.base), arms=arms)
 
 
 def run_cells(cells: Sequence[StudyCell], folder: Path, run: Run = run_step) -> list[Missing]:

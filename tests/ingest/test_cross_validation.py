@@ -96,7 +96,7 @@ def test_strata_are_dealt_evenly(patients):
 
 def test_all_scans_of_a_patient_are_in_one_split_and_none_of_the_test_split_is_anywhere(patients, table):
     kept = [patient for patient in patients if patient.split != Split.TEST]
-    rows = list(csv.DictReader(StringIO(table_of(kept, table))))
+    rows = list(csv.DictReader(StringIO(table_of(kept, str(table)))))
     assert not [row for row in rows if row["patient_id"].startswith("test-")]
     for splits in all_splits(patients).values():
         assert set(splits) == {patient.patient_id for patient in kept}
@@ -158,7 +158,7 @@ def test_folds_do_not_depend_on_the_order_of_rows(patients, tmp_path):
 def test_the_table_of_folds_names_the_same_files_from_anywhere(patients, table, tmp_path):
     moved = tmp_path / "elsewhere" / "table.csv"
     moved.parent.mkdir()
-    moved.write_text(table_of(patients, table))
+    moved.write_text(table_of(patients, str(table)))
 
     def files(path):
         return {case.case_id: (case.image.path, case.liver and case.liver.path) for case in read_table(path)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import yaml
 from toy_study import write_study
 
 from hepar.errors import ParamsError
+from hepar.runtime import s3_client
+from hepar.runtime.environment import STORE_VARIABLE
 from pipelines.execution import ONE_MACHINE_VARIABLE
 from pipelines.studies.cluster import compile_study
 from pipelines.studies.definition import load_study
@@ -124,8 +128,66 @@ def test_an_image_by_its_tag_is_refused(tmp_path: Path) -> None:
         compile_study(write_study(tmp_path), tmp_path / "study.yaml", None)
 
 
-def test_folds_and_other_endings_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match="folds is 3, but the split tables of folds lie on this machine"):
-        compile_study(write_study(tmp_path, folds=3), tmp_path / "study.yaml", None)
+def test_another_ending_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match=r"--cluster is .*study\.json but its name must end in \.yaml"):
         compile_study(write_study(tmp_path), tmp_path / "study.json", None)
+
+
+@pytest.fixture
+def store(bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of the S3 server, where HEPAR_STORE is a prefix of the only bucket."""
+    for name, value in {**bucket, STORE_VARIABLE: "s3://pools/store", ONE_MACHINE_VARIABLE: "1"}.items():
+        monkeypatch.setenv(name, value)
+    s3_client.client.cache_clear()
+    yield s3_client.client()
+    s3_client.client.cache_clear()
+
+
+def remote_table(phantom_source: Path) -> str:
+    """The table of phantoms with its files below s3://scans/all, some of them by their whole address."""
+    header, first, *others = (phantom_source / "cohort.csv").read_text().splitlines()
+    image = first.split(",")[header.split(",").index("image")]
+    return "\n".join([header, first.replace(image, f"s3://scans/all/{image}"), *others]) + "\n"
+
+
+def read_object(store: Any, address: str) -> list[dict[str, str]]:
+    name, _, key = address.removeprefix("s3://").partition("/")
+    return list(csv.DictReader(store.get_object(Bucket=name, Key=key)["Body"].read().decode().splitlines()))
+
+
+def test_the_tables_of_folds_go_to_the_store(store: Any, tmp_path: Path, phantom_source: Path) -> None:
+    """Each fold reads the same table, without the test patients of the source, by a split table of its own."""
+    store.put_object(Bucket="pools", Key="scans/all/cohort.csv", Body=remote_table(phantom_source).encode())
+    study = write_study(tmp_path, folds=2, seeds=[1])
+    compile_study(study, tmp_path / "study.yaml", "s3://pools/scans/all/cohort.csv")
+    specification = next(yaml.safe_load_all((tmp_path / "study.yaml").read_text()))
+    ingests = [constants(task) for task in tasks(specification) if stage_of(task) == "ingest"]
+    (source,) = {given["source"] for given in ingests}
+    assert source.startswith("s3://pools/store/studies/")
+    rows = read_object(store, source)
+    with (phantom_source / "cohort.csv").open() as stream:
+        originals = {row["case_id"]: row for row in csv.DictReader(stream)}
+    assert {row["case_id"] for row in rows} == {name for name, row in originals.items() if row["split"] != "test"}
+    for row in rows:
+        image = originals[row["case_id"]]["image"]
+        assert row["image"] in (f"s3://pools/scans/all/{image}", f"s3://scans/all/{image}")
+    splits = [read_object(store, given["params"]["split_from"]) for given in ingests]
+    assert len(splits) == 2
+    tested = [row["case_id"] for split in splits for row in split if row["split"] == "test"]
+    assert len(tested) == len(set(tested)) > 0
+    names = {task["taskInfo"]["name"] for task in tasks(specification)}
+    assert {"universal, seed 1, fold 1: evaluate", "CT only, seed 1, fold 2: evaluate"} <= names
+
+
+def test_folds_that_a_cluster_cannot_read_are_refused(
+    store: Any, tmp_path: Path, phantom_source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, package = write_study(tmp_path, folds=2), tmp_path / "study.yaml"
+    with pytest.raises(ParamsError, match=r"source .*cohort.csv: the image of case \S+ is /.*, which a cluster cannot"):
+        compile_study(study, package, str(phantom_source / "cohort.csv"))
+    with pytest.raises(ParamsError, match="folds is 2, but the source s3://pools/scans is no table: set folds to 1"):
+        compile_study(study, package, "s3://pools/scans")
+    monkeypatch.setenv(STORE_VARIABLE, str(tmp_path))
+    with pytest.raises(ParamsError, match=r"folds is 2: their tables go to .*, so set HEPAR_STORE to its address"):
+        compile_study(study, package, "s3://pools/scans/all/cohort.csv")
+    assert not package.exists()

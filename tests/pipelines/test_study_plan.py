@@ -15,9 +15,10 @@ from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.params import Params
 from pipelines.studies import running
 from pipelines.studies.definition import load_study
+from pipelines.studies.folds import prepare_folds
 from pipelines.studies.layout import as_step
 from pipelines.studies.plan import SECTIONS, FoldSplit, StudyCell, plan_cells, unique_steps
-from pipelines.studies.running import prepare_folds, run_cells
+from pipelines.studies.running import run_cells
 
 WHOLE = {"ingest": 1, "train-liver-CT": 1, "train-liver-MR": 1, "pseudo-label": 1}
 OWN = {"assemble-pool": 1, "train-universal": 1, "evaluate": 1}

@@ -1,0 +1,120 @@
+"""The folds of a study: its source as a table without the patients of the test split, and a split table of each fold.
+
+On this machine both are files beside the steps; for a cluster they are objects of the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from hepar.cases import STRUCTURES, Split
+from hepar.errors import ParamsError
+from hepar.ingest.cross_validation import assign_folds, read_patients, split_fold, splits_as_csv, table_of
+from hepar.ingest.sources.s3 import Buckets
+from hepar.ingest.sources.table import read_frame
+from hepar.params import Params, override_params
+from hepar.runtime.artifacts import sha256_file, sha256_json
+from hepar.runtime.environment import STORE_VARIABLE
+from hepar.runtime.object_store import Store
+from hepar.runtime.s3_client import SCHEME
+from hepar.runtime.scratch import scratch_folder
+from hepar.runtime.whole_files import write_text
+from pipelines.execution import is_local
+from pipelines.local import with_absolute_paths
+from pipelines.studies.definition import Study
+from pipelines.studies.plan import KEY_DIGITS, FoldSplit
+
+TABLES = "tables"  # the folder of the tables of folds
+STORED_TABLES = "studies"  # the same in a store
+TABLE_SUFFIXES = (".csv", ".parquet")
+
+
+def prepare_folds(study: Study, folder: Path) -> tuple[Study, tuple[FoldSplit, ...]]:
+    """The study with absolute paths, and its folds; with more than one, the table of the source is written to `folder`.
+
+    Raises ParamsError if there is no table to make folds of.
+    """
+    study = _with_params(study, with_absolute_paths)
+    if study.file.folds == 1:
+        path = Path(study.base.source)
+        given = sha256_file(path) if is_local(study.base.source) and path.is_file() else ""
+        return study, (FoldSplit(source_hash=given),)
+    table, folds = _deal(study)
+    kept = folder / TABLES / f"{sha256_json(table)[:KEY_DIGITS]}.csv"
+    write_text(kept, table)
+    return _with_source(study, str(kept)), folds
+
+
+def store_folds(study: Study) -> tuple[Study, tuple[FoldSplit, ...]]:
+    """The study and its folds; with more than one, their tables and that of the source are put into HEPAR_STORE.
+
+    Raises ParamsError if there is no table to make folds of, if it names files of this machine, or if HEPAR_STORE is
+    not in S3, and StorageError if the store fails.
+    """
+    if study.file.folds == 1:
+        return study, (FoldSplit(),)
+    store = Store.of_environment()
+    if store is None or not store.url.startswith(SCHEME):
+        raise ParamsError(
+            f"folds is {study.file.folds}: their tables go to the store of the cluster, so set {STORE_VARIABLE} to its"
+            f" address {SCHEME}BUCKET/PREFIX"
+        )
+    table, folds = _deal(study)
+    with scratch_folder("tables") as scratch:
+
+        def stored(text: str) -> str:
+            name = f"{STORED_TABLES}/{sha256_json(text)[:KEY_DIGITS]}.csv"
+            write_text(scratch / "table.csv", text)
+            store.put(name, scratch / "table.csv")
+            return store.address(name)
+
+        write_text(scratch / "source.csv", table)
+        _check_remote(scratch / "source.csv", study.base.source)
+        return _with_source(study, stored(table)), tuple(replace(fold, split=stored(fold.split)) for fold in folds)
+
+
+def _deal(study: Study) -> tuple[str, tuple[FoldSplit, ...]]:
+    """The source as a table without the patients of its test split, and the folds of the others."""
+    source, folds = study.base.source, study.file.folds
+    with scratch_folder("table") as scratch:
+        path = Path(source)
+        if source.startswith(SCHEME) and source.endswith(TABLE_SUFFIXES):
+            path = Buckets(scratch).mirror(source)
+        if not path.is_file() or path.suffix not in TABLE_SUFFIXES:
+            raise ParamsError(
+                f"folds is {folds}, but the source {source} is no table: set folds to 1, or give a table by --source"
+            )
+        patients = read_patients(path, study.base.ingest.split)
+    table = table_of([patient for patient in patients if patient.split != Split.TEST], source)
+    fold_of = assign_folds(patients, folds)
+    return table, tuple(
+        FoldSplit(
+            f"fold {number}",
+            splits_as_csv(patients, split_fold(patients, fold_of, number, folds)),
+            sha256_json(table),
+        )
+        for number in range(1, folds + 1)
+    )
+
+
+def _check_remote(table: Path, source: str) -> None:
+    """Raise ParamsError if a file of a case is not in S3."""
+    for row in read_frame(table).to_dict(orient="records"):
+        for name in ("image", *STRUCTURES):
+            if (cell := str(row.get(name, ""))) and not cell.startswith(SCHEME):
+                raise ParamsError(
+                    f"source {source}: the {name} of case {row['case_id']} is {cell}, which a cluster cannot read: put"
+                    f" table and scans in S3, and give the table by --source {SCHEME}…"
+                )
+
+
+def _with_source(study: Study, source: str) -> Study:
+    return _with_params(study, lambda params: override_params(params, {"source": source}, "folds"))
+
+
+def _with_params(study: Study, change: Callable[[Params], Params]) -> Study:
+    """The study with other params in all arms."""
+    arms = tuple(replace(arm, params=change(arm.params)) for arm in study.arms)
+    return replace(study, base=change(study.base), arms=arms)
