@@ -52,7 +52,7 @@ class Runner:
     def run(self, name: str, title: str, **variables: str) -> int:
         """The exit code of a step, whose expressions are replaced by these variables."""
         found = step(name, title)
-        assert variables.keys() - {"CODE", "REPORTED", "KNOWN"} <= found["env"].keys()
+        assert variables.keys() - {"CODE", "REPORTED", "KNOWN"} <= found.get("env", {}).keys()
         files = {key: str(self.folder / key) for key in ("GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT", "GITHUB_EVENT_PATH")}
         files |= {"GITHUB_REPOSITORY": "Own/Hepar", "GITHUB_SERVER_URL": "https://github.com", "GITHUB_SHA": "c0"}
         path = f"{self.folder}{os.pathsep}{os.environ['PATH']}"
@@ -114,8 +114,25 @@ def test_a_report_is_published_if_there_is_something_new(runner: Runner, code: i
     place = ["--pointers", "versions", "--out", "build/report", "--params", "own.yaml"]
     assert runner.words == ["report-run", "7", *message, *place]
     assert runner.text("GITHUB_OUTPUT").strip() == found
-    assert runner.text("GITHUB_STEP_SUMMARY") == ("a table" if found else "")
     assert step("report", "publish")["if"] == "steps.report.outputs.found == 'true'"
+    assert step("report", "summary")["if"] == "always() && steps.report.outputs.found == 'true'"
+
+
+@pytest.mark.parametrize("reported", ["", "5"])
+def test_a_job_summary_shows_the_figure_by_its_address(runner: Runner, reported: str) -> None:
+    """It is that of the commit; nothing is committed if a pull request has it already."""
+    runner.put("gh", GH)
+    report = "a table\n\n![difference to models:/m/1, with 95 % intervals](forest.png)\n"
+    for name, text in (("pointers.yaml", "name: m\nversion: '2'\n"), ("title.txt", "m"), ("report.md", report)):
+        runner.put(f"build/report/{name}", text)
+    runner.put("build/report/forest.png", "a picture")
+    assert runner.run("report", "publish", ISSUE="", REPORTED=reported) == 0
+    assert runner.run("report", "summary") == 0
+    address = "https://github.com/Own/Hepar/raw/c0ffee/versions/m.png"
+    shown = f"![difference to models:/m/1, with 95 % intervals]({address})"
+    if reported:
+        shown = "The pull request has the figure: difference to models:/m/1, with 95 % intervals."
+    assert runner.text("GITHUB_STEP_SUMMARY") == f"a table\n\n{shown}\n"
 
 
 @pytest.mark.parametrize("known", ["abc", ""])
@@ -145,6 +162,13 @@ def test_a_refused_promotion_fails(runner: Runner, code: int) -> None:
     assert runner.run("promote", "promote", CODE=str(code), VERSION="versions", PARAMS="own.yaml", FORCE="") == code
     assert runner.words == ["promote", "versions", "--params", "own.yaml"]
     assert "what it says" in runner.text("GITHUB_STEP_SUMMARY")
+
+
+def test_a_promotion_reaches_the_store(runner: Runner) -> None:
+    given = {"HEPAR_STORE": "s3://store", "AWS_ACCESS_KEY_ID": "k", "AWS_ENDPOINT_URL": "", "PARAMS": "own.yaml"}
+    assert runner.run("promote", "promote", VERSION="7", FORCE="", **given) == 0
+    assert {"HEPAR_STORE", "AWS_ACCESS_KEY_ID"} <= runner.variables.keys()
+    assert "AWS_ENDPOINT_URL" not in runner.variables
 
 
 def test_only_by_hand_are_gates_overruled(runner: Runner) -> None:
