@@ -63,7 +63,7 @@ def retrain(
         with job.folder.hold(), aside:  # the runner prints scores
             found = job.look()
             wanted = found.decision.retrain
-            why_not = job.train(found) if wanted and not dry_run else ""
+            why_not = job.train(found, lambda: False) if wanted and not dry_run else ""
     except LookBusy as busy:
         print_message(str(busy))
         raise typer.Exit(NO) from None
@@ -98,7 +98,7 @@ def watch(
             found = job.look()
             why_not = ""
             if found.decision.retrain:
-                why_not = "SIGTERM arrived" if stopped() else job.train(found)
+                why_not = "SIGTERM arrived" if stopped() else job.train(found, stopped)
         text, before = one_line_of(found, why_not, job.registered), last[-1:]
         last[:] = [found.state]
         return Seen(text, changed=before != last)
@@ -141,8 +141,11 @@ class _Job:
     def _trace(self, uri: str) -> Lineage:
         return trace(uri, [self.workdir], self.remote)
 
-    def train(self, found: Look) -> str:
-        """Train the state of a look; returns why it is not trained, empty if it was."""
+    def train(self, found: Look, stopped: Callable[[], bool]) -> str:
+        """Train the state of a look; returns why it is not trained, empty if it was.
+
+        `stopped` tells whether SIGTERM has arrived before.
+        """
         from hepar.retraining.submission import Submission, place_of, still_running, submit
 
         submission = Submission(
@@ -153,21 +156,22 @@ class _Job:
             reasons=found.decision.reasons,
             max_resubmissions=self.params.retrain.max_resubmissions,
         )
-        return submit(submission, lambda: self._run(found), self.outcome or still_running)
+        return submit(submission, lambda: self._run(found), self.outcome or still_running, stopped)
 
     def _run(self, found: Look) -> str | None:
-        """Run the pipeline, and tag the version that it registers with the reasons; or the id of a run elsewhere."""
+        """Run the pipeline and tag the version that it registers; returns the id of a run that goes on elsewhere."""
         from hepar.registry.model_registry import RegisteredModel
         from hepar.registry.registration import Registration
         from hepar.registry.tracking import connect, storage_errors
-        from hepar.retraining.submission import reasons_tag
+        from hepar.retraining.submission import version_tags
 
         elsewhere: str | None = self.runner(params=self.params, workdir=self.workdir, image=self.image)
         self.registered = None
         if elsewhere is None:
             self.registered = made = Registration.load(self.workdir / Registration.KIND)
+            tags = version_tags(found.state, found.decision.reasons)
             with storage_errors():
-                RegisteredModel(connect(), made.name).tag_version(made.version, reasons_tag(found.decision.reasons))
+                RegisteredModel(connect(), made.name).tag_version(made.version, tags)
         return elsewhere
 
 

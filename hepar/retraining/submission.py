@@ -5,6 +5,9 @@ time, on any machines that share the registry, one trains. An attempt whose proc
 submits next from the same working directory, which only one process at a time can lock, knows that it is dead, and
 others know it when it has not shown for an hour that it is alive. A run that was handed to a cluster goes on without
 its process: its attempt names it, and the next look asks how it ended.
+
+SIGTERM interrupts the work, but not the record: the attempt is then one that was stopped, which has not failed. A run
+that a cluster has begun meanwhile is found by its key when the state is submitted again.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from hepar.errors import ParamsError, Preempted
+from hepar.registry.champion import DECISION_TAG
 from hepar.registry.lease import hold_lease
-from hepar.registry.model_registry import RUN_TAG, versions_of_run
+from hepar.registry.model_registry import RUN_TAG, RegisteredModel, versions_of_run
 from hepar.registry.tracking import connect, experiment_id, storage_errors, tag_name
+from hepar.retraining.interruption import Interrupted, Interruption
 
 STATE_TAG, PLACE_TAG, REASONS_TAG = (tag_name(name) for name in ("retrained state", "place", "reasons"))
 ALIVE_TAG = tag_name("alive")  # of an attempt: seconds since 1970 when its process was last known to live
@@ -36,11 +41,15 @@ Outcome = Callable[[str], str]  # from the id of such a run to a status as MLflo
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt to train a state: its MLflow run, how that ended, and the working directory that it was begun in."""
+    """One attempt to train a state: its MLflow run, how that ended, and the working directory that it was begun in.
+
+    `made` tells what became of the version that it registered; empty if none is known.
+    """
 
     run_id: str
     status: str
     place: str
+    made: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,8 @@ def why_not(attempts: Sequence[Attempt], max_resubmissions: int) -> str:
     statuses = [attempt.status for attempt in attempts]
     for attempt in attempts:
         if attempt.status == FINISHED:
-            return f"this state has been trained already (MLflow run {attempt.run_id})"
+            made = f": {attempt.made}" if attempt.made else ""
+            return f"this state has been trained already (MLflow run {attempt.run_id}){made}"
         if attempt.status == RUNNING:
             return f"this state is being trained already (MLflow run {attempt.run_id}, {attempt.place})"
     if (failed := statuses.count(FAILED)) > max_resubmissions:
@@ -81,43 +91,75 @@ def reasons_tag(reasons: Sequence[str]) -> dict[str, str]:
     return {REASONS_TAG: "; ".join(reasons)[:MAX_TAG]}
 
 
+def version_tags(state: str, reasons: Sequence[str]) -> dict[str, str]:
+    """The tags of a version that this process has trained: by them its state finds it again."""
+    return {STATE_TAG: state, **reasons_tag(reasons)}
+
+
 def still_running(run: str) -> str:
     """The outcome of a run of which nothing is known but that it was begun."""
     return RUNNING
 
 
-def submit(submission: Submission, train: Train, outcome: Outcome = still_running) -> str:
+def submit(
+    submission: Submission,
+    train: Train,
+    outcome: Outcome = still_running,
+    stopped: Callable[[], bool] = lambda: False,
+) -> str:
     """Train a state unless that has been done or is being done; returns why it is not trained, empty if it was.
 
     The caller holds the lock of the working directory. What `train` raises passes, after it was recorded. `outcome` is
-    asked how a run ended that an earlier attempt has handed to a cluster. Raises StorageError if the registry fails.
+    asked how a run ended that an earlier attempt has handed to a cluster, and `stopped` whether SIGTERM has arrived
+    before. Raises Preempted if it has, or does so meanwhile, even if the state was submitted; StorageError if the
+    registry fails.
     """
     mlflow = connect()
-    with storage_errors():
-        client, experiment = mlflow.MlflowClient(), experiment_id(mlflow, submission.experiment)
+    interruption = Interruption(stopped)
+    try:
+        with interruption.caught():
+            run_id, reason = _begun(mlflow, submission, outcome, interruption)
+            if reason:
+                return reason
+            _carry_out(mlflow.MlflowClient(), run_id, train, interruption)
+            interruption.check()
+    except Interrupted:
+        raise Preempted("stopped by SIGTERM: the same command goes on from there") from None
+    return ""
+
+
+def _begun(mlflow: Any, submission: Submission, outcome: Outcome, interruption: Interruption) -> tuple[str, str]:
+    """The MLflow run of a new attempt, or why there is none."""
+    with storage_errors(), interruption.allowed():
+        experiment = experiment_id(mlflow, submission.experiment)
         with hold_lease(mlflow, f"{submission.model}-retraining") as lease:
             attempts = _attempts(mlflow, submission, outcome)
             if reason := why_not(attempts, submission.max_resubmissions):
-                return reason
+                return "", reason
             tags = {STATE_TAG: submission.state, PLACE_TAG: submission.place}
             tags |= {**reasons_tag(submission.reasons), ALIVE_TAG: str(int(time.time()))}
+            interruption.put_off()
             lease.check()
-            run_id = client.create_run(experiment, run_name=RUN_NAME, tags=tags).info.run_id
-    status = FAILED
+            made = mlflow.MlflowClient().create_run(experiment, run_name=RUN_NAME, tags=tags)
+            return str(made.info.run_id), ""
+
+
+def _carry_out(client: Any, run_id: str, train: Train, interruption: Interruption) -> None:
+    """Train, and record how that ended or where it goes on."""
+    status, elsewhere = FAILED, None
     try:
-        with _heartbeat(client, run_id):
+        with _heartbeat(client, run_id), interruption.allowed():
             elsewhere = train()
-        status = RUNNING if elsewhere else FINISHED
-    except (Preempted, KeyboardInterrupt, ParamsError):  # refused before anything was trained: no failure of the state
+        status = FINISHED
+    except (Interrupted, Preempted, KeyboardInterrupt, ParamsError):  # the last: refused before anything was trained
         status = KILLED
         raise
     finally:
         with storage_errors():
-            if status == RUNNING:
+            if elsewhere:
                 client.set_tag(run_id, RUN_TAG, elsewhere)
             else:
                 client.set_terminated(run_id, status)
-    return ""
 
 
 @contextlib.contextmanager
@@ -156,12 +198,27 @@ def _attempts(mlflow: Any, submission: Submission, outcome: Outcome) -> list[Att
     attempts = []
     for run in found:
         run_id, status, place = run.info.run_id, run.info.status, run.data.tags.get(PLACE_TAG, "")
+        elsewhere = run.data.tags.get(RUN_TAG, "")
         if status == RUNNING:
-            if elsewhere := run.data.tags.get(RUN_TAG, ""):
+            if elsewhere:
                 status = FINISHED if versions_of_run(mlflow, elsewhere) else outcome(elsewhere)
             elif place == submission.place or _is_silent(run.data.tags):  # its process is dead
                 status = FAILED
             if status != RUNNING:
                 mlflow.MlflowClient().set_terminated(run_id, status)
-        attempts.append(Attempt(run_id, status, place))
+        tags = {RUN_TAG: elsewhere} if elsewhere else {STATE_TAG: submission.state}
+        made = _describe_version(mlflow, submission.model, tags) if status == FINISHED else ""
+        attempts.append(Attempt(run_id, status, place, made))
     return attempts
+
+
+def _describe_version(mlflow: Any, model: str, tags: Mapping[str, str]) -> str:
+    """The version with these tags, the last decision on it, and what can be done; empty if there is none."""
+    if (found := RegisteredModel(mlflow, model).find_version(tags)) is None:
+        return ""
+    number, known = found
+    decision = known.get(DECISION_TAG, "no decision is recorded")
+    return (
+        f"{model} version {number}, {decision}; new scans, labels, reviews or params would make another state;"
+        f" `hepar promote {number}` decides again, and with --force overrules the gates"
+    )

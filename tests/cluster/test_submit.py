@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlflow
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -17,9 +21,13 @@ from typer.testing import CliRunner as TyperRunner
 
 from hepar.cli.cluster import RunRequest
 from hepar.cli.main import app
-from hepar.errors import HeparError, ParamsError, StorageError
+from hepar.errors import HeparError, ParamsError, Preempted, StorageError
 from hepar.params import load_params
-from hepar.retraining.submission import FINISHED
+from hepar.registry.model_registry import RUN_TAG
+from hepar.retraining.decision import RetrainingEvidence, decide_retraining
+from hepar.retraining.looking import Look
+from hepar.retraining.submission import FINISHED, KILLED, RUNNING
+from hepar.runtime.device import catch_sigterm
 from pipelines import kfp_server, submission
 from pipelines.compiled import CompiledPipeline
 from pipelines.kfp_server import TOKEN_VARIABLE, KfpServer
@@ -227,6 +235,60 @@ def test_a_run_of_other_params_by_the_runner_of_retraining(
     kfp.states = ("CANCELED",)
     with pytest.raises(HeparError, match="ended with CANCELED"):
         run_on_cluster(load_params(TINY), tmp_path, "not used")
+
+
+def with_sigterm(fault: Fault) -> Callable[[str, str], int | None]:
+    """A fault at which this process gets SIGTERM, and which it meets again if it asks again."""
+
+    def played(method: str, path: str) -> int | None:
+        if (method, path) != (fault.method, fault.path):
+            return None
+        os.kill(os.getpid(), signal.SIGTERM)
+        return fault.status
+
+    return played
+
+
+@pytest.mark.parametrize(
+    ("command", "fault", "begun"),
+    [
+        ("retrain", Fault("GET", "/healthz", 503), 0),
+        ("watch", Fault("POST", "/runs", 503), 0),
+        ("retrain", Fault("POST", "/runs", LOST), 1),
+    ],
+    ids=["before", "refused", "answer lost"],
+)
+def test_a_look_that_sigterm_ends_is_no_failed_attempt_and_its_run_is_found(
+    kfp: KfpStandIn,
+    compiled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    fault: Fault,
+    begun: int,
+) -> None:
+    """Without resubmissions, so that a failed attempt would be the last."""
+    (tmp_path / "build").mkdir()
+    shutil.copy(compiled, tmp_path / "build" / "two_stage.yaml")
+    params = {"extends": str(TINY), "source": "phantoms", "retrain": {"max_resubmissions": 0}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", kfp.address)
+    decision = decide_retraining(RetrainingEvidence(""), load_params(TINY).retrain)
+    monkeypatch.setattr("hepar.retraining.looking.look", lambda *given: Look("s" * 64, "", decision))
+    options = ["--params", "own.yaml", "--workdir", "run", "--runner", "submit"]
+
+    with monkeypatch.context() as patch, catch_sigterm() as passed_on:
+        patch.setattr(kfp, "fault", with_sigterm(fault))
+        stopped = TyperRunner().invoke(app, [command, *options])
+    assert isinstance(stopped.exception, Preempted), stopped.output
+    assert not passed_on()
+    assert len(kfp.runs) == begun
+    assert TyperRunner().invoke(app, ["retrain", *options]).exit_code == 0
+    (run,) = kfp.runs
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    recorded = sorted((one.info.status, one.data.tags.get(RUN_TAG)) for one in found)
+    assert recorded == [(KILLED, None), (RUNNING, run["run_id"])]
 
 
 def test_the_commands_exit_code_is_that_of_the_run(kfp: KfpStandIn, compiled: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from typing import Any
 import pytest
 
 from hepar.errors import HeparError, ParamsError, Preempted, StorageError
+from hepar.registry.champion import DECISION_TAG
 from hepar.registry.lease import Lease
-from hepar.registry.model_registry import RUN_TAG
+from hepar.registry.model_registry import RUN_TAG, RegisteredModel
 from hepar.registry.tracking import connect
+from hepar.retraining.interruption import Interrupted, Interruption
 from hepar.retraining.submission import (
     ALIVE_TAG,
     DEAD_SECONDS,
@@ -30,6 +34,7 @@ from hepar.retraining.submission import (
     place_of,
     reasons_tag,
     submit,
+    version_tags,
     why_not,
 )
 
@@ -216,3 +221,114 @@ def test_a_run_that_was_only_submitted_goes_on_until_its_end_is_known() -> None:
     client.create_model_version("m", "none:/none", tags={RUN_TAG: "second"})
     assert "has been trained already" in submit(GIVEN, lambda: "third", outcome.__getitem__)
     assert statuses() == [FAILED, FINISHED]
+
+
+def sigterm() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def before_the_attempt(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("hepar.retraining.submission._attempts", lambda *given: [sigterm()][:0])
+
+
+def after_the_attempt(patch: pytest.MonkeyPatch) -> None:
+    """The answer of the server arrives after the signal."""
+    client = type(connect().MlflowClient())
+    create = client.create_run
+    patch.setattr(client, "create_run", lambda *given, **more: (create(*given, **more), sigterm())[0])
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize(
+    ("arrange", "recorded"), [(before_the_attempt, []), (after_the_attempt, [KILLED])], ids=["before", "after"]
+)
+def test_sigterm_before_anything_is_submitted_is_no_failure(
+    arrange: Callable[[pytest.MonkeyPatch], None], recorded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the attempt has been added or not."""
+    once = replace(GIVEN, max_resubmissions=0)
+    with monkeypatch.context() as patch:
+        arrange(patch)
+        with pytest.raises(Preempted, match="stopped by SIGTERM"):
+            submit(once, lambda: pytest.fail("it was trained"))
+    assert statuses() == recorded
+    assert submit(once, lambda: None) == ""
+    assert statuses() == sorted([*recorded, FINISHED])
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize("arrives", ["before the run", "after the run", "while it is recorded"])
+def test_a_run_that_was_submitted_before_sigterm_is_found_again(arrives: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that retries whatever fails does not hide the signal, and the runner has one run for one key."""
+    once, runs = replace(GIVEN, max_resubmissions=0), list[str]()
+
+    def train(signalled: str) -> str:
+        if signalled == "before the run":
+            with contextlib.suppress(Exception):
+                sigterm()
+        if not runs:
+            runs.append("first")
+        if signalled == "after the run":
+            sigterm()
+        return runs[0]
+
+    with monkeypatch.context() as patch:
+        client = type(connect().MlflowClient())
+        set_tag = client.set_tag
+        if arrives == "while it is recorded":
+            patch.setattr(client, "set_tag", lambda *given: (sigterm(), set_tag(*given)))
+        with pytest.raises(Preempted, match="stopped by SIGTERM"):
+            submit(once, lambda: train(arrives))
+    known = arrives == "while it is recorded"
+    assert runs == ([] if arrives == "before the run" else ["first"])
+    assert statuses() == [RUNNING if known else KILLED]
+    reason = submit(once, lambda: train(""))
+    assert ("is being trained already" in reason) if known else reason == ""
+    assert statuses() == ([RUNNING] if known else [KILLED, RUNNING])
+    assert [run.data.tags[RUN_TAG] for run in attempts() if run.info.status == RUNNING] == runs == ["first"]
+
+
+@pytest.mark.usefixtures("database")
+def test_sigterm_that_the_caller_has_caught_submits_nothing() -> None:
+    with pytest.raises(Preempted):
+        submit(GIVEN, lambda: pytest.fail("it was trained"), stopped=lambda: True)
+    assert attempts() == []
+
+
+def test_what_cleans_up_after_sigterm_is_not_interrupted() -> None:
+    """A scheduler may send the signal twice; the handler from before comes back."""
+    before, cleaned = signal.getsignal(signal.SIGTERM), []
+    interruption = Interruption(lambda: False)
+    with interruption.caught():
+        with pytest.raises(Interrupted), interruption.allowed(), contextlib.ExitStack() as stack:  # noqa: PT012
+            stack.callback(cleaned.append, True)
+            stack.callback(sigterm)
+            sigterm()
+        with pytest.raises(Interrupted), interruption.allowed():
+            pytest.fail("it has arrived already")
+    assert cleaned
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize("elsewhere", [None, "run-1"])
+def test_a_state_that_was_trained_names_its_version_and_the_decision(elsewhere: str | None) -> None:
+    client: Any = connect().MlflowClient()
+    client.create_registered_model(GIVEN.model)
+
+    def train() -> str | None:
+        tags = {RUN_TAG: elsewhere} if elsewhere else version_tags(GIVEN.state, ("2 new cases",))
+        client.create_model_version(GIVEN.model, "none:/none")
+        client.create_model_version(GIVEN.model, "none:/none", tags=tags)
+        return elsewhere
+
+    assert submit(GIVEN, train) == ""
+    assert ": hepar-toy version 2, no decision is recorded; " in submit(GIVEN, train)
+    refused = "not promoted; CT liver Dice: change -0.1"
+    RegisteredModel(connect(), GIVEN.model).tag_version("2", {DECISION_TAG: refused})
+    again = submit(GIVEN, lambda: pytest.fail("it was trained again"))
+    assert again == (
+        f"this state has been trained already (MLflow run {attempts()[0].info.run_id}): hepar-toy version 2, {refused};"
+        " new scans, labels, reviews or params would make another state; `hepar promote 2` decides again, and with"
+        " --force overrules the gates"
+    )
