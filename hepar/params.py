@@ -499,6 +499,17 @@ class Params(PipelineParams):
     cluster: ClusterParams
 
 
+class RegistryParams(Section):
+    """What the commands on registered versions read of a params file.
+
+    It may be that of a run of another release, whose other sections have other keys.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    register_model: RegisterParams = Field(alias="register")
+
+
 SectionT = TypeVar("SectionT", bound=Section)
 ParamsT = TypeVar("ParamsT", bound=PipelineParams)
 
@@ -506,6 +517,14 @@ ParamsT = TypeVar("ParamsT", bound=PipelineParams)
 def load_params(path: Path) -> Params:
     """Read a params file and what it extends. Raises ParamsError naming file, key and value."""
     return _validated(Params, _read(path), str(path))
+
+
+def load_register_params(path: Path) -> RegisterParams:
+    """Read the section `register` alone of a params file and what it extends. Raises ParamsError as `load_params`."""
+    try:
+        return RegistryParams.model_validate(_read(path)).register_model
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {_problems(error)}") from None
 
 
 def override_params(params: ParamsT, overrides: Mapping[str, Any], where: str) -> ParamsT:

@@ -18,6 +18,7 @@ from hepar.params import (
     dump_params,
     dump_sections,
     load_params,
+    load_register_params,
     read_section,
 )
 
@@ -65,6 +66,22 @@ def test_there_is_a_preset_beside_the_params() -> None:
 
 def test_dumped_params_load_to_the_same_params(tmp_path: Path, values: dict[str, Any]) -> None:
     assert load_params(write(tmp_path, values)) == load_params(ROOT / "params.yaml")
+
+
+def test_a_promotion_reads_the_params_of_another_release(tmp_path: Path, values: dict[str, Any]) -> None:
+    """What it needs of them is checked as strictly as ever."""
+    whole = write(tmp_path, values)
+    del values["cluster"]
+    values["retrain"]["of_another_release"] = 1
+    path = write(tmp_path, values, "older.yaml")
+    assert "key cluster is missing" in refused(path)
+    assert load_register_params(path) == load_params(whole).register_model
+    values["register"]["gates"]["min_patients"] = "many"
+    with pytest.raises(ParamsError, match=r"older\.yaml: register\.gates\.min_patients is 'many'"):
+        load_register_params(write(tmp_path, values, "older.yaml"))
+    del values["register"]
+    with pytest.raises(ParamsError, match="key register is missing"):
+        load_register_params(write(tmp_path, values, "older.yaml"))
 
 
 def test_params_cannot_be_changed_once_they_are_read() -> None:

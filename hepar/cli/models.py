@@ -66,9 +66,9 @@ def promote(
 ) -> None:
     """Make a registered version the champion if it passes the gates; exits with code 1 if not."""
     import hepar.registry.champion
-    from hepar.params import load_params
+    from hepar.params import load_register_params
 
-    section, folder = load_params(params).register_model, scored_cohort(cohort)
+    section, folder = load_register_params(params), scored_cohort(cohort)
     if Path(version).is_dir():
         version = _pointed_version(Path(version), section.model_name)
     decision = hepar.registry.champion.promote(version, section, force, dry_run, folder)
@@ -94,9 +94,9 @@ def _pointed_version(folder: Path, model: str) -> str:
 def rollback(params: ParamsFile = PARAMS) -> None:
     """Make the champion that the last promotion replaced the champion again."""
     import hepar.registry.champion
-    from hepar.params import load_params
+    from hepar.params import load_register_params
 
-    done = hepar.registry.champion.rollback(load_params(params).register_model)
+    done = hepar.registry.champion.rollback(load_register_params(params))
     print(
         f"version {done.restored}: champion again" + (f"; it replaces version {done.replaced}" if done.replaced else "")
     )

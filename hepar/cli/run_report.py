@@ -38,10 +38,10 @@ def report_run(
     Writes report.md, title.txt, pointers.yaml and forest.png. Exit code 3 if the newest version is reported already.
     """
     from hepar.evaluation.summary import Bootstrap
-    from hepar.params import load_params
+    from hepar.params import load_register_params
     from hepar.retraining.run_report import describe_run, newest_version, no_version, pointed_version, read_failure
 
-    section = load_params(params).register_model
+    section = load_register_params(params)
     if message is not None and (failure := read_failure(_json(message))) is not None:
         failure.write(out)
         print(f"{failure.title}: {out}")

@@ -191,6 +191,7 @@ def test_a_first_version_below_a_floor_stays_challenger(registry: ToyRegistry, p
 
 def test_the_commands_print_decisions_and_reasons(tiny: Params, tmp_path: Path, registry: ToyRegistry) -> None:
     gates = dump_params(tiny) | {"register": toy_gates(tiny).model_dump(mode="json")}
+    del gates["cluster"]  # as in the params of a run of an older release
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(gates))
     first, second = registry.champion(scores(0.9)), registry.add(scores(0.8))
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
