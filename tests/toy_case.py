@@ -28,9 +28,9 @@ def box(start: int, stop: int) -> npt.NDArray[np.uint8]:
     return mask_zyx
 
 
-def write_noise(path: Path) -> None:
+def write_noise(path: Path, seed: int = 0) -> None:
     """Writes a scan of 16³ voxels that shows contrast in every window, so that a network sees all of it."""
-    write_image(volume(np.random.default_rng(0).integers(0, 200, (16, 16, 16)).astype(np.int16)), path)
+    write_image(volume(np.random.default_rng(seed).integers(0, 200, (16, 16, 16)).astype(np.int16)), path)
 
 
 def write_case(folder: Path) -> Case:

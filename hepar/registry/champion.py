@@ -18,6 +18,7 @@ from hepar.registry.lease import hold_lease
 from hepar.registry.model_registry import PREVIOUS, ModelVersion, RegisteredModel
 from hepar.registry.promotion import Decision, decide
 from hepar.registry.registration import Registration
+from hepar.registry.scored_cohort import scored_cohort, what_to_give
 from hepar.registry.tracking import check_server, connect, server, storage_errors, tag_name
 
 DECISION_TAG = tag_name("decision")  # of a version: the last decision on it, with its reasons
@@ -37,7 +38,8 @@ class Rollback:
 class Judge:
     """Decides on the versions of a model by its gates.
 
-    `cohort` is the folder of the cohort that they were scored on, for a champion that was scored on another test set.
+    `cohort` is the folder of the cohort that they were scored on, for a champion that was scored on another test set;
+    without it the store has it, if there is one.
     """
 
     model: RegisteredModel
@@ -72,14 +74,12 @@ class Judge:
             return f"not comparable: {name} was registered without its scores by case"
         if champion.test_set == challenger.test_set:
             return champion.cases
-        if self.cohort is None:
-            return (
-                f"not comparable: {name} was scored on another test set; pass --cohort with the cohort of version"
-                f" {challenger.number} to score it on the same patients"
-            )
-        from hepar.registry.rescoring import HeldOut, rescore  # imports torch, which most promotions do not need
+        with scored_cohort(challenger, self.cohort) as cohort:
+            if cohort is None:
+                return f"not comparable: {name} was scored on another test set; {what_to_give(challenger)}"
+            from hepar.registry.rescoring import HeldOut, rescore  # imports torch, which most promotions do not need
 
-        anew = rescore(self.model.mlflow, champion, HeldOut.of_version(challenger, self.cohort))
+            anew = rescore(self.model.mlflow, champion, HeldOut.of_version(challenger, cohort))
         return (*anew, *self._of_other_patients(champion.cases, anew))
 
     @staticmethod

@@ -27,7 +27,10 @@ COHORT_VERSION = "cohort version"  # the version in the store of the cohort that
 COHORT_TAG = tag_name(COHORT_VERSION)
 REPORT_TAG = tag_name(Report.KIND)
 RUN_TAG = tag_name(KFP_RUN)
-FACTS = (Cohort.KIND, ModelFolder.KIND, Report.TEST_SET, Report.LEFT_TO_MODEL, *Report.SETTINGS)  # read back from tags
+FACTS = (  # read back from tags
+    *(Cohort.KIND, COHORT_VERSION, ModelFolder.KIND),
+    *(Report.TEST_SET, Report.LEFT_TO_MODEL, *Report.SETTINGS),
+)
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a model or version, and of an alias
 _SERVING_PACKAGES = (
     *("blosc2", "mlflow", "monai", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "rich", "scipy"),

@@ -1,7 +1,8 @@
 """The champion scored anew on the test cases of a challenger, by its own model from the registry.
 
 A cohort that grows changes the test set, so the scores that the champion was registered with do not pair with those of
-a challenger. Scores by case are kept with the champion's run, so a repeated decision predicts nothing.
+a challenger. Scores by case are kept with the champion's run, so a repeated decision predicts nothing. The cohort lies
+in a folder, or in the store, of which the volumes of these cases alone are fetched, a case at a time.
 """
 
 from __future__ import annotations
