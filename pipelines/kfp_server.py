@@ -11,7 +11,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,27 +22,38 @@ from kfp_server_api import ApiException, V2beta1Pipeline
 from hepar.errors import HeparError, StorageError, one_line
 from hepar.runtime.redaction import redact
 from pipelines.compiled import CompiledPipeline
+from pipelines.steps import say
 
 T = TypeVar("T")
+ENDPOINT_VARIABLE = "KF_PIPELINES_ENDPOINT"  # read by KFP's client
 TOKEN_VARIABLE = "HEPAR_KFP_TOKEN"  # a bearer token for the server; empty: as KFP's own client finds one
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # seconds before each further try
+FIRST_PAUSES = (1.0, 2.0, 4.0)  # instead, for the first question: whoever gave a wrong address waits for it
+HEALTH_TIMEOUT = (2.0, 5.0)  # of that question: seconds to connect, and to wait for the answer
 DENIED = (401, 403)
 TOO_MANY = 429
 PAGE = 100
 
 
 class _Client(Client):  # type: ignore[misc]  # kfp has no types
-    """KFP's client, which asks a server once for its health, and leaves further tries to `KfpServer`."""
+    """KFP's client, which tries everything once, and leaves further tries to `KfpServer`."""
+
+    def _load_config(self, *given: Any) -> Any:
+        config = super()._load_config(*given)
+        config.retries = 0  # of urllib3, which would wait for each timeout four times
+        return config
 
     def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
-        return self._healthz_api.healthz_service_get_healthz()
+        return self._healthz_api.healthz_service_get_healthz(_request_timeout=HEALTH_TIMEOUT)
 
 
 class KfpServer:
     """The server at `endpoint`, or that of KFP's own settings if it is empty; `namespace` where runs happen."""
 
     def __init__(self, endpoint: str, namespace: str = "") -> None:
-        self.address = redact(endpoint) or "KFP"
+        self.address = (
+            redact(endpoint or os.environ.get(ENDPOINT_VARIABLE, "")) or f"KFP ({ENDPOINT_VARIABLE} is not set)"
+        )
         self.namespace = namespace or None
         token = os.environ.get(TOKEN_VARIABLE) or None
         given = {"namespace": namespace} if namespace else {}
@@ -50,9 +61,11 @@ class KfpServer:
         def connect() -> Any:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it warns of servers before 2.0
-                return _Client(host=endpoint or None, existing_token=token, **given)
+                client = _Client(host=endpoint or None, existing_token=token, **given)
+            client.get_kfp_healthz()
+            return client
 
-        self._client = self._ask("its health", connect)
+        self._client = self._ask("its health", connect, FIRST_PAUSES)
 
     def experiment(self, name: str) -> str:
         """The id of an experiment, created if there is none."""
@@ -71,7 +84,11 @@ class KfpServer:
             made = V2beta1Pipeline(display_name=name, namespace=self.namespace)
             return service.pipeline_service_create_pipeline(made).pipeline_id
 
-        found = self._created(what, make_pipeline, lambda: self._client.get_pipeline_id(name))
+        def find_pipeline() -> Any:  # KFP's get_pipeline_id finds no pipeline of a namespace
+            answer = self._client.list_pipelines(namespace=self.namespace, filter=_named(name))
+            return next((known.pipeline_id for known in answer.pipelines or ()), None)
+
+        found = self._created(what, make_pipeline, find_pipeline)
 
         def find_version() -> Any:
             chosen = _named(pipeline.version)
@@ -120,23 +137,26 @@ class KfpServer:
             try:
                 return self._quietly(make)
             except (ApiException, urllib3.exceptions.HTTPError) as error:
-                if pause is None or not _may_pass(error):
-                    raise self._failure(what, error) from None
-                time.sleep(pause)
+                self._wait(what, error, pause)
         raise AssertionError("unreachable")
 
-    def _ask(self, what: str, ask: Callable[[], T]) -> T:
+    def _ask(self, what: str, ask: Callable[[], T], pauses: Sequence[float] = ()) -> T:
         """The answer to a question that may be asked again. Raises StorageError if it fails for good."""
-        for pause in (*PAUSES, None):
+        for pause in (*(pauses or PAUSES), None):
             try:
                 return self._quietly(ask)
             except (ApiException, urllib3.exceptions.HTTPError) as error:
-                if pause is None or not _may_pass(error):
-                    raise self._failure(what, error) from None
-                time.sleep(pause)
+                self._wait(what, error, pause)
             except ValueError as error:  # of KFP's client: several of one name
                 raise StorageError(f"{self.address}, {what}: {one_line(error)}") from None
         raise AssertionError("unreachable")
+
+    def _wait(self, what: str, error: Exception, pause: float | None) -> None:
+        """Wait before another try. Raises StorageError if there is none, or if it would fail too."""
+        if pause is None or not _may_pass(error):
+            raise self._failure(what, error) from None
+        say(f"{self._failure(what, error)}; trying again in {pause:.0f} s")
+        time.sleep(pause)
 
     @staticmethod
     def _quietly(call: Callable[[], T]) -> T:
@@ -145,9 +165,11 @@ class KfpServer:
 
     def _failure(self, what: str, error: Exception) -> HeparError:
         if isinstance(error, ApiException) and error.status in DENIED:
-            return StorageError(
-                f"{self.address} answers {error.status} to {what}: set {TOKEN_VARIABLE} to a token that may do this"
-            )
+            where = f" in the namespace {self.namespace}" if self.namespace else ""
+            cure = f"set {TOKEN_VARIABLE} to a token that may do this"
+            return StorageError(f"{self.address} answers {error.status} to {what}{where}: {cure}")
+        if isinstance(error, urllib3.exceptions.MaxRetryError):
+            return StorageError(redact(f"{self.address} cannot be reached: {_reason(error)}"))
         return StorageError(redact(f"{self.address}, {what}: {_reason(error)}"))
 
 
@@ -161,11 +183,13 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What the server says, in one line."""
+    """What the server, or the network, says, in one line."""
     if isinstance(error, ApiException) and error.body:
         try:
             said = json.loads(error.body)
             return one_line(said.get("message") or said.get("error") or error.body)
         except (ValueError, AttributeError):
             return one_line(f"{error.status} {error.reason}")
+    if isinstance(error, urllib3.exceptions.MaxRetryError):
+        return one_line(getattr(error.reason, "__cause__", None) or error.reason or error)
     return one_line(error)

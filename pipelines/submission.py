@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from components.images import check_digests
-from hepar.cli.cluster import PIPELINE_FILE, RunRequest
+from hepar.cli.cluster import ACCOUNT_VARIABLE, NAMESPACE_VARIABLE, PIPELINE_FILE, RunRequest
 from hepar.errors import HeparError
 from hepar.ingest.listing import list_source
 from hepar.params import Params, PipelineParams, dump_params
@@ -31,8 +31,6 @@ from pipelines.steps import say
 ENDED_BADLY = ("FAILED", "CANCELED", "SKIPPED")
 KEY_CHARACTERS = 16
 POLL_SECONDS = 15.0
-# of the runners, which take no options: the namespace of runs, and the Kubernetes account of their steps
-NAMESPACE_VARIABLE, ACCOUNT_VARIABLE = "HEPAR_KFP_NAMESPACE", "HEPAR_KFP_SERVICE_ACCOUNT"
 
 
 class AlreadySubmitted(HeparError):

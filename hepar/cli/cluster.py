@@ -17,6 +17,8 @@ from hepar.errors import HeparError, ParamsError
 CLUSTER = "hepar.cluster"  # the entry point group of what these commands do
 PANEL = "Cluster"
 PIPELINE_FILE = "build/two_stage.yaml"  # written by `make compile`
+# the namespace of runs, and the Kubernetes account of their steps; the runners of retraining have no options for them
+NAMESPACE_VARIABLE, ACCOUNT_VARIABLE = "HEPAR_KFP_NAMESPACE", "HEPAR_KFP_SERVICE_ACCOUNT"
 
 cluster_app = typer.Typer()
 
@@ -62,8 +64,12 @@ def submit(
         str, typer.Option(help="Name of the run, instead of the key over image, params, source and champion.")
     ] = "",
     endpoint: Annotated[str, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Address of KFP.")] = "",
-    namespace: Annotated[str, typer.Option(help="Namespace of the run, where KFP has several users.")] = "",
-    service_account: Annotated[str, typer.Option(help="Kubernetes account of the steps.")] = "",
+    namespace: Annotated[
+        str, typer.Option(envvar=NAMESPACE_VARIABLE, help="Namespace of the run, where KFP has several users.")
+    ] = "",
+    service_account: Annotated[
+        str, typer.Option(envvar=ACCOUNT_VARIABLE, help="Kubernetes account of the steps.")
+    ] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; exit with 0 only if it succeeded.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print name and changed inputs; start nothing.")] = False,
 ) -> None:

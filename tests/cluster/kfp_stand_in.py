@@ -1,8 +1,12 @@
 """A stand-in for a KFP server: the part of its v2beta1 API that submissions use, on loopback, in memory.
 
-It is no KFP. It is stricter where that helps: a spec is parsed with unknown fields refused, and the parameters of a run
-are checked against the spec's `inputDefinitions`. A run plays `states`, one further at each look. `faults` are played
-once each, in order, at the first request that they match.
+It is no KFP. It is stricter where that helps: a spec is parsed with unknown fields refused, so is whatever is created,
+and the parameters of a run are checked against the spec's `inputDefinitions`. A run plays `states`, one further at each
+look. `faults` are played once each, in order, at the first request that they match.
+
+With `namespaces` it has several users, as KFP 2 has with profiles: experiments and runs need a namespace, pipelines
+without one are shared, a list has what is in the namespace asked for and nothing else, and another namespace is
+answered by 403.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import kfp_server_api
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
@@ -55,16 +60,21 @@ class Fault:
 
 @dataclass
 class KfpStandIn:
-    """What the server knows. `token`, if set, must come with each request."""
+    """What the server knows.
+
+    `token`, if set, must come with each request; `namespaces` are those it may use, none where KFP has one user.
+    """
 
     address: str = ""
     token: str = ""
+    namespaces: frozenset[str] = frozenset()
     states: tuple[str, ...] = ("PENDING", "RUNNING", "SUCCEEDED")
     faults: list[Fault] = field(default_factory=list)
     experiments: list[dict[str, Any]] = field(default_factory=list)
     pipelines: list[dict[str, Any]] = field(default_factory=list)
     versions: list[dict[str, Any]] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
+    recurring_runs: list[dict[str, Any]] = field(default_factory=list)
     looks: dict[str, int] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -78,29 +88,49 @@ class KfpStandIn:
 
     def routes(self) -> list[tuple[str, str, Callable[..., dict[str, Any]]]]:
         return [
-            ("GET", "/healthz", lambda query, body: {"multi_user": False}),
-            ("GET", "/experiments", lambda query, body: _listed("experiments", self.experiments, query)),
+            ("GET", "/healthz", lambda query, body: {"multi_user": bool(self.namespaces)}),
+            ("GET", "/experiments", self.list_experiments),
             ("POST", "/experiments", self.create_experiment),
-            ("GET", "/pipelines", lambda query, body: _listed("pipelines", self.pipelines, query)),
+            ("GET", "/pipelines", self.list_pipelines),
             ("POST", "/pipelines", self.create_pipeline),
             ("POST", "/pipelines/upload_version", self.upload_version),
             ("GET", "/pipelines/([^/]+)/versions", self.list_versions),
-            ("GET", "/runs", lambda query, body: _listed("runs", [self.shown(run) for run in self.runs], query)),
+            ("GET", "/runs", self.list_runs),
             ("POST", "/runs", self.create_run),
+            ("POST", "/recurringruns", self.create_recurring_run),
             ("GET", "/runs/([^/:]+)", self.get_run),
             ("POST", "/runs/([^/:]+):terminate", self.terminate_run),
         ]
 
+    def allowed(self, namespace: str | None, shared: bool = False) -> str:
+        """The namespace that a request means: none where KFP has one user. Raises Refused."""
+        if not self.namespaces or (shared and not namespace):
+            return ""
+        if not namespace:
+            raise Refused(400, "a namespace is needed, since there are several users")
+        if namespace not in self.namespaces:
+            raise Refused(403, f"the namespace {namespace} is not yours")
+        return namespace
+
+    def list_experiments(self, query: dict[str, str], body: bytes) -> dict[str, Any]:
+        return _listed("experiments", _within(self.experiments, self.allowed(query.get("namespace"))), query)
+
     def create_experiment(self, query: dict[str, str], body: bytes) -> dict[str, Any]:
-        return _added(self.experiments, "experiment_id", json.loads(body))
+        given = _checked(body, kfp_server_api.V2beta1Experiment)
+        return _added(self.experiments, "experiment_id", given | {"namespace": self.allowed(given.get("namespace"))})
+
+    def list_pipelines(self, query: dict[str, str], body: bytes) -> dict[str, Any]:
+        return _listed("pipelines", _within(self.pipelines, self.allowed(query.get("namespace"), shared=True)), query)
 
     def create_pipeline(self, query: dict[str, str], body: bytes) -> dict[str, Any]:
-        given = json.loads(body)
-        if any(pipeline["display_name"] == given["display_name"] for pipeline in self.pipelines):
+        given = _checked(body, kfp_server_api.V2beta1Pipeline)
+        namespace = self.allowed(given.get("namespace"), shared=True)
+        if any(pipeline["display_name"] == given["display_name"] for pipeline in _within(self.pipelines, namespace)):
             raise Refused(409, f"pipeline {given['display_name']} exists already")
-        return _added(self.pipelines, "pipeline_id", given)
+        return _added(self.pipelines, "pipeline_id", given | {"namespace": namespace})
 
     def upload_version(self, query: dict[str, str], body: bytes) -> dict[str, Any]:
+        self.allowed(_found(self.pipelines, "pipeline_id", query["pipelineid"])["namespace"], shared=True)
         text = _uploaded(body)
         spec = parse_spec(yaml.load_all(text, LOADER))
         if any(version["display_name"] == query["name"] for version in self.versions):
@@ -109,24 +139,41 @@ class KfpStandIn:
         return _added(self.versions, "pipeline_version_id", made)
 
     def list_versions(self, query: dict[str, str], body: bytes, pipeline_id: str) -> dict[str, Any]:
+        self.allowed(_found(self.pipelines, "pipeline_id", pipeline_id)["namespace"], shared=True)
         own = [version for version in self.versions if version["pipeline_id"] == pipeline_id]
         return _listed("pipeline_versions", own, query)
 
+    def list_runs(self, query: dict[str, str], body: bytes) -> dict[str, Any]:
+        own = _within(self.runs, self.allowed(query.get("namespace")))
+        return _listed("runs", [self.shown(run) for run in own], query)
+
     def create_run(self, query: dict[str, str], body: bytes) -> dict[str, Any]:
-        given = json.loads(body)
-        if given["experiment_id"] not in {experiment["experiment_id"] for experiment in self.experiments}:
-            raise Refused(404, f"experiment {given['experiment_id']} not found")
+        given = self.runnable(_checked(body, kfp_server_api.V2beta1Run))
+        return self.shown(_added(self.runs, "run_id", given))
+
+    def create_recurring_run(self, query: dict[str, str], body: bytes) -> dict[str, Any]:
+        given = self.runnable(_checked(body, kfp_server_api.V2beta1RecurringRun))
+        if not 1 <= int(given["max_concurrency"]) <= 10:
+            raise Refused(400, "max_concurrency is out of range")
+        cron = given["trigger"]["cron_schedule"]["cron"]
+        if len(cron.split()) != 6:  # KFP reads five as seconds to months
+            raise Refused(400, f"the schedule {cron!r} has no seconds")
+        return _added(self.recurring_runs, "recurring_run_id", given)
+
+    def runnable(self, given: dict[str, Any]) -> dict[str, Any]:
+        """A run or recurring run in the namespace of its experiment. Raises Refused for a wrong spec or parameter."""
+        experiment = _found(self.experiments, "experiment_id", given["experiment_id"])
+        namespace = self.allowed(experiment["namespace"])
         if reference := given.get("pipeline_version_reference"):
-            chosen = reference["pipeline_version_id"]
-            specs = [found["pipeline_spec"] for found in self.versions if found["pipeline_version_id"] == chosen]
-            if not specs:
-                raise Refused(404, f"version {chosen} not found")
-            spec = specs[0]
+            version = _found(self.versions, "pipeline_version_id", reference["pipeline_version_id"])
+            if _found(self.pipelines, "pipeline_id", version["pipeline_id"])["namespace"] not in ("", namespace):
+                raise Refused(403, "the pipeline is in another namespace")
+            spec = version["pipeline_spec"]
         else:
             sent = given["pipeline_spec"]  # both documents in one, where there are two
             spec = parse_spec([sent["pipeline_spec"], sent["platform_spec"]] if "platform_spec" in sent else [sent])
         check_parameters(spec, given.get("runtime_config", {}).get("parameters") or {})
-        return self.shown(_added(self.runs, "run_id", given))
+        return given | {"namespace": namespace}
 
     def get_run(self, query: dict[str, str], body: bytes, run_id: str) -> dict[str, Any]:
         run = self.find(run_id)
@@ -138,10 +185,9 @@ class KfpStandIn:
         return {}
 
     def find(self, run_id: str) -> dict[str, Any]:
-        for run in self.runs:
-            if run["run_id"] == run_id:
-                return run
-        raise Refused(404, f"run {run_id} not found")
+        run = _found(self.runs, "run_id", run_id)
+        self.allowed(run["namespace"])
+        return run
 
     def shown(self, run: dict[str, Any]) -> dict[str, Any]:
         state = self.states[min(self.looks.get(run["run_id"], 0), len(self.states) - 1)]
@@ -185,6 +231,25 @@ def check_parameters(spec: dict[str, Any], given: dict[str, Any]) -> None:
                 raise Refused(400, f"parameter {name} is missing")
         elif not JSON_TYPES[definition["parameterType"]](given[name]):
             raise Refused(400, f"parameter {name} is no {definition['parameterType']}")
+
+
+def _checked(body: bytes, model: Any) -> dict[str, Any]:
+    """What a request creates. Raises Refused for a key that KFP's own model of it has not."""
+    given: dict[str, Any] = json.loads(body)
+    if unknown := sorted(given.keys() - set(model.attribute_map.values())):
+        raise Refused(400, f"unknown field {unknown[0]}")
+    return given
+
+
+def _within(items: list[dict[str, Any]], namespace: str) -> list[dict[str, Any]]:
+    return [item for item in items if item["namespace"] == namespace]
+
+
+def _found(items: list[dict[str, Any]], key: str, value: str) -> dict[str, Any]:
+    for item in items:
+        if item[key] == value:
+            return item
+    raise Refused(404, f"{key} {value} not found")
 
 
 def _added(items: list[dict[str, Any]], key: str, given: dict[str, Any]) -> dict[str, Any]:
