@@ -21,11 +21,11 @@ from hepar.runtime.progress import current_stage
 from hepar.runtime.stored_versions import open_version, publish
 
 NONE = "none"
-BULK: Mapping[str, tuple[str, ...]] = {  # by kind, the subfolders that go to the store alone
+BULK: Mapping[str, tuple[str, ...]] = {  # by kind, the files and subfolders that go to the store alone
     Cohort.KIND: (Cohort.VOLUMES,),
     PseudoLabels.KIND: (PseudoLabels.MASKS,),
     Pool.KIND: (Pool.CASES,),
-    Report.KIND: (Report.MASKS, Report.PROBABILITIES),
+    Report.KIND: (Report.MASKS, Report.PROBABILITIES, Report.PAGE),
 }
 VERSION_OF: Mapping[str, Callable[[str], str]] = {Cohort.KIND: cohort_version, Pool.KIND: pool_version}
 

@@ -26,7 +26,8 @@ class Handover(Protocol):
 
 
 def publish(folder: Path, bulk: tuple[str, ...], store: Store) -> str:
-    """Write an artifact to the store and leave it by reference, without its subfolders `bulk`; returns the version.
+    """Write an artifact to the store and leave it by reference, without its files and subfolders `bulk`; returns the
+    version.
 
     What the store has is not sent again. The list of files comes last, so a version that is there is complete. Several
     processes may publish at once. Raises StorageError if the store fails; the folder then stays as it was.
@@ -56,13 +57,13 @@ def publish(folder: Path, bulk: tuple[str, ...], store: Store) -> str:
 
 
 def _is_below(name: str, folders: tuple[str, ...]) -> bool:
-    """Whether a path in an artifact lies in one of these subfolders."""
-    return name.startswith(tuple(f"{folder}/" for folder in folders))
+    """Whether a path in an artifact is one of these, or lies in one of them."""
+    return name in folders or name.startswith(tuple(f"{folder}/" for folder in folders))
 
 
 def open_version(version: str, kind: str, bulk: tuple[str, ...], folder: Path, store: Store) -> None:
     """Put a version into the new folder `folder` by reference, completely or not at all: only what is outside its
-    subfolders `bulk` is fetched.
+    files and subfolders `bulk` is fetched.
 
     Raises DataError if the store lacks it, StorageError if the store fails or holds another kind of artifact there.
     """

@@ -217,7 +217,10 @@ def test_artifacts_without_models_stay_below_a_megabyte(runs: Runs) -> None:
         size = runs.first.artifact_bytes(name)
         whole = f"{runs.in_folders.artifact_bytes(name):,}" if name in runs.in_folders.artifacts else "not made"
         print(f"{name:16} {size:>9,} bytes by reference, {whole:>9} in folders")
-        assert name in MODELS or size < MAX_ARTIFACT_BYTES
+        shown = sum(path.stat().st_size for path in runs.first.folder.glob(f"{name}-*") if path.is_file())
+        assert name in MODELS or size + shown < MAX_ARTIFACT_BYTES
+    assert (runs.first.folder / "report-page").stat().st_size > 100_000, "the page is shown"
+    assert not runs.first.path("report").joinpath(Report.PAGE).exists(), "what is shown is enough"
     for name in ("cohort", "pseudo", "pool", "report"):
         assert read_stored(runs.first.path(name)).files
         assert not list(runs.first.path(name).rglob("*.nii.gz")) + list(runs.first.path(name).rglob("*.b2nd"))

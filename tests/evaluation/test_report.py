@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hepar.evaluation.outlines import outline_path
 from hepar.evaluation.pictures import MAX_PNG_BYTES, encode_png, slice_svg
 from hepar.evaluation.report import MAX_PICTURES, worst_first, write_report
 from hepar.evaluation.scores import CaseScores, score_case
+from hepar.evaluation.short_page import shorten_page
 from hepar.evaluation.slices import CaseSlice, pick_slice
 from hepar.evaluation.summary import Bootstrap, summarise
 
@@ -165,6 +167,26 @@ def test_of_many_cases_the_worst_are_shown(tmp_path: Path) -> None:
     assert figures(text)[0] == "worst"
     assert f"The worst {MAX_PICTURES} of {MAX_PICTURES + 5} cases are shown" in text
     assert section(text, "slices").count("case-063") == 1, "a case without a picture is still in the table"
+
+
+def test_a_page_for_a_small_place_keeps_the_pictures_of_the_worst_cases(tmp_path: Path) -> None:
+    """Noise compresses worst, as image and as outline."""
+    shape, rng = (24, 128, 128), np.random.default_rng(0)
+    noise = [rng.random(shape) > 0.5 for _ in range(4)]
+    large = pick_slice(segmented(LabelPair(*noise[:2]), LabelPair(*noise[2:])), rng.random(shape), (0.0, 1.0))
+    cases = [scored(f"case-{number:03d}", number % 9, modality=("CT", "MR")[number % 2])[0] for number in range(120)]
+    whole = write(tmp_path, [(case, replace(large, case_id=case.identity.case_id)) for case in cases])
+    assert len(whole.encode()) > 2_000_000, "there is something to leave out"
+    short = shorten_page(whole, 600_000)
+    assert 500_000 < len(short.encode()) <= 600_000
+    assert Page(short).open == []
+    assert figures(short) == figures(whole)
+    drawn = ["<svg" in figure for figure in re.findall(r"<figure[^>]*>.*?</figure>", short, re.DOTALL)]
+    singles = drawn[-MAX_PICTURES:]
+    assert singles == sorted(singles, reverse=True), "the worst cases come first"
+    assert 0 < sum(drawn) == sum(singles), "slices that are scrolled through take most room, and go first"
+    assert f"{len(drawn) - sum(drawn)} of {len(drawn)} pictures are left out here" in short
+    assert shorten_page(whole, len(whole.encode())) == whole
 
 
 def test_a_false_positive_in_a_tumour_free_case_is_on_the_page(tmp_path: Path) -> None:
