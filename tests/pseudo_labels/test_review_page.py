@@ -118,7 +118,7 @@ def test_a_reviewer_works_through_the_queue_and_decisions_survive_a_reload(
         expect(page.locator(f'#cases button[data-case="{case_id}"] .done')).to_have_text(f"{outcome} by an expert")
     page.locator(f'#cases button[data-case="{queue[0]}"]').click()
     shown(page, queue[0])
-    voxels = page.evaluate("viewer.volumes[1].img.reduce((sum, value) => sum + (value > 0), 0)")
+    voxels = page.evaluate("planes.masks.get('liver').img.reduce((sum, value) => sum + (value > 0), 0)")
     assert voxels == int(array.sum())  # the page shows the corrected mask
     page.keyboard.press("m")
     assert not page.locator("#show-liver").is_checked()
@@ -146,12 +146,12 @@ def test_a_reviewer_draws_a_correction_with_mouse_and_keys(page: Page, address: 
     case_id = page.locator("#cases button").last.get_attribute("data-case") or ""
     page.locator("#cases button").last.click()
     shown(page, case_id)
-    uncertain = page.evaluate("[...viewer.volumes[2].img2RAS()]")
+    uncertain = page.evaluate("[...planes.masks.get('uncertain').img2RAS()]")
     columns, rows, slices = page.evaluate("planes.sizes")
     by_slice = np.array(uncertain).reshape(slices, rows, columns).sum(axis=(1, 2))
     assert by_slice[page.evaluate("planes.voxel[2]")] == by_slice.max()  # where most is in doubt
 
-    kept = np.array(page.evaluate("[...viewer.volumes[1].img2RAS()]")).reshape(slices, rows, columns)
+    kept = np.array(page.evaluate("[...planes.masks.get('liver').img2RAS()]")).reshape(slices, rows, columns)
     page.keyboard.press("d")
     expect(page.locator("#drawing")).to_be_visible()
     page.keyboard.press("n")  # no case is left while a drawing is open

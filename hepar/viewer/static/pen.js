@@ -26,7 +26,7 @@ class HeparPen {
   // Begin with the mask of a layer, which is hidden meanwhile.
   begin(layer) {
     this.layer = layer;
-    const mask = this.viewer.volume(layer), colour = COLOURS[this.viewer.layers.find(({ name }) => name === layer).colour];
+    const mask = this.viewer.masks.get(layer), colour = COLOURS[this.viewer.layers.find(({ name }) => name === layer).colour];
     this.wasVisible = this.viewer.layers.find(({ name }) => name === layer).visible;
     this.viewer.setVisible(layer, false);
     this.viewer.setWindowing(false);
@@ -103,7 +103,7 @@ class HeparPen {
     this.niivue.setDrawingEnabled(false);
     this.niivue.closeDrawing();
     delete this.viewer.canvas.dataset.tool;
-    if (this.viewer.volume(this.layer)) this.viewer.setVisible(this.layer, this.wasVisible);
+    if (this.viewer.masks.has(this.layer)) this.viewer.setVisible(this.layer, this.wasVisible);
     this.tell();
   }
 

@@ -13,11 +13,14 @@ const STEPS = {
   ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0],
   PageUp: [0, 0, 1], PageDown: [0, 0, -1],
 };
+const NIFTI_RGBA = 2304; // the datatype of four bytes a voxel
+const NO_SHADER = { use: (gl) => gl.viewport(0, 0, 0, 0), uniforms: {} }; // draws nothing; NiiVue sets the viewport anew
 
 class HeparViewer {
   constructor(canvas) {
     this.canvas = canvas;
     this.layers = [];
+    this.masks = new Map(); // volumes by the names of their layers
     this.fill = 0.25;
     this.presets = [];
     this.boxes = new Map(); // that show and hide layers, by the layer's name
@@ -43,6 +46,8 @@ class HeparViewer {
 
   async attach() {
     await this.niivue.attachToCanvas(this.canvas);
+    // gradients of the volume, for renderings that are never shown: most of the work where there is no GPU
+    this.niivue.blurShader = this.niivue.sobelFirstOrderShader = NO_SHADER;
     this.niivue.setSliceType(this.niivue.sliceTypeMultiplanar);
   }
 
@@ -51,23 +56,22 @@ class HeparViewer {
   // which the first slices are chosen.
   async show({ url, modality, layers, opensOn, range }) {
     this.layers = layers.map((layer) => ({ ...layer, visible: this.boxes.get(layer.name)?.checked ?? layer.visible }));
-    this.addColours();
-    await this.niivue.loadVolumes([
-      { url, name: "image.nii.gz", colormap: "gray" },
-      ...this.layers.map((layer) => ({
-        url: layer.url, name: `${layer.name}.nii.gz`, colormap: `hepar-${layer.colour}`, cal_min: 0, cal_max: 1,
-        opacity: layer.visible ? this.fill : 0,
-      })),
+    this.niivue.volumes = [];
+    this.niivue.drawScene(); // says that it waits for images
+    const [image, ...masks] = await Promise.all([
+      load({ url, name: "image.nii.gz", colormap: "gray" }),
+      ...this.layers.map((layer) => load({ url: layer.url, name: `${layer.name}.nii.gz` })),
     ]);
-    for (const layer of this.layers) this.niivue.addVolume(edgeOf(this.volume(layer.name), layer));
-    for (const [name, box] of this.boxes) box.disabled = !this.volume(name);
+    this.masks = new Map(masks.map((mask, index) => [this.layers[index].name, mask]));
+    for (const [name, box] of this.boxes) box.disabled = !this.masks.has(name);
+    this.codes = codesOf(masks);
+    this.paint = masks.length ? paintOn(masks[0]) : null;
+    this.niivue.volumes = this.paint ? [image, this.paint] : [image];
     this.offer(modality === "CT" ? CT_WINDOWS.filter((preset) => within(preset, range)) : this.windowsOfMr());
-    this.setWindow(this.presets[0]);
+    Object.assign(image, { cal_min: this.presets[0].low, cal_max: this.presets[0].high });
+    this.fillPaint();
+    this.niivue.setVolume(image); // draws all textures, once
     this.goToMostOf(opensOn);
-  }
-
-  volume(name) {
-    return this.niivue.volumes.find((volume) => volume.name === `${name}.nii.gz`);
   }
 
   get image() {
@@ -84,10 +88,15 @@ class HeparViewer {
   }
 
   setWindow({ low, high }) {
-    this.image.cal_min = low;
-    this.image.cal_max = high;
-    this.niivue.updateGLVolume();
+    Object.assign(this.image, { cal_min: low, cal_max: high });
+    this.redraw(this.image);
     this.tell();
+  }
+
+  // Draw the texture of one volume anew: that takes long in a large scan.
+  redraw(volume) {
+    this.niivue.refreshLayers(volume, this.niivue.volumes.indexOf(volume));
+    this.niivue.drawScene();
   }
 
   // Offer these windows, by buttons if there are controls.
@@ -105,7 +114,7 @@ class HeparViewer {
   windowsOfMr() {
     const values = sample(this.image.img, 50_000), scaled = (value) => this.image.intensityRaw2Scaled(value);
     const whole = { name: "whole", low: scaled(quantile(values, 0.01)), high: scaled(quantile(values, 0.995)) };
-    const mask = this.volume("liver");
+    const mask = this.masks.get("liver");
     const inside = mask ? sample(this.image.img.filter((_, index) => mask.img[index] > 0), 50_000) : [];
     if (!inside.length) return [whole];
     const median = quantile(inside, 0.5);
@@ -124,32 +133,34 @@ class HeparViewer {
     const layer = this.layers.find((item) => item.name === name);
     if (!layer) return;
     layer.visible = visible;
-    this.setOpacity(name, visible ? this.fill : 0);
-    this.setOpacity(`${name}-edge`, visible ? 1 : 0);
-  }
-
-  setOpacity(name, opacity) {
-    this.niivue.setOpacity(this.niivue.volumes.indexOf(this.volume(name)), opacity);
+    this.repaint();
   }
 
   // How opaque masks are within their outlines, 0…1.
   setFill(fill) {
     this.fill = fill;
-    for (const layer of this.layers) if (layer.visible) this.setOpacity(layer.name, fill);
+    this.repaint();
     this.niivue.setDrawOpacity(fill);
   }
 
-  addColours() {
-    for (const [name, [red, green, blue]] of Object.entries(COLOURS)) {
-      this.niivue.addColormap(`hepar-${name}`, { R: [0, red, red], G: [0, green, green], B: [0, blue, blue], A: [0, 255, 255], I: [0, 64, 255] });
-    }
+  repaint() {
+    if (!this.paint) return;
+    this.fillPaint();
+    this.redraw(this.paint);
+  }
+
+  // All masks are one volume of colours, so that there is one texture to draw, however many they are.
+  fillPaint() {
+    if (!this.paint) return;
+    const colours = coloursOf(this.layers, this.fill), painted = new Uint32Array(this.paint.img.buffer);
+    this.codes.forEach((code, at) => { painted[at] = colours[code]; });
   }
 
   // Go to the axial slice with most of the first layer that is not empty.
   goToMostOf(names) {
     for (const name of names) {
-      const volume = this.volume(name);
-      const voxel = volume && fullest(volume.img2RAS(), volume.dimsRAS);
+      const mask = this.masks.get(name);
+      const voxel = mask && fullest(mask.img2RAS(), mask.dimsRAS);
       if (voxel) return this.goTo(voxel);
     }
     return this.goTo(this.sizes.map((size) => Math.floor(size / 2)));
@@ -263,22 +274,58 @@ function within(preset, range) {
   return !range || (preset.low >= range.low && preset.high <= range.high);
 }
 
-// The voxels of a mask that have a neighbour outside in their stored plane, as a volume of their own.
-function edgeOf(volume, layer) {
-  const { img } = volume, [, columns, rows, slices] = volume.hdr.dims, edge = volume.clone();
-  edge.img = new img.constructor(img.length);
-  edge.colormap = volume.colormap; // a clone has lost it
-  for (let z = 0, at = 0; z < slices; z += 1) {
-    for (let y = 0; y < rows; y += 1) {
-      for (let x = 0; x < columns; x += 1, at += 1) {
-        if (!(img[at] > 0)) continue;
+function load(options) {
+  return niivue.NVImage.loadFromUrl(options);
+}
+
+// What each voxel is of masks on one grid, in stored order: for mask n it adds 3 ** n inside, twice that on the edge, which
+// are the voxels that have a neighbour outside in their stored plane.
+function codesOf(masks) {
+  if (!masks.length) return new Uint8Array();
+  const { hdr, img: { length } } = masks[0], [, columns, rows] = hdr.dims, codes = new Uint8Array(length);
+  masks.forEach((mask, index) => {
+    if (!isSameGrid(mask, masks[0])) throw new Error("The masks lie on different grids.");
+    const { img } = mask, inside = 3 ** index;
+    for (let at = 0, x = 0, y = 0; at < length; at += 1) {
+      if (img[at] > 0) {
         const enclosed = x > 0 && x < columns - 1 && y > 0 && y < rows - 1
           && img[at - 1] > 0 && img[at + 1] > 0 && img[at - columns] > 0 && img[at + columns] > 0;
-        edge.img[at] = enclosed ? 0 : 1;
+        codes[at] += enclosed ? inside : 2 * inside;
       }
+      if ((x += 1) === columns) [x, y] = [0, (y + 1) % rows];
     }
-  }
-  return Object.assign(edge, { name: `${layer.name}-edge.nii.gz`, opacity: layer.visible ? 1 : 0, cal_min: 0, cal_max: 1 });
+  });
+  return codes;
+}
+
+function isSameGrid(one, other) {
+  return one.hdr.dims.slice(1, 4).every((size, axis) => size === other.hdr.dims[axis + 1])
+    && one.hdr.affine.flat().every((value, at) => Math.abs(value - other.hdr.affine.flat()[at]) < 0.01);
+}
+
+// The colour of each code, as the four bytes of an integer: the fills of visible layers over each other, then the edges.
+function coloursOf(layers, fill) {
+  return Uint32Array.from({ length: 3 ** layers.length }, (_, code) => {
+    const shown = layers.map((layer, index) => ({ ...layer, at: Math.floor(code / 3 ** index) % 3 })).filter(({ visible }) => visible);
+    const strokes = [
+      ...shown.filter(({ at }) => at > 0).map(({ colour }) => [COLOURS[colour], fill]),
+      ...shown.filter(({ at }) => at === 2).map(({ colour }) => [COLOURS[colour], 1]),
+    ];
+    let below = [0, 0, 0], alpha = 0;
+    for (const [colour, opacity] of strokes) {
+      const total = opacity + alpha * (1 - opacity) || 1;
+      below = below.map((value, channel) => (colour[channel] * opacity + value * alpha * (1 - opacity)) / total);
+      alpha = opacity + alpha * (1 - opacity);
+    }
+    return new DataView(Uint8Array.from([...below, 255 * alpha], Math.round).buffer).getUint32(0, true);
+  });
+}
+
+// A volume of colours on the grid of a mask.
+function paintOn(mask) {
+  const paint = mask.clone();
+  Object.assign(paint.hdr, { datatypeCode: NIFTI_RGBA, numBitsPerVoxel: 32, scl_slope: 1, scl_inter: 0 });
+  return Object.assign(paint, { name: "masks.nii.gz", img: new Uint8Array(4 * mask.img.length) });
 }
 
 // The voxel of a mask nearest to the middle of its slice with most voxels; null for an empty mask.
