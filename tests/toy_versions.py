@@ -45,7 +45,11 @@ class ToyRegistry:
     def __post_init__(self) -> None:
         self.client: Any = connect().MlflowClient()
         self.client.create_registered_model(self.name)
-        self.experiment = self.client.create_experiment("toy", artifact_location=(self.folder / "artifacts").as_uri())
+        self.experiment = self.client.create_experiment("toy", artifact_location=self.artifacts())
+
+    def artifacts(self) -> str | None:
+        """Where artifacts lie; None is the server's own place."""
+        return (self.folder / "artifacts").as_uri()
 
     def add(self, table: pd.DataFrame | None, test_set: str = "a", model: Path | None = None, **facts: str) -> str:
         """The number of a new version with these scores by case; None registers it without, as older releases did.
@@ -93,3 +97,10 @@ class ToyRegistry:
 
     def tags(self, numbers: Sequence[str]) -> list[dict[str, str]]:
         return [dict(self.client.get_model_version(self.name, number).tags) for number in numbers]
+
+
+class ServedRegistry(ToyRegistry):
+    """A registered model whose files MLflow's server keeps."""
+
+    def artifacts(self) -> None:
+        return None

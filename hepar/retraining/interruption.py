@@ -40,18 +40,13 @@ class Interruption:
             self._allowed = False
 
     def put_off(self) -> None:
-        """Only note the signal from now on. Raises Interrupted if it has arrived."""
+        """Only note the signal for the rest of the context."""
         self._allowed = False
-        self.check()
 
     def check(self) -> None:
         """Raise Interrupted if the signal has arrived."""
-        if self.has_arrived():
+        if self._before() or self._caught():
             raise Interrupted
-
-    def has_arrived(self) -> bool:
-        """Whether the signal has arrived."""
-        return self._before() or self._caught()
 
     def _arrive(self) -> None:
         if self._allowed:

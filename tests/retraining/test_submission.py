@@ -299,10 +299,14 @@ def test_what_cleans_up_after_sigterm_is_not_interrupted() -> None:
     """A scheduler may send the signal twice; the handler from before comes back."""
     before, cleaned = signal.getsignal(signal.SIGTERM), []
     interruption = Interruption(lambda: False)
+
+    def clean_up() -> None:
+        sigterm()
+        cleaned.append(True)
+
     with interruption.caught():
         with pytest.raises(Interrupted), interruption.allowed(), contextlib.ExitStack() as stack:  # noqa: PT012
-            stack.callback(cleaned.append, True)
-            stack.callback(sigterm)
+            stack.callback(clean_up)
             sigterm()
         with pytest.raises(Interrupted), interruption.allowed():
             pytest.fail("it has arrived already")

@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,19 @@ import pytest
 import services
 import yaml
 from conftest import BIN, ROOT, TINY, environment
-from toy_versions import ToyRegistry, scores, toy_gates
+from counting_proxy import counting_proxy
+from toy_challenger import publish_challenger
+from toy_versions import ServedRegistry, ToyRegistry, scores, toy_gates
 from workflows.workflow_files import loaded, triggers
 
+from hepar.cases import Cohort
 from hepar.params import CHAMPION, Params
 from hepar.registry.champion import Judge, settle
 from hepar.registry.model_registry import PREVIOUS, RegisteredModel
 from hepar.registry.tracking import connect
+from hepar.runtime import s3_client
 from hepar.runtime.notification import EVENT_TYPE
+from hepar.runtime.object_store import Store
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
 NAME, PASSWORD, COMMIT = "hepar-toy", "a-password-of-the-test", "c0ffee"
@@ -166,12 +171,16 @@ class Repository:
     folder: Path
     database: str
 
+    secrets: dict[str, str] = field(default_factory=dict)
+
     def act(self, name: str, event: str = "workflow_dispatch", payload: Any = None, **variables: str) -> str:
         """What a workflow prints; it must succeed."""
         given = {"MLFLOW_TRACKING_URI": self.database, **variables}
         words = [services.program("act"), event, "--workflows", f".github/workflows/{name}.yaml"]
         words += ["--platform", "ubuntu-latest=-self-hosted", "--secret", f"MLFLOW_TRACKING_PASSWORD={PASSWORD}"]
         words += ["--secret", "GITHUB_TOKEN=token-of-the-test", "--actor", "somebody"]
+        for key, value in self.secrets.items():
+            words += ["--secret", f"{key}={value}"]
         for key, value in given.items():
             words += ["--var", f"{key}={value}"]
         (self.folder.parent / "event.json").write_text(json.dumps(payload or {}))
@@ -266,6 +275,41 @@ def test_a_report_opens_a_pull_request_whose_merge_promotes(
     commit_again(repository.folder)
     assert f"version {number}: champion" in repository.act("promote", "push", **given)
     assert (model.aliases()[CHAMPION], model.aliases()[PREVIOUS]) == (number, "2")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # connections of boto3 and MLflow
+def test_a_promotion_needs_no_more_than_the_store_and_the_registry(
+    repository: Repository, tmp_path: Path, tiny: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The champion was scored on other patients. Of the cohort in S3 the test patients alone are fetched."""
+    with (
+        services.postgres_server(tmp_path) as database,
+        services.s3_server(tmp_path / "s3", buckets=("mlflow", "store")) as s3,
+        services.mlflow_server(tmp_path, {**database, **s3}) as url,
+        counting_proxy(s3["AWS_ENDPOINT_URL"]) as (address, traffic),
+    ):
+        for name, value in {**s3, "MLFLOW_TRACKING_URI": url}.items():
+            monkeypatch.setenv(name, value)
+        s3_client.client.cache_clear()  # of another test's server
+        made = publish_challenger(tmp_path, tiny, Store("s3://store/hepar"), ServedRegistry(tmp_path / "registry"))
+        values = {"extends": str(TINY), "register": made.params.model_dump(mode="json")}
+        (repository.folder / "own.yaml").write_text(yaml.safe_dump(values))
+        commit_again(repository.folder)
+        images = {
+            patient: Store("s3://store/hepar").listing(made.version)[Cohort.volume(patient, "image")]
+            for patient in (*made.tested, *made.learned)
+        }
+        for name in s3:  # the workflow has its variables and secrets
+            monkeypatch.delenv(name)
+        keys = {key: s3[key] for key in services.S3_KEYS}
+        given = {"HEPAR_PARAMS": "own.yaml", "HEPAR_STORE": "s3://store/hepar", "AWS_ENDPOINT_URL": address}
+        runner = replace(repository, database=url, secrets=keys)
+        printed = runner.act("promote", payload={"inputs": {"version": made.number}}, **given)
+        s3_client.client.cache_clear()
+    assert f"version {made.number}: champion" in printed
+    fetched = {path.replace("/", "")[-32:] for path in traffic.fetched}
+    assert {patient for patient, md5 in images.items() if md5 in fetched} == set(made.tested)
 
 
 @pytest.mark.slow
