@@ -23,7 +23,7 @@ from hepar.imaging.masks import (
     remove_small_components,
 )
 from hepar.imaging.parallel_grids import Box, shared_slices, within
-from hepar.inference.first_pass import FirstPass, first_windows
+from hepar.inference.first_pass import FirstPass, Windows, first_windows
 from hepar.inference.prepared_scan import PreparedScan
 from hepar.inference.settings import OperatingPoint, PredictionSettings
 from hepar.inference.sliding_window import Probabilities, WindowGrid
@@ -70,15 +70,11 @@ def follow_liver(
     grid = WindowGrid.over(scan.grid.size_zyx, spec.patch_zyx, settings.overlap)
     if STRUCTURES[LIVER] not in spec.taught or 2 * len(first_windows(grid).corners) > len(grid.corners):
         return None
-    first = FirstPass.over(models, scan, settings, thresholds_r, count)
-    least_voxels = MIN_LIVER_ML / scan.grid.voxel_ml
-    found_zyx = remove_small_components(first.found_zyx, MIN_FOUND_ML / scan.grid.voxel_ml)
-    inner = bounding_box(found_zyx)
-    if inner is None or found_zyx.sum() < least_voxels:
+    if (start := _found_first(models, scan, settings, thresholds_r, count)) is None:
         return None
-    box = widened(inner, spec.patch_zyx, scan.grid.size_zyx)
-    region = Region(box, found_zyx[box])
-    prediction = VariantPrediction(models, scan, settings, box, first.windows, count)
+    region, known = start
+    least_voxels = MIN_LIVER_ML / scan.grid.voxel_ml
+    prediction = VariantPrediction(models, scan, settings, region.box, known, count)
     for _ in range(MAX_ROUNDS):
         if not prediction.predict(region.mask_zyx):
             return prediction, _around_largest(region, scan)
@@ -91,6 +87,23 @@ def follow_liver(
             region = region.moved(grown)
             prediction = VariantPrediction(models, scan, settings, grown, count=count)
     return None
+
+
+def _found_first(
+    models: Sequence[Model],
+    scan: PreparedScan,
+    settings: PredictionSettings,
+    thresholds_r: Sequence[float],
+    count: WindowCount,
+) -> tuple[Region, tuple[Windows, ...]] | None:
+    """What the first pass finds, and the windows in which it does; None if there is no liver of `MIN_LIVER_ML`."""
+    first = FirstPass.over(models, scan, settings, thresholds_r, count)
+    found_zyx = remove_small_components(first.found_zyx, MIN_FOUND_ML / scan.grid.voxel_ml)
+    inner = bounding_box(found_zyx)
+    if inner is None or found_zyx.sum() < MIN_LIVER_ML / scan.grid.voxel_ml:
+        return None
+    box = widened(inner, models[0].spec.patch_zyx, scan.grid.size_zyx)
+    return Region(box, found_zyx[box].copy()), first.windows  # a view would hold the mask of the whole scan
 
 
 def _around_largest(region: Region, scan: PreparedScan) -> Region:

@@ -80,11 +80,15 @@ def pick_device() -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast to half precision for bf16 and fp16; disabled for fp32."""
+    """Autocast to half precision for bf16 and fp16; disabled for fp32.
+
+    Without gradients it keeps no cast weights: a network reads each once, and they would take memory.
+    """
     import torch
 
     types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.autocast(device.type, types[precision], enabled=precision != "fp32")
+    half = precision != "fp32"
+    return torch.autocast(device.type, types[precision], enabled=half, cache_enabled=torch.is_grad_enabled())
 
 
 def inference_precision(network: torch.nn.Module, device: torch.device) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from hepar.networks.medformer import MedFormer, load_published_weights
+from hepar.networks.medformer import MedFormer, load_published_weights, operations
 from hepar.networks.medformer.attention import AttentionBlock
 from hepar.networks.medformer.convolutions import InstanceNorm
 from hepar.networks.medformer.weight_mapping import _reorder_heads, map_name
@@ -113,6 +116,32 @@ def test_the_output_has_the_grid_of_the_input(size: tuple[int, int, int]) -> Non
     network = MedFormer.from_config(SMALL).eval()
     with torch.no_grad():
         assert network(torch.randn(2, 1, *size)).shape == (2, 2, *size)
+
+
+@pytest.mark.parametrize("base", [3, 4])  # of the skip connection, whose width is a part of the map joined to it
+def test_a_prediction_of_large_maps_makes_no_larger_ones(base: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Largest(TorchDispatchMode):
+        """Keeps the size of the largest tensor that is made."""
+
+        values = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = function(*args, **(kwargs or {}))
+            self.values = max([self.values, *(t.numel() for t in tree_leaves(made) if isinstance(t, Tensor))])
+            return made
+
+    torch.manual_seed(0)
+    network = MedFormer.from_config({**SMALL, "base": base}).double().eval()
+    image = torch.randn(1, 1, 16, 32, 32).double()
+    outputs, values = [], []
+    for spared in (operations.SPARED_VALUES, 0):
+        monkeypatch.setattr(operations, "SPARED_VALUES", spared)
+        with torch.no_grad(), Largest() as largest:
+            outputs.append(network(image))
+        values.append(largest.values)
+    torch.testing.assert_close(*outputs)
+    assert values[0] >= (8 + base) * image.numel()  # joined
+    assert values[1] < 8 * image.numel()  # not even the upsampled one
 
 
 def test_the_auxiliary_output_exists_in_training_only() -> None:

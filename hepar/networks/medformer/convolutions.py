@@ -12,6 +12,7 @@ from hepar.networks.medformer.operations import (
     conv,
     depthwise_conv,
     instance_norm,
+    is_sparing,
     mean_over_space,
     pointwise_conv,
     upsample,
@@ -105,12 +106,33 @@ class ResidualConv(nn.Module):
     def forward(self, x_bcdhw: Tensor, skip_bcdhw: Tensor | None = None) -> Tensor:
         if not isinstance(self.shortcut, PreActConv):
             x_bcdhw = joined(x_bcdhw, skip_bcdhw)
-            return self.conv2(self.conv1(x_bcdhw)) + x_bcdhw  # type: ignore[no-any-return]
+            return self.conv2.conv(self.conv2.activated(self.conv1(x_bcdhw))) + x_bcdhw  # type: ignore[no-any-return]
+        if skip_bcdhw is not None and is_sparing(skip_bcdhw):
+            y_bcdhw = self.conv2.conv(self.conv2.activated(self._of_parts(self.conv1.conv, x_bcdhw, skip_bcdhw)))
+            return self._of_parts(self.shortcut.conv, x_bcdhw, skip_bcdhw, y_bcdhw)
         weight = torch.cat([self.conv1.conv.weight, self.shortcut.conv.weight])
         both_bcdhw = conv(self.conv1.activated(joined(x_bcdhw, skip_bcdhw)), weight)
         # split along the last axis in memory, so that the gradients are concatenated there
         first_bcdhw, shortcut_bcdhw = (part.movedim(-1, 1) for part in both_bcdhw.movedim(1, -1).chunk(2, dim=-1))
         return self.conv2(first_bcdhw) + shortcut_bcdhw  # type: ignore[no-any-return]
+
+    def _of_parts(
+        self, convolution: nn.Conv3d, low_bcdhw: Tensor, skip_bcdhw: Tensor, sum_bcdhw: Tensor | None = None
+    ) -> Tensor:
+        """The convolution of the joined map, normed, a part of its channels after the other; added to `sum_bcdhw`.
+
+        So neither the joined map nor its norm has to be held.
+        """
+        parts = [*low_bcdhw.split(skip_bcdhw.shape[1], dim=1), skip_bcdhw]
+        weights = convolution.weight.split([part.shape[1] for part in parts], dim=1)
+        for part_bcdhw, weight in zip(parts, weights, strict=True):
+            own_bcdhw = part_bcdhw if part_bcdhw is skip_bcdhw else upsample(part_bcdhw, skip_bcdhw.shape[2:])
+            own_bcdhw = self.conv1.activated(own_bcdhw)
+            own_bcdhw = conv(own_bcdhw, weight)
+            sum_bcdhw = own_bcdhw if sum_bcdhw is None else sum_bcdhw.add_(own_bcdhw)
+            del own_bcdhw  # or it would be held while those of the next channels are made
+        assert sum_bcdhw is not None
+        return sum_bcdhw
 
 
 def joined(low_bcdhw: Tensor, skip_bcdhw: Tensor | None) -> Tensor:
@@ -170,7 +192,10 @@ class PatchMerging(nn.Module):
         self.project = SeparableConv(inputs * prod(stride), outputs, kernel)
 
     def forward(self, x_bcdhw: Tensor) -> Tensor:
+        return self.project(self.norm(self._stacked(x_bcdhw)))  # type: ignore[no-any-return]
+
+    def _stacked(self, x_bcdhw: Tensor) -> Tensor:
         sd, sh, sw = self.stride
         cells = x_bcdhw.movedim(1, -1).unflatten(3, (-1, sw)).unflatten(2, (-1, sh)).unflatten(1, (-1, sd))
         stacked_bdhwc = cells.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4)  # from b d sd h sh w sw c
-        return self.project(self.norm(stacked_bdhwc.movedim(-1, 1)))  # type: ignore[no-any-return]
+        return stacked_bdhwc.movedim(-1, 1)

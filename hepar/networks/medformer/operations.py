@@ -18,11 +18,17 @@ from torch.autograd.function import once_differentiable
 NARROW_CHANNELS = 16  # with fewer, torch's gradient of a norm does not fill a vector register
 WIDE_CHANNELS = 80  # from here on torch computes the gradient of a kernel faster in 2-D than in 3-D
 SMALL_SCAN = 20480  # channels times rows up to which torch uses a slow kernel for a batch of one
+SPARED_VALUES = 2**25  # in a map, from which on a prediction saves memory instead of time
 FEW_VOXELS = 1024  # with fewer, torch's group norm is many times slower than its batch norm
 
 
 def _on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def is_sparing(x_bcdhw: Tensor) -> bool:
+    """Whether larger maps than this one are not to be made of it: in a prediction on a CPU, if it is large itself."""
+    return _on_cpu(x_bcdhw) and not torch.is_grad_enabled() and x_bcdhw.numel() >= SPARED_VALUES
 
 
 def _needs_own_gradient(x: Tensor) -> bool:
