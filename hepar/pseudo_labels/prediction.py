@@ -39,12 +39,13 @@ class PseudoLiver:
     votes_zyx: Sequence[Mask]
 
     def save(self, folder: Path) -> None:
-        """Write both masks and the signals into the new folder `folder`, which appears only when it is complete."""
+        """Write both masks and the signals into the folder `folder`, which appears only when it is complete."""
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         write_image(to_image(self.liver_zyx, self.geometry), partial / PseudoLabels.LIVER)
         write_image(to_image(self.uncertain_zyx, self.geometry), partial / PseudoLabels.UNCERTAIN)
         write_text(partial / SIGNALS_FILE, json.dumps(asdict(self.signals)))
+        shutil.rmtree(folder, ignore_errors=True)  # part of one that was being fetched
         partial.rename(folder)
 
 

@@ -1,11 +1,10 @@
 """Stage 3: predict the missing livers and judge them by the gates.
 
-Writes a folder `PseudoLabels`. A stopped run resumes after the last finished case.
+Writes a folder `PseudoLabels`. A stopped run resumes after its last case; with HEPAR_STORE, on an empty disk too.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from hepar.errors import ArtifactError
 from hepar.inference.model_folder import ModelFolder, hash_patient
 from hepar.inference.prediction import load_ensemble
 from hepar.params import PseudoLabelParams
+from hepar.pseudo_labels.finished import FinishedLivers
 from hepar.pseudo_labels.folder import LabelledCase, PseudoLabels
 from hepar.pseudo_labels.gates import ACCEPT, REJECT, REVIEW, judge
 from hepar.pseudo_labels.prediction import load_signals, predict_pseudo_liver
@@ -60,7 +60,7 @@ def run(
         seen = {modality: ModelFolder(teachers[modality]).load_patients() for modality in modalities}
         # the key leaves out the gates: with other gates, finished predictions are judged again
         predicting = params.model_dump(mode="json", exclude={"gates", "threads"})
-        finished = checkpoint_folder(pseudo, sha256_json([parents, predicting]))
+        finished = FinishedLivers(checkpoint_folder(pseudo, sha256_json([parents, predicting])))
         rows: list[dict[str, Any]] = []
         with (
             write_artifact(pseudo, PseudoLabels.KIND, parents) as folder,
@@ -68,11 +68,12 @@ def run(
         ):
             labels = PseudoLabels(folder)
             for case in unlabelled:
-                checkpoint = finished / case.case_id
-                if not checkpoint.is_dir():
-                    predict_pseudo_liver(case, cohort, models[case.modality], params).save(checkpoint)
-                labels.link_masks(case.case_id, checkpoint)
-                signals = load_signals(checkpoint)
+                liver = finished.find(case.case_id)
+                if liver is None:
+                    predicted = predict_pseudo_liver(case, cohort, models[case.modality], params)
+                    liver = finished.keep(case.case_id, predicted)
+                labels.link_masks(case.case_id, liver)
+                signals = load_signals(liver)
                 verdict = judge(signals, case.modality, params.gates)
                 labelled = LabelledCase(
                     case_id=case.case_id,
@@ -89,4 +90,4 @@ def run(
             labels.save_table(rows)
         if handover is not None:
             handover.finish(pseudo)
-        shutil.rmtree(finished, ignore_errors=True)
+        finished.remove([case.case_id for case in unlabelled])

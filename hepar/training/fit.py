@@ -21,16 +21,16 @@ from hepar.networks import OUTPUT_LAYERS, build_network
 from hepar.params import NetworkParams, TrainingParams
 from hepar.pool.table import Pool
 from hepar.registry.lineage_records import LINEAGE, write_records
-from hepar.registry.tracking import TrainingRun
+from hepar.registry.tracking import RUN_FILE, TrainingRun
 from hepar.runtime.artifacts import read_manifest, sha256_json, write_artifact
 from hepar.runtime.device import use_threads
 from hepar.runtime.progress import current_stage, stage
+from hepar.runtime.stored_checkpoint import StoredCheckpoint
 from hepar.runtime.unfinished import checkpoint_folder
-from hepar.training import distributed
+from hepar.training import checkpoint, distributed
 from hepar.training.liver_intensities import liver_intensities
 from hepar.training.loop import Trained, Trainer
 from hepar.training.operating_point import choose_operating_point
-from hepar.training.stored_checkpoint import StoredCheckpoint
 from hepar.training.validation import validation_cases
 
 MIN_TUMOUR_CASES = 5  # in validation; to fewer an extreme threshold fits by chance, and misses the tumours of others
@@ -101,7 +101,8 @@ def _fit(
         if distributed.rank() > 0:
             Trainer(network, pool, training, checkpoints, device, lambda step, metrics: None).run(current_stage())
             return
-        stored = StoredCheckpoint.of_environment(checkpoints.name, training.checkpoint_minutes)
+        files = (RUN_FILE, checkpoint.FILE)
+        stored = StoredCheckpoint.of_environment(checkpoints.name, files, training.checkpoint_minutes)
         if stored is not None:
             stored.restore(checkpoints)
         with TrainingRun(recipe.experiment, stage_name, spec, training, checkpoints) as run:

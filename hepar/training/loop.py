@@ -26,6 +26,7 @@ from hepar.params import TrainingParams
 from hepar.pool.table import Pool
 from hepar.runtime.device import autocast, catch_sigterm, memory_format
 from hepar.runtime.progress import Stage
+from hepar.runtime.stored_checkpoint import StoredCheckpoint
 from hepar.training import distributed
 from hepar.training.batches import Batch, LoaderWait, batches
 from hepar.training.checkpoint import load_checkpoint, save_checkpoint
@@ -34,7 +35,6 @@ from hepar.training.resource_errors import explain_resource_errors
 from hepar.training.sampling import PatchSampler
 from hepar.training.schedules import consistency_weight, learning_rate
 from hepar.training.state import TrainingState, Weights
-from hepar.training.stored_checkpoint import StoredCheckpoint
 from hepar.training.validation import count_overlaps, validation_cases, validation_score
 
 LOG_POINTS = 50  # training losses kept in the history

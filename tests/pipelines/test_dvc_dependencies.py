@@ -30,6 +30,7 @@ CANNOT_CHANGE_A_RESULT = {  # modules that no stage depends on, and why
     "hepar.runtime.scratch": "where temporary files lie",
     "hepar.runtime.tensor_files": "how torch's errors are worded",
     "hepar.runtime.seals": "when an artifact was sealed",
+    "hepar.runtime.stored_checkpoint": "brings unfinished work to a store and back",
     "hepar.runtime.stored_files": "which files are in a store",
     "hepar.runtime.stored_versions": "puts artifacts into a store and opens them again",
     "hepar.runtime.verification": "refuses what is damaged",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import script
 
 import hepar.stages.pseudo_label
 from hepar.cases import Case, Modality
@@ -15,10 +17,32 @@ from hepar.errors import ArtifactError
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import Params
 from hepar.pseudo_labels.folder import PseudoLabels
+from hepar.pseudo_labels.prediction import SIGNALS_FILE
 from hepar.pseudo_labels.signals import Signals
 from hepar.runtime.artifacts import read_manifest, write_artifact
+from hepar.runtime.environment import STORE_VARIABLE
 
 pytestmark = pytest.mark.slow
+
+# labels in a process of its own, which dies when the first case is in the store, as a pod whose node is lost
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_pseudo_label_stage import pseudo_label
+from conftest import TINY
+from hepar.params import load_params
+from hepar.pseudo_labels.finished import FinishedLivers
+
+keep = FinishedLivers.keep
+
+def keep_and_die(self, case_id, finished):
+    keep(self, case_id, finished)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+FinishedLivers.keep = keep_and_die
+pseudo_label(Path(sys.argv[1]), Path(sys.argv[2]), load_params(TINY))
+"""
 
 
 def teachers(run: Path) -> dict[Modality, Path]:
@@ -59,6 +83,30 @@ def test_an_interrupted_stage_resumes_after_its_last_case_with_the_same_bytes(
     assert later == first[1:]
     assert PseudoLabels.load(pseudo).manifest.hash == PseudoLabels.load(by_kfp / "pseudo").manifest.hash
     assert not list((tmp_path / ".checkpoints").glob("*"))
+
+
+def test_a_killed_stage_resumes_on_an_empty_disk_with_the_same_bytes(
+    by_kfp: Path, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, new, store = tmp_path / "lost" / "pseudo", tmp_path / "new" / "pseudo", tmp_path / "store"
+    words = (str(by_kfp), str(lost), str(Path(__file__).parent))
+    killed = script(KILLED, *words, folder=tmp_path, **{STORE_VARIABLE: str(store)})
+    assert killed.code == -signal.SIGKILL, killed.stderr
+    (kept,) = (store / "checkpoints").glob(f"pseudo-*/*/{SIGNALS_FILE}")
+    shutil.rmtree(lost.parent)
+    monkeypatch.setenv(STORE_VARIABLE, str(store))
+    predicted = record_predictions(monkeypatch)
+    pseudo_label(by_kfp, new, tiny)
+    undisturbed = files(by_kfp / "pseudo")
+    assert files(new) == undisturbed
+    labelled = {row["case_id"] for row in PseudoLabels(new).rows()}
+    assert set(predicted) == labelled - {kept.parent.name}
+    assert predicted, "the killed run has not done everything"
+    assert not [path for path in (store / "checkpoints").rglob("*") if path.is_file()], "removed once it has finished"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_resumed_stage_applies_changed_gates_to_finished_predictions(

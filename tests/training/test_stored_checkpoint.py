@@ -18,9 +18,9 @@ from hepar.params import Params
 from hepar.runtime.artifacts import read_manifest
 from hepar.runtime.environment import STORE_VARIABLE
 from hepar.runtime.object_store import Store
-from hepar.training.checkpoint import load_checkpoint, save_checkpoint
+from hepar.runtime.stored_checkpoint import StoredCheckpoint
+from hepar.training.checkpoint import FILE, load_checkpoint, save_checkpoint
 from hepar.training.fit import Recipe, fit_model
-from hepar.training.stored_checkpoint import StoredCheckpoint
 
 STEPS, KILLED_AFTER = 6, 3
 # trains in a process of its own, which dies with the step's checkpoint in the store, as a pod whose node is lost
@@ -31,7 +31,7 @@ sys.path.insert(0, sys.argv[2])
 from test_stored_checkpoint import KILLED_AFTER, TOYS, fit_model, recipe, toy_pool
 from toy_training import TINY
 from hepar.params import load_params
-from hepar.training.stored_checkpoint import StoredCheckpoint
+from hepar.runtime.stored_checkpoint import StoredCheckpoint
 
 save, saved = StoredCheckpoint.save, []
 
@@ -83,16 +83,16 @@ def test_a_new_container_with_an_empty_disk_ends_with_the_same_weights(
 
 def test_a_store_that_fails_does_not_end_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "store").write_text("not a folder")
-    stored = StoredCheckpoint(Store(str(tmp_path / "store")), "model-1", minutes=60.0)
+    stored = StoredCheckpoint(Store(str(tmp_path / "store")), "model-1", (FILE,), minutes=60.0)
     save_checkpoint(tmp_path / "here", {"step": 1})
     stored.save(tmp_path / "here")
     stored.remove()
-    assert "the checkpoint was not sent, and is tried again later" in capsys.readouterr().err
+    assert "the checkpoint was not sent" in capsys.readouterr().err
     assert not stored.is_due()
 
 
 def test_a_checkpoint_on_the_disk_goes_before_that_of_the_store(tmp_path: Path) -> None:
-    stored = StoredCheckpoint(Store(str(tmp_path / "store")), "model-1", minutes=60.0)
+    stored = StoredCheckpoint(Store(str(tmp_path / "store")), "model-1", (FILE,), minutes=60.0)
     stored.restore(tmp_path / "new")
     assert not (tmp_path / "new").exists(), "the store has none"
     save_checkpoint(tmp_path / "old", {"step": 1})
