@@ -16,7 +16,7 @@ from typing import Any
 
 from components.images import check_digests
 from hepar.cli.cluster import ACCOUNT_VARIABLE, NAMESPACE_VARIABLE, PIPELINE_FILE, RunRequest
-from hepar.errors import HeparError
+from hepar.errors import HeparError, ParamsError
 from hepar.ingest.listing import list_source
 from hepar.params import Params, PipelineParams, dump_params
 from hepar.registry.tracking import storage_errors
@@ -30,6 +30,7 @@ from pipelines.steps import say
 
 ENDED_BADLY = ("FAILED", "CANCELED", "SKIPPED")
 KEY_CHARACTERS = 16
+MAX_RUN_NAME, MAX_EXPERIMENT_NAME = 255, 128  # characters that KFP's database holds
 POLL_SECONDS = 15.0
 
 
@@ -54,11 +55,14 @@ class PlannedRun:
 def plan_run(package: Path, overrides: Mapping[str, Any], name: str = "") -> PlannedRun:
     """The run of a compiled pipeline with overrides; `name` replaces the key.
 
-    Raises ParamsError if an override is refused or an image is named by a tag, DataError if the source cannot be
-    listed from here.
+    Raises ParamsError if an override is refused, a name is too long for KFP or an image is named by a tag, DataError if
+    the source cannot be listed from here.
     """
     pipeline = CompiledPipeline.load(package)
     params, arguments = pipeline.arguments(overrides)
+    for what, given, most in (("--name", name, MAX_RUN_NAME), ("experiment", params.experiment, MAX_EXPERIMENT_NAME)):
+        if len(given) > most:
+            raise ParamsError(f"{what} has {len(given)} characters, but KFP takes at most {most}: {given}")
     check_digests(pipeline.images)
     further = {key: value for key, value in arguments.items() if key not in SECTIONS}
     name = name or f"{pipeline.name}-{run_key(pipeline.images, params, further)}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kfp import compiler, dsl
+from kfp.dsl.utils import validate_pipeline_name
 
 from components import stages
 from hepar.errors import ParamsError
@@ -64,9 +65,11 @@ UNCACHED = (INGEST, ASSEMBLE_POOL)  # files behind a path may have changed, revi
 def compile_study(path: Path, package: Path, source: str | None) -> None:
     """Compile the study in the file `path` to the pipeline `package`, with every cell unrolled.
 
-    The tables of folds go to the store. Raises ParamsError if `package` is no YAML file, or as `store_folds`.
+    The tables of folds go to the store. Raises ParamsError if `package` is no YAML file, if KFP refuses the name of the
+    study, or as `store_folds`.
     """
     study = load_study(path, source)
+    _check_name(study)
     if package.suffix != SUFFIX:
         raise ParamsError(f"--cluster is {package} but its name must end in {SUFFIX}")
     package.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +83,7 @@ def as_pipeline(study: Study, cells: list[StudyCell]) -> Any:
     """The pipeline of all cells; a task's name begins with the arm, seed and fold that first need it."""
     names = {step.key: f"{cell.title}: {step.name}" for cell in reversed(cells) for step in cell.steps}
 
-    @dsl.pipeline(name=f"hepar-study-{study.name}".lower(), description=study.file.question)
+    @dsl.pipeline(name=_pipeline_name(study), description=study.file.question)
     def fan_out() -> None:
         tasks: dict[str, Any] = {}
         for step in unique_steps(cells):
@@ -92,6 +95,21 @@ def as_pipeline(study: Study, cells: list[StudyCell]) -> Any:
                 tasks[step.key] = task
 
     return fan_out
+
+
+def _pipeline_name(study: Study) -> str:
+    return f"hepar-study-{study.name}".lower()
+
+
+def _check_name(study: Study) -> None:
+    name = _pipeline_name(study)
+    try:
+        validate_pipeline_name(name)
+    except ValueError:
+        raise ParamsError(
+            f"study {study.name}: its pipeline would be {name}, but KFP takes at most 128 characters, and only letters,"
+            " digits and hyphens: rename the file"
+        ) from None
 
 
 def _connect(step: PlannedStep, tasks: Mapping[str, Any]) -> Tasks:

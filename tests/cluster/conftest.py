@@ -7,15 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from cluster.kfp_stand_in import KfpStandIn, kfp_stand_in
+from cluster.kfp_stand_in import DIGEST, SOURCE, KfpStandIn, kfp_stand_in
 from conftest import ROOT, succeed
 
 from hepar.cli.cluster import ACCOUNT_VARIABLE, NAMESPACE_VARIABLE, RunRequest
 from pipelines import kfp_server, submission
 from pipelines.kfp_server import ENDPOINT_VARIABLE, TOKEN_VARIABLE
 
-DIGEST = f"registry.example.org/hepar@sha256:{'a' * 64}"
-SOURCE = {"source": "phantoms"}
 OF_ONE_SERVER = ("address", "lock")
 
 

@@ -30,6 +30,8 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from pipelines.compiled import LOADER
 
 PREFIX = "/apis/v2beta1"
+# what tests compile into the pipeline, and submit
+DIGEST, SOURCE = f"registry.example.org/hepar@sha256:{'a' * 64}", {"source": "phantoms"}
 LOST = 0  # a fault: the request is carried out and the connection closed without an answer
 JSON_TYPES: dict[str, Callable[[Any], bool]] = {
     "STRING": lambda value: isinstance(value, str),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +15,8 @@ import mlflow
 import pytest
 import yaml
 from click.testing import CliRunner
-from cluster.kfp_stand_in import LOST, Fault, KfpStandIn, Refused, kfp_stand_in, parse_spec
-from conftest import ROOT, TINY, succeed
+from cluster.kfp_stand_in import DIGEST, LOST, SOURCE, Fault, KfpStandIn, Refused, parse_spec
+from conftest import TINY
 from typer.testing import CliRunner as TyperRunner
 
 from hepar.cli.cluster import RunRequest
@@ -28,7 +28,7 @@ from hepar.retraining.decision import RetrainingEvidence, decide_retraining
 from hepar.retraining.looking import Look
 from hepar.retraining.submission import FINISHED, KILLED, RUNNING
 from hepar.runtime.device import catch_sigterm
-from pipelines import kfp_server, submission
+from pipelines import submission
 from pipelines.compiled import CompiledPipeline
 from pipelines.kfp_server import TOKEN_VARIABLE, KfpServer
 from pipelines.submission import (
@@ -41,43 +41,6 @@ from pipelines.submission import (
     submit_run,
     submit_to_cluster,
 )
-
-DIGEST = f"registry.example.org/hepar@sha256:{'a' * 64}"
-SOURCE = {"source": "phantoms"}
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The two-stage pipeline, compiled, with an image by digest."""
-    path = tmp_path_factory.mktemp("compiled") / "two_stage.yaml"
-    succeed(
-        "kfp", "dsl", "compile", "--py", "pipelines/two_stage.py", "--output", str(path), cwd=ROOT, HEPAR_IMAGE=DIGEST
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[KfpStandIn]:
-    with kfp_stand_in() as server:
-        yield server
-
-
-@pytest.fixture
-def kfp(running: KfpStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KfpStandIn:
-    """The stand-in, empty; nobody waits."""
-    fresh = KfpStandIn()
-    for name in ("token", "states", "faults", "experiments", "pipelines", "versions", "runs", "looks"):
-        setattr(running, name, getattr(fresh, name))
-    monkeypatch.setattr(kfp_server, "PAUSES", (0.01, 0.01))
-    monkeypatch.setattr(submission, "POLL_SECONDS", 0.01)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'none.db'}")
-    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
-    return running
-
-
-@pytest.fixture
-def request_(kfp: KfpStandIn, compiled: Path) -> RunRequest:
-    return RunRequest(compiled, dict(SOURCE), "", kfp.address, "", "", wait=False, dry_run=False)
 
 
 def test_two_submissions_give_one_run(
@@ -218,6 +181,11 @@ def test_the_name_is_a_key_over_image_params_source_and_champion(
         names.append(name())
     assert len(set(names)) == len(names)
     assert plan_run(compiled, SOURCE, name="backfill-2024").name == "backfill-2024"
+    assert plan_run(compiled, SOURCE, name="a" * 255).name == "a" * 255
+    with pytest.raises(ParamsError, match=r"^--name has 256 characters, but KFP takes at most 255: a{256}$"):
+        plan_run(compiled, SOURCE, name="a" * 256)
+    with pytest.raises(ParamsError, match=r"^experiment has 129 characters, but KFP takes at most 128: b{129}$"):
+        name(experiment="b" * 129)
 
 
 def test_a_run_of_other_params_by_the_runner_of_retraining(

@@ -191,3 +191,18 @@ def test_folds_that_a_cluster_cannot_read_are_refused(
     with pytest.raises(ParamsError, match=r"folds is 2: their tables go to .*, so set HEPAR_STORE to its address"):
         compile_study(study, package, "s3://pools/scans/all/cohort.csv")
     assert not package.exists()
+
+
+@pytest.mark.parametrize("name", ["a" * 117, "a_b"])
+def test_a_name_that_kfp_refuses_ends_in_a_sentence(tmp_path: Path, name: str) -> None:
+    study = write_study(tmp_path).rename(tmp_path / f"{name}.yaml")
+    with pytest.raises(ParamsError, match=rf"^study {name}: its pipeline would be hepar-study-{name}, but KFP takes"):
+        compile_study(study, tmp_path / "built" / "study.yaml", "phantoms")
+    assert not (tmp_path / "built").exists()
+
+
+def test_the_longest_name_that_kfp_takes_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ONE_MACHINE_VARIABLE, "1")
+    study = write_study(tmp_path, seeds=[1]).rename(tmp_path / f"{'A' * 116}.yaml")
+    compile_study(study, tmp_path / "study.yaml", "phantoms")
+    assert (tmp_path / "study.yaml").is_file()
