@@ -93,7 +93,7 @@ def use(url: str, content: bytes, size_xyz: list[int], end: float, tally: Tally)
             tally.retried += 1
         if time.monotonic() > end:
             raise TimeoutError("the queue stays full")
-        time.sleep(0.5)
+        time.sleep(float(answer.headers["Retry-After"]))
     answer.raise_for_status()
     job = answer.json()
     while job["state"] not in ("done", "failed"):
