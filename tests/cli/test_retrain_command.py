@@ -205,6 +205,8 @@ def test_watch_trains_once_and_stops_on_a_signal(place: Workplace, monkeypatch: 
     assert lines[1].startswith("trained: 2 unknowns became known (CT/phantom 1, MR/phantom 1): 2 liver drawn")
     assert f"; {NAME} version 1, champion; next look in 0 s" in lines[1]  # what the run has registered
     assert lines[2].startswith("not trained: this state has been trained already")
+    assert f": {NAME} version 1, " in lines[2]
+    assert "`hepar promote 1` decides again" in lines[2]
     assert len(place.trained) == 1
 
 

@@ -179,6 +179,7 @@ class Repository:
         words = [services.program("act"), event, "--workflows", f".github/workflows/{name}.yaml"]
         words += ["--platform", "ubuntu-latest=-self-hosted", "--secret", f"MLFLOW_TRACKING_PASSWORD={PASSWORD}"]
         words += ["--secret", "GITHUB_TOKEN=token-of-the-test", "--actor", "somebody"]
+        words += ["--env", f"HEPAR_CACHE={self.folder.parent / 'cache'}"]
         for key, value in self.secrets.items():
             words += ["--secret", f"{key}={value}"]
         for key, value in given.items():
