@@ -42,7 +42,8 @@ ScoredCohort = Annotated[
     Path | None,
     typer.Option(
         "--cohort",
-        help="Cohort folder that the report scores, for a champion that was scored on other test patients.",
+        help="Cohort folder that the report scores, for a champion that was scored on other test patients. Without one,"
+        " 'promote' takes it from HEPAR_STORE.",
         show_default="cohort, if it exists",
     ),
 ]
