@@ -95,6 +95,7 @@ class HeparViewer {
 
   // Draw the texture of one volume anew: that takes long in a large scan.
   redraw(volume) {
+    if (volume === this.paint) this.niivue.gl.deleteTexture(this.niivue.overlayTexture); // NiiVue leaves it and makes a new one
     this.niivue.refreshLayers(volume, this.niivue.volumes.indexOf(volume));
     this.niivue.drawScene();
   }
@@ -153,7 +154,7 @@ class HeparViewer {
   fillPaint() {
     if (!this.paint) return;
     const colours = coloursOf(this.layers, this.fill), painted = new Uint32Array(this.paint.img.buffer);
-    this.codes.forEach((code, at) => { painted[at] = colours[code]; });
+    for (let at = 0; at < painted.length; at += 1) painted[at] = colours[this.codes[at]];
   }
 
   // Go to the axial slice with most of the first layer that is not empty.
