@@ -35,9 +35,9 @@ Corner = tuple[int, int, int]
 class WindowGrid:
     """The windows over an image of `size_zyx` voxels, by their first voxels along each axis.
 
-    They are evenly spaced, so that all overlap alike: at MONAI's places, where the last one is moved back to the
-    border, the same weights found fewer tumours. An axis on which the image is smaller has one window, which the image
-    lies in the middle of.
+    They lie where those of MONAI's `sliding_window_inference` do: a step apart from the first voxel on, the last one
+    moved back to the border. An axis on which the image is smaller has one window, which the image lies in the middle
+    of.
     """
 
     size_zyx: SizeZYX
@@ -230,11 +230,11 @@ def cut_window(
 
 
 def _starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
-    """First voxels of the windows along an axis: evenly spaced, from the first voxel to the last."""
+    """First voxels of the windows along an axis."""
     if size <= patch:
         return (-((patch - size) // 2),)
-    count = 1 + math.ceil((size - patch) / max(1, patch * (1 - overlap)))
-    return tuple(round(i * (size - patch) / max(count - 1, 1)) for i in range(count))
+    step = max(1, int(patch * (1 - overlap)))
+    return (*range(0, size - patch, step), size - patch)
 
 
 def _covering(starts: Sequence[int], patch: int) -> tuple[int, ...]:

@@ -198,4 +198,4 @@ class PatchMerging(nn.Module):
         sd, sh, sw = self.stride
         cells = x_bcdhw.movedim(1, -1).unflatten(3, (-1, sw)).unflatten(2, (-1, sh)).unflatten(1, (-1, sd))
         stacked_bdhwc = cells.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4)  # from b d sd h sh w sw c
-        return stacked_bdhwc.movedim(-1, 1)
+        return stacked_bdhwc.movedim(-1, 1)  # type: ignore[no-any-return]
