@@ -215,25 +215,20 @@ def evaluate(
     from pathlib import Path
 
     import hepar.stages.evaluate
-    from components.stored_artifacts import StoredArtifact
+    from components.stored_artifacts import ShownReport, StoredArtifact
     from hepar.evaluation.report_folder import Report
-    from hepar.evaluation.short_page import shorten_page
     from hepar.params import EvaluateParams, read_section
-    from hepar.runtime.fetching import fetched
-    from hepar.runtime.whole_files import write_text
 
     hepar.stages.evaluate.run(
         Path(cohort.path),
         Path(model.path),
         Path(report.path),
         read_section(EvaluateParams, params),
-        StoredArtifact(Report.KIND, report.metadata),
+        ShownReport(StoredArtifact(Report.KIND, report.metadata), Path(page.path)),
     )
     written = Report.load(Path(report.path))
     for name, value in written.mean_dice().items():
         scores.log_metric(name, value)
-    with fetched(written.page) as here:
-        write_text(Path(page.path), shorten_page(here[written.page].read_text("utf-8"), max_bytes=600_000))
     return written.manifest.hash
 
 

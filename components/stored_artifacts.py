@@ -12,6 +12,7 @@ from pathlib import Path
 from hepar.cases import Cohort
 from hepar.errors import DataError
 from hepar.evaluation.report_folder import Report
+from hepar.evaluation.short_page import shorten_page
 from hepar.params import REGISTERED
 from hepar.pool.table import Pool
 from hepar.pseudo_labels.folder import PseudoLabels
@@ -19,8 +20,10 @@ from hepar.registry.model_registry import cohort_version, pool_version
 from hepar.runtime.object_store import Store
 from hepar.runtime.progress import current_stage
 from hepar.runtime.stored_versions import open_version, publish
+from hepar.runtime.whole_files import write_text
 
 NONE = "none"
+MAX_SHOWN_BYTES = 600_000  # of a page; with the tables of the report, a step's artifacts have less than 1 MB
 BULK: Mapping[str, tuple[str, ...]] = {  # by kind, the files and subfolders that go to the store alone
     Cohort.KIND: (Cohort.VOLUMES,),
     PseudoLabels.KIND: (PseudoLabels.MASKS,),
@@ -65,3 +68,20 @@ class StoredArtifact:
         """Leave the artifact by reference. Raises StorageError if the store fails; the folder then stays whole."""
         if (store := Store.of_environment()) is not None:
             self.metadata["version"] = publish(folder, BULK[self.kind], store)
+
+
+@dataclass(frozen=True)
+class ShownReport:
+    """A report on its way to the store, and the file `page` that KFP shows: its page, with fewer pictures if that is
+    large."""
+
+    stored: StoredArtifact
+    page: Path
+
+    def start(self, folder: Path) -> None:
+        """A report starts from nothing."""
+
+    def finish(self, folder: Path) -> None:
+        """Write the page that is shown, and hand over the report. Raises StorageError if either fails."""
+        write_text(self.page, shorten_page(Report(folder).page.read_text("utf-8"), MAX_SHOWN_BYTES))
+        self.stored.finish(folder)
