@@ -4,15 +4,16 @@
 
 All arms start from the scan in memory and end with masks on its own grid, with the same network, overlap, thresholds
 and postprocessing. `hepar` predicts the windows that matter to the liver, `whole` (with a model) all windows of the
-same grid. `monai` resamples the whole scan, predicts it in single precision by MONAI's sliding window, and resamples the
-probabilities of both structures back. Each arm runs in a process of its own, in turns; its peak resident
-memory (Linux) is printed too, and the CPU time, whose ratio holds on a busy machine too.
+same grid. `monai` resamples the whole scan, predicts it in single precision by MONAI's sliding window, and resamples
+the probabilities of both structures back. Each arm runs in a process of its own, in turns; its peak resident memory
+(Linux) is printed too, and the CPU time, whose ratio holds on a busy machine too.
 
 Without a model, the network of the params file has random weights and runs at its full cost, but the liver is found by
 the intensities of a synthetic scan: that measures time and memory. With a model and a scan that holds a liver, the scan
 is resampled to 512×512×300 first, and the Dice of the livers of `hepar` with those of the two others is printed: with
-`whole` it says what is lost by leaving windows out, with `monai` also what resampling and precision change. MONAI's time
-over a scan with more windows than `--monai-windows` is extrapolated from eight windows, and its Dice is not measured.
+`whole` it says what is lost by leaving windows out, with `monai` also what resampling and precision change. The time of
+MONAI over a scan with more windows than `--monai-windows` is extrapolated from eight windows, and its Dice is not
+measured.
 `--hepar-every 50` runs a large network without a model for one window of fifty only, and extrapolates hepar's time.
 """
 
