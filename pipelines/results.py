@@ -39,7 +39,7 @@ PARAMS_FILE = "params.yaml"
 
 
 def find_artifacts(kfp_root: Path) -> dict[str, Path]:
-    """The finished artifacts in KFP's folders, by their place in the working directory.
+    """The finished artifacts in KFP's folders, by their place in the working directory; folds of a teacher have none.
 
     Raises ArtifactError if one is damaged.
     """
@@ -47,6 +47,8 @@ def find_artifacts(kfp_root: Path) -> dict[str, Path]:
     for manifest in sorted(kfp_root.glob(f"*/*/*/{MANIFEST}")):
         kind = read_any_manifest(manifest.parent).kind
         parents = verify_artifact(manifest.parent, kind).parents
+        if ModelFolder.FOLD in parents:
+            continue
         found[PLACES[parents[ModelFolder.ROLE] if kind == ModelFolder.KIND else kind]] = manifest.parent
     return found
 

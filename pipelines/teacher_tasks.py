@@ -14,6 +14,7 @@ from components import stages, steps
 from hepar.errors import ParamsError
 from pipelines.execution import ONE_MACHINE_VARIABLE
 
+SEPARATE_VARIABLE = "HEPAR_SEPARATE_FOLDS"
 MAX_FOLDS = sum(name.startswith("fold_") for name in steps.gather_folds.component_spec.inputs)
 Tasks = tuple[tuple[str, dsl.PipelineTask], ...]  # each with the name of its step
 
@@ -37,9 +38,10 @@ def connect_teacher(folds: int, **given: Any) -> Tasks:
 def separate_folds(folds: int) -> int:
     """The folds of a teacher that get tasks of their own; 1 for a run on this machine, whose tasks wait for each other.
 
-    One task preprocesses the scans once, and keeps the folds that it has finished when a run is begun again.
+    One task preprocesses the scans once, and keeps the folds that it has finished when a run is begun again. With
+    HEPAR_SEPARATE_FOLDS this machine runs what a cluster would.
     """
-    return 1 if os.environ.get(ONE_MACHINE_VARIABLE) else folds
+    return 1 if os.environ.get(ONE_MACHINE_VARIABLE) and not os.environ.get(SEPARATE_VARIABLE) else folds
 
 
 def fold_of(task: dsl.PipelineTask) -> str:

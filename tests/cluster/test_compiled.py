@@ -24,7 +24,7 @@ from hepar.params import ClusterParams, load_params
 from hepar.runtime.execution import KFP_RUN_VARIABLE, STAGE_IMAGE_VARIABLE
 from pipelines.compiled import CompiledPipeline
 from pipelines.execution import ONE_MACHINE_VARIABLE
-from pipelines.teacher_tasks import separate_folds
+from pipelines.teacher_tasks import SEPARATE_VARIABLE, separate_folds
 
 IMAGE = f"registry.example.org/hepar@sha256:{'a' * 64}"
 PATIENT = "planted-patient"
@@ -363,6 +363,8 @@ def test_on_one_machine_folds_stay_in_one_task(monkeypatch: pytest.MonkeyPatch) 
     assert separate_folds(3) == 3
     monkeypatch.setenv(ONE_MACHINE_VARIABLE, "1")
     assert separate_folds(3) == 1
+    monkeypatch.setenv(SEPARATE_VARIABLE, "1")
+    assert separate_folds(3) == 3
 
 
 def test_a_run_cannot_have_other_folds_than_were_compiled(folded: Compiled, tmp_path: Path) -> None:

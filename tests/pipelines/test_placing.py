@@ -13,7 +13,7 @@ from hepar.cases import Cohort
 from hepar.errors import ArtifactError
 from hepar.inference.model_folder import ModelFolder
 from hepar.runtime.artifacts import MANIFEST, read_manifest, write_artifact
-from pipelines.results import PARAMS_FILE, PLACES, finish_placing, place_results
+from pipelines.results import PARAMS_FILE, PLACES, find_artifacts, finish_placing, place_results
 
 ROLES = ("liver teacher CT", "liver teacher MR", "universal")
 
@@ -95,6 +95,14 @@ def test_a_second_death_while_the_first_is_mended_loses_nothing(
             finish_placing(workdir)
             assert tree(workdir) in expected.values(), f"killed before change {first}, then {second}"
             shutil.rmtree(workdir)
+
+
+def test_a_fold_of_a_teacher_has_no_place(tmp_path: Path) -> None:
+    kfp_root = write_kfp_folders(tmp_path, "new")
+    known, fold = find_artifacts(kfp_root), kfp_root / "two-stage-1" / "train-liver-fold" / "model"
+    with write_artifact(fold, ModelFolder.KIND, {"role": ROLES[0], "fold": "1/2"}) as folder:
+        (folder / "fold.txt").write_text("its last folder by name")
+    assert find_artifacts(kfp_root) == known
 
 
 def test_artifacts_go_to_their_places_by_kind_and_role(tmp_path: Path) -> None:
