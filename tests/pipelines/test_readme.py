@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 import yaml
 from commands import Shell
 from conftest import ROOT, made_once
+from doc_blocks import blocks
 from shrunk_params import write_shrunk_params
 from watched_secrets import Watch
 
@@ -68,21 +67,7 @@ INSTEAD = {
 }
 
 
-def blocks() -> Mapping[str, list[str]]:
-    """The commands of the README's bash blocks by the heading above them."""
-    found: dict[str, list[str]] = {}
-    heading = inside = ""
-    for line in (ROOT / "README.md").read_text().splitlines():
-        if line.startswith("```"):
-            inside = "" if inside else line.removeprefix("```") or "text"
-        elif inside == "bash" and line.strip():
-            found.setdefault(heading, []).append(re.sub(r"\s+# .*", "", line))
-        elif not inside and line.startswith("#"):
-            heading = line.lstrip("# ")
-    return found
-
-
-BLOCKS = blocks()
+BLOCKS = blocks(ROOT / "README.md")
 STAGES = BLOCKS["Stage by stage"]
 RUN = BLOCKS["Your own scans"]
 
