@@ -85,6 +85,25 @@ def test_each_voxel_of_the_segments_lies_on_its_source_pixel(orientation: tuple[
         assert found == pytest.approx(source_places_mm(paths, low), abs=0.02)
 
 
+def test_the_frames_lie_on_the_scan_by_their_own_headers(tmp_path: Path) -> None:
+    """Read without highdicom, which has written them."""
+    paths = write_series(tmp_path / "scan", two_lesions(), Placement(orientation=OBLIQUE))
+    written(predicted(tmp_path / "scan"), tmp_path, by_lesion=False)
+    read = pydicom.dcmread(PredictionFolder(tmp_path / "out").folder / PredictionFolder.SEG)
+    shared = read.SharedFunctionalGroupsSequence[0]
+    along_row, along_column = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
+    row_mm, column_mm = map(float, shared.PixelMeasuresSequence[0].PixelSpacing)
+    points: dict[int, list[Array]] = {1: [], 2: []}
+    for pixels, frame in zip(read.pixel_array, read.PerFrameFunctionalGroupsSequence, strict=True):
+        rows, columns = np.nonzero(pixels)
+        steps = columns[:, None] * column_mm * along_row + rows[:, None] * row_mm * along_column
+        position_mm = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
+        points[frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber].append(position_mm + steps)
+    for number, low in ((1, 25), (2, 200)):
+        found = np.round(np.concatenate(points[number]), 2) + 0.0
+        assert found[np.lexsort(found.T)] == pytest.approx(source_places_mm(paths, low), abs=0.02)
+
+
 def test_segments_have_codes_and_labels_and_say_what_they_are_for(tmp_path: Path) -> None:
     write_series(tmp_path / "scan", two_lesions())
     segmentation, report = written(predicted(tmp_path / "scan"), tmp_path)

@@ -14,11 +14,14 @@ import requests
 from dicom_files import phantom_voxels, write_series
 from predicted import predictor
 from services import orthanc_server
+from toy_model import constant_weights, write_model
 from typer.testing import CliRunner
 
 import hepar.prediction.opening
 from hepar.cli.main import app
 from hepar.errors import ArtifactError, DataError
+from hepar.imaging.preprocessing import PreprocessingPlan
+from hepar.params import Params
 from hepar.prediction.folder import PredictionFolder
 from hepar.service.listening import PLACE, FeedPlace, Listener
 from hepar.service.orthanc import OrthancServer
@@ -99,6 +102,27 @@ def test_a_series_whose_server_fails_is_tried_again(orthanc: str, tmp_path: Path
     mended.listener.look()
     assert mended.place.tries == {}
     assert modalities(orthanc, study) == ["CT", "SEG", "SR"]
+
+
+def test_the_command_follows_the_feed_from_one_look_to_the_next_and_predicts_all_windows_if_told_to(
+    orthanc: str, tmp_path: Path, tiny: Params
+) -> None:
+    plan = PreprocessingPlan(spacing_zyx_mm=(3.0, 0.8, 0.7), window_hu=(-100.0, 300.0), mr_percentiles=(2.0, 98.0))
+    write_model(tmp_path / "model", tiny, constant_weights(tiny, 0.9, 0.9), plan=plan, patch_zyx=(16, 16, 16))
+    shown = []
+    for number, options in enumerate(([], ["--whole"])):
+        command = ["listen", orthanc, "-o", str(tmp_path / "out"), "--model", str(tmp_path / "model"), "--once"]
+        first = CliRunner().invoke(app, [*command, *options], catch_exceptions=False)
+        assert first.exit_code == 0, first.output
+        assert first.stdout == ""  # what was there before the first look, or was predicted at the last one
+        study = send(orthanc, write_series(tmp_path / str(number), phantom_voxels(seed=7 + number)))
+        second = CliRunner().invoke(app, [*command, *options], catch_exceptions=False)
+        shown.append(json.loads(second.stdout))  # a single line
+        assert modalities(orthanc, study) == ["CT", "SEG", "SR"]
+        time.sleep(2.5)  # until what was stored is complete as well
+    measured = [PredictionFolder(Path(found["folder"])).load_measurements() for found in shown]
+    assert [found["made_by"]["whole"] for found in measured] == [False, True]
+    assert json.loads((tmp_path / "out" / PLACE).read_text())["tries"] == {}
 
 
 def test_predict_stores_seg_and_sr_where_the_scan_comes_from(
