@@ -1,4 +1,4 @@
-"""docs/submitting.md and docs/operating.md: each line of their bash blocks, but a loop, runs, or `NOT_HERE` says why not.
+"""docs/submitting.md and docs/operating.md: the lines of their bash blocks run here, or `NOT_HERE` says why not.
 
 KFP is the stand-in, with several users; S3 is a server on loopback. `kubectl` finds no cluster, which it says only
 after it has understood its command and read its files.
