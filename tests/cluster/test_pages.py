@@ -1,4 +1,4 @@
-"""docs/submitting.md and docs/operating.md: the lines of their bash blocks run here, or `NOT_HERE` says why not.
+"""docs/submitting.md and docs/operating.md: each line of their blocks runs here, or `NOT_HERE` says why not.
 
 KFP is the stand-in, with several users; S3 is a server on loopback. `kubectl` finds no cluster, which it says only
 after it has understood its command and read its files.
@@ -137,3 +137,45 @@ def test_the_lines_of_a_block_run(site: Site, page: str, heading: str) -> None:
     sources = {("submitting", "One run"): "s3://scans/liver", ("operating", "5. The first run"): "phantoms"}
     expected = sources.get((page, heading))
     assert started(site) == ([(expected, "hepar-run")] if expected else [])
+
+
+@pytest.mark.slow
+def test_a_backfill_that_is_repeated_passes_over_what_has_finished(site: Site) -> None:
+    """Bash expands the loop, and each command of it runs in a fork."""
+    (loop,) = ["\n".join(lines) for lines in BLOCKS.values() if lines[0].startswith("for ")]
+    written = site.bash(f"hepar() {{ printf '%q ' hepar \"$@\"; echo; }}\n{loop}").stdout.splitlines()
+    site.shell.exported["KF_PIPELINES_ENDPOINT"] = site.kfp.address
+    for command in (*written, *written):
+        site.shell.succeed(command)
+    assert started(site) == [(f"s3://scans/2025q{number}", "hepar-run") for number in (1, 2, 3)]
+    assert [one["display_name"] for one in site.kfp.experiments] == ["backfill"]
+
+
+@pytest.mark.slow
+def test_the_lines_for_cron_are_a_schedule_and_a_command(site: Site) -> None:
+    (variable, line), *others = blocks(SUBMITTING, "cron").values()
+    assert others == []
+    *schedule, command = line.split(maxsplit=5)
+    assert [re.fullmatch(r"\*|\d+", part) is None for part in schedule] == [False] * 5
+    site.run(f"export {variable}")
+    site.run(command.replace("/srv/hepar/two_stage.yaml", "build/two_stage.yaml"))
+    assert started(site) == [("s3://scans/liver", "hepar-run")]
+
+
+@pytest.mark.filterwarnings("ignore:This client only works:FutureWarning")
+def test_both_ways_to_a_recurring_run_create_the_same_but_for_the_account(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    (lines,) = blocks(SUBMITTING, "python").values()
+    exec("\n".join(lines).replace(ADDRESS, site.kfp.address), {})
+    for line in BLOCKS["submitting", "On a schedule"]:
+        site.run(line)
+    first, second = site.kfp.recurring_runs
+    assert first.pop("service_account") == "hepar-run"
+    differing = {key for key in first | second if first.get(key) != second.get(key)}
+    assert differing <= {"recurring_run_id", "created_at"}
+    assert (first["mode"], first["namespace"], first["no_catchup"]) == ("ENABLE", NAMESPACE, True)
+    assert first["trigger"]["cron_schedule"]["cron"] == "0 30 3 * * *"
+    assert first["runtime_config"]["parameters"] == {"source": "s3://scans/liver"}
+    assert len(site.kfp.experiments) == 1
