@@ -500,12 +500,7 @@ class Params(PipelineParams):
 
 
 class RegistryParams(Section):
-    """What the commands on registered versions read of a params file.
-
-    It may be that of a run of another release, whose other sections have other keys.
-    """
-
-    model_config = ConfigDict(extra="ignore")
+    """What the commands on registered versions read of a params file."""
 
     register_model: RegisterParams = Field(alias="register")
 
@@ -520,9 +515,15 @@ def load_params(path: Path) -> Params:
 
 
 def load_register_params(path: Path) -> RegisterParams:
-    """Read the section `register` alone of a params file and what it extends. Raises ParamsError as `load_params`."""
+    """Read the section `register` alone of a params file and what it extends. Raises ParamsError as `load_params`.
+
+    The file may be that of a run of another release: what its other sections hold is not read, and they may be missing.
+    A section of another name is an error, since it may be a misspelt `register`.
+    """
+    sections = {field.alias or name for name, field in Params.model_fields.items()} - {"register"}
+    values = {name: value for name, value in _read(path).items() if name not in sections}
     try:
-        return RegistryParams.model_validate(_read(path)).register_model
+        return RegistryParams.model_validate(values).register_model
     except ValidationError as error:
         raise ParamsError(f"{path}: {_problems(error)}") from None
 
@@ -658,6 +659,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise ParamsError(f"{path}: extends is {base!r} but must name a params file")
+    if not (path.parent / base).exists():
+        raise ParamsError(f"{path} extends {base}, which does not exist")
     return _merge(_read(path.parent / base, (*seen, path.resolve())), values)
 
 

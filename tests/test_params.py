@@ -84,6 +84,20 @@ def test_a_promotion_reads_the_params_of_another_release(tmp_path: Path, values:
         load_register_params(write(tmp_path, values, "older.yaml"))
 
 
+@pytest.mark.parametrize("extends", [False, True])
+def test_a_promotion_refuses_a_misspelt_section(tmp_path: Path, values: dict[str, Any], extends: bool) -> None:
+    """It would be judged by the gates of the file that it extends; without one, none would be left."""
+    write(tmp_path, values, "base.yaml")
+    stricter = {"regster": values["register"] | {"model_name": "other"}}
+    path = write(tmp_path, {"extends": "base.yaml", **stricter} if extends else stricter)
+    missing = "" if extends else "key register is missing; "
+    with pytest.raises(ParamsError) as caught:
+        load_register_params(path)
+    assert str(caught.value) == f"{path}: {missing}unknown key regster"
+    if extends:
+        assert refused(path) == str(caught.value)
+
+
 def test_params_cannot_be_changed_once_they_are_read() -> None:
     params = load_params(ROOT / "params.yaml")
     with pytest.raises(ValidationError, match="frozen"):
@@ -204,6 +218,12 @@ def test_a_file_that_extends_itself_in_a_circle_is_refused(tmp_path: Path) -> No
     write(tmp_path, {"extends": "b.yaml"}, "a.yaml")
     write(tmp_path, {"extends": "a.yaml"}, "b.yaml")
     assert "extends itself" in refused(tmp_path / "a.yaml")
+
+
+def test_a_missing_base_is_named_with_the_file_that_extends_it(tmp_path: Path) -> None:
+    middle = write(tmp_path, {"extends": "../gone.yaml"}, "middle.yaml")
+    write(tmp_path, {"extends": "middle.yaml"}, "last.yaml")
+    assert refused(tmp_path / "last.yaml") == f"{middle} extends ../gone.yaml, which does not exist"
 
 
 def test_a_file_that_is_missing_no_yaml_or_no_mapping_is_refused(tmp_path: Path) -> None:
