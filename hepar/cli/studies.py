@@ -10,7 +10,7 @@ import typer
 
 from hepar.cli.evaluation import PANEL
 from hepar.cli.options import SOURCE_HELP
-from hepar.errors import HeparError
+from hepar.errors import HeparError, ParamsError
 
 STUDIES = "hepar.studies"  # the entry point group of ways to run a study
 
@@ -21,11 +21,14 @@ studies_app = typer.Typer()
 def study(
     file: Annotated[Path, typer.Argument(help="The study, such as params/studies/modalities.yaml.")],
     source: Annotated[str | None, typer.Option(help=SOURCE_HELP)] = None,
-    out: Annotated[Path, typer.Option(help="Where steps and reports are written; studies of one folder share their steps.")] = Path(
-        "runs/studies"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Where steps and reports are written; studies of one folder share their steps.")
+    ] = Path("runs/studies"),
     cluster: Annotated[
-        Path | None, typer.Option(help="Run nothing here; compile the study to this pipeline for Kubeflow (.yaml).")
+        Path | None,
+        typer.Option(
+            help="Run nothing here; compile the study to this pipeline for Kubeflow (.yaml). Not with --dry-run."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Run nothing; list the steps and who shares them.")
@@ -35,6 +38,8 @@ def study(
 
     Arms share the steps whose inputs are equal. Finished steps are not run again: repeat the command to resume.
     """
+    if cluster is not None and dry_run:
+        raise ParamsError("--dry-run lists the steps of a run on this machine: leave out --cluster")
     way = "local" if cluster is None else "cluster"
     ways = {entry.name: entry for entry in importlib.metadata.entry_points(group=STUDIES)}
     if way not in ways:

@@ -14,7 +14,7 @@ from hepar.params import dump_sections
 from pipelines.pod_settings import set_up_pod
 from pipelines.steps import say
 from pipelines.studies.definition import Study, load_study
-from pipelines.studies.folds import store_folds
+from pipelines.studies.folds import remote_folds, store_tables
 from pipelines.studies.plan import (
     ASSEMBLE_POOL,
     COHORT,
@@ -66,16 +66,18 @@ def compile_study(path: Path, package: Path, source: str | None) -> None:
     """Compile the study in the file `path` to the pipeline `package`, with every cell unrolled.
 
     The tables of folds go to the store. Raises ParamsError if `package` is no YAML file, if KFP refuses the name of the
-    study, or as `store_folds`.
+    study, as `remote_folds`, and StorageError if the store fails.
     """
     study = load_study(path, source)
     _check_name(study)
     if package.suffix != SUFFIX:
         raise ParamsError(f"--cluster is {package} but its name must end in {SUFFIX}")
-    package.parent.mkdir(parents=True, exist_ok=True)
-    study, folds = store_folds(study)
+    study, folds, tables = remote_folds(study)
     cells = plan_cells(study, folds)
-    compiler.Compiler().compile(as_pipeline(study, cells), str(package))
+    pipeline = as_pipeline(study, cells)
+    store_tables(tables)
+    package.parent.mkdir(parents=True, exist_ok=True)
+    compiler.Compiler().compile(pipeline, str(package))
     say(f"{package}: {len(cells)} cells in {sum(map(_task_count, unique_steps(cells)))} tasks")
 
 

@@ -5,15 +5,16 @@ On this machine both are files beside the steps; for a cluster they are objects 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 from hepar.cases import STRUCTURES, Split
 from hepar.errors import ParamsError
 from hepar.ingest.cross_validation import assign_folds, read_patients, split_fold, splits_as_csv, table_of
 from hepar.ingest.sources.s3 import Buckets
-from hepar.ingest.sources.table import read_frame
 from hepar.params import Params, override_params
 from hepar.runtime.artifacts import sha256_file, sha256_json
 from hepar.runtime.environment import STORE_VARIABLE
@@ -31,8 +32,8 @@ STORED_TABLES = "studies"  # the same in a store
 TABLE_SUFFIXES = (".csv", ".parquet")
 
 
-def prepare_folds(study: Study, folder: Path) -> tuple[Study, tuple[FoldSplit, ...]]:
-    """The study with absolute paths, and its folds; with more than one, the table of the source is written to `folder`.
+def prepare_folds(study: Study, folder: Path) -> tuple[Study, tuple[FoldSplit, ...], dict[Path, str]]:
+    """The study with absolute paths, its folds, and the tables in `folder` that they need, which are not written yet.
 
     Raises ParamsError if there is no table to make folds of.
     """
@@ -40,21 +41,23 @@ def prepare_folds(study: Study, folder: Path) -> tuple[Study, tuple[FoldSplit, .
     if study.file.folds == 1:
         path = Path(study.base.source)
         given = sha256_file(path) if is_local(study.base.source) and path.is_file() else ""
-        return study, (FoldSplit(source_hash=given),)
+        return study, (FoldSplit(source_hash=given),), {}
     table, folds = _deal(study)
-    kept = folder / TABLES / f"{sha256_json(table)[:KEY_DIGITS]}.csv"
-    write_text(kept, table)
-    return _with_source(study, str(kept)), folds
+    kept = folder / TABLES / _file_name(table)
+    return _with_source(study, str(kept)), folds, {kept: table}
 
 
-def store_folds(study: Study) -> tuple[Study, tuple[FoldSplit, ...]]:
-    """The study and its folds; with more than one, their tables and that of the source are put into HEPAR_STORE.
+def remote_folds(study: Study) -> tuple[Study, tuple[FoldSplit, ...], dict[str, str]]:
+    """The study, its folds, and the tables that they need, by their names in HEPAR_STORE; they are not stored yet.
 
-    Raises ParamsError if there is no table to make folds of, if it names files of this machine, or if HEPAR_STORE is
-    not in S3, and StorageError if the store fails.
+    Raises ParamsError if there is no table to make folds of, if the source or a file of it is on this machine, or if
+    HEPAR_STORE is not in S3.
     """
+    source = study.base.source
+    if is_local(source) and not Path(source).is_absolute():  # an absolute path may be one of the containers
+        raise ParamsError(f"source {source} is a path on this machine, which a cluster cannot read: put it in S3")
     if study.file.folds == 1:
-        return study, (FoldSplit(),)
+        return study, (FoldSplit(),), {}
     store = Store.of_environment()
     if store is None or not store.url.startswith(SCHEME):
         raise ParamsError(
@@ -62,17 +65,28 @@ def store_folds(study: Study) -> tuple[Study, tuple[FoldSplit, ...]]:
             f" address {SCHEME}BUCKET/PREFIX"
         )
     table, folds = _deal(study)
-    with scratch_folder("tables") as scratch:
+    _check_remote(table, source)
+    names = {text: f"{STORED_TABLES}/{_file_name(text)}" for text in (table, *(fold.split for fold in folds))}
+    return (
+        _with_source(study, store.address(names[table])),
+        tuple(replace(fold, split=store.address(names[fold.split])) for fold in folds),
+        {name: text for text, name in names.items()},
+    )
 
-        def stored(text: str) -> str:
-            name = f"{STORED_TABLES}/{sha256_json(text)[:KEY_DIGITS]}.csv"
+
+def store_tables(tables: Mapping[str, str]) -> None:
+    """Put tables into HEPAR_STORE. Raises StorageError if it fails."""
+    if not tables:
+        return
+    store = Store.needed_for("a table of folds")
+    with scratch_folder("tables") as scratch:
+        for name, text in tables.items():
             write_text(scratch / "table.csv", text)
             store.put(name, scratch / "table.csv")
-            return store.address(name)
 
-        write_text(scratch / "source.csv", table)
-        _check_remote(scratch / "source.csv", study.base.source)
-        return _with_source(study, stored(table)), tuple(replace(fold, split=stored(fold.split)) for fold in folds)
+
+def _file_name(table: str) -> str:
+    return f"{sha256_json(table)[:KEY_DIGITS]}.csv"
 
 
 def _deal(study: Study) -> tuple[str, tuple[FoldSplit, ...]]:
@@ -99,11 +113,11 @@ def _deal(study: Study) -> tuple[str, tuple[FoldSplit, ...]]:
     )
 
 
-def _check_remote(table: Path, source: str) -> None:
+def _check_remote(table: str, source: str) -> None:
     """Raise ParamsError if a file of a case is not in S3."""
-    for row in read_frame(table).to_dict(orient="records"):
+    for row in csv.DictReader(StringIO(table)):
         for name in ("image", *STRUCTURES):
-            if (cell := str(row.get(name, ""))) and not cell.startswith(SCHEME):
+            if (cell := row.get(name, "")) and not cell.startswith(SCHEME):
                 raise ParamsError(
                     f"source {source}: the {name} of case {row['case_id']} is {cell}, which a cluster cannot read: put"
                     f" table and scans in S3, and give the table by --source {SCHEME}…"

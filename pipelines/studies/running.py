@@ -39,12 +39,14 @@ def run_study(path: Path, out: Path, source: str | None, dry_run: bool) -> None:
     SIGTERM arrives, HeparError if a cell failed.
     """
     study, folder = load_study(path, source), out.resolve()
-    study, folds = prepare_folds(study, folder)
+    study, folds, tables = prepare_folds(study, folder)
     cells = plan_cells(study, folds)
     if dry_run:
         print(listed(cells, folder))
         return
     folder.mkdir(parents=True, exist_ok=True)
+    for table, text in tables.items():
+        write_text(table, text)
     missing = run_cells(cells, folder)
     page = write_study_report(study, cells, missing, folder)
     print(page.read_text())

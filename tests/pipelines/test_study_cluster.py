@@ -190,7 +190,20 @@ def test_folds_that_a_cluster_cannot_read_are_refused(
     monkeypatch.setenv(STORE_VARIABLE, str(tmp_path))
     with pytest.raises(ParamsError, match=r"folds is 2: their tables go to .*, so set HEPAR_STORE to its address"):
         compile_study(study, package, "s3://pools/scans/all/cohort.csv")
+    with pytest.raises(ParamsError, match=r"source scans/cohort.csv is a path on this machine, which a cluster cannot"):
+        compile_study(write_study(tmp_path), package, "scans/cohort.csv")
     assert not package.exists()
+
+
+def test_nothing_is_stored_for_a_pipeline_that_cannot_be_compiled(
+    store: Any, tmp_path: Path, phantom_source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_object(Bucket="pools", Key="other/cohort.csv", Body=remote_table(phantom_source).encode())
+    monkeypatch.setenv(STORE_VARIABLE, "s3://pools/unused")
+    monkeypatch.delenv(ONE_MACHINE_VARIABLE)
+    with pytest.raises(ParamsError, match="is named by a tag"):
+        compile_study(write_study(tmp_path, folds=2), tmp_path / "study.yaml", "s3://pools/other/cohort.csv")
+    assert "Contents" not in store.list_objects_v2(Bucket="pools", Prefix="unused/")
 
 
 @pytest.mark.parametrize("name", ["a" * 117, "a_b"])

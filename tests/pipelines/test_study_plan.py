@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from toy_study import ARMS, FakeStages, failing, write_study
+from typer.testing import CliRunner
 
 from components import stages
+from hepar.cli.main import app
 from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.params import Params
 from pipelines.studies import running
@@ -155,8 +157,8 @@ def test_folds_need_a_table(tmp_path: Path) -> None:
 
 def test_folds_test_each_patient_once_and_never_read_the_test_split(tmp_path: Path, phantom_source: Path) -> None:
     path = write_study(tmp_path, folds=2)
-    study, folds = prepare_folds(load_study(path, source=str(phantom_source / "cohort.csv")), tmp_path)
-    table = Path(study.base.source).read_text()
+    study, folds, tables = prepare_folds(load_study(path, source=str(phantom_source / "cohort.csv")), tmp_path)
+    table = tables[Path(study.base.source)]
     assert Path(study.base.source).is_relative_to(tmp_path)
     assert [fold.name for fold in folds] == ["fold 1", "fold 2"]
     tested = [line for fold in folds for line in fold.split.splitlines() if line.endswith(",test")]
@@ -198,3 +200,15 @@ def test_a_dry_run_lists_steps_and_runs_none(tmp_path: Path, capsys: pytest.Capt
     assert lines[0].endswith("| no | universal, seed 1; CT only, seed 1 |")
     assert lines[-1].endswith("| no | CT only, seed 1 |")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_folds_writes_nothing(tmp_path: Path, phantom_source: Path) -> None:
+    source = str(phantom_source / "cohort.csv")
+    running.run_study(write_study(tmp_path, folds=2), tmp_path / "out", source, dry_run=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_for_a_cluster_is_refused(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["study", str(write_study(tmp_path)), "--cluster", "x.yaml", "--dry-run"])
+    assert isinstance(refused.exception, ParamsError)
+    assert "--dry-run" in str(refused.exception)
