@@ -22,18 +22,23 @@ FOLDER = "checkpoints"
 class StoredCheckpoint:
     """A checkpoint at `place`, a path below `checkpoints` in the store; without the last of its `files` there is none.
 
-    `minutes` is the time between two that are due.
+    `minutes` is the time between two that are due. Files that are `optional` may be missing.
     """
 
-    def __init__(self, store: Store, place: str, files: Sequence[str], minutes: float = 0.0) -> None:
+    def __init__(
+        self, store: Store, place: str, files: Sequence[str], minutes: float = 0.0, optional: Sequence[str] = ()
+    ) -> None:
         self._store, self._place, self._files, self._seconds = store, f"{FOLDER}/{place}", tuple(files), minutes * 60
+        self._optional = tuple(optional)
         self._last = time.monotonic()
 
     @classmethod
-    def of_environment(cls, place: str, files: Sequence[str], minutes: float = 0.0) -> StoredCheckpoint | None:
+    def of_environment(
+        cls, place: str, files: Sequence[str], minutes: float = 0.0, optional: Sequence[str] = ()
+    ) -> StoredCheckpoint | None:
         """The one in the store that HEPAR_STORE names; None without a store."""
         store = Store.of_environment()
-        return None if store is None else cls(store, place, files, minutes)
+        return None if store is None else cls(store, place, files, minutes, optional)
 
     def is_due(self) -> bool:
         """Whether the last one was saved long enough ago."""
@@ -50,7 +55,7 @@ class StoredCheckpoint:
         self._last = time.monotonic()
 
     def restore(self, folder: Path) -> None:
-        """Fetch the checkpoint into `folder`, unless that has one; nothing if the store has none.
+        """Fetch the checkpoint into `folder`, unless that has one; nothing usable if the store has none or part of one.
 
         Raises StorageError if the store fails.
         """
@@ -61,8 +66,11 @@ class StoredCheckpoint:
             try:
                 with whole_file(folder / name) as partial:
                     self._store.get(f"{self._place}/{name}", partial)
-            except DataError:  # a training without a tracking server has no run
-                continue
+            except DataError:
+                if name in self._optional:
+                    continue
+                current_stage().log(f"{self._store.address(self._place)} lacks {name} and is not used")
+                return
         current_stage().log(f"resumes from {self._store.address(self._place)}")
 
     def remove(self) -> None:

@@ -101,8 +101,8 @@ def _fit(
         if distributed.rank() > 0:
             Trainer(network, pool, training, checkpoints, device, lambda step, metrics: None).run(current_stage())
             return
-        files = (RUN_FILE, checkpoint.FILE)
-        stored = StoredCheckpoint.of_environment(checkpoints.name, files, training.checkpoint_minutes)
+        files, optional = (RUN_FILE, checkpoint.FILE), (RUN_FILE,)  # without a tracking server there is no run
+        stored = StoredCheckpoint.of_environment(checkpoints.name, files, training.checkpoint_minutes, optional)
         if stored is not None:
             stored.restore(checkpoints)
         with TrainingRun(recipe.experiment, stage_name, spec, training, checkpoints) as run:

@@ -102,3 +102,15 @@ def test_a_checkpoint_on_the_disk_goes_before_that_of_the_store(tmp_path: Path) 
     assert load_checkpoint(tmp_path / "new") == {"step": 2}
     stored.restore(tmp_path / "empty")
     assert load_checkpoint(tmp_path / "empty") == {"step": 1}
+
+
+@pytest.mark.parametrize(("optional", "found"), [(("run",), {"step": 1}), ((), None)])
+def test_only_optional_files_of_a_checkpoint_may_be_missing_from_the_store(
+    optional: tuple[str, ...], found: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = StoredCheckpoint(Store(str(tmp_path / "store")), "model-1", ("run", FILE), optional=optional)
+    save_checkpoint(tmp_path / "old", {"step": 1})
+    stored.save(tmp_path / "old")
+    stored.restore(tmp_path / "new")
+    assert load_checkpoint(tmp_path / "new") == found
+    assert ("lacks run and is not used" in capsys.readouterr().err) == (found is None)
