@@ -30,17 +30,36 @@ TOKEN_VARIABLE = "HEPAR_KFP_TOKEN"  # a bearer token for the server; empty: as K
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # seconds before each further try
 FIRST_PAUSES = (1.0, 2.0, 4.0)  # instead, for the first question: whoever gave a wrong address waits for it
 HEALTH_TIMEOUT = (2.0, 5.0)  # of that question: seconds to connect, and to wait for the answer
-DENIED = (401, 403)
+UNKNOWN_USER = 401
+DENIED = (UNKNOWN_USER, 403)
 TOO_MANY = 429
 PAGE = 100
+REDIRECTS = 3  # that one request may follow, as to https
 
 
 class _Client(Client):  # type: ignore[misc]  # kfp has no types
-    """KFP's client, which tries everything once, and leaves further tries to `KfpServer`."""
+    """KFP's client, which tries everything once, follows redirects, and leaves further tries to `KfpServer`.
+
+    Raises StorageError for a page, as to log in, which KFP's own client takes for an answer without content.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        api = self._healthz_api.api_client  # that of all calls
+        read = api.deserialize
+
+        def deserialize(response: Any, kind: Any) -> Any:
+            if response.data.lstrip().startswith("<"):
+                cure = f"it needs KFP's own address, and {TOKEN_VARIABLE} where one must log in"
+                raise StorageError(redact(f"{api.configuration.host} answers with a page, not as KFP does: {cure}"))
+            return read(response, kind)
+
+        api.deserialize = deserialize
 
     def _load_config(self, *given: Any) -> Any:
         config = super()._load_config(*given)
-        config.retries = 0  # of urllib3, which would wait for each timeout four times
+        # urllib3 would wait for each timeout four times; 0 for `total` would forbid redirects too
+        config.retries = urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=REDIRECTS)
         return config
 
     def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
@@ -167,6 +186,8 @@ class KfpServer:
         if isinstance(error, ApiException) and error.status in DENIED:
             where = f" in the namespace {self.namespace}" if self.namespace else ""
             cure = f"set {TOKEN_VARIABLE} to a token that may do this"
+            if error.status == UNKNOWN_USER and os.environ.get(TOKEN_VARIABLE):
+                cure += "; a redirect to another scheme, host or port drops it"
             return StorageError(f"{self.address} answers {error.status} to {what}{where}: {cure}")
         if isinstance(error, urllib3.exceptions.MaxRetryError):
             return StorageError(redact(f"{self.address} cannot be reached: {_reason(error)}"))
@@ -178,6 +199,8 @@ def _named(name: str) -> str:
 
 
 def _may_pass(error: Exception) -> bool:
+    if isinstance(getattr(error, "reason", None), urllib3.exceptions.ResponseError):  # too many redirects
+        return False
     status = error.status if isinstance(error, ApiException) else None
     return not status or status == TOO_MANY or status >= 500
 
