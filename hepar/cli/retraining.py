@@ -24,12 +24,20 @@ if TYPE_CHECKING:
     from hepar.registry.lineage import Lineage
     from hepar.registry.registration import Registration
     from hepar.retraining.looking import Look
+    from hepar.retraining.submission import Submission
     from hepar.retraining.watching import Seen
 
 PANEL = "Models"
 NO = 3  # the exit code of `retrain` if nothing is to be trained
 Workdir = Annotated[Path, typer.Option(help="Folder of `hepar run`; looks are kept in its subfolder retraining.")]
-Runner = Annotated[str, typer.Option(help="Where the training runs, as for 'hepar run'.")]
+Runner = Annotated[
+    str,
+    typer.Option(
+        help="Where the training runs: 'subprocess' in this environment, 'docker' in containers, 'cluster' on KFP,"
+        " 'submit' there without waiting. The last two need build/two_stage.yaml, written by 'make compile', and"
+        " KF_PIPELINES_ENDPOINT."
+    ),
+]
 Image = Annotated[str, typer.Option(help="Image for the docker runner.")]
 
 retraining_app = typer.Typer()
@@ -53,7 +61,7 @@ def retrain(
     """Train again if the source, the labels or the champion's scores give a reason; exit code 0 yes, 3 no.
 
     The training is that of 'hepar run'. This command waits for it, unless the runner only submits it to a cluster. One
-    state is trained once.
+    state is trained once: the answer is also no, with the reason, if it has been trained or is being trained.
     """
     from hepar.retraining.folder import LookBusy
 
@@ -62,17 +70,19 @@ def retrain(
     try:
         with job.folder.hold(), aside:  # the runner prints scores
             found = job.look()
-            wanted = found.decision.retrain
-            why_not = job.train(found, lambda: False) if wanted and not dry_run else ""
+            why_not = ""
+            if found.decision.retrain:
+                why_not = job.why_not(found) if dry_run else job.train(found, lambda: False)
     except LookBusy as busy:
         print_message(str(busy))
         raise typer.Exit(NO) from None
+    trains = found.decision.retrain and not why_not
     if as_json:
-        submitted = wanted and not dry_run and not why_not
-        print(json.dumps({**found.as_json(), "submitted": submitted, "why_not": why_not}, indent=2))
+        answer = {"retrain": trains, "submitted": trains and not dry_run, "why_not": why_not}
+        print(json.dumps({**found.as_json(), **answer}, indent=2))
     else:
-        print("\n".join([*decision_lines(found), *([f"not trained: {why_not}"] if why_not else [])]))
-    if not wanted or why_not:
+        print("\n".join(decision_lines(found, why_not)))
+    if not trains:
         raise typer.Exit(NO)
 
 
@@ -146,9 +156,20 @@ class _Job:
 
         `stopped` tells whether SIGTERM has arrived before.
         """
-        from hepar.retraining.submission import Submission, place_of, still_running, submit
+        from hepar.retraining.submission import still_running, submit
 
-        submission = Submission(
+        return submit(self._submission(found), lambda: self._run(found), self.outcome or still_running, stopped)
+
+    def why_not(self, found: Look) -> str:
+        """Why `train` would not train the state of a look, by the attempts so far; empty if it would."""
+        from hepar.retraining.submission import still_running, why_not_now
+
+        return why_not_now(self._submission(found), self.outcome or still_running)
+
+    def _submission(self, found: Look) -> Submission:
+        from hepar.retraining.submission import Submission, place_of
+
+        return Submission(
             state=found.state,
             model=self.params.register_model.model_name,
             experiment=self.params.experiment,
@@ -156,7 +177,6 @@ class _Job:
             reasons=found.decision.reasons,
             max_resubmissions=self.params.retrain.max_resubmissions,
         )
-        return submit(submission, lambda: self._run(found), self.outcome or still_running, stopped)
 
     def _run(self, found: Look) -> str | None:
         """Run the pipeline and tag the version that it registers; returns the id of a run that goes on elsewhere."""
@@ -175,14 +195,17 @@ class _Job:
         return elsewhere
 
 
-def decision_lines(found: Look) -> list[str]:
-    """A decision for people: yes or no, the reasons, what refuses it, and the checks that found none."""
+def decision_lines(found: Look, why_not: str) -> list[str]:
+    """A decision for people: yes or no, the reasons, what refuses it, and the checks that found none.
+
+    It ends with `why_not`, why earlier attempts do not let the state be trained, unless that is empty.
+    """
     decision = found.decision
-    lines = [f"retrain: {'yes' if decision.retrain else 'no'}"]
+    lines = [f"retrain: {'yes' if decision.retrain and not why_not else 'no'}"]
     lines.append(f"champion: {found.champion or 'none'}")
     lines += [f"refused: {reason}" for reason in decision.refused]
     lines += [f"{'reason' if check.holds else 'no reason'}: {check.text}" for check in decision.checks]
-    return [*lines, f"state: {found.state[:12]}"]
+    return [*lines, f"state: {found.state[:12]}", *([f"not trained: {why_not}"] if why_not else [])]
 
 
 def one_line_of(found: Look, why_not: str, made: Registration | None) -> str:

@@ -22,6 +22,7 @@ from hepar.registry.scored_cohort import scored_cohort, what_to_give
 from hepar.registry.tracking import check_server, connect, server, storage_errors, tag_name
 
 DECISION_TAG = tag_name("decision")  # of a version: the last decision on it, with its reasons
+ROLLED_BACK = "rolled back"  # how a decision on a version begins that a rollback has replaced
 ALREADY_CHAMPION = "it is already the champion"
 RESULT_TAG = tag_name("registration")  # of a version: how its registration ended; missing if that was cut short
 
@@ -185,7 +186,7 @@ def rollback(params: RegisterParams) -> Rollback:
             model.restore_previous()
             model.tag_version(done.restored, {DECISION_TAG: f"champion again after version {done.replaced}"})
             if done.replaced:
-                model.tag_version(done.replaced, {DECISION_TAG: f"rolled back to version {done.restored}"})
+                model.tag_version(done.replaced, {DECISION_TAG: f"{ROLLED_BACK} to version {done.restored}"})
             return done
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hepar.errors import ParamsError, Preempted
-from hepar.registry.champion import DECISION_TAG
+from hepar.registry.champion import DECISION_TAG, ROLLED_BACK
 from hepar.registry.lease import hold_lease
 from hepar.registry.model_registry import RUN_TAG, RegisteredModel, versions_of_run
 from hepar.registry.tracking import connect, experiment_id, storage_errors, tag_name
@@ -99,6 +99,15 @@ def version_tags(state: str, reasons: Sequence[str]) -> dict[str, str]:
 def still_running(run: str) -> str:
     """The outcome of a run of which nothing is known but that it was begun."""
     return RUNNING
+
+
+def why_not_now(submission: Submission, outcome: Outcome = still_running) -> str:
+    """What `submit` would return for the attempts so far; empty if it would train. Changes nothing.
+
+    The caller holds the lock of the working directory. Raises StorageError if the registry fails.
+    """
+    with storage_errors():
+        return why_not(_attempts(connect(), submission, outcome, record=False), submission.max_resubmissions)
 
 
 def submit(
@@ -187,8 +196,8 @@ def _is_silent(tags: Mapping[str, str]) -> bool:
     return alive.isdecimal() and time.time() - int(alive) > DEAD_SECONDS
 
 
-def _attempts(mlflow: Any, submission: Submission, outcome: Outcome) -> list[Attempt]:
-    """The attempts at a state so far. Those that seem to run, but have ended, are marked so."""
+def _attempts(mlflow: Any, submission: Submission, outcome: Outcome, record: bool = True) -> list[Attempt]:
+    """The attempts at a state so far. Those that seem to run, but have ended, are marked so; in MLflow by `record`."""
     found = mlflow.search_runs(
         search_all_experiments=True,
         filter_string=f"tags.`{STATE_TAG}` = '{submission.state}'",
@@ -204,7 +213,7 @@ def _attempts(mlflow: Any, submission: Submission, outcome: Outcome) -> list[Att
                 status = FINISHED if versions_of_run(mlflow, elsewhere) else outcome(elsewhere)
             elif place == submission.place or _is_silent(run.data.tags):  # its process is dead
                 status = FAILED
-            if status != RUNNING:
+            if status != RUNNING and record:
                 mlflow.MlflowClient().set_terminated(run_id, status)
         tags = {RUN_TAG: elsewhere} if elsewhere else {STATE_TAG: submission.state}
         made = _describe_version(mlflow, submission.model, tags) if status == FINISHED else ""
@@ -213,12 +222,15 @@ def _attempts(mlflow: Any, submission: Submission, outcome: Outcome) -> list[Att
 
 
 def _describe_version(mlflow: Any, model: str, tags: Mapping[str, str]) -> str:
-    """The version with these tags, the last decision on it, and what can be done; empty if there is none."""
+    """The version with these tags, the last decision on it, and what can be done; empty if there is none.
+
+    To promote a version that was rolled back would undo that.
+    """
     if (found := RegisteredModel(mlflow, model).find_version(tags)) is None:
         return ""
     number, known = found
     decision = known.get(DECISION_TAG, "no decision is recorded")
-    return (
-        f"{model} version {number}, {decision}; new scans, labels, reviews or params would make another state;"
-        f" `hepar promote {number}` decides again, and with --force overrules the gates"
-    )
+    text = f"{model} version {number}, {decision}; new scans, labels, reviews or params would make another state"
+    if decision.startswith(ROLLED_BACK):
+        return text
+    return f"{text}; `hepar promote {number}` decides again, and with --force overrules the gates"

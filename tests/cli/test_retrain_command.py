@@ -118,6 +118,12 @@ def test_an_unknown_that_became_known_is_trained_once(place: Workplace) -> None:
     again = place.retrain()
     assert (again.exit_code, place.trained) == (3, [place.folder / "run"])
     assert "not trained: this state has been trained already (MLflow run " in again.stdout
+    planned = place.retrain("--dry-run")
+    assert (planned.exit_code, planned.stdout) == (3, again.stdout)
+    assert planned.stdout.startswith("retrain: no\n")
+    found = json.loads(place.retrain("--dry-run", "--json").stdout)
+    assert (found["retrain"], found["submitted"]) == (False, False)
+    assert f"not trained: {found['why_not']}" == again.stdout.splitlines()[-1]
 
 
 def test_a_failed_training_is_resubmitted_at_most_as_often_as_allowed(place: Workplace) -> None:

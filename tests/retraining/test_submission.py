@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from hepar.errors import HeparError, ParamsError, Preempted, StorageError
-from hepar.registry.champion import DECISION_TAG
+from hepar.params import Params
+from hepar.registry.champion import DECISION_TAG, rollback
 from hepar.registry.lease import Lease
 from hepar.registry.model_registry import RUN_TAG, RegisteredModel
 from hepar.registry.tracking import connect
@@ -36,6 +37,7 @@ from hepar.retraining.submission import (
     submit,
     version_tags,
     why_not,
+    why_not_now,
 )
 
 GIVEN = Submission("s" * 64, "hepar-toy", "toy", "here", ("2 new cases",), max_resubmissions=2)
@@ -169,6 +171,21 @@ def test_an_attempt_whose_process_died_counts_as_failed_in_its_own_directory_onl
     assert "is being trained already" in submit(replace(GIVEN, place="elsewhere"), lambda: None)
     assert statuses() == [RUNNING]
     assert submit(GIVEN, lambda: None) == ""
+    assert statuses() == [FAILED, FINISHED]
+
+
+@pytest.mark.usefixtures("database")
+def test_to_ask_for_the_attempts_answers_as_a_submission_and_changes_nothing() -> None:
+    assert why_not_now(GIVEN) == ""
+    assert attempts() == []
+    submit_and_die()
+    once = replace(GIVEN, max_resubmissions=0)
+    assert why_not_now(GIVEN) == ""
+    assert "has failed 1 times" in why_not_now(once)
+    assert "is being trained already" in why_not_now(replace(GIVEN, place="elsewhere"))
+    assert statuses() == [RUNNING]
+    assert submit(GIVEN, lambda: None) == ""
+    assert "has been trained already" in why_not_now(GIVEN)
     assert statuses() == [FAILED, FINISHED]
 
 
@@ -335,4 +352,22 @@ def test_a_state_that_was_trained_names_its_version_and_the_decision(elsewhere: 
         f"this state has been trained already (MLflow run {attempts()[0].info.run_id}): hepar-toy version 2, {refused};"
         " new scans, labels, reviews or params would make another state; `hepar promote 2` decides again, and with"
         " --force overrules the gates"
+    )
+
+
+@pytest.mark.usefixtures("database")
+def test_a_version_that_was_rolled_back_is_not_proposed_for_promotion(tiny: Params) -> None:
+    """That would undo the rollback."""
+    client: Any = connect().MlflowClient()
+    client.create_registered_model(GIVEN.model)
+    tags = version_tags(GIVEN.state, ("2 new cases",))
+    for number in (1, 2):
+        client.create_model_version(GIVEN.model, "none:/none", tags=tags if number == 2 else {})
+        RegisteredModel(connect(), GIVEN.model).make_champion(str(number))
+    assert submit(GIVEN, lambda: None) == ""
+    assert "`hepar promote 2`" in why_not_now(GIVEN)
+    rollback(tiny.register_model.model_copy(update={"model_name": GIVEN.model}))
+    assert why_not_now(GIVEN) == (
+        f"this state has been trained already (MLflow run {attempts()[0].info.run_id}): hepar-toy version 2,"
+        " rolled back to version 1; new scans, labels, reviews or params would make another state"
     )
