@@ -77,32 +77,19 @@ class WindowGrid:
         inner = bounding_box(mask_zyx)
         if inner is None:
             return []
-        mask_zyx = mask_zyx[inner]
-        shares_zyx = [
-            self._shares(axis)[:, part.start + own.start : part.start + own.stop]
-            for axis, (part, own) in enumerate(zip(box, inner, strict=True))
+        part = tuple(slice(own.start + n.start, own.start + n.stop) for own, n in zip(box, inner, strict=True))
+        mask_zyx, weight_zyx = mask_zyx[inner], _gaussian(self.patch_zyx)
+        near = [
+            (corner, *shared)
+            for corner in self.corners
+            if (shared := shared_slices(window_box(corner, self.patch_zyx), part)) is not None
         ]
-        matter = []
-        for indices in itertools.product(*(range(len(starts)) for starts in self.starts_zyx)):
-            z_n, y_n, x_n = (shares[index] for shares, index in zip(shares_zyx, indices, strict=True))
-            near = tuple(np.flatnonzero(share_n >= LEAST_SHARE) for share_n in (z_n, y_n, x_n))
-            if all(len(places) for places in near):
-                part = tuple(slice(places[0], places[-1] + 1) for places in near)
-                share_zyx = np.einsum("i,j,k->ijk", *(n[own] for n, own in zip((z_n, y_n, x_n), part, strict=True)))
-                if (share_zyx[mask_zyx[part]] >= LEAST_SHARE).any():
-                    z, y, x = (starts[index] for starts, index in zip(self.starts_zyx, indices, strict=True))
-                    matter.append((z, y, x))
-        return matter
-
-    def _shares(self, axis: int) -> npt.NDArray[np.float32]:
-        """The share of each window, a row, in the weights of each voxel along an axis."""
-        size, patch = self.size_zyx[axis], self.patch_zyx[axis]
-        profile = _profile(patch)
-        weights = np.zeros((len(self.starts_zyx[axis]), size), np.float32)
-        for row, start in zip(weights, self.starts_zyx[axis], strict=True):
-            first, last = max(0, start), min(size, start + patch)
-            row[first:last] = profile[first - start : last - start]
-        return np.asarray(weights / weights.sum(axis=0))
+        least_zyx = np.zeros(mask_zyx.shape, np.float32)
+        for _, inside, place in near:
+            least_zyx[place] += weight_zyx[inside]
+        least_zyx *= LEAST_SHARE
+        least_zyx[~mask_zyx] = np.inf
+        return [corner for corner, inside, place in near if (weight_zyx[inside] >= least_zyx[place]).any()]
 
 
 class WindowSink(Protocol):

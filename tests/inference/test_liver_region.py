@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -164,3 +165,24 @@ def test_a_window_matters_to_a_voxel_that_it_weighs_for() -> None:
         assert grid.that_matter(mask_zyx, box) == [(0, 0, start) for start in starts]
     assert grid.that_matter(np.zeros((8, 16, 16), bool), box) == []
     assert grid.mirrored([2]).starts_zyx[2] == (48, 40, 32, 24, 16, 8, 0)
+
+
+@pytest.mark.parametrize("overlap", [0.25, 0.5])
+def test_the_windows_that_matter_are_those_with_a_twentieth_of_the_weights_of_a_voxel(overlap: float) -> None:
+    """Against the weights of all windows at every voxel, which are at least 0.001 each, as in the mean of windows."""
+    size_zyx, patch_zyx = (10, 21, 14), (4, 8, 6)
+    grid = WindowGrid.over(size_zyx, patch_zyx, overlap)
+    weights = np.zeros((len(grid.corners), *size_zyx))
+    for weight_zyx, corner in zip(weights, grid.corners, strict=True):
+        for offset in np.ndindex(patch_zyx):
+            sigmas = [(o - (side - 1) / 2) / (side / 8) for o, side in zip(offset, patch_zyx, strict=True)]
+            weight_zyx[tuple(np.add(corner, offset))] = max(math.exp(-sum(s * s for s in sigmas) / 2), 0.001)
+    shares = weights / weights.sum(axis=0)
+    first = (1, 2, 3)
+    box = tuple(slice(start, stop) for start, stop in zip(first, size_zyx, strict=True))
+    for voxel in np.ndindex(*np.subtract(size_zyx, first)):
+        mask_zyx = np.zeros(np.subtract(size_zyx, first), bool)
+        mask_zyx[voxel] = True
+        share = shares[:, *np.add(voxel, first)]
+        assert grid.that_matter(mask_zyx, box) == [grid.corners[index] for index in np.flatnonzero(share >= 0.05)]
+    assert len(grid.that_matter(np.ones(np.subtract(size_zyx, first), bool), box)) == len(grid.corners)
