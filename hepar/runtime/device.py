@@ -82,7 +82,9 @@ def pick_device() -> torch.device:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Autocast to half precision for bf16 and fp16; disabled for fp32.
 
-    Without gradients it keeps no cast weights: a network reads each once, and they would take memory.
+    Made where gradients are off, as `add_windows` does with a precision of its own, it keeps no cast weights: a network
+    reads each once a window, and they would take memory. Made where they are on, it keeps them until it is left, also
+    for what runs without gradients inside; so do the validation and the choice of an operating point in a training.
     """
     import torch
 
