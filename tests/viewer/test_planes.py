@@ -116,6 +116,43 @@ def test_masks_on_different_grids_are_not_drawn_over_each_other(page: Page, tmp_
     assert failed == "The masks lie on different grids."
 
 
+def test_of_two_scans_the_one_that_was_asked_for_last_is_shown_whichever_loads_first(
+    page: Page, tmp_path: Path
+) -> None:
+    grids = {
+        name: Geometry((4, 8, width), (3.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
+        for name, width in (("first", 8), ("slow", 10), ("last", 12))
+    }
+    for name, grid in grids.items():
+        ones_zyx = np.ones(grid.size_zyx, np.uint8)
+        write_volumes(tmp_path / name, ones_zyx, {"liver": ones_zyx, "tumour": ones_zyx}, grid)
+    show(page, tmp_path / "first", [])
+    held: dict[str, Route] = {}
+    page.route("**/slow-*", lambda route: held.__setitem__(route.request.url.rpartition("/")[2], route))
+    page.route("**/last-*", lambda route: route.fulfill(path=tmp_path / "last" / route.request.url.rpartition("-")[2]))
+    page.evaluate(
+        """() => {
+          const of = (name, layers) => ({
+            url: `${name}-image.nii.gz`, modality: "CT", opensOn: ["liver"],
+            layers: layers.map((layer) => ({ ...layer, url: `${name}-${layer.url}` })),
+          });
+          window.slow = planes.show(of("slow", LAYERS));
+          planes.setWindow({ low: 0, high: 1 }); // a click while it loads
+          planes.goToLps([0, 0, 0]);
+          planes.setVisible("liver", false);
+          window.last = planes.show(of("last", LAYERS.slice(1)));
+        }"""
+    )
+    assert page.evaluate("last")
+    assert set(held) == {"slow-image.nii.gz", "slow-liver.nii.gz", "slow-tumour.nii.gz"}
+    for name, route in held.items():
+        route.fulfill(path=tmp_path / "slow" / name.rpartition("-")[2])
+    assert page.evaluate("slow") is False
+    assert page.evaluate("planes.sizes") == [12, 8, 4]
+    assert page.evaluate("planes.layers.map(({ name }) => name)") == ["tumour"]
+    assert page.evaluate("[...planes.masks.keys()]") == ["tumour"]
+
+
 def test_a_row_of_the_table_leads_to_its_lesion_in_a_large_scan(page: Page, tmp_path: Path) -> None:
     times = (2, 5, 5)  # 128 × 480 × 480 voxels
     phantom = make_phantom(3, "CT", "portal-venous", tumours=3)

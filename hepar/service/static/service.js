@@ -60,16 +60,15 @@ async function upload(file) {
   showError("");
   showProgress("Uploading…", 0, 1);
   try {
-    const { status, body } = await post(file);
+    const { status, body } = await post(file).finally(() => {
+      uploading = null;
+      byId("file").value = "";
+    });
     if (status !== 202) throw new Error(body?.error ?? `The service answered ${status}.`);
-    uploading = null;
     await follow(body);
   } catch (error) {
     showStart();
     showError(error.message);
-  } finally {
-    uploading = null;
-    byId("file").value = "";
   }
 }
 
@@ -102,14 +101,16 @@ async function showResults() {
   byId("which").hidden = job.scans.length < 2;
   byId("left-out").replaceChildren(...job.left_out.map(({ name, reason }) => make("li", {}, `${name} is left out: ${reason}`)));
   byId("kept").textContent = `Deleted in ${Math.max(1, Math.round(job.deleted_in_seconds / 60))} min.`;
+  const { id } = job;
   if (!planes.attached) await planes.attach();
   planes.attached = true;
-  await showScan(0);
+  if (job?.id === id) await showScan(0);
 }
 
 async function showScan(index) {
-  scan = job.scans[index];
+  const { id } = job, chosen = scan = job.scans[index];
   delete byId("view").dataset.shown;
+  showError("");
   const { measurements: found } = scan, values = found.measurements;
   byId("warnings").replaceChildren(
     ...found.warnings.map((warning) => make("li", {}, warning.message)), ...(scan.problem ? [make("li", {}, scan.problem)] : []));
@@ -120,12 +121,18 @@ async function showScan(index) {
   ].flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
   showLesions(found.lesions, values.tumour_ml);
   showDownloads();
-  const folder = `api/jobs/${job.id}/scans/${scan.number}`;
+  const folder = `api/jobs/${id}/scans/${scan.number}`;
   const layers = LAYERS.filter((layer) => scan.files.includes(`${layer.name}.nii.gz`)).map((layer) => ({
     ...layer, url: `${folder}/${layer.name}.nii.gz`,
   }));
-  await planes.show({ url: `${folder}/image.nii.gz`, modality: found.scan.modality, layers, opensOn: ["tumour", "liver"] });
-  byId("view").dataset.shown = `${job.id}/${scan.number}`;
+  try {
+    const shown = await planes.show({
+      url: `${folder}/image.nii.gz`, modality: found.scan.modality, layers, opensOn: ["tumour", "liver"],
+    });
+    if (shown && scan === chosen) byId("view").dataset.shown = `${id}/${chosen.number}`;
+  } catch (error) {
+    if (scan === chosen) showError(`The scan cannot be displayed: ${error.message}`);
+  }
 }
 
 function amount(value, digits, unit) {

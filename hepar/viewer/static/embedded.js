@@ -19,17 +19,21 @@ async function embed() {
   planes.addControls(byId("controls"), layers);
   const show = async (scan) => {
     delete canvas.dataset.shown;
-    await planes.show({
+    const shown = await planes.show({
       ...scan, url: address(scan.image), opensOn: layers.map(({ name }) => name).reverse(),
       layers: layers.filter(({ name }) => name in scan.masks).map((layer) => ({ ...layer, url: address(scan.masks[layer.name]) })),
     });
+    if (!shown) return; // another one was chosen meanwhile
     byId("reduced").textContent = scan.reduced;
     canvas.dataset.shown = scan.name;
   };
   await planes.attach();
   chosen.replaceChildren(...scans.map(({ name }, index) => new Option(name, index)));
   chosen.parentElement.hidden = scans.length < 2;
-  chosen.addEventListener("change", () => show(scans[chosen.value]));
+  chosen.addEventListener("change", () => {
+    const scan = scans[chosen.value];
+    show(scan).catch((error) => { byId("reduced").textContent = `${scan.name} cannot be displayed: ${error.message}`; });
+  });
   const rows = [...document.querySelectorAll("tr[data-lps]")];
   table.show(rows, rows.map((row) => row.dataset.lps.split(" ").map(Number)));
   for (const row of rows) {

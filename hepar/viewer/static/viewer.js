@@ -53,18 +53,22 @@ class HeparViewer {
 
   // Load a scan and its masks. A layer is {name, url, colour, visible}, where a box of the layer outweighs `visible`;
   // `modality` chooses the windows, of CT those that lie within `range` if it is given, and `opensOn` names the layers by
-  // which the first slices are chosen.
+  // which the first slices are chosen. Returns whether it is shown: if another scan is asked for meanwhile, only that one is.
   async show({ url, modality, layers, opensOn, range }) {
-    this.layers = layers.map((layer) => ({ ...layer, visible: this.boxes.get(layer.name)?.checked ?? layer.visible }));
+    const asked = this.asked = Symbol("scan");
+    Object.assign(this, { layers: [], masks: new Map(), paint: null });
     this.niivue.volumes = [];
     this.niivue.drawScene(); // says that it waits for images
-    const [image, ...masks] = await Promise.all([
+    const loaded = await Promise.all([
       load({ url, name: "image.nii.gz", colormap: "gray" }),
-      ...this.layers.map((layer) => load({ url: layer.url, name: `${layer.name}.nii.gz` })),
-    ]);
-    this.masks = new Map(masks.map((mask, index) => [this.layers[index].name, mask]));
-    for (const [name, box] of this.boxes) box.disabled = !this.masks.has(name);
+      ...layers.map((layer) => load({ url: layer.url, name: `${layer.name}.nii.gz` })),
+    ]).catch((error) => { if (this.asked === asked) throw error; });
+    if (this.asked !== asked) return false;
+    const [image, ...masks] = loaded;
     this.codes = codesOf(masks);
+    this.layers = layers.map((layer) => ({ ...layer, visible: this.boxes.get(layer.name)?.checked ?? layer.visible }));
+    this.masks = new Map(masks.map((mask, index) => [layers[index].name, mask]));
+    for (const [name, box] of this.boxes) box.disabled = !this.masks.has(name);
     this.paint = masks.length ? paintOn(masks[0]) : null;
     this.niivue.volumes = this.paint ? [image, this.paint] : [image];
     this.offer(modality === "CT" ? CT_WINDOWS.filter((preset) => within(preset, range)) : this.windowsOfMr());
@@ -72,6 +76,7 @@ class HeparViewer {
     this.fillPaint();
     this.niivue.setVolume(image); // draws all textures, once
     this.goToMostOf(opensOn);
+    return true;
   }
 
   get image() {
@@ -88,6 +93,7 @@ class HeparViewer {
   }
 
   setWindow({ low, high }) {
+    if (!this.image) return; // while a scan loads
     Object.assign(this.image, { cal_min: low, cal_max: high });
     this.redraw(this.image);
     this.tell();
@@ -180,6 +186,7 @@ class HeparViewer {
 
   // A place in the patient: millimetres to the left, to the back and to the head, as DICOM counts them.
   goToLps([left, back, head]) {
+    if (!this.image) return; // while a scan loads
     const frac = this.niivue.mm2frac([-left, -back, head]);
     this.goTo([...this.niivue.frac2vox(frac)].map(Math.round));
   }
