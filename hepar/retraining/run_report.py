@@ -23,7 +23,7 @@ from hepar.evaluation.score_table import ScoreTable, parse_scores
 from hepar.evaluation.summary import Bootstrap
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import CHAMPION, REGISTERED
-from hepar.registry.champion import DECISION_TAG, RESULT_TAG
+from hepar.registry.champion import DECISION_TAG, RESULT_TAG, ROLLED_BACK
 from hepar.registry.model_registry import PREVIOUS, RUN_TAG, RegisteredModel, find_registered
 from hepar.registry.tracking import connect, server, storage_errors, tag_name
 from hepar.registry.version_scores import version_scores
@@ -59,7 +59,8 @@ class RunReport:
 
     @property
     def title(self) -> str:
-        return f"{self.model} version {self.version}: {self.alias or 'neither champion nor challenger'}"
+        without_alias = self.decision if self.decision.startswith(ROLLED_BACK) else "neither champion nor challenger"
+        return f"{self.model} version {self.version}: {self.alias or without_alias}"
 
     def pointers(self) -> str:
         """YAML that names the version and what it was made from, without any time: equal versions give equal text."""
@@ -69,7 +70,7 @@ class RunReport:
 
     def text(self) -> str:
         """Markdown, with the figure as `FIGURE` beside it."""
-        lines = [f"## {self.title}", "", f"Gate: {self.decision or 'no decision is recorded'}.", ""]
+        lines = [f"## {self.title}", "", f"Last decision: {self.decision or 'no decision is recorded'}.", ""]
         lines += [f"Trained because: {self.reasons}.", ""] if self.reasons else []
         rows = [f"| {name} | `{value}` |" for name, value in self.facts.items()]
         lines += ["| made from | |", "|---|---|", *rows, ""]

@@ -16,7 +16,7 @@ from hepar.cli.main import app
 from hepar.errors import DataError
 from hepar.evaluation.summary import Bootstrap
 from hepar.params import Params
-from hepar.registry.champion import Judge, settle
+from hepar.registry.champion import Judge, rollback, settle
 from hepar.registry.model_registry import RUN_TAG, RegisteredModel
 from hepar.registry.tracking import connect
 from hepar.retraining.run_report import (
@@ -66,12 +66,21 @@ def test_a_version_is_described_beside_the_one_that_it_met(registry: ToyRegistry
     (row,) = [row for row in challenger.comparison.rows if row.metric.name == "liver Dice"]
     assert row.result.difference.value == pytest.approx(-0.3)
     text = challenger.text()
-    assert "Gate: not promoted; " in text
+    assert "Last decision: not promoted; " in text
     assert "Trained because: 6 new cases." in text
     challenger.write(tmp_path / "out")
     assert (tmp_path / "out" / FIGURE).is_file()
     alone.write(tmp_path / "out")
     assert not (tmp_path / "out" / FIGURE).exists(), "the figure of another version was left"
+
+
+def test_a_version_that_was_rolled_back_is_reported_as_such(registry: ToyRegistry, tiny: Params) -> None:
+    first, second = (settled(registry, tiny, registry.add(scores(dice))) for dice in (0.8, 0.9))
+    rollback(toy_gates(tiny))
+    report = describe_run(NAME, second, FAST)
+    assert report.title == f"{NAME} version {second}: rolled back to version {first}"
+    assert f"Last decision: rolled back to version {first}." in report.text()
+    assert describe_run(NAME, first, FAST).title == f"{NAME} version {first}: champion"
 
 
 def test_versions_without_common_patients_are_not_compared(registry: ToyRegistry, tiny: Params) -> None:
