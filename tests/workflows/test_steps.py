@@ -127,12 +127,22 @@ def test_a_job_summary_shows_the_figure_by_its_address(runner: Runner, reported:
         runner.put(f"build/report/{name}", text)
     runner.put("build/report/forest.png", "a picture")
     assert runner.run("report", "publish", ISSUE="", REPORTED=reported) == 0
-    assert runner.run("report", "summary") == 0
+    assert runner.run("report", "summary", PUBLISHED="success") == 0
     address = "https://github.com/Own/Hepar/raw/c0ffee/versions/m.png"
     shown = f"![difference to models:/m/1, with 95 % intervals]({address})"
     if reported:
         shown = "The pull request has the figure: difference to models:/m/1, with 95 % intervals."
     assert runner.text("GITHUB_STEP_SUMMARY") == f"a table\n\n{shown}\n"
+
+
+def test_a_job_summary_promises_no_figure_if_nothing_was_published(runner: Runner) -> None:
+    runner.put("build/report/report.md", "a table\n\n![difference to models:/m/1](forest.png)\n")
+    assert runner.run("report", "summary", PUBLISHED="failure") == 0
+    assert runner.text("GITHUB_STEP_SUMMARY") == (
+        "a table\n\nThe figure was not published: difference to models:/m/1.\n"
+    )
+    assert step("report", "summary")["env"] == {"PUBLISHED": "${{ steps.publish.outcome }}"}
+    assert step("report", "publish")["id"] == "publish"
 
 
 @pytest.mark.parametrize("known", ["abc", ""])
