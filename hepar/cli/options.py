@@ -43,8 +43,8 @@ ScoredCohort = Annotated[
     typer.Option(
         "--cohort",
         help="Cohort folder that the report scores, for a champion that was scored on other test patients. Without one,"
-        " 'promote' takes it from HEPAR_STORE.",
-        show_default="cohort, if it exists",
+        " it is taken from HEPAR_STORE, if the version names it.",
+        show_default="cohort, if it exists, even if HEPAR_STORE is set",
     ),
 ]
 PseudoFolder = Annotated[Path, typer.Option("--pseudo", help="Pseudo-label folder, written by 'hepar pseudo-label'.")]
