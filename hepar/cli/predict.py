@@ -83,18 +83,30 @@ def predict(
         ),
     ] = None,
     overlap: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Overlap of neighbouring windows, as a fraction.")
-    ] = OVERLAP,
+        float | None,
+        typer.Option(
+            min=0, max=0.9, help="Overlap of neighbouring windows, as a fraction.", show_default=f"{OVERLAP:g}"
+        ),
+    ] = None,
     variants: Annotated[
-        int, typer.Option(min=1, help="Test-time variants of size and contrast to average, the plain one included.")
-    ] = VARIANTS,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Test-time variants of size and contrast to average, the plain one included.",
+            show_default=str(VARIANTS),
+        ),
+    ] = None,
     mirror: Annotated[
         list[Axis] | None,
         typer.Option(help="Average with the scan mirrored along this axis of the patient; repeatable."),
     ] = None,
     fast: Annotated[
         bool,
-        typer.Option("--fast", help=f"An overlap of {FAST_OVERLAP:g}, no variants, no mirroring."),
+        typer.Option(
+            "--fast",
+            help=f"An overlap of {FAST_OVERLAP:g}, no variants, no mirroring. Refused with --overlap, --variants or"
+            " --mirror.",
+        ),
     ] = False,
     whole: Whole = False,
     tumour_threshold: Annotated[
@@ -110,13 +122,14 @@ def predict(
 
     Prints a line of JSON a scan. Research use only.
     """
+    if fast and (overlap is not None or variants is not None or mirror):
+        raise DataError("--fast sets --overlap, --variants and --mirror: leave them out")
+
     from hepar.prediction.opening import open_predictor
 
-    if fast:
-        if (overlap, variants, mirror or []) != (OVERLAP, VARIANTS, []):
-            raise DataError("--fast sets --overlap, --variants and --mirror: leave them out")
-        overlap = FAST_OVERLAP
-    settings = PredictionSettings(overlap, variants, tuple(mirror or ()), tumour_threshold, min_lesion_ml)
+    if overlap is None:
+        overlap = FAST_OVERLAP if fast else OVERLAP
+    settings = PredictionSettings(overlap, variants or VARIANTS, tuple(mirror or ()), tumour_threshold, min_lesion_ml)
     as_label_map = bool(out.suffix) and not out.is_dir()
     if as_label_map:
         _check_label_map(out, scans, bool(only))

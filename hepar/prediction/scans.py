@@ -96,7 +96,7 @@ def open_scans(source: str, uneven: Uneven = "refuse") -> Iterator[Found]:
 
     A file is a scan. In a folder, a zip or behind an address each CT or MR series that may show the liver is one, or
     without DICOM files each NIfTI, NRRD or MetaImage file. `uneven` says what to do with tilted or uneven slices, as
-    `ingest.uneven_slices` does. Raises DataError if the source does not exist or holds no scan at all.
+    `ingest.uneven_slices` does. Raises DataError if the source does not exist or is or holds no scan at all.
     """
     with scratch_folder("remote") as scratch:
         store: Server | Buckets | None = None
@@ -111,11 +111,15 @@ def open_scans(source: str, uneven: Uneven = "refuse") -> Iterator[Found]:
         if not path.exists():
             raise DataError(f"{source}: no such file or folder")
         if path.is_file() and path.suffix.lower() != ".zip":
-            yield (
-                _in_instances(read, (path,), uneven)
-                if (read := _as_dicom(path))
-                else Found((_file_scan(path, path.parent.parent),))
-            )
+            if read := _as_dicom(path):
+                yield _in_instances(read, (path,), uneven)
+            elif path.name.lower().endswith(ENDINGS):
+                yield Found((_file_scan(path, path.parent.parent),))
+            else:
+                raise DataError(
+                    f"{redact_address(source)} is no scan: give a folder, zip or file of DICOM, or a file whose name"
+                    f" ends in {', '.join(ENDINGS)}"
+                )
             return
         with unpacked(path) as opened:
             found = _in_folder(opened.folder, (opened.folder, path), uneven)

@@ -19,7 +19,7 @@ from toy_model import constant_weights, write_model
 from typer.testing import CliRunner
 
 from hepar.cli.main import app
-from hepar.errors import DataError
+from hepar.errors import ArtifactError, DataError
 from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.imaging.volumes import write_image
 from hepar.params import Params
@@ -60,8 +60,9 @@ def test_fast_is_a_smaller_overlap_and_takes_no_other_setting(folder: Path) -> N
     assert done.exit_code == 0, done.output
     settings = json.loads((folder / "out" / "scan" / "measurements.json").read_text())["made_by"]["settings"]
     assert (settings["overlap"], settings["variants"], settings["mirror_axes"]) == ("0.25", "1", "")
-    with pytest.raises(DataError, match=r"^--fast sets --overlap, --variants and --mirror: leave them out$"):
-        CliRunner().invoke(app, ["predict", *options, "--mirror", "x"], catch_exceptions=False)
+    for other in (("--mirror", "x"), ("--overlap", "0.5"), ("--variants", "1")):  # two of them as they are without it
+        with pytest.raises(DataError, match=r"^--fast sets --overlap, --variants and --mirror: leave them out$"):
+            CliRunner().invoke(app, ["predict", *options, *other], catch_exceptions=False)
 
 
 def test_whole_predicts_all_windows_and_their_number_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +171,15 @@ def test_a_scan_that_fails_does_not_stop_the_others(folder: Path) -> None:
     done = run(folder, *scans, "-o", str(folder / "out"), "--modality", "ct", "--only", "json", code=2)
     assert "missing.nii.gz: no such file or folder" in done.stderr
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_a_model_that_does_not_exist_is_refused_with_the_option_that_names_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(ArtifactError, match=r"^models/universal does not exist: --model takes a model folder, "):
+        CliRunner().invoke(app, ["predict", "scan.nii.gz", "-o", "out"], catch_exceptions=False)
+    assert not (folder / "out").exists()
 
 
 def test_a_modality_that_the_model_never_learned_or_that_is_doubtful_is_refused(folder: Path) -> None:

@@ -112,6 +112,8 @@ def test_a_source_that_does_not_exist_or_holds_nothing_is_refused(tmp_path: Path
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(DataError, match="no DICOM series and no scan"):
         found_in(tmp_path)
+    with pytest.raises(DataError, match=r"notes\.txt is no scan: give a folder, zip or file of DICOM, or a file whose"):
+        found_in(tmp_path / "notes.txt")
 
 
 def test_names_given_twice_are_numbered() -> None:
