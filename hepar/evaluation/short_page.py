@@ -6,6 +6,7 @@ import re
 
 _PICTURE = re.compile(r'<figure(?P<stack> class="stack")?>\n<svg.*?(?=<figcaption>)', re.DOTALL)
 _TITLE_END = "</h1>\n"
+_EMPTY = "<figure>\n"  # what is left of a picture
 _NOTE = '<p class="note">{} of {} pictures are left out here; the whole page is report.html of the report.</p>\n'
 
 
@@ -24,7 +25,7 @@ def shorten_page(page: str, max_bytes: int) -> str:
     for picture in sorted(pictures, key=lambda found: (found["stack"] is None, -found.start())):
         if excess > 0:
             left_out.add(picture.start())
-            excess -= len(picture[0].encode())
+            excess -= len(picture[0].encode()) - len(_EMPTY)
     note = _NOTE.format(len(left_out), len(pictures))
-    kept = _PICTURE.sub(lambda found: "<figure>\n" if found.start() in left_out else found[0], page)
+    kept = _PICTURE.sub(lambda found: _EMPTY if found.start() in left_out else found[0], page)
     return kept.replace(_TITLE_END, _TITLE_END + note, 1)

@@ -189,6 +189,15 @@ def test_a_page_for_a_small_place_keeps_the_pictures_of_the_worst_cases(tmp_path
     assert shorten_page(whole, len(whole.encode())) == whole
 
 
+def test_a_shortened_page_never_has_more_than_the_bytes_that_it_may_have() -> None:
+    picture = "<figure>\n<svg>{}</svg>\n<figcaption>a case</figcaption></figure>\n".format("x" * 100)
+    whole = f"<h1>Report</h1>\n{picture * 50}"
+    least = len(shorten_page(whole, 0).encode())
+    assert least < len(whole.encode()) / 2
+    for max_bytes in range(least, len(whole.encode()) + 1):
+        assert len(shorten_page(whole, max_bytes).encode()) <= max_bytes
+
+
 def test_a_false_positive_in_a_tumour_free_case_is_on_the_page(tmp_path: Path) -> None:
     case = segmented(LabelPair(LIVER_ZYX, LIVER_ZYX), LabelPair(EMPTY_ZYX, block(2, 4)))
     case_slice = pick_slice(case, np.zeros(SHAPE), (0.0, 1.0))
