@@ -54,5 +54,5 @@ def check_digests(images: Iterable[str]) -> None:
         if not is_by_digest(image):
             raise ParamsError(
                 f"image {image} is named by a tag, but a cluster needs a digest: push it by 'make images"
-                f" PUSH=HOST/NAME', or set {IMAGE_VARIABLE}=NAME@sha256:…"
+                f" PUSH=HOST/NAME' and set {IMAGES_VARIABLE}=build/images.json, or {IMAGE_VARIABLE}=NAME@sha256:…"
             )

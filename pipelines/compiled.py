@@ -48,6 +48,8 @@ class CompiledPipeline:
             executors = spec["deploymentSpec"]["executors"].values()
             images = {executor["container"]["image"] for executor in executors if "container" in executor}
             name = str(spec["pipelineInfo"]["name"])
+        except FileNotFoundError:
+            raise ParamsError(f"{path} does not exist; 'make compile' writes one") from None
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, json_format.ParseError) as error:
             raise ParamsError(f"{path} is no compiled pipeline: {one_line(error)}; 'make compile' writes one") from None
         defaults = {key: value["defaultValue"] for key, value in given.items() if "defaultValue" in value}

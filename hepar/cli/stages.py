@@ -102,9 +102,13 @@ def gather_folds(
     """Make one teacher of folds that 'train-liver --fold' has trained, as on several machines."""
     from hepar.params import load_params
     from hepar.training.ensemble import gather
+    from hepar.training.folds import Fold
 
-    numbers = range(1, load_params(params).train_liver.folds + 1)
-    gather(folds or [_teacher(modality, number) for number in numbers], model or _teacher(modality), modality)
+    if not folds:
+        total = load_params(params).train_liver.folds
+        Fold(modality, 1, total).check(total)
+        folds = [_teacher(modality, number) for number in range(1, total + 1)]
+    gather(folds, model or _teacher(modality), modality)
 
 
 @stages_app.command(rich_help_panel=PANEL)

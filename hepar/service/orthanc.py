@@ -75,6 +75,15 @@ class OrthancServer:
                 return missing
             answer.raise_for_status()
             found: dict[str, Any] = answer.json()
+        except requests.ConnectionError as error:
+            raise StorageError(f"{self.url} does not answer ({_system_reason(error)})") from None
         except (requests.RequestException, ValueError) as error:
             raise StorageError(f"{self.url}: {redact(one_line(error))}") from None
         return found
+
+
+def _system_reason(error: BaseException) -> str:
+    """What the system said, such as "connection refused", below the words of each layer; else the last of these."""
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
+    return redact(one_line(getattr(error, "strerror", None) or error)).lower()

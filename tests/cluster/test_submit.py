@@ -156,6 +156,9 @@ def test_an_input_without_default_must_be_given_and_images_have_digests(compiled
     own.write_text("a: 1\n")
     with pytest.raises(ParamsError, match="is no compiled pipeline"):
         plan_run(own, SOURCE)
+    own.unlink()
+    with pytest.raises(ParamsError, match=r"own\.yaml does not exist; 'make compile' writes one$"):
+        plan_run(own, SOURCE)
 
 
 def test_the_name_is_a_key_over_image_params_source_and_champion(

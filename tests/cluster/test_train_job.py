@@ -96,7 +96,7 @@ def test_the_command_is_one_of_hepar(params: Params) -> None:
 def test_what_cannot_run_is_refused(params: Params) -> None:
     with pytest.raises(ParamsError, match=r"batch_size is 4 but must be divisible by 3: 3 nodes with 1 processes each"):
         train_job(params, replace(REQUEST, nodes=3), IMAGE)
-    with pytest.raises(ParamsError, match="named by a tag"):
+    with pytest.raises(ParamsError, match=r"named by a tag, .* HEPAR_IMAGES=build/images.json, or HEPAR_IMAGE="):
         train_job(params, REQUEST, "hepar:latest")
 
 

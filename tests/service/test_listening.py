@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import hepar.prediction.opening
 from hepar.cli.main import app
-from hepar.errors import ArtifactError, DataError
+from hepar.errors import ArtifactError, DataError, StorageError
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.params import Params
 from hepar.prediction.folder import PredictionFolder
@@ -145,6 +145,8 @@ def test_a_wrong_address_and_a_damaged_place_are_refused(tmp_path: Path) -> None
         OrthancServer("localhost:8042", "dicom-web")
     with pytest.raises(DataError, match="must not hold a user name"):
         OrthancServer("http://me:secret@localhost:8042", "dicom-web")
+    with pytest.raises(StorageError, match=r"^http://localhost:1 does not answer \(connection refused\)$"):
+        OrthancServer("http://localhost:1", "dicom-web").last()
     (tmp_path / PLACE).write_text("{")
     with pytest.raises(ArtifactError, match="is damaged: remove it"):
         FeedPlace.load(tmp_path, lambda: 0, False)
