@@ -384,6 +384,20 @@ def test_other_folds_in_a_run_that_was_started_otherwise_are_refused_by_its_firs
         steps.check.python_func(compiled_folds=fixed, **given)
 
 
+def test_for_gpus_each_step_that_may_train_or_predict_has_one_and_room_for_scans() -> None:
+    steps = load_params(ROOT / "params" / "full.yaml").cluster.steps
+    names = ("train-liver", "pseudo-label", "train-universal", "evaluate", "register")
+    assert [name for name in type(steps).model_fields if getattr(steps, name).gpus] == [
+        "train_liver",
+        "pseudo_label",
+        "train_universal",
+        "evaluate",
+        "register_model",
+    ]
+    asked = [(steps.of(name).memory_gib, steps.of(name).scratch_gib, steps.of(name).timeout_hours) for name in names]
+    assert len(set(asked)) == 1
+
+
 def test_an_image_by_its_tag_is_not_compiled_for_a_cluster(tmp_path: Path) -> None:
     output = tmp_path / "built.yaml"
     command = ("kfp", "dsl", "compile", "--py", "pipelines/two_stage.py", "--output", str(output))
