@@ -4,9 +4,10 @@
 
 All arms start from the scan in memory and end with masks on its own grid, with the same network, overlap, thresholds
 and postprocessing. `hepar` predicts the windows that matter to the liver, `whole` (with a model) all windows of the
-same grid. `monai` resamples the whole scan, predicts it in single precision by MONAI's sliding window, and resamples
-the probabilities of both structures back. Each arm runs in a process of its own, in turns; its peak resident memory
-(Linux) is printed too, and the CPU time, whose ratio holds on a busy machine too.
+same grid. `monai` resamples the whole scan, predicts it in single precision by MONAI's sliding window, with the overlap
+that this grid really has along each axis, and resamples the probabilities of both structures back. Each arm runs in a
+process of its own, in turns; its peak resident memory (Linux) is printed too, and the CPU time, whose ratio holds on a
+busy machine too.
 
 Without a model, the network of the params file has random weights and runs at its full cost, but the liver is found by
 the intensities of a synthetic scan: that measures time and memory. With a model and a scan that holds a liver, the scan
@@ -44,6 +45,7 @@ from hepar.inference.liver_region import LIVER_THRESHOLD
 from hepar.inference.model_folder import ModelSpec
 from hepar.inference.prediction import Model, load_ensemble, postprocess, segment
 from hepar.inference.settings import PredictionSettings
+from hepar.inference.sliding_window import WindowGrid
 from hepar.networks import build_network
 from hepar.params import load_params
 from hepar.runtime.device import available_cores, inference_precision, memory_format, use_threads
@@ -147,7 +149,8 @@ def by_monai(model: Model, image: sitk.Image, modality: Modality, options: argpa
     spec = model.spec
     start = clocks()
     image_zyx, grid = preprocess_image(canonical(image), modality, spec.plan)
-    steps = [max(1, int(p * (1 - options.overlap))) for p in spec.patch_zyx]
+    overlap_zyx = WindowGrid.over(image_zyx.shape, spec.patch_zyx, options.overlap).overlap_zyx
+    steps = [max(1, int(p * (1 - overlap))) for p, overlap in zip(spec.patch_zyx, overlap_zyx, strict=True)]
     size_zyx = [max(n, p) for n, p in zip(image_zyx.shape, spec.patch_zyx, strict=True)]
     windows = len(dense_patch_slices(size_zyx, spec.patch_zyx, steps))
 
@@ -160,7 +163,7 @@ def by_monai(model: Model, image: sitk.Image, modality: Modality, options: argpa
         tensor = torch.from_numpy(np.ascontiguousarray(part_zyx))[None, None]
         with torch.inference_mode():
             return sliding_window_inference(
-                tensor, spec.patch_zyx, at_once, network, overlap=options.overlap, mode="gaussian"
+                tensor, spec.patch_zyx, at_once, network, overlap=overlap_zyx, mode="gaussian"
             )[0].numpy()
 
     if windows > options.monai_windows:

@@ -35,9 +35,9 @@ Corner = tuple[int, int, int]
 class WindowGrid:
     """The windows over an image of `size_zyx` voxels, by their first voxels along each axis.
 
-    They lie where those of MONAI's `sliding_window_inference` do: a step apart from the first voxel on, the last one
-    moved back to the border. An axis on which the image is smaller has one window, which the image lies in the middle
-    of.
+    They are a step apart from the first voxel on, the last one moved back to the border, as those of MONAI's
+    `sliding_window_inference`. Of all steps with as few windows the shortest is taken, so that all overlap nearly
+    alike. An axis on which the image is smaller has one window, which the image lies in the middle of.
     """
 
     size_zyx: SizeZYX
@@ -50,6 +50,15 @@ class WindowGrid:
         starts = tuple(_starts(n, p, overlap) for n, p in zip(size_zyx, patch_zyx, strict=True))
         z, y, x = size_zyx
         return cls((z, y, x), patch_zyx, starts)
+
+    @property
+    def overlap_zyx(self) -> tuple[float, ...]:
+        """The overlap along each axis with which MONAI's `sliding_window_inference` has the same windows."""
+        steps = (
+            own[1] - own[0] if len(own) > 1 else patch
+            for own, patch in zip(self.starts_zyx, self.patch_zyx, strict=True)
+        )
+        return tuple(max(0.0, 1 - (step + 0.5) / p) for step, p in zip(steps, self.patch_zyx, strict=True))
 
     def mirrored(self, axes: Iterable[int]) -> WindowGrid:
         """Where the windows of the image mirrored along some axes lie in the image itself."""
@@ -220,7 +229,8 @@ def _starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
     """First voxels of the windows along an axis."""
     if size <= patch:
         return (-((patch - size) // 2),)
-    step = max(1, int(patch * (1 - overlap)))
+    longest = max(1, int(patch * (1 - overlap)))
+    step = math.ceil((size - patch) / math.ceil((size - patch) / longest))
     return (*range(0, size - patch, step), size - patch)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from hepar.inference.prediction import (
 )
 from hepar.inference.prepared_scan import change_contrast
 from hepar.inference.settings import PredictionSettings
-from hepar.inference.sliding_window import sliding_window
+from hepar.inference.sliding_window import WindowGrid, sliding_window
 from hepar.params import NetworkParams
 
 CPU = torch.device("cpu")
@@ -100,12 +102,27 @@ def test_windows_lie_and_weigh_as_those_of_monai(
         patch,
         1,
         lambda image_bcdhw: network(image_bcdhw).sigmoid(),
-        overlap=overlap,
+        overlap=WindowGrid.over(shape, patch, overlap).overlap_zyx,
         mode="gaussian",
         padding_mode="replicate",
     )
     found_rzyx = sliding_window(network, image_zyx, patch, overlap, CPU)
     assert found_rzyx == pytest.approx(expected_brzyx[0].numpy(), abs=1e-5)
+
+
+@given(st.integers(1, 400), st.integers(1, 64), st.sampled_from([0.0, 0.25, 0.3, 0.5, 0.9]))
+def test_windows_are_as_few_as_the_overlap_allows_and_nearly_even(size: int, patch: int, overlap: float) -> None:
+    starts, *_ = WindowGrid.over((size, 1, 1), (patch, 1, 1), overlap).starts_zyx
+    steps = [after - before for before, after in pairwise(starts)]
+    if size <= patch:
+        assert not steps
+        return
+    longest = max(1, int(patch * (1 - overlap)))
+    assert (starts[0], starts[-1]) == (0, size - patch)
+    assert max(steps) <= longest
+    assert len(steps) <= math.ceil((size - patch) / longest)
+    assert len({*steps[:-1]}) <= 1
+    assert 0 < steps[-1] <= steps[0] < steps[-1] + len(steps)
 
 
 def test_a_single_slice_is_segmented_in_a_thicker_window() -> None:
