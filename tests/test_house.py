@@ -169,3 +169,13 @@ def _quotes(handler: ast.ExceptHandler) -> Iterator[str]:
 def test_foreign_messages_are_quoted_on_one_line(path: Path) -> None:
     handlers = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.ExceptHandler)]
     assert [line for handler in handlers if handler.name and handler.type for line in _quotes(handler)] == []
+
+
+def test_scripts_of_a_page_share_no_name_with_the_viewer() -> None:
+    """They are loaded into one page, where the later of two functions of a name replaces the other."""
+    owners: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "hepar").rglob("static/*.js")):
+        for name in re.findall(r"^(?:async )?(?:function|class|const|let) (\w+)", path.read_text(), re.MULTILINE):
+            owners.setdefault(name, set()).add(str(path.parent.relative_to(ROOT)))
+    viewer = "hepar/viewer/static"
+    assert {name: places for name, places in owners.items() if viewer in places and len(places) > 1} == {}

@@ -33,7 +33,7 @@ STEPS = (
     *("evaluate", "register", "notify"),
 )
 UNCACHED = {"check", "ingest", "gather-folds", "gather-folds-2", "assemble-pool", "register", "notify"}
-GPU_STEPS = {"train-liver", "train-liver-2", "pseudo-label", "train-universal", "evaluate"}
+GPU_STEPS = {"train-liver", "train-liver-2", "pseudo-label", "train-universal", "evaluate", "register"}
 Json = dict[str, Any]
 
 

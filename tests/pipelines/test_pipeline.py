@@ -284,7 +284,11 @@ def test_a_killed_training_leaves_no_model_and_resumes(by_kfp: Path, tmp_path: P
     victim = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
     model = tmp_path / "models" / "liver-ct"
     deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("checkpoint.pt")) and victim.poll() is None and time.monotonic() < deadline:
+    while (
+        not list(model.parent.glob(".checkpoints/*/checkpoint.pt"))
+        and victim.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL, "the training ended before it was killed"

@@ -37,11 +37,14 @@ def send(orthanc: str, paths: list[Path]) -> str:
     """Send a series to Orthanc and wait until it is complete; returns the UID of its study."""
     before = requests.get(f"{orthanc}/changes?last", timeout=30).json()["Last"]
     for path in paths:
-        requests.post(f"{orthanc}/instances", data=path.read_bytes(), timeout=30).raise_for_status()
+        answer = requests.post(f"{orthanc}/instances", data=path.read_bytes(), timeout=30)
+        answer.raise_for_status()
+    sent = answer.json()
+    complete = {("StableSeries", sent["ParentSeries"]), ("StableStudy", sent["ParentStudy"])}  # not of earlier tests
     end = time.monotonic() + 120
     while time.monotonic() < end:
         changes = requests.get(f"{orthanc}/changes?since={before}&limit=1000", timeout=30).json()["Changes"]
-        if any(change["ChangeType"] == "StableStudy" for change in changes):
+        if complete <= {(change["ChangeType"], change["ID"]) for change in changes}:
             return str(pydicom.dcmread(paths[0]).StudyInstanceUID)
         time.sleep(0.2)
     pytest.fail("the study does not become stable")

@@ -60,8 +60,8 @@ class HeparViewer {
     this.niivue.volumes = [];
     this.niivue.drawScene(); // says that it waits for images
     const loaded = await Promise.all([
-      load({ url, name: "image.nii.gz", colormap: "gray" }),
-      ...layers.map((layer) => load({ url: layer.url, name: `${layer.name}.nii.gz` })),
+      loadVolume({ url, name: "image.nii.gz", colormap: "gray" }),
+      ...layers.map((layer) => loadVolume({ url: layer.url, name: `${layer.name}.nii.gz` })),
     ]).catch((error) => { if (this.asked === asked) throw error; });
     if (this.asked !== asked) return false;
     const [image, ...masks] = loaded;
@@ -282,7 +282,7 @@ function within(preset, range) {
   return !range || (preset.low >= range.low && preset.high <= range.high);
 }
 
-function load(options) {
+function loadVolume(options) {
   return niivue.NVImage.loadFromUrl(options);
 }
 
