@@ -47,7 +47,7 @@ from hepar.cli.main import errors_as_sentences
 from hepar.errors import DataError, HeparError
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
-from hepar.ingest.cross_validation import Patient, assign_folds, read_patients, split_fold, splits_as_csv, table_of
+from hepar.ingest.cross_validation import read_patients, split_tables, table_of
 from hepar.runtime.artifacts import read_manifest, sha256_json, write_json
 from hepar.runtime.whole_files import write_text
 
@@ -75,7 +75,9 @@ def make_folds(options: argparse.Namespace) -> list[FoldFolder]:
     """All folds of every seed that is asked for; writes the table that their cohorts are read from."""
     params = [make_params(options.params, options.set, seed) for seed in options.seeds]
     patients = read_patients(options.source, params[0].ingest.split)
-    splits = {TEST: ""} if options.test else fold_splits(patients, options.folds)
+    splits = {TEST: ""}
+    if not options.test:
+        splits = {fold_name(number): split for number, split in split_tables(patients, options.folds).items()}
     kept = patients if options.test else [patient for patient in patients if patient.split != Split.TEST]
     table = table_of(kept, str(options.source))
     path = options.out / "tables" / f"{sha256_json(table)[:KEY_DIGITS]}.csv"
@@ -91,15 +93,6 @@ def make_folds(options: argparse.Namespace) -> list[FoldFolder]:
     if options.fold and (unknown := {fold_name(number) for number in options.fold} - splits.keys()):
         raise DataError(f"--fold must be 1 to {options.folds}, but there is no {min(unknown)}")
     return folds
-
-
-def fold_splits(patients: Sequence[Patient], folds: int) -> dict[str, str]:
-    """The split table of each fold, by its name."""
-    fold_of = assign_folds(patients, folds)
-    return {
-        fold_name(number): splits_as_csv(patients, split_fold(patients, fold_of, number, folds))
-        for number in range(1, folds + 1)
-    }
 
 
 def fold_name(number: int) -> str:

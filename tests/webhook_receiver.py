@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Condition, Thread
+from http.server import BaseHTTPRequestHandler
+from threading import Condition
+
+from loopback import served
 
 from hepar.registry.webhooks import WebhookRefused, read_message
 
@@ -52,13 +54,6 @@ def receiver(secret: str) -> Iterator[Receiver]:
         def log_message(self, format: str, *arguments: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made = Receiver(f"http://127.0.0.1:{server.server_port}/champion")
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with served(Handler) as address:
+        made = Receiver(f"{address}/champion")
         yield made
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -175,6 +175,14 @@ def splits_as_csv(patients: Iterable[Patient], splits: Mapping[str, Split]) -> s
     )
 
 
+def split_tables(patients: Sequence[Patient], folds: int) -> dict[int, str]:
+    """The split table of each fold, by its number from 1. Raises DataError as `assign_folds`."""
+    fold_of = assign_folds(patients, folds)
+    return {
+        number: splits_as_csv(patients, split_fold(patients, fold_of, number, folds)) for number in range(1, folds + 1)
+    }
+
+
 def _split(patient_id: str, rows: Sequence[Row], split: SplitParams) -> Split:
     found = {
         parse_enum(Split, row["split"], row["case_id"], "split") if row.get("split") else split_of(patient_id, split)

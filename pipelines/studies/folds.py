@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hepar.cases import STRUCTURES, Split
 from hepar.errors import ParamsError
-from hepar.ingest.cross_validation import assign_folds, read_patients, split_fold, splits_as_csv, table_of
+from hepar.ingest.cross_validation import read_patients, split_tables, table_of
 from hepar.ingest.sources.s3 import Buckets
 from hepar.params import Params, override_params
 from hepar.runtime.artifacts import sha256_file, sha256_json
@@ -29,7 +29,6 @@ from pipelines.studies.plan import KEY_DIGITS, FoldSplit
 
 TABLES = "tables"  # the folder of the tables of folds
 STORED_TABLES = "studies"  # the same in a store
-TABLE_SUFFIXES = (".csv", ".parquet")
 
 
 def prepare_folds(study: Study, folder: Path) -> tuple[Study, tuple[FoldSplit, ...], dict[Path, str]]:
@@ -94,23 +93,17 @@ def _deal(study: Study) -> tuple[str, tuple[FoldSplit, ...]]:
     source, folds = study.base.source, study.file.folds
     with scratch_folder("table") as scratch:
         path = Path(source)
-        if source.startswith(SCHEME) and source.endswith(TABLE_SUFFIXES):
+        if source.startswith(SCHEME) and path.suffix:  # without one it is a prefix, which may be large
             path = Buckets(scratch).mirror(source)
-        if not path.is_file() or path.suffix not in TABLE_SUFFIXES:
+        if not path.is_file() or path.suffix == ".zip":
             raise ParamsError(
                 f"folds is {folds}, but the source {source} is no table: set folds to 1, or give a table by --source"
             )
         patients = read_patients(path, study.base.ingest.split)
     table = table_of([patient for patient in patients if patient.split != Split.TEST], source)
-    fold_of = assign_folds(patients, folds)
-    return table, tuple(
-        FoldSplit(
-            f"fold {number}",
-            splits_as_csv(patients, split_fold(patients, fold_of, number, folds)),
-            sha256_json(table),
-        )
-        for number in range(1, folds + 1)
-    )
+    content = sha256_json(table)
+    splits = split_tables(patients, folds)
+    return table, tuple(FoldSplit(f"fold {number}", split, content) for number, split in splits.items())
 
 
 def _check_remote(table: str, source: str) -> None:

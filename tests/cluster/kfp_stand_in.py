@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -26,6 +26,7 @@ import kfp_server_api
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
+from loopback import served
 
 from pipelines.compiled import LOADER
 
@@ -319,13 +320,5 @@ def kfp_stand_in() -> Iterator[KfpStandIn]:
         def log_message(self, *words: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    known.address = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with served(Handler) as known.address:
         yield known
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

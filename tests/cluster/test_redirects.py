@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from cluster.kfp_stand_in import PREFIX, KfpStandIn
+from loopback import served
 
 from hepar.cli.cluster import RunRequest
 from hepar.errors import StorageError
@@ -58,16 +58,8 @@ def ingress(status: int = 302, target: str = "", login: bool = False) -> Iterato
         def log_message(self, *words: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    played.address = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with served(Handler) as played.address:
         yield played
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])

@@ -68,31 +68,24 @@ function maskOf(item, layer) {
   return corrected ? "corrected" : layer.name;
 }
 
-let loading = Promise.resolve(); // one case after the other, so that their volumes do not mix
-
-function show(item) {
-  if (blocked()) return Promise.resolve();
+async function show(item) {
+  if (blocked()) return;
   current = item;
   delete byId("view").dataset.shown;
   showQueue();
   showFacts(item);
-  loading = loading.then(() => (current === item ? load(item) : undefined));
-  return loading;
-}
-
-async function load(item) {
   showMessage("Loading the volume…");
   const folder = `files/${encodeURIComponent(item.case_id)}`;
   const layers = LAYERS.filter((layer) => item.files.includes(layer.name)).map((layer) => ({
     ...layer, url: `${folder}/${maskOf(item, layer)}.nii.gz`,
   }));
   try {
-    await planes.show({ url: `${folder}/image.nii.gz`, modality: item.modality, layers, opensOn: OPENS_ON });
+    const shown = await planes.show({ url: `${folder}/image.nii.gz`, modality: item.modality, layers, opensOn: OPENS_ON });
+    if (!shown) return; // another case was selected while this one loaded
   } catch (error) {
     showMessage(`The volume cannot be displayed: ${error.message}`, true);
     return;
   }
-  if (current !== item) return; // another case was selected while this one loaded
   showMessage("");
   byId("view").dataset.shown = item.case_id;
 }
