@@ -48,7 +48,14 @@ from hepar.inference.settings import PredictionSettings
 from hepar.inference.sliding_window import WindowGrid
 from hepar.networks import build_network
 from hepar.params import load_params
-from hepar.runtime.device import available_cores, inference_precision, memory_format, use_threads
+from hepar.runtime.device import (
+    available_cores,
+    inference_precision,
+    is_large,
+    memory_format,
+    return_freed_blocks,
+    use_threads,
+)
 
 SIZE_ZYX, SPACING_ZYX_MM = (300, 512, 512), (1.5, 0.8, 0.8)
 LIVER_HU, TUMOUR_HU, BODY_HU, AIR_HU, NOISE_HU = 110, 60, 30, -1000, 8.0
@@ -120,6 +127,8 @@ def load(options: argparse.Namespace) -> Model:
     spec = ModelSpec(
         network=params.network, plan=plan, patch_zyx=patch_zyx, modalities=(Modality.CT, Modality.MR), origin={}
     )
+    if is_large(network):
+        return_freed_blocks()  # as for a stored model
     return Model(CostOnly(network, plan).eval(), spec, torch.device("cpu"))
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hepar.cases import Modality
@@ -24,6 +23,7 @@ from hepar.runtime.verification import verify_artifact
 from hepar.runtime.whole_files import check_archive, whole_file, write_text
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor  # a step without torch reads specs and versions, too
 
 
@@ -179,6 +179,8 @@ class ModelFolder:
 
         Raises ArtifactError if it is missing or damaged.
         """
+        import pandas as pd  # takes 40 MiB, which a prediction need not hold
+
         verify_artifact(self.folder, self.KIND, [self.HISTORY])
         # as text, or an empty modality would become NaN
         return pd.read_csv(self.folder / self.HISTORY, keep_default_na=False, na_values={"value": [""]})

@@ -40,7 +40,7 @@ from hepar.inference.sliding_window import Probabilities
 from hepar.inference.variant_prediction import OnMember, VariantPrediction
 from hepar.inference.window_count import OnWindow, WindowCount
 from hepar.networks import build_network
-from hepar.runtime.device import memory_format
+from hepar.runtime.device import is_large, memory_format, return_freed_blocks
 
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)  # the direction of most canonical scans
 AROUND_LIVER_MM = 10.0  # how far variants are predicted beyond the liver
@@ -131,7 +131,10 @@ def load_ensemble(folder: Path, device: torch.device) -> list[Model]:
     Raises ArtifactError if the folder is not a model or is damaged.
     """
     stored = ModelFolder(folder)
-    return [_load(stored, name, device) for name in stored.weight_files()]
+    models = [_load(stored, name, device) for name in stored.weight_files()]
+    if device.type == "cpu" and is_large(models[0].network):
+        return_freed_blocks()
+    return models
 
 
 def _load(stored: ModelFolder, name: str, device: torch.device) -> Model:
