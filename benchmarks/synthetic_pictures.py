@@ -151,7 +151,8 @@ def show(axis: Axes, finding: Finding, spacing_yx_mm: tuple[float, float]) -> bo
 
 def draw(source: Path | None, out: Path, seed: int) -> None:
     plan = make_preprocessing_plan((), load_params(PARAMS).preprocessing)
-    spacing = plan.spacing_zyx_mm if source else PHANTOM_SPACING_ZYX_MM
+    if not source:
+        plan = plan.model_copy(update={"spacing_zyx_mm": PHANTOM_SPACING_ZYX_MM})
     rows = [name for name, count in ROWS for _ in range(count)]
     figure, axes = plt.subplots(len(rows), 2 * COLUMNS, figsize=(10, 1.27 * len(rows)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
@@ -162,12 +163,12 @@ def draw(source: Path | None, out: Path, seed: int) -> None:
         rng = np.random.default_rng([seed, column])
         kinds = {
             "lesions not painted": own_lesions(wholes, source is not None and modality == Modality.MR, rng),
-            "synthetic lesions": painted(wholes, lambda p, r: add_synthetic_lesions(p, spacing, r), rng),
-            "look-alikes": painted(wholes, lambda p, r: add_look_alikes(p, spacing, r), rng),
+            "synthetic lesions": painted(wholes, lambda p, r: add_synthetic_lesions(p, plan, r), rng),
+            "look-alikes": painted(wholes, lambda p, r: add_look_alikes(p, plan, r), rng),
         }
         for row, name in enumerate(rows):
             for axis in axes[row, column : column + COLUMNS]:
-                while not show(axis, next(kinds[name]), spacing[1:]):
+                while not show(axis, next(kinds[name]), plan.spacing_zyx_mm[1:]):
                     pass
     for axis in axes.flat:
         axis.set_xticks([])
@@ -179,6 +180,7 @@ def draw(source: Path | None, out: Path, seed: int) -> None:
 def measure(seed: int) -> None:
     """Print the milliseconds of CPU time of both functions together for a training patch."""
     plan = make_preprocessing_plan((), load_params(PARAMS).preprocessing)
+    plan = plan.model_copy(update={"spacing_zyx_mm": PHANTOM_SPACING_ZYX_MM})
     for modality in Modality:
         wholes, rng = phantom_livers(plan, modality), np.random.default_rng(seed)
         milliseconds = []
@@ -186,7 +188,7 @@ def measure(seed: int) -> None:
             whole = next(wholes)
             for patch in [cut_around(LIVER, whole, rng) for _ in range(TIMED // 4)]:
                 start = time.thread_time()
-                add_look_alikes(add_synthetic_lesions(patch, PHANTOM_SPACING_ZYX_MM, rng), PHANTOM_SPACING_ZYX_MM, rng)
+                add_look_alikes(add_synthetic_lesions(patch, plan, rng), plan, rng)
                 milliseconds.append(1000 * (time.thread_time() - start))
         print(
             f"{modality}: median {np.median(milliseconds):.1f} ms, 95 % below {np.percentile(milliseconds, 95):.1f} ms"

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from hepar.cases import LIVER, Modality
-from hepar.params import AugmentationParams, SpacingZYX, TrainingParams
+from hepar.imaging.preprocessing import PreprocessingPlan
+from hepar.params import AugmentationParams, TrainingParams
 from hepar.runtime.device import memory_format, use_one_thread
 from hepar.training import distributed
 from hepar.training.augmentation import augment_intensity, augment_spatial
@@ -42,8 +43,7 @@ def make_batch(sampler: PatchSampler, number: int, params: TrainingParams, devic
     patches = sampler.batch(number, *share_of_batch)
     rngs = [np.random.default_rng([params.seed, patch, 1]) for patch in patch_numbers(number, *share_of_batch)]
     patches = [
-        _add_pathology(patch, sampler.spacing_zyx_mm, params.augmentation, rng)
-        for patch, rng in zip(patches, rngs, strict=True)
+        _add_pathology(patch, sampler.plan, params.augmentation, rng) for patch, rng in zip(patches, rngs, strict=True)
     ]
     image_bcdhw, target_brdhw, weight_brdhw = augment_spatial(
         torch.from_numpy(np.stack([patch.image_zyx[None] for patch in patches])).to(device),
@@ -60,13 +60,13 @@ def make_batch(sampler: PatchSampler, number: int, params: TrainingParams, devic
 
 
 def _add_pathology(
-    patch: Patch, spacing_zyx_mm: SpacingZYX, params: AugmentationParams, rng: np.random.Generator
+    patch: Patch, plan: PreprocessingPlan, params: AugmentationParams, rng: np.random.Generator
 ) -> Patch:
     """The patch with look-alikes and synthetic lesions, each with the probability of its modality."""
     for probabilities, add in ((params.look_alikes, add_look_alikes), (params.lesions, add_synthetic_lesions)):
         probability = probabilities.of(patch.modality)
         if probability > 0 and rng.random() < probability:
-            patch = add(patch, spacing_zyx_mm, rng)
+            patch = add(patch, plan, rng)
     return patch
 
 

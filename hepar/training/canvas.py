@@ -12,10 +12,10 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from hepar.cases import LIVER, TUMOUR, Modality
-from hepar.imaging.intensities import CT_RANGE
+from hepar.imaging.intensities import CT_RANGE, scale_ct
 from hepar.imaging.masks import Mask, bounding_box, dilate
 from hepar.imaging.painting import voxel_side_mm
-from hepar.params import SpacingZYX
+from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.training.sampling import Patch
 
 MIN_VOXELS = 200  # that may be painted on: in less, a lesion of the smallest size has no healthy liver around it
@@ -25,7 +25,7 @@ TEXTURE_STEP_MM = 3.0  # between the voxels of a box: a finer grid has more of t
 MIN_TEXTURE_VOXELS = 20  # of a box, in the liver
 MIN_SPREAD = {Modality.CT: 0.03, Modality.MR: 0.08}  # of an image without noise; real livers have 0.06 and 0.2
 MAX_NOISE = 2.0  # spreads: more is an edge of a vessel or of the liver, not noise
-WATER_CT = (-0.55, -0.15)  # 0 to 15 HU in windows from -45 to 160 HU and from -160 to 240 HU
+WATER_HU = (0.0, 15.0)
 AROUND_TUMOUR_MM = 15.0  # so near to a tumour, the tissue of its surroundings' median intensity is liver
 AROUND_TUMOUR_MAX = {Modality.CT: 0.2, Modality.MR: 0.6}  # from that median; neighbouring organs may be as near
 
@@ -64,6 +64,7 @@ class Canvas:
     paintable_zyx: Mask
     whole_liver_zyx: Mask
     spacing_zyx_mm: npt.NDArray[np.float64]
+    water_ct: tuple[float, float]  # the least and the most of `WATER_HU`
     bounded: bool
 
     @property
@@ -135,16 +136,16 @@ class Canvas:
         image_zyx += share_zyx * (value_zyx - image_zyx)
 
 
-def canvas_of_liver(patch: Patch, spacing_zyx_mm: SpacingZYX) -> Canvas | None:
+def canvas_of_liver(patch: Patch, plan: PreprocessingPlan) -> Canvas | None:
     """The known liver of a patch; None if fewer than `MIN_VOXELS` of it are without tumour."""
     whole_liver_zyx = (patch.target_rzyx[LIVER] > 0) & (patch.weight_rzyx[LIVER] > 0)
     paintable_zyx = whole_liver_zyx & (patch.target_rzyx[TUMOUR] == 0)
     if paintable_zyx.sum() < MIN_VOXELS:
         return None
-    return _canvas(patch, paintable_zyx, whole_liver_zyx, spacing_zyx_mm, bounded=False)
+    return _canvas(patch, paintable_zyx, whole_liver_zyx, plan, bounded=False)
 
 
-def canvas_around_tumours(patch: Patch, spacing_zyx_mm: SpacingZYX) -> Canvas | None:
+def canvas_around_tumours(patch: Patch, plan: PreprocessingPlan) -> Canvas | None:
     """What must be liver around the known tumours of a patch whose liver is unknown; None if there is too little.
 
     It lies within `AROUND_TUMOUR_MM` of them, where the state of the tumour is known, and is close to the median
@@ -155,9 +156,9 @@ def canvas_around_tumours(patch: Patch, spacing_zyx_mm: SpacingZYX) -> Canvas | 
     box = bounding_box(tumour_zyx)
     if box is None or (patch.weight_rzyx[LIVER] > 0)[tumour_zyx == 0].any():
         return None
-    margins = [int(AROUND_TUMOUR_MM / s) + 1 for s in spacing_zyx_mm]
+    margins = [int(AROUND_TUMOUR_MM / s) + 1 for s in plan.spacing_zyx_mm]
     wide = tuple(slice(max(0, part.start - m), part.stop + m) for part, m in zip(box, margins, strict=True))
-    near_zyx = dilate(tumour_zyx[wide], spacing_zyx_mm, AROUND_TUMOUR_MM) & known_zyx[wide]
+    near_zyx = dilate(tumour_zyx[wide], plan.spacing_zyx_mm, AROUND_TUMOUR_MM) & known_zyx[wide]
     near_zyx &= patch.target_rzyx[TUMOUR][wide] == 0
     if near_zyx.sum() < MIN_VOXELS:
         return None
@@ -168,14 +169,16 @@ def canvas_around_tumours(patch: Patch, spacing_zyx_mm: SpacingZYX) -> Canvas | 
     paintable_zyx[wide] = ndimage.binary_opening(near_zyx & (np.abs(image_zyx - median) <= bound))
     if paintable_zyx.sum() < MIN_VOXELS:
         return None
-    return _canvas(patch, paintable_zyx, paintable_zyx, spacing_zyx_mm, bounded=True)
+    return _canvas(patch, paintable_zyx, paintable_zyx, plan, bounded=True)
 
 
 def _canvas(
-    patch: Patch, paintable_zyx: Mask, whole_liver_zyx: Mask, spacing_zyx_mm: SpacingZYX, *, bounded: bool
+    patch: Patch, paintable_zyx: Mask, whole_liver_zyx: Mask, plan: PreprocessingPlan, *, bounded: bool
 ) -> Canvas:
     painted = Patch(patch.image_zyx.copy(), patch.target_rzyx.copy(), patch.weight_rzyx, patch.modality)
-    return Canvas(painted, patch.image_zyx, paintable_zyx, whole_liver_zyx, np.asarray(spacing_zyx_mm), bounded)
+    low, high = scale_ct(np.array(WATER_HU), plan.window_hu).tolist()
+    spacing_zyx_mm = np.asarray(plan.spacing_zyx_mm)
+    return Canvas(painted, patch.image_zyx, paintable_zyx, whole_liver_zyx, spacing_zyx_mm, (low, high), bounded)
 
 
 def surface(mask_zyx: Mask, outside_zyx: Mask) -> Mask:

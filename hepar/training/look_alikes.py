@@ -15,8 +15,8 @@ import numpy.typing as npt
 from hepar.cases import LIVER, Modality
 from hepar.imaging.intensities import CT_RANGE
 from hepar.imaging.painting import draw_log_uniform, partial_volume, random_field
-from hepar.params import SpacingZYX
-from hepar.training.canvas import WATER_CT, Box, Canvas, canvas_of_liver, surface
+from hepar.imaging.preprocessing import PreprocessingPlan
+from hepar.training.canvas import Box, Canvas, canvas_of_liver, surface
 from hepar.training.sampling import Patch
 
 MAX_LOOK_ALIKES = 2  # in a patch
@@ -45,13 +45,13 @@ STREAK_SOURCE_MM = (80.0, 250.0)  # from the middle: ribs, or the arms
 MAX_STREAKS, STREAK_SPAN_MM = 5, 50.0
 
 
-def add_look_alikes(patch: Patch, spacing_zyx_mm: SpacingZYX, rng: np.random.Generator) -> Patch:
+def add_look_alikes(patch: Patch, plan: PreprocessingPlan, rng: np.random.Generator) -> Patch:
     """A copy of the patch with one or two harmless findings in its known liver; targets and weights stay.
 
     They are negatives where the tumour is known. Cysts and vessels spare tumours, fat and streaks cross them. A patch
     without known liver is returned as it is.
     """
-    canvas = canvas_of_liver(patch, spacing_zyx_mm)
+    canvas = canvas_of_liver(patch, plan)
     if canvas is None:
         return patch
     kinds = LOOK_ALIKES[patch.modality]
@@ -71,7 +71,7 @@ def add_cyst(canvas: Canvas, rng: np.random.Generator) -> None:
     in_units, in_spreads = CYST_CONTRAST[modality]
     contrast = max(in_units, in_spreads * texture.spread)
     if modality == Modality.CT:
-        water = max(CT_RANGE[0], min(rng.uniform(*WATER_CT), texture.level - contrast))
+        water = max(CT_RANGE[0], min(rng.uniform(*canvas.water_ct), texture.level - contrast))
     else:
         sign = 1 if rng.random() < BRIGHT_CYST_SHARE else -1
         water = texture.level + sign * contrast * rng.uniform(1, MAX_CYST_MR)

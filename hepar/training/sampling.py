@@ -89,7 +89,7 @@ class PatchSampler:
         self.patch_zyx = patch_zyx
         self.params = params
         self.seed = seed
-        self.spacing_zyx_mm = pool.plan.spacing_zyx_mm
+        self.plan = pool.plan
         self._pool = pool
         fits = sum(pool.arrays(entry).nbytes for entry in self.entries) <= memory_bytes
         self._in_memory: list[PreprocessedArrays] | None = [] if fits else None

@@ -18,8 +18,8 @@ from hepar.cases import LIVER, TUMOUR, Modality
 from hepar.imaging.intensities import CT_RANGE
 from hepar.imaging.masks import Mask
 from hepar.imaging.painting import partial_volume, random_field
-from hepar.params import SpacingZYX
-from hepar.training.canvas import WATER_CT, Box, Canvas, Texture, canvas_around_tumours, canvas_of_liver, surface
+from hepar.imaging.preprocessing import PreprocessingPlan
+from hepar.training.canvas import Box, Canvas, Texture, canvas_around_tumours, canvas_of_liver, surface
 from hepar.training.lesion_shapes import DIAMETER_MM, LesionShape, draw_shape, lesion_depth_mm
 from hepar.training.sampling import Patch
 
@@ -71,14 +71,14 @@ class Appearance:
     specks: int
 
 
-def add_synthetic_lesions(patch: Patch, spacing_zyx_mm: SpacingZYX, rng: np.random.Generator) -> Patch:
+def add_synthetic_lesions(patch: Patch, plan: PreprocessingPlan, rng: np.random.Generator) -> Patch:
     """A copy of the patch with one to three more lesions, in liver that is known and shows no tumour.
 
     Lesion voxels become tumour, and liver where a lesion bulges the capsule. Weights never change: in a liver whose
     tumours are known a lesion is a positive among negatives, elsewhere it has weight 0 and teaches the liver alone. In
     a patch whose liver is unknown, lesions lie around its known tumours. A patch without room is returned as it is.
     """
-    canvas = canvas_of_liver(patch, spacing_zyx_mm) or canvas_around_tumours(patch, spacing_zyx_mm)
+    canvas = canvas_of_liver(patch, plan) or canvas_around_tumours(patch, plan)
     if canvas is None:
         return patch
     for _ in range(int(rng.integers(1, MAX_LESIONS + 1))):
@@ -217,7 +217,7 @@ def _draw_contrast(canvas: Canvas, texture: Texture, rng: np.random.Generator) -
 def _room_below(canvas: Canvas, texture: Texture) -> float:
     """By how much a lesion may be darker than the liver: to water in CT, and not to a void in MR."""
     if canvas.patch.modality == Modality.CT:
-        return texture.level - WATER_CT[0]
+        return texture.level - canvas.water_ct[0]
     return MAX_DARKER * (texture.level - float(canvas.given_zyx.min()))
 
 

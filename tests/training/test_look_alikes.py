@@ -11,12 +11,13 @@ import pytest
 from scipy import ndimage
 
 from hepar.cases import LIVER, TUMOUR, Modality
+from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.training import look_alikes
 from hepar.training.canvas import Canvas, canvas_of_liver
 from hepar.training.look_alikes import LOOK_ALIKES, add_look_alikes
 from hepar.training.sampling import Patch
 
-SPACING_ZYX_MM = (3.0, 3.0, 3.0)
+PLAN = PreprocessingPlan(spacing_zyx_mm=(3.0, 3.0, 3.0), window_hu=(-45.0, 160.0), mr_percentiles=(2.0, 98.0))
 LEVEL, NOISE = 0.3, 0.05
 SEEDS = range(25)
 Kind = Callable[[Canvas, np.random.Generator], None]
@@ -37,7 +38,7 @@ def patch(modality: Modality = Modality.CT, noise: float = NOISE) -> Patch:
 
 def change(kind: Kind, before: Patch, seed: int) -> npt.NDArray[np.float32]:
     """What one finding adds to the image."""
-    canvas = canvas_of_liver(before, SPACING_ZYX_MM)
+    canvas = canvas_of_liver(before, PLAN)
     assert canvas is not None
     kind(canvas, np.random.default_rng(seed))
     return np.asarray(canvas.patch.image_zyx - before.image_zyx)
@@ -61,7 +62,7 @@ def test_only_the_image_of_the_known_liver_changes(modality: Modality) -> None:
     known_zyx = (before.target_rzyx[LIVER] > 0) & (before.weight_rzyx[LIVER] > 0)
     changed = 0
     for seed in SEEDS:
-        after = add_look_alikes(before, SPACING_ZYX_MM, np.random.default_rng(seed))
+        after = add_look_alikes(before, PLAN, np.random.default_rng(seed))
         changed_zyx = after.image_zyx != before.image_zyx
         changed += bool(changed_zyx.any())
         assert known_zyx[changed_zyx].all()
@@ -161,7 +162,7 @@ def test_streaks_are_dark_bands_that_cross_the_liver_in_ct_only() -> None:
 def test_equal_seeds_give_equal_findings_and_the_input_stays_as_it_is() -> None:
     given = patch()
     image_zyx = given.image_zyx.copy()
-    first, second = (add_look_alikes(given, SPACING_ZYX_MM, np.random.default_rng(3)) for _ in range(2))
+    first, second = (add_look_alikes(given, PLAN, np.random.default_rng(3)) for _ in range(2))
     assert np.array_equal(first.image_zyx, second.image_zyx)
     assert np.array_equal(given.image_zyx, image_zyx)
     assert not np.array_equal(first.image_zyx, image_zyx)
@@ -170,4 +171,16 @@ def test_equal_seeds_give_equal_findings_and_the_input_stays_as_it_is() -> None:
 def test_without_known_liver_the_patch_stays_as_it_is() -> None:
     given = patch()
     unknown = replace(given, weight_rzyx=np.zeros_like(given.weight_rzyx))
-    assert add_look_alikes(unknown, SPACING_ZYX_MM, np.random.default_rng(0)) is unknown
+    assert add_look_alikes(unknown, PLAN, np.random.default_rng(0)) is unknown
+
+
+@pytest.mark.parametrize("window_hu", [(-45.0, 160.0), (-160.0, 240.0), (-17.0, 201.0)])
+def test_a_cyst_in_ct_is_water_whatever_the_window(window_hu: tuple[float, float]) -> None:
+    low, high = window_hu
+    for seed in SEEDS:
+        canvas = canvas_of_liver(patch(noise=0.0), PLAN.model_copy(update={"window_hu": window_hu}))
+        assert canvas is not None
+        look_alikes.add_cyst(canvas, np.random.default_rng(seed))
+        darkest = canvas.patch.image_zyx[canvas.paintable_zyx].min()
+        hu = (darkest + 1) * (high - low) / 2 + low
+        assert -1 <= hu <= 15 + 1

@@ -10,13 +10,14 @@ import pytest
 from scipy import ndimage
 
 from hepar.cases import LIVER, TUMOUR, Modality
+from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.training import synthetic_lesions
 from hepar.training.canvas import MIN_VOXELS
 from hepar.training.look_alikes import add_look_alikes
 from hepar.training.sampling import Patch
 from hepar.training.synthetic_lesions import add_synthetic_lesions
 
-SPACING_ZYX_MM = (4.0, 3.0, 3.0)
+PLAN = PreprocessingPlan(spacing_zyx_mm=(4.0, 3.0, 3.0), window_hu=(-45.0, 160.0), mr_percentiles=(2.0, 98.0))
 LEVEL = 0.2  # of the liver
 SEEDS = range(30)
 
@@ -61,7 +62,7 @@ def same(a: Patch, b: Patch) -> bool:
 
 
 def painted(given: Patch, seed: int) -> Patch:
-    return add_synthetic_lesions(given, SPACING_ZYX_MM, np.random.default_rng(seed))
+    return add_synthetic_lesions(given, PLAN, np.random.default_rng(seed))
 
 
 def new_tumour(before: Patch, after: Patch) -> npt.NDArray[np.bool_]:
@@ -96,7 +97,7 @@ def test_weights_never_change(exophytic_share: float, monkeypatch: pytest.Monkey
         for seed in SEEDS:
             after = painted(before, seed)
             assert np.array_equal(after.weight_rzyx, given_rzyx)
-            after = add_look_alikes(after, SPACING_ZYX_MM, np.random.default_rng(seed))
+            after = add_look_alikes(after, PLAN, np.random.default_rng(seed))
             assert np.array_equal(after.weight_rzyx, given_rzyx)
 
 
@@ -189,7 +190,7 @@ def test_a_faint_lesion_has_a_rim_that_shows_it(monkeypatch: pytest.MonkeyPatch)
         lesions_zyx, count = ndimage.label(new_tumour(before, after))
         if count != 1 or (lesions_zyx > 0).sum() < 400:
             continue
-        depth_zyx_mm = ndimage.distance_transform_edt(lesions_zyx > 0, sampling=SPACING_ZYX_MM)
+        depth_zyx_mm = ndimage.distance_transform_edt(lesions_zyx > 0, sampling=PLAN.spacing_zyx_mm)
         change_zyx = np.abs(ndimage.uniform_filter(after.image_zyx, 3) - LEVEL)
         rims.append(change_zyx[(depth_zyx_mm > 2) & (depth_zyx_mm < 6)].mean())
         cores.append(change_zyx[depth_zyx_mm > 9].mean())
@@ -219,7 +220,7 @@ def test_without_a_known_liver_lesions_lie_around_the_known_tumours() -> None:
     liver_zyx = before.target_rzyx[LIVER] > 0
     before.target_rzyx[LIVER] = before.target_rzyx[TUMOUR]
     before.weight_rzyx[LIVER] = 0
-    distance_zyx_mm = ndimage.distance_transform_edt(before.target_rzyx[TUMOUR] == 0, sampling=SPACING_ZYX_MM)
+    distance_zyx_mm = ndimage.distance_transform_edt(before.target_rzyx[TUMOUR] == 0, sampling=PLAN.spacing_zyx_mm)
     voxels = []
     for seed in SEEDS:
         after = painted(before, seed)
