@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 
@@ -32,8 +32,10 @@ class LesionKind(StrEnum):
 class LesionRow:
     """One lesion of a case, numbered from 1 in scan order among those of its kind.
 
-    `iou` is that of its group of merged lesions (see `match_lesions`), by which it counts as detected or false, 0
-    without a counterpart; `matched` means an `iou` above 0. Both are None if the tumours of the case are unknown.
+    `matched`: it shares a voxel with a lesion of the other kind, which decides whether it counts at any overlap.
+    `iou` is that of its group of merged lesions (see `match_lesions`), by which it counts at the higher thresholds; 0
+    without a counterpart, also if all that it overlaps joined another lesion. Both are None if the tumours of the case
+    are unknown.
     `confidence` is the mean probability of a predicted lesion; that of a reference lesion is the highest of the
     candidates that overlap it (see `LesionCandidates`), None if there are none. Volume and diameters are None if the
     voxel size is nominal. The axial diameters are those of RECIST, see `axial_diameters`.
@@ -57,8 +59,12 @@ def predicted_rows(case: SegmentedCase, lesions: Components, matching: LesionMat
     probability = case.tumour_probability
     known: Sequence[float | None] = (None,) * len(lesions.voxels)
     confidences = known if probability is None else lesion_confidences(lesions, probability.probability_zyx)
-    ious = None if matching is None else {p: group.iou for group in matching.groups for p in group.prediction_labels}
-    return _rows(case, LesionKind.PREDICTED, lesions, ious, confidences)
+    if matching is None:
+        return _rows(case, LesionKind.PREDICTED, lesions, None, confidences)
+    ious = {label: group.iou for group in matching.groups for label in group.prediction_labels}
+    overlapping = matching.overlapping_predictions
+    matches = {label: (label in overlapping, iou) for label, iou in ious.items()}
+    return _rows(case, LesionKind.PREDICTED, lesions, matches, confidences)
 
 
 def reference_rows(
@@ -66,9 +72,11 @@ def reference_rows(
 ) -> list[LesionRow]:
     """The rows of the reference lesions of a case, missed ones included."""
     none = (None,) * len(lesions.voxels)
-    ious = {r: group.iou for group in matching.groups for r in group.reference_labels}
+    ious = {label: group.iou for group in matching.groups for label in group.reference_labels}
+    overlapping = matching.overlapping_references
+    matches = {label: (label in overlapping, iou) for label, iou in ious.items()}
     confidences = none if candidates is None else candidates.reference_confidences
-    return _rows(case, LesionKind.REFERENCE, lesions, ious, confidences)
+    return _rows(case, LesionKind.REFERENCE, lesions, matches, confidences)
 
 
 def lesions_table(rows: Iterable[LesionRow]) -> pd.DataFrame:
@@ -81,16 +89,17 @@ def _rows(
     case: SegmentedCase,
     kind: LesionKind,
     lesions: Components,
-    ious: dict[int, float] | None,
+    matches: Mapping[int, tuple[bool, float]] | None,
     confidences: Sequence[float | None],
 ) -> list[LesionRow]:
+    """The rows of lesions, whose `matched` and `iou` are given by number; None if the tumours are unknown."""
     rows = []
     diameters = _axial_diameters(case, lesions)
     for number, voxels in enumerate(lesions.voxels.tolist(), start=1):
         measured = diameters[number - 1]
         volume_mm3 = voxels * voxel_mm3(case.spacing_zyx_mm)
         diameter_mm = None if measured is None else equivalent_diameter_mm(volume_mm3)
-        iou = None if ious is None else ious[number]
+        matched, iou = (None, None) if matches is None else matches[number]
         rows.append(
             LesionRow(
                 case_id=case.identity.case_id,
@@ -101,7 +110,7 @@ def _rows(
                 longest_axial_diameter_mm=None if measured is None else measured.longest.length_mm,
                 perpendicular_diameter_mm=None if measured is None else measured.perpendicular.length_mm,
                 size=None if diameter_mm is None else lesion_size(diameter_mm),
-                matched=None if iou is None else iou > 0,
+                matched=matched,
                 iou=iou,
                 confidence=confidences[number - 1],
             )

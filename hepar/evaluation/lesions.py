@@ -3,7 +3,8 @@
 A lesion is a face-connected component. Matching follows LiTS (Bilic et al., Medical Image Analysis 84, 2023): reference
 lesions with the same best-overlapping predicted component are merged, each predicted component joins the (merged)
 reference lesion with which it shares most voxels, and components that join the same lesion are merged. Such a merged
-pair is a group; it counts as detected by its intersection over union (IoU).
+pair is a group; it counts as detected by its intersection over union (IoU). A threshold of 0 means any overlap: there
+a lesion counts by itself, as in LUNA16, since the component that covers it may have joined another lesion.
 """
 
 from __future__ import annotations
@@ -49,10 +50,23 @@ class LesionMatching:
     prediction_voxels: tuple[int, ...]
     shared_voxels: Mapping[tuple[int, int], int]
 
+    @property
+    def overlapping_references(self) -> frozenset[int]:
+        """The labels of the reference lesions that share a voxel with a predicted component."""
+        return frozenset(reference for reference, _ in self.shared_voxels)
+
+    @property
+    def overlapping_predictions(self) -> frozenset[int]:
+        """The labels of the predicted components that share a voxel with a reference lesion."""
+        return frozenset(prediction for _, prediction in self.shared_voxels)
+
 
 @dataclass(frozen=True)
 class LesionCounts:
-    """Detection counts; sensitivity, precision and F1 are None if their denominator is 0."""
+    """Detection counts; sensitivity, precision and F1 are None if their denominator is 0.
+
+    True positives are reference lesions, also in precision and F1.
+    """
 
     true_positives: int
     false_negatives: int
@@ -73,7 +87,7 @@ class LesionCounts:
 
     @property
     def precision(self) -> float | None:
-        """True share of the detections; None without detections."""
+        """True positives over true and false positives; None without either."""
         return ratio(*self.precision_terms)
 
     @property
@@ -134,17 +148,22 @@ def match_components(reference: Components, prediction: Components) -> LesionMat
 
 
 def detect_lesions(matching: LesionMatching, iou_above: float, voxel_mm3: float | None) -> LesionDetection:
-    """Count detections at an IoU strictly above `iou_above`.
+    """Count detections at an IoU strictly above `iou_above`; 0 means any overlap.
 
     A reference lesion is a true positive if its group is detected. A predicted component is a false positive if its
-    group is not detected, so fragments of a detected lesion are not false positives. Reference lesions are binned by
+    group is not detected, so fragments of a detected lesion are not false positives. At any overlap a lesion or
+    component is detected if it shares a voxel with a counterpart, whatever its group. Reference lesions are binned by
     their own size, false positives by theirs; `by_size` is None if `voxel_mm3` is None.
     """
     detected = [group for group in matching.groups if group.iou > iou_above]
-    missed = [group for group in matching.groups if group.iou <= iou_above]
-    true_positives = [matching.reference_voxels[r - 1] for group in detected for r in group.reference_labels]
-    false_negatives = [matching.reference_voxels[r - 1] for group in missed for r in group.reference_labels]
-    false_positives = [matching.prediction_voxels[p - 1] for group in missed for p in group.prediction_labels]
+    found = {label for group in detected for label in group.reference_labels}
+    true = {label for group in detected for label in group.prediction_labels}
+    if iou_above == 0:
+        found, true = set(matching.overlapping_references), set(matching.overlapping_predictions)
+    references = list(enumerate(matching.reference_voxels, start=1))
+    true_positives = [voxels for label, voxels in references if label in found]
+    false_negatives = [voxels for label, voxels in references if label not in found]
+    false_positives = [voxels for label, voxels in enumerate(matching.prediction_voxels, start=1) if label not in true]
     counts = LesionCounts(len(true_positives), len(false_negatives), len(false_positives))
     if voxel_mm3 is None:
         return LesionDetection(iou_above, counts, by_size=None)

@@ -45,6 +45,15 @@ def test_lits_counts_merged_lesions_once() -> None:
     assert lits_lesion_counts(matching, 0.5) == LesionCounts(1, 1, 0)
 
 
+def test_lits_counts_a_lesion_whose_counterpart_joined_another_as_missed() -> None:
+    def line(drawing: str) -> np.ndarray:
+        return np.array([[[character == "#" for character in drawing]]])
+
+    # the second component shares three voxels with the first lesion and two with the second, which is left alone
+    matching = match_lesions(line("########..##"), line("####.#######"))
+    assert lits_lesion_counts(matching, 0.0) == LesionCounts(1, 1, 0)
+
+
 def test_lits_iou_of_one_half_is_not_detected() -> None:
     matching = match_lesions(np.array([[[True, True]]]), np.array([[[True, False]]]))
     assert lits_lesion_counts(matching, 0.5) == LesionCounts(0, 1, 1)

@@ -70,15 +70,37 @@ def test_a_lesion_has_its_size_and_diameters() -> None:
     assert first.size == "<10 mm"
 
 
-def test_the_rows_give_the_counts_of_the_case() -> None:
-    scores = score_case(CASE)
+# the predicted columns 5 to 11 share three with the first lesion, whose they become, and both of the second lesion
+SHARED = replace(
+    CASE,
+    tumour=LabelPair(columns(*range(8), 10, 11), columns(*range(4), *range(5, 12))),
+    tumour_probability=probability(**dict.fromkeys((f"c{n}" for n in (*range(4), *range(5, 12))), 0.75)),
+)
+
+
+@pytest.mark.parametrize("case", [CASE, SHARED])
+def test_the_rows_give_the_counts_of_the_case(case: SegmentedCase) -> None:
+    scores, lesions = score_case(case), rows(case)
     for iou_above, detection in zip(IOU_THRESHOLDS, scores.lesions or (), strict=True):
         above = {
-            kind: [row.iou > iou_above for row in rows(CASE) if row.kind == kind] for kind in ("reference", "predicted")
+            kind: [row.matched if iou_above == 0 else (row.iou or 0) > iou_above for row in lesions if row.kind == kind]
+            for kind in ("reference", "predicted")
         }
-        assert sum(above["reference"]) == detection.counts.true_positives
+        assert above["reference"].count(True) == detection.counts.true_positives
         assert above["reference"].count(False) == detection.counts.false_negatives
         assert above["predicted"].count(False) == detection.counts.false_positives
+
+
+def test_a_lesion_under_a_component_of_another_is_matched_as_the_curve_finds_it() -> None:
+    scores = score_case(SHARED)
+    assert [(row.kind, row.matched, row.iou) for row in scores.lesion_rows] == [
+        ("reference", True, pytest.approx(7 / 12)),
+        ("reference", True, 0),  # no component is its own
+        ("predicted", True, pytest.approx(7 / 12)),
+        ("predicted", True, pytest.approx(7 / 12)),
+    ]
+    assert scores.candidates is not None
+    assert scores.candidates.reference_confidences == (0.75, 0.75)
 
 
 def test_what_is_unknown_is_empty() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -75,6 +78,18 @@ def test_a_prediction_joins_the_lesion_with_the_largest_overlap() -> None:
     assert groups[1].iou == pytest.approx(2 / 4)
 
 
+def test_any_overlap_finds_a_lesion_whose_counterpart_joined_another() -> None:
+    # the second lesion lies in the second component, which shares three voxels with the first lesion and two with it
+    reference, prediction = "########..##", "####.#######"
+    assert counts(reference, prediction, 0) == (2, 0, 0)
+    # 7 of 12 voxels of the first lesion and both components agree; the second lesion has no component of its own
+    assert [counts(reference, prediction, iou_above) for iou_above in (0.1, 0.5)] == [(1, 1, 0)] * 2
+    by_size = detect_lesions(match_lesions(line(reference), line(prediction)), 0, 1000.0).by_size
+    # 8 voxels of 1000 mm3 are a ball of 24.8 mm, 2 voxels one of 15.6 mm
+    assert by_size is not None
+    assert [by_size[size].true_positives for size in ("<10 mm", "10-20 mm", ">20 mm")] == [0, 1, 1]
+
+
 def test_diagonal_neighbours_are_two_lesions() -> None:
     mask_zyx = np.zeros((1, 2, 2), dtype=bool)
     mask_zyx[0, 0, 0] = mask_zyx[0, 1, 1] = True
@@ -129,6 +144,21 @@ def test_every_component_is_in_one_group(reference_zyx: np.ndarray, prediction_z
         reference_zyx & prediction_zyx
     )
     assert all(0 <= group.iou <= 1 for group in matching.groups)
+
+
+def test_any_overlap_is_a_shared_voxel() -> None:
+    """All pairs of rows of five voxels; in `###.#` and `#.###` the last lesion has no component of its own."""
+
+    def split(drawing: str, other: str) -> tuple[int, int]:
+        """The number of lesions that share a voxel with the other row, and of those that share none."""
+        lesions = [range(*lesion.span()) for lesion in re.finditer("#+", drawing)]
+        touching = sum(any(other[column] == "#" for column in lesion) for lesion in lesions)
+        return touching, len(lesions) - touching
+
+    drawings = ["".join(row) for row in product(".#", repeat=5)]
+    for reference, prediction in product(drawings, repeat=2):
+        _, false = split(prediction, reference)
+        assert counts(reference, prediction, 0) == (*split(reference, prediction), false), (reference, prediction)
 
 
 @given(MASKS)
