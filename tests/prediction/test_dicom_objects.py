@@ -140,6 +140,25 @@ def test_a_tilted_scan_has_its_segments_on_its_own_slices(tmp_path: Path) -> Non
     assert np.array_equal(pixels[..., 0], voxels_zyx > 25)
 
 
+@pytest.mark.parametrize(("drift_mm", "uneven"), [(0.3, "refuse"), (0.9, "resample")])
+def test_segments_of_a_slightly_tilted_scan_lie_on_their_pixels_in_every_slice(
+    drift_mm: float, uneven: str, tmp_path: Path
+) -> None:
+    voxels_zyx = np.full((40, 40, 24), -50, np.int16)
+    voxels_zyx[:, 10:30, 4:20] = 100  # 25 HU, from where on it is liver, is half-way: shifting moves no edge
+    drift = Placement(step_mm=1.0, sideways_mm=drift_mm / 39)  # over the stack, of pixels of 0.8 mm
+    paths = write_series(tmp_path / "scan", voxels_zyx, drift)
+    scan = predicted(tmp_path / "scan", uneven, spacing_zyx_mm=(1.0, 0.8, 0.7))
+    segmentation, _ = written(scan, tmp_path)
+    uids = [pydicom.dcmread(path).SOPInstanceUID for path in paths]
+    pixels = segmentation.get_pixels_by_source_instance(uids, segment_numbers=[1], combine_segments=False)
+    assert np.array_equal(pixels[..., 0], voxels_zyx > 25)
+    grid = scan.found.geometry
+    liver_mm = [grid.origin_xyz_mm[1] + 0.8 * np.flatnonzero(z.any(axis=1)).mean() for z in scan.found.liver_zyx]
+    true_mm = [float(pydicom.dcmread(path).ImagePositionPatient[1]) + 0.8 * 19.5 for path in paths]
+    assert np.abs(np.subtract(liver_mm, true_mm)).max() <= 0.4  # half a pixel
+
+
 def test_unequal_steps_are_resampled_and_segmented_on_each_slice(tmp_path: Path) -> None:
     heights_mm = [0, 3, 6, 9, 12, 15, 18, 22, 26, 30, 34, 38]
     paths = write_series(tmp_path / "scan", two_lesions(), Placement(heights_mm=heights_mm))

@@ -23,7 +23,8 @@ from hepar.ingest.sources.dicom import ENHANCED, MIN_SLICES, Instance, Vector, m
 
 Uneven = Literal["refuse", "resample"]
 SPACING_TOLERANCE = 0.02  # of the step between slices
-TILT_TOLERANCE = 0.02  # sideways, of the step between slices
+TILT_TOLERANCE = 0.02  # sideways from slice to slice, of the step between them
+MAX_DRIFT_PIXELS = 0.5  # sideways over the stack: with more, the voxel nearest to a pixel is that of its neighbour
 
 
 class UnevenRefusal(Refusal):
@@ -167,12 +168,23 @@ def slice_spacing(instances: Sequence[Instance]) -> SliceSpacing:
     if float(np.abs(steps_mm - step_mm).max()) > SPACING_TOLERANCE * step_mm:
         value = f"{steps_mm.min():.2f} to {steps_mm.max():.2f} mm"
         return SliceSpacing(step_mm, UnevenRefusal("slices are evenly spaced", value))
-    sideways_mm = _sideways_mm(instances)
     extent_mm = float(heights_mm[-1] - heights_mm[0])
-    if float(np.abs(np.diff(sideways_mm, axis=0)).max()) > TILT_TOLERANCE * step_mm:
-        degrees = float(np.rad2deg(np.arctan2(np.linalg.norm(sideways_mm[-1]), extent_mm)))
-        return SliceSpacing(step_mm, UnevenRefusal("the gantry is not tilted", f"a tilt of {degrees:.1f} degrees"))
-    return SliceSpacing(extent_mm / (len(heights_mm) - 1), None)  # more exact than rounded positions
+    even_mm = extent_mm / (len(heights_mm) - 1)  # more exact than rounded positions
+    return SliceSpacing(even_mm, _tilt(instances, extent_mm, step_mm))
+
+
+def _tilt(instances: Sequence[Instance], extent_mm: float, step_mm: float) -> UnevenRefusal | None:
+    """The refusal of slices that lie beside each other rather than above; None if a grid without tilt fits them."""
+    sideways_mm = _sideways_mm(instances)
+    row_mm, column_mm = (float(value) for value in instances[0].get("PixelSpacing"))
+    drift_pixels = float((np.abs(sideways_mm) / (column_mm, row_mm)).max())
+    slip_mm = float(np.abs(np.diff(sideways_mm, axis=0)).max())
+    if slip_mm <= TILT_TOLERANCE * step_mm and drift_pixels <= MAX_DRIFT_PIXELS:
+        return None
+    drift_mm = float(np.linalg.norm(sideways_mm, axis=1).max())
+    degrees = float(np.rad2deg(np.arctan2(drift_mm, extent_mm)))
+    value = f"a tilt of {degrees:.3g} degrees, {drift_mm:.2f} mm over {len(instances)} slices"
+    return UnevenRefusal("the gantry is not tilted", value)
 
 
 def _sideways_mm(instances: Sequence[Instance]) -> Vector:

@@ -155,6 +155,18 @@ def test_a_tilted_gantry_is_refused_or_straightened(tmp_path: Path) -> None:
     assert np.array_equal(array(one(tmp_path, uneven="resample").image.read()), upright)
 
 
+def test_a_small_tilt_counts_once_the_last_slice_lies_more_than_half_a_pixel_beside_the_first(tmp_path: Path) -> None:
+    voxels = phantom_voxels(30)
+    for name, pixels in (("below", 0.48), ("above", 0.52)):  # of 0.8 mm, over the stack
+        write_series(tmp_path / name, voxels, Placement(sideways_mm=pixels * 0.8 / 29))
+    assert np.array_equal(array(one(tmp_path / "below").image.read()), voxels)
+    with pytest.raises(Refusal, match=r"the gantry is not tilted: a tilt of 0.274 degrees, 0.42 mm over 30 slices"):
+        one(tmp_path / "above").image.read()
+    resampled = one(tmp_path / "above", uneven="resample").image.read()
+    assert resampled.GetSize() == (24, 20, 30)
+    assert resampled.GetSpacing() == pytest.approx((0.7, 0.8, 3.0))
+
+
 def test_ids_are_keyed_hashes_that_stay_the_same(tmp_path: Path) -> None:
     write_series(tmp_path, phantom_voxels())
     (first,) = dicom_tree.read(tmp_path, Reading(KEY))
