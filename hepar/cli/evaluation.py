@@ -38,7 +38,7 @@ def score(
         Path | None,
         typer.Option(
             help="A table with case_id (the file name without its ending) and any of patient_id, modality, sequence,"
-            " source, liver_state, tumour_state, spacing_known."
+            " source, liver_state, tumour_state, spacing_known; or cases.csv of a report."
         ),
     ] = None,
     modality: Annotated[

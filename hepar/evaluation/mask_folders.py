@@ -23,7 +23,6 @@ from hepar.ingest.sources.table import read_frame
 ENDINGS = tuple(sorted((ending for known in READERS.values() for ending in known), key=len, reverse=True))
 BACKGROUND = "background"
 UNKNOWN_MODALITY = "unknown modality"
-_STATES = ("liver_state", "tumour_state")
 _REFERENCE_STATES = (LabelState.MANUAL, LabelState.ABSENT, LabelState.UNKNOWN)
 
 
@@ -185,15 +184,15 @@ def _check_values(case_id: str, path: Path, array_zyx: Array, values: LabelValue
 
 
 def _check_absent(pair: MaskPair, reference_zyx: Array, values: LabelValues) -> None:
-    for name, column, state in zip(STRUCTURES, _STATES, pair.facts.states, strict=True):
+    for name, state in zip(STRUCTURES, pair.facts.states, strict=True):
         voxels = np.count_nonzero(np.isin(reference_zyx, getattr(values, name)))
         if state == LabelState.ABSENT and voxels:
             case_id = pair.facts.identity.case_id
-            raise DataError(f"case {case_id}: {column} is absent but {pair.reference} has {voxels} {name} voxels")
+            raise DataError(f"case {case_id}: {name}_state is absent but {pair.reference} has {voxels} {name} voxels")
 
 
 def _read_facts(table: Path, default_modality: str) -> dict[str, CaseFacts]:
-    """What a table like that of a source knows about each case; paths, splits and other columns are ignored."""
+    """What a table like that of a source or of a report knows about each case; other columns are ignored."""
     frame = read_frame(table)
     if "case_id" not in frame.columns:
         raise DataError(f"{table}: column case_id is missing; columns are {', '.join(map(str, frame.columns))}")
@@ -211,7 +210,7 @@ def _facts(case_id: str, row: Mapping[str, str], default_modality: str) -> CaseF
     modality = row.get("modality") or default_modality
     if modality:
         modality = str(parse_enum(Modality, modality, case_id=case_id, column="modality"))
-    states = [_state(case_id, column, row.get(column) or LabelState.MANUAL) for column in _STATES]
+    states = [_state(case_id, structure, row) for structure in STRUCTURES]
     return CaseFacts(
         CaseIdentity(
             case_id=case_id,
@@ -221,14 +220,22 @@ def _facts(case_id: str, row: Mapping[str, str], default_modality: str) -> CaseF
             source=row.get("source") or "folder",
         ),
         (states[LIVER], states[TUMOUR]),
-        (row.get("spacing_known") or "yes").lower() in ("yes", "true", "1"),
+        _is_true(row.get("spacing_known") or row.get("distances_known")),
     )
 
 
-def _state(case_id: str, column: str, cell: str) -> LabelState:
+def _state(case_id: str, structure: str, row: Mapping[str, str]) -> LabelState:
+    """The state of a structure: that of its column as in the table of a source, or else what that of a report tells."""
+    column = f"{structure}_state"
+    cell = row.get(column) or (LabelState.MANUAL if _is_true(row.get(f"{structure}_known")) else LabelState.UNKNOWN)
     state = parse_enum(LabelState, cell, case_id=case_id, column=column)
     if state not in _REFERENCE_STATES:
         raise DataError(
             f"case {case_id}: {column} is {cell} but a reference must be one of {', '.join(_REFERENCE_STATES)}"
         )
     return LabelState(state)
+
+
+def _is_true(cell: str | None) -> bool:
+    """The truth of a cell; an empty or missing one is true."""
+    return (cell or "yes").lower() in ("yes", "true", "1")

@@ -251,7 +251,7 @@ def _burden(liver: StructureScores, tumour: StructureScores, of_reference: bool)
 
 
 def _table_row(case: CaseScores) -> dict[str, object]:
-    row: dict[str, object] = asdict(case.identity)
+    row: dict[str, object] = {**asdict(case.identity), "distances_known": case.distances_known}
     for name, structure in (("liver", case.liver), ("tumour", case.tumour)):
         row[f"{name}_known"] = structure.known
         row[f"{name}_one_empty"] = structure.one_empty

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,19 @@ def test_a_structure_that_one_folder_lacks_is_not_scored(tmp_path: Path, folders
     wrong = MaskFolders(folders.reference, folders.prediction, LabelValues((1,), ()), LabelValues((), (2,)))
     with pytest.raises(ParamsError, match="liver=1 and those of the prediction tumour=2: no structure is in both"):
         score_folders(wrong, tmp_path / "none", BOOTSTRAP)
+
+
+def test_the_table_of_a_report_scores_the_same_cases_again(tmp_path: Path, folders: MaskFolders) -> None:
+    """What the report does not know is unknown in the second, too: b has no tumour mask, but is not tumour-free."""
+    table = tmp_path / "cohort.csv"
+    table.write_text("case_id,modality,liver_state,tumour_state,spacing_known\na,CT,manual,manual,no\nb,CT,,unknown,\n")
+    first = score_folders(replace(folders, table=table), tmp_path / "first", BOOTSTRAP)
+    again = score_folders(replace(folders, table=first.folder / Report.CASES), tmp_path / "again", BOOTSTRAP)
+    assert again.cases_csv() == first.cases_csv()
+    known = again.cases()[["distances_known", "liver_known", "tumour_known"]]
+    assert known.to_numpy().tolist() == [[False, True, True], [True, True, False]]
+    assert again.cases()["specific"].isna().all()
+    assert again.metrics()["CT"]["tumour"]["counts"]["unknown"] == 1
 
 
 def test_the_test_set_is_that_of_the_reference_alone(tmp_path: Path, folders: MaskFolders) -> None:

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 from label_maps import SHAPE, label_map, write_labels
 
-from hepar.cases import Modality
+from hepar.cases import LabelState, Modality
 from hepar.errors import DataError, ParamsError
 from hepar.evaluation.mask_folders import UNKNOWN_MODALITY, LabelValues, list_masks, match_masks, read_pair
 
@@ -131,6 +131,24 @@ def test_a_table_gives_patient_modality_source_and_states(tmp_path: Path, folder
     assert unknown_tumour.liver.reference_zyx.sum() == 320
     assert unknown_liver.liver.reference_zyx is None
     assert unknown_liver.tumour.reference_zyx is not None
+
+
+def test_the_table_of_a_report_says_what_is_unknown(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    rows = "case_id,distances_known,liver_known,tumour_known\na,False,True,False\nb,True,False,True\n"
+    first, second = (pair.facts for pair in match_masks(*folders, write_table(tmp_path, rows), None))
+    assert (first.states, first.distances_known) == ((LabelState.MANUAL, LabelState.UNKNOWN), False)
+    assert (second.states, second.distances_known) == ((LabelState.UNKNOWN, LabelState.MANUAL), True)
+
+
+def test_columns_of_a_source_come_before_those_of_a_report(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    rows = (
+        "case_id,liver_known,liver_state,tumour_known,tumour_state,distances_known,spacing_known\n"
+        "a,True,unknown,False,manual,True,no\n"
+        "b,False,,False,,False,\n"
+    )
+    first, second = (pair.facts for pair in match_masks(*folders, write_table(tmp_path, rows), None))
+    assert (first.states, first.distances_known) == ((LabelState.UNKNOWN, LabelState.MANUAL), False)
+    assert (second.states, second.distances_known) == ((LabelState.UNKNOWN, LabelState.UNKNOWN), False)
 
 
 @pytest.mark.parametrize(
