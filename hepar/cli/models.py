@@ -57,11 +57,14 @@ def import_weights(
 @models_app.command(rich_help_panel=PANEL)
 def promote(
     version: Annotated[
-        str, typer.Argument(help="Version number in the registry, or a folder in which MODEL.yaml names it.")
+        str,
+        typer.Argument(
+            help="Version number in the registry, or a folder in which MODEL.yaml names it; digits are a number."
+        ),
     ],
     cohort: ScoredCohort = None,
     params: ParamsFile = PARAMS,
-    force: Annotated[bool, typer.Option(help="Promote even if a gate fails.")] = False,
+    force: Annotated[bool, typer.Option(help="Promote even if a gate fails or nothing can be compared.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the decision and its reasons.")] = False,
 ) -> None:
     """Make a registered version the champion if it passes the gates; exits with code 1 if not."""
@@ -69,7 +72,9 @@ def promote(
     from hepar.params import load_register_params
 
     section, folder = load_register_params(params), scored_cohort(cohort)
-    if Path(version).is_dir():
+    if version.isdecimal():
+        version = str(int(version))
+    elif Path(version).is_dir():
         version = _pointed_version(Path(version), section.model_name)
     decision = hepar.registry.champion.promote(version, section, force, dry_run, folder)
     if decision.reasons == (hepar.registry.champion.ALREADY_CHAMPION,):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hepar.errors import DataError
+from hepar.errors import ArtifactError, DataError, StorageError, one_line
 from hepar.inference.model_folder import hash_patient
 from hepar.params import CHAMPION, PromotionGates, RegisterParams
 from hepar.registry.case_results import CaseResult
@@ -40,20 +40,20 @@ class Judge:
     """Decides on the versions of a model by its gates.
 
     `cohort` is the folder of the cohort that they were scored on, for a champion that was scored on another test set;
-    without it the store has it, if there is one.
+    without it the store has it, if there is one. With `force` every decision is a promotion, with its reasons against
+    it, also where judging fails.
     """
 
     model: RegisteredModel
     gates: PromotionGates
     cohort: Path | None = None
+    force: bool = False
 
     def decide(self, challenger: ModelVersion, champion: ModelVersion | None) -> Decision:
-        """Decide on a version. Versions whose scores cannot be compared keep the champion.
+        """Decide on a version by the gates. Versions whose scores cannot be compared keep the champion.
 
         Raises DataError if the cohort is another one than that of the challenger.
         """
-        if champion is not None and champion.number == challenger.number:
-            return Decision(True, (ALREADY_CHAMPION,))
         if challenger.cases is None:
             return Decision(False, (f"version {challenger.number} was registered without its scores by case",))
         if champion is None:
@@ -101,12 +101,23 @@ class Judge:
     def decide_on(self, number: str) -> tuple[Decision, str]:
         """Decide on a version against the champion of now; also returns its number, empty if there is none.
 
-        Raises DataError if there is no such version.
+        Raises DataError if there is no such version; without `force` also what keeps it from being judged.
         """
-        challenger, champion = self.model.version(number), self.model.version_by_alias(CHAMPION)
-        if challenger is None:
-            raise DataError(f"model {self.model.name} has no version {number} at {server()}")
-        return self.decide(challenger, champion), "" if champion is None else champion.number
+        self.model.entry(number)
+        champion = self.model.aliases().get(CHAMPION, "")
+        if champion == number:
+            return Decision(True, (ALREADY_CHAMPION,)), champion
+        try:
+            with storage_errors():
+                against = self.model.version(champion) if champion else None
+                decision = self.decide(self.model.version(number), against)
+        except (ArtifactError, DataError, StorageError) as error:
+            if not self.force:
+                raise
+            decision = Decision(False, (f"could not be judged: {one_line(error)}",))
+        if self.force and not decision.promote:
+            decision = replace(decision, promote=True, reasons=("by force", *decision.reasons))
+        return decision, champion
 
     def decide_and_act(self, number: str, act: Callable[[Decision], Decision]) -> Decision:
         """Decide on a version and act on it while no other process can change the champion; returns what `act` does.
@@ -144,7 +155,7 @@ def settle(number: str, judge: Judge) -> Registration:
 def promote(
     number: str, params: RegisterParams, force: bool = False, dry_run: bool = False, cohort: Path | None = None
 ) -> Decision:
-    """Make a registered version the champion if the gates allow it, or regardless with `force`.
+    """Make a registered version the champion if the gates allow it, or regardless with `force`, judged or not.
 
     The version is tagged with the decision. `cohort` is that of its report, see `Judge`. With `dry_run` no alias and no
     tag changes. Raises DataError if there is no registry or no such version, StorageError if the registry fails.
@@ -152,22 +163,17 @@ def promote(
     check_server()
     with storage_errors():
         model = RegisteredModel(connect(), params.model_name)
-        judge = Judge(model, params.gates, cohort)
-
-        def forced(decision: Decision) -> Decision:
-            if force and not decision.promote:
-                return replace(decision, promote=True, reasons=("by force", *decision.reasons))
-            return decision
+        judge = Judge(model, params.gates, cohort, force)
 
         def act(decision: Decision) -> Decision:
-            decision, before = forced(decision), model.aliases().get(CHAMPION)
+            before = model.aliases().get(CHAMPION)
             if decision.promote:
                 model.make_champion(number)
             if before != number:
                 model.tag_version(number, {DECISION_TAG: decision.summary})
             return decision
 
-        return forced(judge.decide_on(number)[0]) if dry_run else judge.decide_and_act(number, act)
+        return judge.decide_on(number)[0] if dry_run else judge.decide_and_act(number, act)
 
 
 def rollback(params: RegisterParams) -> Rollback:

@@ -71,26 +71,36 @@ class RegisteredModel:
     mlflow: Any
     name: str
 
-    def version(self, number: str) -> ModelVersion | None:
-        """A version by number; None if there is none.
+    def version(self, number: str) -> ModelVersion:
+        """A version by number.
 
-        Raises StorageError if the registry does not answer or the scores cannot be read: no version is promoted
-        on scores that could not be read.
+        Raises DataError if there is none, StorageError if the registry does not answer or the scores cannot be read:
+        no version is promoted on scores that could not be read.
         """
-        return self._find(lambda client: client.get_model_version(self.name, number))
+        return self._with_scores(self.entry(number))
 
     def version_by_alias(self, alias: str) -> ModelVersion | None:
         """The version with an alias; None if there is none. Raises StorageError as `version` does."""
-        return self._find(lambda client: client.get_model_version_by_alias(self.name, alias))
+        found = self._find(lambda client: client.get_model_version_by_alias(self.name, alias))
+        return None if found is None else self._with_scores(found)
 
-    def _find(self, query: Callable[[Any], Any]) -> ModelVersion | None:
-        mlflow = self.mlflow
+    def entry(self, number: str) -> Any:
+        """What MLflow knows about a version. Raises DataError if there is none, StorageError without an answer."""
+        found = self._find(lambda client: client.get_model_version(self.name, number))
+        if found is None:
+            raise DataError(f"model {self.name} has no version {number} at {server()}")
+        return found
+
+    def _find(self, query: Callable[[Any], Any]) -> Any:
+        """The answer of MLflow; None if there is no such version."""
         try:
-            found = query(mlflow.MlflowClient())
-        except mlflow.MlflowException as error:
+            return query(self.mlflow.MlflowClient())
+        except self.mlflow.MlflowException as error:
             if error.error_code in NOT_FOUND:
                 return None
             raise StorageError(f"the registry at {server()} does not answer: {reason_of(error)}") from None
+
+    def _with_scores(self, found: Any) -> ModelVersion:
         facts = {fact: found.tags[tag_name(fact)] for fact in FACTS if tag_name(fact) in found.tags}
         return ModelVersion(found.name, str(found.version), found.run_id, facts, self._cases(found))
 

@@ -55,6 +55,31 @@ def test_force_promotes_and_keeps_the_reasons_against_it(registry: ToyRegistry, 
     assert registry.tag(second, DECISION_TAG) == f"promoted; by force; {WORSE}"
 
 
+def test_force_replaces_a_champion_that_cannot_be_judged(registry: ToyRegistry, params: RegisterParams) -> None:
+    first, second = registry.champion(scores(0.8)), registry.add(scores(0.9))
+    for table in registry.folder.rglob("artifacts/**/cases.csv"):
+        if "0.8" in table.read_text():
+            table.unlink()
+    with pytest.raises(StorageError, match=r"^version 1 of hepar-toy: its report cannot be read from sqlite:"):
+        promote(second, params)
+    for dry_run in (True, False):
+        assert registry.aliases == {"champion": first}
+        decision = promote(second, params, force=True, dry_run=dry_run)
+        assert (decision.promote, decision.reasons[0]) == (True, "by force")
+        assert decision.reasons[1].startswith("could not be judged: version 1 of hepar-toy: its report cannot be read")
+    assert registry.aliases == {"champion": second, "previous": first}
+    assert registry.tag(second, DECISION_TAG) == f"promoted; by force; {decision.reasons[1]}"
+    assert promote(registry.add(scores(0.95)), params) == Decision(True, ())  # and the next needs no force
+
+
+def test_force_makes_no_version_up(registry: ToyRegistry, params: RegisterParams) -> None:
+    first = registry.champion(scores(0.8))
+    for dry_run in (True, False):
+        with pytest.raises(DataError, match=r"^model hepar-toy has no version 7 at sqlite:"):
+            promote("7", params, force=True, dry_run=dry_run)
+    assert registry.aliases == {"champion": first}
+
+
 @pytest.mark.parametrize(("liver", "force"), [(0.95, False), (0.8, False), (0.8, True)])
 def test_a_dry_run_decides_alike_and_changes_nothing(
     liver: float, force: bool, registry: ToyRegistry, params: RegisterParams
@@ -194,10 +219,11 @@ def test_the_commands_print_decisions_and_reasons(tiny: Params, tmp_path: Path, 
     del gates["cluster"]  # as in the params of a run of an older release
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(gates))
     first, second = registry.champion(scores(0.9)), registry.add(scores(0.8))
+    (tmp_path / second).mkdir()  # digits are never taken for a folder of pointers
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     commands = (
         f"promote {second}",
-        f"promote {second} --force --dry-run",
+        f"promote 0{second} --force --dry-run",
         f"promote {second} --force",
         f"promote {second} --dry-run",
         f"promote {second}",

@@ -194,6 +194,9 @@ def test_another_cohort_than_that_of_the_report_is_refused(
     with pytest.raises(DataError, match=message):
         promote(number, params, cohort=other)
     assert registry.aliases == {"champion": "1"}
+    decision = promote(number, params, force=True, cohort=other)
+    assert decision.reasons[1].startswith(f"could not be judged: {other} does not hold the test set")
+    assert registry.aliases == {"champion": number, "previous": "1"}
 
 
 def test_a_champion_whose_model_is_not_the_registered_one_is_refused(
@@ -201,8 +204,13 @@ def test_a_champion_whose_model_is_not_the_registered_one_is_refused(
 ) -> None:
     registry.champion(scores(0.1), "earlier", scored.models["nowhere"])
     registry.client.set_model_version_tag(registry.name, "1", MODEL_TAG, "f" * 64)
+    number = scored.version(registry, "everywhere")
     with pytest.raises(ArtifactError, match=r"holds model [0-9a-f]{12}, but was registered as f{12}$"):
-        promote(scored.version(registry, "everywhere"), params, cohort=scored.cohort)
+        promote(number, params, cohort=scored.cohort)
+    assert registry.aliases == {"champion": "1"}
+    decision = promote(number, params, force=True, cohort=scored.cohort)
+    assert decision.reasons[1].startswith("could not be judged: models:/hepar-toy/1 holds model ")
+    assert registry.aliases == {"champion": number, "previous": "1"}
 
 
 def test_a_list_of_patients_that_cannot_be_read_is_not_taken_for_empty(
