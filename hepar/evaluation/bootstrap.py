@@ -26,7 +26,8 @@ Terms = tuple[float, float]  # numerator and denominator of one case; those of a
 class Estimate:
     """A summary value with its 95 % interval.
 
-    `value` is None if it is undefined, `ci95` is None with fewer than two patients. `n` is the number of cases used.
+    `value` is None if it is undefined. `ci95` is None too with fewer than two patients, or if no resample has a value.
+    `n` is the number of cases used.
     """
 
     value: float | None
@@ -82,8 +83,7 @@ def bootstrap_ratio(
     numerators_r = numerators_p[drawn_rp].sum(axis=1)
     denominators_r = denominators_p[drawn_rp].sum(axis=1)
     ratios_r = numerators_r[denominators_r != 0] / denominators_r[denominators_r != 0]
-    low, high = np.percentile(ratios_r, _PERCENTILES)
-    return Estimate(value, (float(low), float(high)), len(numerators), patients)
+    return Estimate(value, _interval(ratios_r), len(numerators), patients)
 
 
 def bootstrap_mean(values: Sequence[float | None], patient_ids: Sequence[str], seed: int, resamples: int) -> Estimate:
@@ -117,12 +117,10 @@ def bootstrap_weighted(
         values_rs = np.concatenate([statistics(block_rp[:, patient_c]) for block_rp in blocks])
     estimates = []
     for value, values_r in zip(value_s.tolist(), values_rs.T, strict=True):
-        defined_r = values_r[~np.isnan(values_r)]
-        if math.isnan(value) or len(defined_r) == 0:
-            estimates.append(Estimate(None if math.isnan(value) else value, None, cases, len(names)))
-            continue
-        low, high = np.percentile(defined_r, _PERCENTILES)
-        estimates.append(Estimate(value, (float(low), float(high)), cases, len(names)))
+        if math.isnan(value):
+            estimates.append(Estimate(None, None, cases, len(names)))
+        else:
+            estimates.append(Estimate(value, _interval(values_r[~np.isnan(values_r)]), cases, len(names)))
     return estimates
 
 
@@ -167,10 +165,8 @@ def paired_ratio_difference(
     drawn_rp = np.random.default_rng(seed).integers(0, patients, size=(resamples, patients))
     sums_r4 = sums_p4[drawn_rp].sum(axis=1)
     sums_r4 = sums_r4[(sums_r4[:, 1] != 0) & (sums_r4[:, 3] != 0)]
-    if len(sums_r4) == 0:
-        return Estimate(value, None, len(pairs), patients)
-    low, high = np.percentile(sums_r4[:, 2] / sums_r4[:, 3] - sums_r4[:, 0] / sums_r4[:, 1], _PERCENTILES)
-    return Estimate(value, (float(low), float(high)), len(pairs), patients)
+    differences_r = sums_r4[:, 2] / sums_r4[:, 3] - sums_r4[:, 0] / sums_r4[:, 1]
+    return Estimate(value, _interval(differences_r), len(pairs), patients)
 
 
 def bootstrap_statistic(
@@ -188,9 +184,16 @@ def bootstrap_statistic(
     if patients < 2:
         return Estimate(value, None, n, patients)
     drawn_rp = np.random.default_rng(seed).integers(0, patients, size=(resamples, patients))
-    found_r = [statistic(np.concatenate([cases_p[patient] for patient in drawn_p])) for drawn_p in drawn_rp]
-    low, high = np.percentile(found_r, _PERCENTILES)
-    return Estimate(value, (float(low), float(high)), n, patients)
+    found_r = np.array([statistic(np.concatenate([cases_p[patient] for patient in drawn_p])) for drawn_p in drawn_rp])
+    return Estimate(value, _interval(found_r), n, patients)
+
+
+def _interval(values_r: NDArray[np.float64]) -> tuple[float, float] | None:
+    """The interval of resampled values; None without any."""
+    if len(values_r) == 0:
+        return None
+    low, high = np.percentile(values_r, _PERCENTILES)
+    return float(low), float(high)
 
 
 def _sum_by_patient(values: Sequence[float], patient_ids: Sequence[str]) -> NDArray[np.float64]:

@@ -105,10 +105,11 @@ def figure_of(metric: Metric, arms: Sequence[ArmScores], bootstrap: Bootstrap) -
 
 
 def _value(metric: Metric, arm: ArmScores, modality: Modality, bootstrap: Bootstrap) -> Estimate:
-    """A metric of an arm over all its seeds and scans of a modality."""
+    """A metric of an arm over all its seeds and the scans of a modality that have a share in it."""
     table = arm.pooled(arm.seeds)
     members = [row for row in table.rows.values() if row.identity.modality == modality] if table else []
-    shares = [(row.identity.patient_id, terms) for row in members if (terms := metric.terms(row.values)) is not None]
+    defined = [(row.identity.patient_id, terms) for row in members if (terms := metric.terms(row.values)) is not None]
+    shares = [(patient, terms) for patient, terms in defined if terms[1]]
     return bootstrap_ratio(
         [top for _, (top, _) in shares],
         [bottom for _, (_, bottom) in shares],

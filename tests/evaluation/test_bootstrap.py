@@ -16,6 +16,7 @@ from hepar.evaluation.bootstrap import (
     bootstrap_statistic,
     bootstrap_weighted,
     paired_difference,
+    paired_ratio_difference,
 )
 
 
@@ -60,6 +61,16 @@ def test_a_ratio_without_denominator_is_undefined_and_such_resamples_are_left_ou
     assert bootstrap_ratio([0.0, 0.0], [0.0, 0.0], ["a", "b"], seed=0, resamples=100).value is None
     estimate = bootstrap_ratio([1.0, 0.0], [2.0, 0.0], ["a", "b"], seed=0, resamples=100)
     assert estimate.ci95 == (0.5, 0.5)
+
+
+def test_without_a_resample_that_has_a_denominator_there_is_no_interval() -> None:
+    drawn_p = np.random.default_rng(0).integers(0, 2, size=2)
+    assert drawn_p.tolist() == [1, 1]  # the only resample is of b twice, who has no denominator
+    for estimate in (
+        bootstrap_ratio([1.0, 0.0], [2.0, 0.0], ["a", "b"], seed=0, resamples=1),
+        paired_ratio_difference([(0, 2), (0, 0)], [(1, 2), (0, 0)], ["a", "b"], seed=0, resamples=1),
+    ):
+        assert (estimate.value, estimate.ci95, estimate.patients) == (0.5, None, 2)
 
 
 def test_unequal_lengths_are_refused() -> None:

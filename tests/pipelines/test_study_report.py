@@ -104,6 +104,16 @@ def test_lesions_are_counted_over_seeds() -> None:
     assert versus.result.difference.value == 0.25
 
 
+def test_recall_is_of_the_scans_with_lesions() -> None:
+    """Three patients have a lesion and nine have none, of whom an interval over patients is not made."""
+    (recall,) = choose_metrics(["lesion recall"])
+    counts = [(1, 0, 0), (0, 1, 0), (1, 0, 0), *[(0, 0, 0)] * 9]
+    cases = [dict(zip(recall.columns, row, strict=True)) for row in counts]
+    (item,) = figure_of(recall, [arm("a", {1: cases})], BOOTSTRAP).arms
+    assert item.value.value == pytest.approx(2 / 3)
+    assert (item.value.patients, item.value.n) == (3, 3)
+
+
 def test_an_arm_without_a_scan_in_common_has_its_own_value_only() -> None:
     (dice,) = choose_metrics(["liver Dice"])
     ct, mr = arm("a", {1: dices(0.5, 0.7)}), arm("b", {1: dices(0.9)}, modality="MR")
