@@ -153,6 +153,28 @@ def test_of_two_scans_the_one_that_was_asked_for_last_is_shown_whichever_loads_f
     assert page.evaluate("[...planes.masks.keys()]") == ["tumour"]
 
 
+@pytest.mark.parametrize("plane", ["axial", "coronal"])
+def test_a_row_leads_to_its_lesion_in_an_oblique_scan(page: Page, tmp_path: Path, plane: str) -> None:
+    cos, sin = np.cos(np.radians(20)), np.sin(np.radians(20))
+    about_x = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+    about_z = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    axes = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]]) if plane == "coronal" else np.eye(3)  # rows of a coronal go down
+    grid = Geometry((20, 48, 40), (4.0, 1.5, 1.5), (-30.0, -40.0, 700.0), tuple((about_z @ about_x @ axes).ravel()))
+    lesions_zyx = [(3, 9, 8), (16, 40, 30), (10, 12, 33)]
+    tumour_zyx = np.zeros(grid.size_zyx, np.uint8)
+    for at_zyx in lesions_zyx:
+        tumour_zyx[at_zyx] = 1
+    write_volumes(tmp_path, np.zeros(grid.size_zyx), {"liver": tumour_zyx, "tumour": tumour_zyx}, grid)
+    show(page, tmp_path, [list(grid.to_lps_mm(at_zyx)) for at_zyx in lesions_zyx])
+    slices, rows, columns = grid.size_zyx
+    for index, (z, y, x) in enumerate(lesions_zyx):
+        page.evaluate("planes.goTo([0, 0, 0])")
+        page.get_by_text(f"lesion {index + 1}").click()
+        behind, below = (slices - 1 - z, rows - 1 - y) if plane == "coronal" else (rows - 1 - y, z)
+        assert page.evaluate("planes.voxel") == [columns - 1 - x, behind, below]
+        assert page.evaluate("planes.masks.get('tumour').getValue(...planes.voxel)") == 1
+
+
 def test_a_row_of_the_table_leads_to_its_lesion_in_a_large_scan(page: Page, tmp_path: Path) -> None:
     times = (2, 5, 5)  # 128 × 480 × 480 voxels
     phantom = make_phantom(3, "CT", "portal-venous", tumours=3)

@@ -187,8 +187,7 @@ class HeparViewer {
   // A place in the patient: millimetres to the left, to the back and to the head, as DICOM counts them.
   goToLps([left, back, head]) {
     if (!this.image) return; // while a scan loads
-    const frac = this.niivue.mm2frac([-left, -back, head]);
-    this.goTo([...this.niivue.frac2vox(frac)].map(Math.round));
+    this.goTo([...this.image.mm2vox([-left, -back, head])]); // NiiVue's mm2frac leaves out how the scan is rotated
   }
 
   step([x, y, z]) {
