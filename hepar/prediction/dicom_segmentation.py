@@ -16,18 +16,20 @@ import numpy.typing as npt
 import pydicom
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
+from scipy import ndimage
 
 from hepar import __version__
 from hepar.cases import LIVER, TUMOUR
 from hepar.errors import DataError, one_line
 from hepar.evaluation.research_use import RESEARCH_USE
-from hepar.imaging.masks import Mask, find_components
+from hepar.imaging.masks import Mask, bounding_box, find_components
+from hepar.imaging.parallel_grids import Box, shared_slices
 from hepar.imaging.volumes import Geometry
 from hepar.ingest.sources.dicom import ENHANCED
 from hepar.prediction.frame_of_reference import add_frame
 from hepar.prediction.predicted_scan import PredictedScan, Predictor
 
-MAX_LESION_SEGMENTS = 30  # each takes a byte a voxel while the object is made; more lesions are one segment
+MAX_LESION_SEGMENTS = 30  # each takes room in all frames while the object is made; more lesions are one segment
 MANUFACTURER = "hepar"
 SERIES_DESCRIPTION = "Liver and tumours, RESEARCH USE ONLY"
 SEGMENTATION_SERIES, REPORT_SERIES = 9001, 9002  # series numbers, beyond those of scanners
@@ -40,11 +42,43 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment: its label, structure, and mask on the grid of the prediction."""
+    """One segment: its label, structure, and mask in a box of the grid of the prediction that holds all of it."""
 
     label: str
     structure: int
     mask_zyx: Mask
+    box: Box
+
+    @classmethod
+    def of(cls, label: str, structure: int, mask_zyx: Mask) -> Segment:
+        """The segment of a mask on the whole grid, which is not empty."""
+        box = bounding_box(mask_zyx)
+        assert box is not None
+        return cls(label, structure, mask_zyx[box], box)
+
+
+@dataclass(frozen=True)
+class PlaneVoxels:
+    """The voxels of a grid nearest to the pixels of a slice: indices along z, y and x, each int of rows × columns.
+
+    They lie outside the grid where the slice does. `box` holds all of them.
+    """
+
+    index_zyx: tuple[npt.NDArray[np.int64], ...]
+    box: Box
+
+    def cut(self, segment: Segment) -> Mask | None:
+        """The segment on the slice, bool of rows × columns; None if no pixel is inside."""
+        if shared_slices(self.box, segment.box) is None:
+            return None
+        inside_yx = np.ones(self.index_zyx[0].shape, np.bool_)
+        for index_yx, part in zip(self.index_zyx, segment.box, strict=True):
+            inside_yx &= (index_yx >= part.start) & (index_yx < part.stop)
+        place = tuple(
+            index_yx[inside_yx] - part.start for index_yx, part in zip(self.index_zyx, segment.box, strict=True)
+        )
+        inside_yx[inside_yx] = segment.mask_zyx[place]
+        return inside_yx if inside_yx.any() else None
 
 
 @dataclass(frozen=True)
@@ -55,36 +89,35 @@ class SlicePlane:
     column_step_mm: Vector
     row_step_mm: Vector
 
-    def cut(self, mask_zyx: Mask, grid: Geometry, rows: int, columns: int) -> Mask:
-        """The mask on this plane, bool of rows × columns: its nearest voxels, False outside its grid."""
+    def voxels(self, grid: Geometry, rows: int, columns: int) -> PlaneVoxels:
+        """The voxels of a grid nearest to its pixels."""
         to_index = np.linalg.inv(np.array(grid.direction).reshape(3, 3) * np.array(grid.spacing_zyx_mm[::-1]))
         first, column, row = (
             to_index @ vector
             for vector in (self.first_lps_mm - grid.origin_xyz_mm, self.column_step_mm, self.row_step_mm)
         )
         y, x = np.ogrid[:rows, :columns]
-        index_xyz = [np.round(first[a] + y * row[a] + x * column[a]).astype(int) for a in range(3)]
-        inside_yx = np.ones((rows, columns), np.bool_)
-        for index_yx, size in zip(index_xyz, grid.size_zyx[::-1], strict=True):
-            inside_yx &= (index_yx >= 0) & (index_yx < size)
-        x_yx, y_yx, z_yx = (np.where(inside_yx, index_yx, 0) for index_yx in index_xyz)
-        return np.asarray(mask_zyx[z_yx, y_yx, x_yx] & inside_yx)
+        index_zyx = tuple(np.round(first[a] + y * row[a] + x * column[a]).astype(np.int64) for a in (2, 1, 0))
+        box = tuple(slice(int(index_yx.min()), int(index_yx.max()) + 1) for index_yx in index_zyx)
+        return PlaneVoxels(index_zyx, box)
 
 
 def make_segments(predicted: PredictedScan, by_lesion: bool) -> list[Segment]:
     """The liver, and each lesion or all tumours as one; a structure that is empty or was not taught has no segment."""
     found, segments = predicted.found, []
     if found.liver_zyx.any():
-        segments.append(Segment(LIVER_LABEL, LIVER, found.liver_zyx))
+        segments.append(Segment.of(LIVER_LABEL, LIVER, found.liver_zyx))
     count = len(found.lesions)
     if by_lesion and count <= MAX_LESION_SEGMENTS:
         lesions = find_components(found.tumour_zyx)
-        for number in range(1, count + 1):
-            mask_zyx = np.zeros(found.tumour_zyx.shape, np.bool_)
-            mask_zyx[lesions.box] = lesions.labels_zyx == number
-            segments.append(Segment(lesion_label(number), TUMOUR, mask_zyx))
+        for number, inner in enumerate(ndimage.find_objects(lesions.labels_zyx), start=1):
+            box = tuple(
+                slice(outer.start + part.start, outer.start + part.stop)
+                for outer, part in zip(lesions.box, inner, strict=True)
+            )
+            segments.append(Segment(lesion_label(number), TUMOUR, lesions.labels_zyx[inner] == number, box))
     elif count:
-        segments.append(Segment("Tumours", TUMOUR, found.tumour_zyx))
+        segments.append(Segment.of("Tumours", TUMOUR, found.tumour_zyx))
     return segments
 
 
@@ -120,20 +153,18 @@ def make_segmentation(predicted: PredictedScan, segments: Sequence[Segment], sou
 
     planes = _planes(sources)
     rows, columns = int(sources[0].Rows), int(sources[0].Columns)
-    used = list(range(len(planes)))
+    frames = [_frames(plane.voxels(predicted.found.geometry, rows, columns), segments) for plane in planes]
     if len(sources) == len(planes):  # single slices: those without anything are left out
-        whole = np.logical_or.reduce([segment.mask_zyx for segment in segments])
-        cuts = [plane.cut(whole, predicted.found.geometry, rows, columns).any() for plane in planes]
-        used = [index for index, any_inside in enumerate(cuts) if any_inside] or [0]
-        sources = [sources[index] for index in used]
-    pixels = np.zeros((len(used), rows, columns, len(segments)), np.uint8)
-    for place, index in enumerate(used):
-        for number, segment in enumerate(segments):
-            pixels[place, ..., number] = planes[index].cut(segment.mask_zyx, predicted.found.geometry, rows, columns)
+        used = [index for index, of_slice in enumerate(frames) if of_slice] or [0]
+        sources, frames = [sources[index] for index in used], [frames[index] for index in used]
+    pixels = np.zeros((len(frames), len(segments), rows, columns), np.uint8)  # what stays 0 takes no memory
+    for place, of_slice in enumerate(frames):
+        for number, mask_yx in of_slice.items():
+            pixels[place, number] = mask_yx
     with headers_that_fit(predicted, "DICOM-SEG"):
         made = highdicom.seg.Segmentation(
             source_images=sources,
-            pixel_array=pixels,
+            pixel_array=np.moveaxis(pixels, 1, -1),
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[_describe(segment, n, predicted) for n, segment in enumerate(segments, start=1)],
             series_instance_uid=generate_uid(),
@@ -151,6 +182,12 @@ def make_segmentation(predicted: PredictedScan, segments: Sequence[Segment], sou
     for description, segment in zip(made.SegmentSequence, segments, strict=True):
         description.SegmentDescription = f"{segment.label}{', tumours included' if segment.structure == LIVER else ''}"
     return made
+
+
+def _frames(voxels: PlaneVoxels, segments: Sequence[Segment]) -> dict[int, Mask]:
+    """The segments that a slice meets, by their places in the list, each bool of rows × columns."""
+    cuts = {number: voxels.cut(segment) for number, segment in enumerate(segments)}
+    return {number: mask_yx for number, mask_yx in cuts.items() if mask_yx is not None}
 
 
 def algorithm(predictor: Predictor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from predicted import predicted
 from pydicom.uid import generate_uid
 
 from hepar.evaluation.research_use import RESEARCH_USE
+from hepar.prediction.dicom_segmentation import make_segments
 from hepar.prediction.folder import PredictionFolder
 from hepar.prediction.outputs import Output
 from hepar.prediction.predicted_scan import PredictedScan
@@ -102,6 +104,43 @@ def test_the_frames_lie_on_the_scan_by_their_own_headers(tmp_path: Path) -> None
     for number, low in ((1, 25), (2, 200)):
         found = np.round(np.concatenate(points[number]), 2) + 0.0
         assert found[np.lexsort(found.T)] == pytest.approx(source_places_mm(paths, low), abs=0.02)
+
+
+@pytest.mark.parametrize("orientation", [AXIAL, CORONAL, OBLIQUE])
+def test_each_lesion_lies_on_its_own_pixels_also_where_lesions_share_slices(
+    orientation: tuple[float, ...], tmp_path: Path
+) -> None:
+    boxes = [np.s_[2:5, 4:9, 5:14], np.s_[3:6, 11:13, 6:9], np.s_[4:5, 11:14, 12:15], np.s_[8:10, 10:13, 6:9]]
+    voxels_zyx = phantom_voxels()
+    for box in boxes:
+        voxels_zyx[box] = 280
+    voxels_zyx[8, 11, 7] = 100  # a lesion with a hole
+    paths = write_series(tmp_path / "scan", voxels_zyx, Placement(orientation=orientation))
+    spacing_zyx_mm = (0.8, 3.0, 0.7) if orientation == CORONAL else (3.0, 0.8, 0.7)
+    segmentation, _ = written(predicted(tmp_path / "scan", spacing_zyx_mm=spacing_zyx_mm), tmp_path)
+    uids = [pydicom.dcmread(path).SOPInstanceUID for path in paths]
+    pixels = segmentation.get_pixels_by_source_instance(
+        uids, assert_missing_frames_are_empty=True, combine_segments=False
+    )
+    assert np.array_equal(pixels[..., 0], voxels_zyx > 25)
+    lesions = [np.zeros(voxels_zyx.shape, np.bool_) for _ in boxes]
+    for lesion_zyx, box in zip(lesions, boxes, strict=True):
+        lesion_zyx[box] = voxels_zyx[box] > 200
+    found = sorted(pixels[..., number].tobytes() for number in range(1, 1 + len(boxes)))  # in any order
+    assert found == sorted(lesion_zyx.astype(pixels.dtype).tobytes() for lesion_zyx in lesions)
+
+
+def test_the_segments_of_many_lesions_take_no_more_room_than_two_masks(tmp_path: Path) -> None:
+    voxels_zyx = np.clip(phantom_voxels(60), -1000, 70)
+    voxels_zyx[::4, 5, 5:20:8] = 300  # 2 in every fourth slice
+    write_series(tmp_path / "scan", voxels_zyx)
+    scan = predicted(tmp_path / "scan")
+    tracemalloc.start()
+    segments = make_segments(scan, by_lesion=True)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(segments) == 1 + 30
+    assert peak_bytes < 2 * scan.found.tumour_zyx.nbytes
 
 
 def test_segments_have_codes_and_labels_and_say_what_they_are_for(tmp_path: Path) -> None:
