@@ -1,7 +1,8 @@
 """Whether a challenger replaces the champion: floors that every version must reach, and margins against the champion.
 
 A margin is a test of non-inferiority: the 95 % bootstrap interval over patients of the difference between the two
-models, on the scans that both were scored on, must lie within the margin. Too few patients never promote.
+models, on the scans that both were scored on, must lie within the margin. Too few patients never promote. Where a
+single patient is enough, there is no interval, and the difference itself must.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class Margin:
     def reason(self, group: str, pairs: Sequence[tuple[CaseResult, CaseResult]], gates: PromotionGates) -> str | None:
         """Why these pairs of champion and challenger, which go by `group`, fail; None if they pass.
 
-        Fewer than two patients have no interval and pass where so few are enough.
+        A single patient, where one is enough, has no interval: then the change itself must lie within the margin. No
+        patient at all passes where none is needed.
         """
         before, after = ([self.score.of(pair[side]) for pair in pairs] for side in (0, 1))
         patients = [champion.patient_id for champion, _ in pairs]
@@ -93,11 +95,14 @@ class Margin:
         title = f"{group} {self.score.name}"
         if change.patients < self.min_patients:
             return f"{title}: not enough evidence, n = {change.patients} paired patients < {self.min_patients}"
-        if change.value is None or change.ci95 is None:
+        if change.value is None:
             return None
-        low, high = change.ci95
+        low, high = change.ci95 or (change.value, change.value)
         if (low if self.score.higher_is_better else -high) > -self.width:
             return None
+        if change.ci95 is None:
+            within = f"above {-self.width:+.3f}" if self.score.higher_is_better else f"below {self.width:+.3f}"
+            return f"{title}: change {change.value:+.3f} is not {within} (n = 1 patient)"
         bound = f"below {-self.width:+.3f}" if self.score.higher_is_better else f"above {self.width:+.3f}"
         interval = f"[{low:+.3f}, {high:+.3f}]"
         return f"{title}: change {change.value:+.3f} {interval} may lie {bound} (n = {change.patients} patients)"

@@ -165,6 +165,20 @@ def test_without_tumour_free_patients_nothing_is_known_about_specificity() -> No
     assert decide(results, results, unneeded).promote
 
 
+@pytest.mark.parametrize("needed", [0, 1])
+def test_a_change_in_one_patient_is_held_against_the_margin_itself(needed: int) -> None:
+    """Where one tumour-free patient is enough there is no interval; 3 ml more is beyond the margin, 1 ml is not."""
+    gates = GATES.model_copy(update={"min_tumour_free_patients": needed, "max_specificity_drop": 1.5})
+    one = cohort(free=1)
+    decision = decide(changed(one, false_tumours(3.0)), one, gates)
+    assert decision == Decision(False, ("CT false tumour ml: change +3.000 is not below +2.000 (n = 1 patient)",))
+    assert decide(changed(one, false_tumours(1.0)), one, gates).promote
+    stricter = gates.model_copy(update={"max_specificity_drop": 0.2})
+    decision = decide(changed(one, false_tumours(1.0)), one, stricter)
+    assert decision == Decision(False, ("CT specificity: change -1.000 is not above -0.200 (n = 1 patient)",))
+    assert decide(one, one, stricter).promote
+
+
 def test_a_model_of_livers_alone_is_compared_by_livers_alone() -> None:
     results = changed(cohort(), lambda result: replace(result, tumour_dice=None, lesions=None, specific=None))
     assert decide(results, results, GATES) == Decision(True, ())
