@@ -21,6 +21,7 @@ from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.pseudo_labels.gates import REVIEW
 from hepar.registry.registration import Registration
 from hepar.runtime.artifacts import write_artifact
+from hepar.runtime.commit import RELEASE, release
 
 NAME = "hepar-toy"
 
@@ -42,7 +43,7 @@ def write_champion(source: Path, workdir: Path, tiny: Params) -> ToyRun:
     coarse = PLAN.model_copy(update={"spacing_zyx_mm": (20.0, 18.0, 18.0)})  # a phantom in a few windows
     train(run.model, tiny, universal, (run.pool,), plan=coarse)
     parents = {**cohort, ModelFolder.KIND: hash_of(run.model)}
-    facts = {Report.TEST_SET: "a", ModelFolder.KIND: hash_of(run.model)}
+    facts = {Report.TEST_SET: "a", RELEASE: release(), ModelFolder.KIND: hash_of(run.model)}
     with write_artifact(run.report, Report.KIND, parents) as partial:
         metrics = {"CT": {name: {"dice": {"mean": 0.9}} for name in ("liver", "tumour")}}
         Report(partial).save(metrics, facts, scores(0.9), pd.DataFrame({"case_id": []}))

@@ -16,6 +16,7 @@ from hepar.params import Params, RegisterParams
 from hepar.registry.model_registry import REPORT_TAG, RegisteredModel
 from hepar.registry.tracking import as_tags, connect, report_place
 from hepar.runtime.artifacts import read_manifest, write_artifact
+from hepar.runtime.commit import RELEASE, release
 
 MLMODEL = "flavors: {python_function: {loader_module: none, artifacts: {model: {path: artifacts/model}}}}"
 
@@ -60,7 +61,7 @@ class ToyRegistry:
         logged = self._write_model(run.run_id, model)
         self.client.log_artifacts(run.run_id, str(logged.parents[1]))
         model_hash = read_manifest(logged, ModelFolder.KIND).hash if model else run.run_id
-        tags = as_tags({Report.TEST_SET: test_set, ModelFolder.KIND: model_hash, **facts})
+        tags = as_tags({Report.TEST_SET: test_set, RELEASE: release(), ModelFolder.KIND: model_hash, **facts})
         if table is not None:
             report = self.folder / f"report-{run.run_id}"
             report.mkdir(parents=True)

@@ -15,15 +15,18 @@ from hepar.inference.model_folder import hash_patient
 from hepar.params import CHAMPION, PromotionGates, RegisterParams
 from hepar.registry.case_results import CaseResult
 from hepar.registry.lease import hold_lease
-from hepar.registry.model_registry import PREVIOUS, ModelVersion, RegisteredModel
+from hepar.registry.model_registry import ModelVersion, RegisteredModel
 from hepar.registry.promotion import Decision, decide
 from hepar.registry.registration import Registration
 from hepar.registry.scored_cohort import scored_cohort, what_to_give
 from hepar.registry.tracking import check_server, connect, server, storage_errors, tag_name
+from hepar.runtime.commit import release
 
 DECISION_TAG = tag_name("decision")  # of a version: the last decision on it, with its reasons
 ROLLED_BACK = "rolled back"  # how a decision on a version begins that a rollback has replaced
 ALREADY_CHAMPION = "it is already the champion"
+MET_TAG = tag_name("met")  # of a version: the number of the champion of that decision, or `NOBODY_MET`
+NOBODY_MET = "none"
 RESULT_TAG = tag_name("registration")  # of a version: how its registration ended; missing if that was cut short
 
 
@@ -39,9 +42,9 @@ class Rollback:
 class Judge:
     """Decides on the versions of a model by its gates.
 
-    `cohort` is the folder of the cohort that they were scored on, for a champion that was scored on another test set;
-    without it the store has it, if there is one. With `force` every decision is a promotion, with its reasons against
-    it, also where judging fails.
+    `cohort` is the folder of the cohort that they were scored on, for scores that do not pair; without it the store has
+    it, if there is one. With `force` every decision is a promotion, with its reasons against it, also where judging
+    fails.
     """
 
     model: RegisteredModel
@@ -60,28 +63,37 @@ class Judge:
             return decide(challenger.cases, None, self.gates, self._learned(challenger.cases, challenger))
         if champion.model_hash and champion.model_hash == challenger.model_hash:
             return Decision(False, (f"version {champion.number}, the champion, is the same model",))
-        before = self._scores(champion, challenger)
-        if isinstance(before, str):
-            return Decision(False, (before,))
-        return decide(challenger.cases, before, self.gates, self._learned(challenger.cases, champion, challenger))
+        scores = self._scores(champion, challenger)
+        if isinstance(scores, str):
+            return Decision(False, (scores,))
+        before, after = scores
+        return decide(after, before, self.gates, self._learned(after, champion, challenger))
 
-    def _scores(self, champion: ModelVersion, challenger: ModelVersion) -> tuple[CaseResult, ...] | str:
-        """The champion's scores on the cases of the challenger and on its own, or why there are none.
+    def _scores(
+        self, champion: ModelVersion, challenger: ModelVersion
+    ) -> tuple[tuple[CaseResult, ...], tuple[CaseResult, ...]] | str:
+        """The scores of champion and challenger, both by one release of hepar, or why there are none.
 
-        Its own tell what it can do: a challenger that was not tested in all of it does not take its place.
+        The champion's are those on the cases of the challenger and on its own, which tell what it can do: a challenger
+        that was not tested in all of it does not take its place.
         """
         name = f"version {champion.number}, the champion,"
-        if champion.cases is None:
+        if champion.cases is None or challenger.cases is None:
             return f"not comparable: {name} was registered without its scores by case"
-        if champion.test_set == challenger.test_set:
-            return champion.cases
+        same_cases = champion.test_set == challenger.test_set
+        if same_cases and champion.release == challenger.release != "":
+            return champion.cases, challenger.cases
         with scored_cohort(challenger, self.cohort) as cohort:
             if cohort is None:
-                return f"not comparable: {name} was scored on another test set; {what_to_give(challenger)}"
+                other = "by another release of hepar" if same_cases else "on another test set"
+                return f"not comparable: {name} was scored {other}; {what_to_give(challenger)}"
             from hepar.registry.rescoring import HeldOut, rescore  # imports torch, which most promotions do not need
 
-            anew = rescore(self.model.mlflow, champion, HeldOut.of_version(challenger, cohort))
-        return (*anew, *self._of_other_patients(champion.cases, anew))
+            held_out = HeldOut.of_version(challenger, cohort)
+            anew = rescore(self.model.mlflow, champion, held_out)
+            is_current = challenger.release == release()
+            after = challenger.cases if is_current else rescore(self.model.mlflow, challenger, held_out)
+        return (*anew, *self._of_other_patients(champion.cases, anew)), after
 
     @staticmethod
     def _of_other_patients(own: tuple[CaseResult, ...], anew: tuple[CaseResult, ...]) -> list[CaseResult]:
@@ -141,6 +153,9 @@ def settle(number: str, judge: Judge) -> Registration:
     model = judge.model
 
     def act(decision: Decision) -> Decision:
+        before = model.aliases().get(CHAMPION, NOBODY_MET)
+        if before != number:
+            model.tag_version(number, {MET_TAG: before})
         if decision.promote:
             model.make_champion(number)
         else:
@@ -166,11 +181,11 @@ def promote(
         judge = Judge(model, params.gates, cohort, force)
 
         def act(decision: Decision) -> Decision:
-            before = model.aliases().get(CHAMPION)
+            before = model.aliases().get(CHAMPION, NOBODY_MET)
             if decision.promote:
                 model.make_champion(number)
             if before != number:
-                model.tag_version(number, {DECISION_TAG: decision.summary})
+                model.tag_version(number, {MET_TAG: before, DECISION_TAG: decision.summary})
             return decision
 
         return judge.decide_on(number)[0] if dry_run else judge.decide_and_act(number, act)
@@ -179,24 +194,27 @@ def promote(
 def rollback(params: RegisterParams) -> Rollback:
     """Make the previous champion the champion again; a second call without a promotion in between finds none.
 
-    Both versions are tagged with what happened. Raises DataError if there is no registry or no previous champion,
-    StorageError if the registry fails.
+    Both versions are tagged with what happened. A rollback that was cut short is completed by the next: then the
+    previous champion is the champion already, and nothing is replaced. Raises DataError if there is no registry or no
+    previous champion, StorageError if the registry fails.
     """
     check_server()
     with storage_errors():
         model = RegisteredModel(connect(), params.model_name)
         _previous(model)  # a model that does not exist gets no lease
         with hold_lease(model.mlflow, model.name) as lease:
-            done = Rollback(_previous(model), model.aliases().get(CHAMPION, ""))
+            previous, champion = _previous(model), model.aliases().get(CHAMPION, "")
             lease.check()
             model.restore_previous()
-            model.tag_version(done.restored, {DECISION_TAG: f"champion again after version {done.replaced}"})
-            if done.replaced:
-                model.tag_version(done.replaced, {DECISION_TAG: f"{ROLLED_BACK} to version {done.restored}"})
-            return done
+            if champion in ("", previous):
+                model.tag_version(previous, {DECISION_TAG: "champion again"})
+                return Rollback(previous, "")
+            model.tag_version(previous, {DECISION_TAG: f"champion again after version {champion}"})
+            model.tag_version(champion, {DECISION_TAG: f"{ROLLED_BACK} to version {previous}"})
+            return Rollback(previous, champion)
 
 
 def _previous(model: RegisteredModel) -> str:
-    if (number := model.aliases().get(PREVIOUS)) is None:
+    if (number := model.previous()) is None:
         raise DataError(f"model {model.name} has no previous champion at {server()}")
     return number

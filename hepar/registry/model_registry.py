@@ -17,11 +17,13 @@ from hepar.params import CHAMPION, REGISTERED
 from hepar.registry.case_results import CaseResult, case_results
 from hepar.registry.tracking import check_server, connect, reason_of, report_place, server, storage_errors, tag_name
 from hepar.runtime.artifacts import MANIFEST
+from hepar.runtime.commit import RELEASE
 from hepar.runtime.execution import KFP_RUN
 from hepar.runtime.scratch import scratch_folder
 
 CHALLENGER = "challenger"
 PREVIOUS = "previous"  # the alias of the version that the champion replaced
+OUTGOING = "outgoing"  # the alias of the champion while another version takes its place
 POOL_TAG = tag_name(ModelFolder.POOL_VERSION)
 COHORT_VERSION = "cohort version"  # the version in the store of the cohort that a model was scored on
 COHORT_TAG = tag_name(COHORT_VERSION)
@@ -29,7 +31,7 @@ REPORT_TAG = tag_name(Report.KIND)
 RUN_TAG = tag_name(KFP_RUN)
 FACTS = (  # read back from tags
     *(Cohort.KIND, COHORT_VERSION, ModelFolder.KIND),
-    *(Report.TEST_SET, Report.LEFT_TO_MODEL, *Report.SETTINGS),
+    *(Report.TEST_SET, RELEASE, Report.LEFT_TO_MODEL, *Report.SETTINGS),
 )
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a model or version, and of an alias
 _SERVING_PACKAGES = (
@@ -52,6 +54,11 @@ class ModelVersion:
     def test_set(self) -> str:
         """The hash of the test set and of the settings of the evaluation."""
         return self.facts.get(Report.TEST_SET, "")
+
+    @property
+    def release(self) -> str:
+        """The release of hepar that scored it; empty if an older one did."""
+        return self.facts.get(RELEASE, "")
 
     @property
     def model_hash(self) -> str:
@@ -149,12 +156,11 @@ class RegisteredModel:
         first = min(own, key=lambda version: int(version.version), default=None)
         return None if first is None else (str(first.version), dict(first.tags))
 
-    def add_version(self, model: Path, tags: Mapping[str, str], settings: Mapping[str, str]) -> str:
-        """Log a model folder to the active run and register it with tags; returns the number of the version.
+    def log_model(self, model: Path, settings: Mapping[str, str]) -> str:
+        """Log a model folder to the active run; returns its address for `add_version`.
 
-        The version contains the model folder, the `settings` that it predicts with, and the code of this package;
-        `registry.pyfunc` defines its predictions. It gets no alias. There is no version without its tags, whenever the
-        process dies.
+        It is logged with the `settings` that it predicts with and the code of this package; `registry.pyfunc` defines
+        its predictions.
         """
         mlflow = self.mlflow
         output = mlflow.types.ParamSpec("output", mlflow.types.DataType.string, "")
@@ -167,7 +173,14 @@ class RegisteredModel:
             pip_requirements=serving_requirements(),
             signature=mlflow.models.ModelSignature(params=mlflow.types.ParamSchema([output])),
         )
-        return str(mlflow.register_model(info.model_uri, self.name, tags=dict(tags)).version)
+        return str(info.model_uri)
+
+    def add_version(self, logged: str, tags: Mapping[str, str]) -> str:
+        """Register a logged model with tags; returns the number of the version, which gets no alias.
+
+        There is no version without its tags, whenever the process dies.
+        """
+        return str(self.mlflow.register_model(logged, self.name, tags=dict(tags)).version)
 
     def tag_version(self, number: str, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
@@ -184,18 +197,34 @@ class RegisteredModel:
             raise
         return {alias: str(number) for alias, number in found.items()}
 
+    def previous(self) -> str | None:
+        """The number of the version that the champion replaced, also if that promotion was cut short."""
+        aliases = self.aliases()
+        outgoing = aliases.get(OUTGOING)
+        return aliases.get(PREVIOUS) if outgoing in (None, aliases.get(CHAMPION)) else outgoing
+
     def make_champion(self, number: str) -> None:
         """Point the alias champion to a version and previous to the one that it replaces.
 
-        It is no challenger any more. Repeating it after a failure half-way completes it.
+        It is no challenger any more. Repeating it after a failure half-way completes it. Whenever the process dies,
+        `previous` knows the way back.
         """
+        self._finish_promotion()
         aliases = self.aliases()
         champion = aliases.get(CHAMPION)
         if champion is not None and champion != number:
-            self._point(PREVIOUS, champion)
+            self._point(OUTGOING, champion)
         self._point(CHAMPION, number)
+        self._finish_promotion()
         if aliases.get(CHALLENGER) == number:
             self._free(CHALLENGER)
+
+    def _finish_promotion(self) -> None:
+        """Let the alias previous say what `previous` does, so that outgoing can go."""
+        if OUTGOING in self.aliases():
+            if (number := self.previous()) is not None:
+                self._point(PREVIOUS, number)
+            self._free(OUTGOING)
 
     def make_challenger(self, number: str) -> None:
         """Point the alias challenger to a version."""
@@ -206,6 +235,7 @@ class RegisteredModel:
 
         Repeating it after a failure half-way completes it. There must be a previous version.
         """
+        self._finish_promotion()
         self._point(CHAMPION, self.aliases()[PREVIOUS])
         self._free(PREVIOUS)
 

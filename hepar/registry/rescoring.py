@@ -1,13 +1,13 @@
 """The champion scored anew on the test cases of a challenger, by its own model from the registry.
 
 A cohort that grows changes the test set, so the scores that the champion was registered with do not pair with those of
-a challenger. Scores by case are kept with the champion's run, so a repeated decision predicts nothing. The cohort lies
-in a folder, or in the store, of which the volumes of these cases alone are fetched, a case at a time.
+a challenger. Nor do scores of two releases of hepar; a challenger that another one scored is scored anew as well.
+Scores by case are kept with the run of the model, so a repeated decision predicts nothing. The cohort lies in a folder,
+or in the store, of which the volumes of these cases alone are fetched, a case at a time.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +35,7 @@ from hepar.inference.settings import PredictionSettings
 from hepar.registry.case_results import CaseResult, case_results
 from hepar.registry.model_registry import ModelVersion, downloaded_model, files_of_run
 from hepar.runtime.artifacts import sha256_json
+from hepar.runtime.commit import RELEASE, release
 from hepar.runtime.csv_cells import frame_from_csv, frame_to_csv
 from hepar.runtime.device import pick_device, use_threads
 from hepar.runtime.fetching import fetched
@@ -102,7 +103,7 @@ def _settings_key(version: ModelVersion, settings: PredictionSettings) -> str:
     key = {
         ModelFolder.KIND: version.model_hash,
         "settings": dict(settings.facts()),
-        "release": importlib.metadata.version("hepar"),
+        RELEASE: release(),
     }
     return sha256_json(key)[:KEY_LENGTH]
 

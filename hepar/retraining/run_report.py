@@ -23,7 +23,7 @@ from hepar.evaluation.score_table import ScoreTable, parse_scores
 from hepar.evaluation.summary import Bootstrap
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import CHAMPION, REGISTERED
-from hepar.registry.champion import DECISION_TAG, RESULT_TAG, ROLLED_BACK
+from hepar.registry.champion import DECISION_TAG, MET_TAG, NOBODY_MET, RESULT_TAG, ROLLED_BACK
 from hepar.registry.model_registry import PREVIOUS, RUN_TAG, RegisteredModel, find_registered
 from hepar.registry.tracking import connect, server, storage_errors, tag_name
 from hepar.registry.version_scores import version_scores
@@ -146,7 +146,10 @@ def newest_version(model: str) -> str:
 
 
 def describe_run(model: str, version: str, bootstrap: Bootstrap) -> RunReport:
-    """The report on a version, beside the previous champion if it is champion now, else beside the champion.
+    """The report on a version, beside the champion that its last decision was made against.
+
+    A version of an older release does not name it: one that is champion now stands beside the previous champion, any
+    other beside the champion.
 
     Raises DataError if there is no such version, StorageError if MLflow fails.
     """
@@ -155,8 +158,8 @@ def describe_run(model: str, version: str, bootstrap: Bootstrap) -> RunReport:
         tags = find_registered(mlflow, f"{REGISTERED}{model}/{version}").tags
         aliases, reasons = RegisteredModel(mlflow, model).aliases(), _reasons(mlflow, tags)
     alias = next((name for name in sorted(aliases) if aliases[name] == version), "")
-    other = aliases.get(PREVIOUS if aliases.get(CHAMPION) == version else CHAMPION, "")
-    against = f"{REGISTERED}{model}/{other}" if other else ""
+    other = tags.get(MET_TAG) or aliases.get(PREVIOUS if aliases.get(CHAMPION) == version else CHAMPION, NOBODY_MET)
+    against = f"{REGISTERED}{model}/{other}" if other != NOBODY_MET else ""
     facts = {name: tags[tag_name(name)] for name in POINTED_AT if tags.get(tag_name(name))}
     found = RunReport(model, version, alias, tags.get(DECISION_TAG, ""), reasons, facts, against)
     return _with_comparison(found, bootstrap)

@@ -1,11 +1,19 @@
-"""The git commit that artifacts and runs are labelled with."""
+"""The git commit and the release that artifacts and runs are labelled with."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 
+from hepar import __version__
+
 COMMIT_VARIABLE = "HEPAR_GIT_COMMIT"
+RELEASE = "release"  # the fact of a report that names the release of hepar that scored
+
+
+def release() -> str:
+    """The release of hepar that runs."""
+    return __version__
 
 
 def git_commit() -> str:

@@ -30,7 +30,7 @@ from hepar.inference.settings import PredictionSettings
 from hepar.params import EvaluateParams
 from hepar.runtime.artifacts import as_parents_of_parent, read_manifest, write_artifact
 from hepar.runtime.bounded_map import bounded_map
-from hepar.runtime.commit import git_commit
+from hepar.runtime.commit import RELEASE, git_commit, release
 from hepar.runtime.device import available_cores, pick_device, use_threads
 from hepar.runtime.fetching import fetched
 from hepar.runtime.progress import current_stage, stage
@@ -139,5 +139,6 @@ def _facts(
         **settings.for_model(spec).facts(),
         Report.LEFT_TO_MODEL: " ".join(settings.left_to_model),
         **left_out,
+        RELEASE: release(),
         Report.COMMIT: git_commit(),
     }

@@ -12,6 +12,7 @@ from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import RegisterParams
 from hepar.registry.champion import RESULT_TAG, Judge, settle
+from hepar.registry.lease import hold_lease
 from hepar.registry.model_registry import COHORT_VERSION, REPORT_TAG, RegisteredModel
 from hepar.registry.registration import Registration
 from hepar.registry.tracking import MODEL_TAG, as_tags, log_history, log_report, model_run
@@ -34,9 +35,9 @@ def run(
 
     The report and the version join the run that trained the model; one that the server does not know gets a run in the
     MLflow experiment `experiment`. The same model with the same report is one version: a repeated registration adds and
-    decides nothing, one that was cut short is completed. A champion that was scored on another test set is scored anew
-    on the test cases in `cohort`, that of the report; without it the champion stays. Raises ArtifactError if `report`
-    scores another model or cohort, StorageError if MLflow fails.
+    decides nothing, one that was cut short is completed, and two at once make one version. A champion that was scored
+    on another test set is scored anew on the test cases in `cohort`, that of the report; without it the champion stays.
+    Raises ArtifactError if `report` scores another model or cohort, StorageError if MLflow fails.
     """
     with stage("register"):
         manifest = verify_artifact(model, ModelFolder.KIND, deep=True)
@@ -57,13 +58,14 @@ def _register(model: Path, report: Report, judge: Judge) -> Registration:
     version = stored_version(judge.cohort) if judge.cohort is not None else ""
     stored = {COHORT_VERSION: version} if version else {}
     tags = as_tags({**execution_facts(), **report.facts(), **stored, Report.KIND: report.manifest.hash})
-    found = registered.find_version({name: tags[name] for name in (MODEL_TAG, REPORT_TAG)})
-    if found is not None and RESULT_TAG in found[1]:
-        return Registration.from_json(found[1][RESULT_TAG])
-    if found is None:
+    same = {name: tags[name] for name in (MODEL_TAG, REPORT_TAG)}
+    if (found := registered.find_version(same)) is None:
         log_report(registered.mlflow, report)
         log_history(registered.mlflow, ModelFolder(model).load_history())
-        number = registered.add_version(model, tags, report.prediction_settings())
-    else:
-        number = found[0]
-    return settle(number, judge)
+        logged = registered.log_model(model, report.prediction_settings())
+        with hold_lease(registered.mlflow, registered.name) as lease:  # another attempt may have logged it meanwhile
+            if (found := registered.find_version(same)) is None:
+                lease.check()
+                found = registered.add_version(logged, tags), tags
+    number, kept = found
+    return Registration.from_json(kept[RESULT_TAG]) if RESULT_TAG in kept else settle(number, judge)

@@ -13,7 +13,7 @@ from toy_versions import ToyRegistry, scores, toy_gates
 
 from hepar.errors import DataError, StorageError
 from hepar.params import Params, RegisterParams, dump_params
-from hepar.registry.champion import DECISION_TAG, RESULT_TAG, Judge, promote, rollback, settle
+from hepar.registry.champion import DECISION_TAG, RESULT_TAG, Judge, Rollback, promote, rollback, settle
 from hepar.registry.model_registry import RegisteredModel, pool_version
 from hepar.registry.promotion import Decision
 from hepar.registry.registration import Registration
@@ -127,8 +127,37 @@ def test_a_rollback_that_breaks_off_is_completed_by_the_next(
         patch.setattr(mlflow.MlflowClient, broken, fail)
         with pytest.raises(StorageError, match=r"out of order$"):
             rollback(params)
-    assert rollback(params).restored == first
+    assert rollback(params) == Rollback(first, second if broken == "set_registered_model_alias" else "")
     assert registry.aliases == {"champion": first}
+    assert registry.tag(first, DECISION_TAG).startswith("champion again")
+
+
+@pytest.mark.parametrize("done", range(4))
+def test_a_promotion_that_dies_loses_no_way_back(
+    done: int, registry: ToyRegistry, params: RegisterParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After so many changes of aliases; whoever is champion then, a rollback restores the champion before."""
+    zero, first, second = registry.champion(scores(0.7)), registry.champion(scores(0.8)), registry.add(scores(0.9))
+    left = [done]
+
+    def dying(change: Any) -> Any:
+        def act(*words: Any) -> None:
+            if left[0] == 0:
+                raise mlflow.MlflowException("killed")
+            left[0] -= 1
+            change(*words)
+
+        return act
+
+    with monkeypatch.context() as patch:
+        for name in ("set_registered_model_alias", "delete_registered_model_alias"):
+            patch.setattr(mlflow.MlflowClient, name, dying(getattr(mlflow.MlflowClient, name)))
+        with pytest.raises(StorageError, match=r"killed$"):
+            promote(second, params)
+    champion = registry.aliases["champion"]
+    before = {first: zero, second: first}[champion]
+    assert rollback(params) == Rollback(before, champion)
+    assert registry.aliases == {"champion": before}
 
 
 def test_a_promotion_that_breaks_off_is_completed_by_the_next(
@@ -149,7 +178,7 @@ def test_a_promotion_that_breaks_off_is_completed_by_the_next(
             promote(second, params)
     assert registry.aliases["champion"] == first
     promote(second, params)
-    assert registry.aliases == {"champion": second, "previous": first}
+    assert registry.aliases == {"champion": second, "previous": first}  # nothing is outgoing any more
 
 
 def test_without_a_cohort_scores_on_another_test_set_are_not_compared(

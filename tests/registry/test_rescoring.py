@@ -25,6 +25,7 @@ from hepar.registry.model_registry import RegisteredModel
 from hepar.registry.promotion import Decision
 from hepar.registry.rescoring import HeldOut, rescore
 from hepar.registry.tracking import MODEL_TAG, connect
+from hepar.runtime.commit import RELEASE
 
 PATIENTS = ("p0", "p1", "p2")
 
@@ -37,11 +38,12 @@ class Scored:
     models: dict[str, Path]
     reports: dict[str, Report]
 
-    def version(self, registry: ToyRegistry, name: str) -> str:
-        """The number of a version of a model with its report."""
+    def version(self, registry: ToyRegistry, name: str, liver: float | None = None, **changes: str) -> str:
+        """The number of a version of a model with its report, or with other facts and another liver Dice in it."""
         report = self.reports[name]
-        facts = {key: value for key, value in report.facts().items() if key != ModelFolder.KIND}
-        return registry.add(report.cases(), facts.pop(Report.TEST_SET), self.models[name], **facts)
+        facts = {key: value for key, value in report.facts().items() if key != ModelFolder.KIND} | changes
+        table = report.cases() if liver is None else report.cases().assign(liver_dice=liver)
+        return registry.add(table, facts.pop(Report.TEST_SET), self.models[name], **facts)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,41 @@ def test_a_better_challenger_wins_on_a_test_set_that_has_grown(
     assert promote(number, params, cohort=scored.cohort) == dry
     assert len(predicted) == 3  # the scores were kept
     assert registry.aliases == {"champion": number, "previous": first}
+
+
+@pytest.mark.parametrize("release", ["0.0.1", ""])
+def test_scores_of_another_release_are_made_anew_on_the_same_test_set(
+    release: str, scored: Scored, registry: ToyRegistry, params: RegisterParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release before 0.1.0, which named itself or did not, found livers that the model of the champion misses."""
+    first = scored.version(registry, "nowhere", liver=0.99, **{RELEASE: release})
+    RegisteredModel(connect(), registry.name).make_champion(first)
+    number, predicted = scored.version(registry, "everywhere"), count_predictions(monkeypatch)
+    (reason,) = promote(number, params).reasons
+    assert reason.startswith(f"not comparable: version {first}, the champion, was scored by another release of hepar; ")
+    assert "pass --cohort with the cohort of version 2" in reason
+    assert promote(number, params, cohort=scored.cohort) == Decision(True, ())
+    assert len(predicted) == 3
+
+
+def test_a_challenger_of_another_release_is_scored_anew_beside_the_champion(
+    scored: Scored, registry: ToyRegistry, params: RegisterParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RegisteredModel(connect(), registry.name).make_champion(scored.version(registry, "nowhere"))
+    number = scored.version(registry, "everywhere", liver=0.0, **{RELEASE: "0.0.1"})
+    predicted = count_predictions(monkeypatch)
+    assert promote(number, params, cohort=scored.cohort) == Decision(True, ())
+    assert len(predicted) == 6
+
+
+def test_scores_of_one_release_pair_whichever_it_is(
+    scored: Scored, registry: ToyRegistry, params: RegisterParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = scored.version(registry, "nowhere", **{RELEASE: "0.0.1"})
+    RegisteredModel(connect(), registry.name).make_champion(first)
+    number, predicted = scored.version(registry, "everywhere", **{RELEASE: "0.0.1"}), count_predictions(monkeypatch)
+    assert promote(number, params) == Decision(True, ())
+    assert predicted == []
 
 
 def test_kept_scores_are_of_one_case_one_model_and_one_setting(

@@ -16,7 +16,7 @@ from hepar.cli.main import app
 from hepar.errors import DataError
 from hepar.evaluation.summary import Bootstrap
 from hepar.params import Params
-from hepar.registry.champion import Judge, rollback, settle
+from hepar.registry.champion import MET_TAG, Judge, promote, rollback, settle
 from hepar.registry.model_registry import RUN_TAG, RegisteredModel
 from hepar.registry.tracking import connect
 from hepar.retraining.run_report import (
@@ -72,6 +72,23 @@ def test_a_version_is_described_beside_the_one_that_it_met(registry: ToyRegistry
     assert (tmp_path / "out" / FIGURE).is_file()
     alone.write(tmp_path / "out")
     assert not (tmp_path / "out" / FIGURE).exists(), "the figure of another version was left"
+
+
+def test_a_version_stands_beside_the_champion_of_its_last_decision(registry: ToyRegistry, tiny: Params) -> None:
+    """Whoever is champion by now."""
+    first, better, best = (registry.add(scores(dice)) for dice in (0.8, 0.85, 0.9))
+    worse = registry.add(scores(0.6))
+    for number in (first, worse, better, best):
+        settled(registry, tiny, number)
+    met = {number: describe_run(NAME, number, FAST).against for number in (first, worse, better, best)}
+    address = f"models:/{NAME}/"
+    assert met == {first: "", worse: f"{address}{first}", better: f"{address}{first}", best: f"{address}{better}"}
+    promote(worse, toy_gates(tiny), force=True)
+    assert describe_run(NAME, worse, FAST).against == f"{address}{best}"
+    for number in (worse, better):  # as an older release left them
+        registry.client.delete_model_version_tag(NAME, number, MET_TAG)
+    assert describe_run(NAME, worse, FAST).against == f"{address}{best}"
+    assert describe_run(NAME, better, FAST).against == f"{address}{worse}"
 
 
 def test_a_version_that_was_rolled_back_is_reported_as_such(registry: ToyRegistry, tiny: Params) -> None:

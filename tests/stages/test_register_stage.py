@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from hepar.registry.model_registry import POOL_TAG, RegisteredModel, pool_versio
 from hepar.registry.registration import Registration
 from hepar.registry.tracking import MODEL_TAG, connect
 from hepar.runtime.artifacts import read_manifest, write_artifact
+from hepar.runtime.commit import RELEASE, release
 
 pytestmark = [
     pytest.mark.usefixtures("database"),
@@ -34,7 +37,12 @@ NAME = "hepar-toy"
 def report_on(model: Path, report: Path, liver: float, test_set: str = "a") -> Path:
     """A report that gives a model this liver Dice in every case."""
     model_hash = read_manifest(model, ModelFolder.KIND).hash
-    facts = {Report.TEST_SET: test_set, ModelFolder.KIND: model_hash, ModelFolder.POOL_VERSION: "v1"}
+    facts = {
+        Report.TEST_SET: test_set,
+        RELEASE: release(),
+        ModelFolder.KIND: model_hash,
+        ModelFolder.POOL_VERSION: "v1",
+    }
     dice = {name: {"dice": {"mean": value}} for name, value in (("liver", liver), ("tumour", None))}
     with write_artifact(report, Report.KIND, {ModelFolder.KIND: model_hash}) as folder:
         Report(folder).save({"CT": dice}, facts, scores(liver), pd.DataFrame({"case_id": []}))
@@ -164,6 +172,40 @@ def test_a_registration_that_breaks_off_is_completed_by_the_next(
     assert not (tmp_path / "registration").exists()
     assert register(model, report, tiny) == Registration(NAME, "1", "champion", ())
     assert (versions(), aliases()) == (["1"], {"champion": "1"})
+
+
+def test_two_attempts_at_once_make_one_version(
+    model: Path, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins while the first still uploads, as after a pod that was thought lost, and ends before it."""
+    report, second = report_on(model, tmp_path / "report", 0.9), tmp_path / "second" / "model"
+    shutil.copytree(model, second)
+    log_model, ended = mlflow.pyfunc.log_model, list[Registration]()
+
+    def log_beside_another(*words: Any, **named: Any) -> Any:
+        monkeypatch.setattr(mlflow.pyfunc, "log_model", log_model)
+        with ThreadPoolExecutor(1) as other:  # a thread has an active run of its own
+            ended.append(other.submit(register, second, report, tiny).result())
+        return log_model(*words, **named)
+
+    monkeypatch.setattr(mlflow.pyfunc, "log_model", log_beside_another)
+    first = register(model, report, tiny)
+    assert ended == [first] == [Registration(NAME, "1", "champion", ())]
+    assert (versions(), aliases()) == (["1"], {"champion": "1"})
+
+
+def test_a_version_is_added_under_the_lease_of_the_model(
+    model: Path, tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tickets, register_model = list[int](), mlflow.register_model
+
+    def register_and_look(*words: Any, **named: Any) -> Any:
+        tickets.append(len(mlflow.MlflowClient().search_model_versions(f"name='{NAME}-lease'")))
+        return register_model(*words, **named)
+
+    monkeypatch.setattr(mlflow, "register_model", register_and_look)
+    register(model, report_on(model, tmp_path / "report", 0.9), tiny)
+    assert tickets == [1]
 
 
 def test_run_and_experiment_of_a_scheduler_are_used(
