@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,16 @@ from hepar.imaging.modality import find_contradiction
 from hepar.imaging.preprocessing import PreprocessingPlan, normalise
 from hepar.imaging.volumes import Geometry, to_array
 from hepar.inference.model_folder import ModelSpec
-from hepar.inference.prediction import Segmentation
 from hepar.ingest.checks import LIVER_ML
 from hepar.prediction.measurements import ScanMeasurements
+
+if TYPE_CHECKING:
+    from hepar.inference.prediction import Segmentation  # imports torch, which a follow-up does not need
 
 MAX_COARSER = 2.0  # times the spacing of the model
 MIN_EXTENT_MM = 100.0  # along the slice axis: a liver is some 150 mm high
 LIVER_HU = (-10.0, 200.0)  # medians from a steatotic liver without contrast to a bright one in a portal-venous phase
+FIELD_OF_VIEW = "field of view"  # the rule that a liver cut by the edge of the scan breaks
 MAX_CUT_CM2 = 1.0  # of liver on a face of the scan; less may be a voxel or two too many
 MAX_BURDEN_PERCENT = 60.0
 MIN_AGREEMENT = {STRUCTURES[LIVER]: 0.9, STRUCTURES[TUMOUR]: 0.5}
@@ -149,7 +152,7 @@ def _check_field_of_view(found: Segmentation) -> Iterator[ScanWarning]:
                 side = _side(found.geometry, axis, index)
                 face = f"{side} {'end' if side in DIRECTIONS[2] else 'edge'}"
                 message = f"{value:.1f} cm² of the liver lie on the {face} of the scan (bound {MAX_CUT_CM2:g} cm²)"
-                yield ScanWarning("field of view", value, MAX_CUT_CM2, "cm²", message)
+                yield ScanWarning(FIELD_OF_VIEW, value, MAX_CUT_CM2, "cm²", message)
 
 
 def _side(grid: Geometry, axis: int, index: int) -> str:
