@@ -31,8 +31,7 @@ def check_image(image: sitk.Image, modality: Modality) -> None:
         raise Refusal(f"the image has at least {MIN_VOXELS} voxels along each axis", size_text(size_zyx))
     if max(size_zyx) > MAX_VOXELS:
         raise Refusal(f"the image has at most {MAX_VOXELS} voxels along each axis", size_text(size_zyx))
-    if bad := int(np.size(image_zyx) - np.isfinite(image_zyx).sum()):
-        raise Refusal("all voxels of the image are finite", f"{bad} voxels are NaN or infinite")
+    check_finite(image_zyx)
     low, high = image_zyx.min(), image_zyx.max()
     if low == high:
         raise Refusal("the image has contrast", f"every voxel is {low}")
@@ -40,6 +39,12 @@ def check_image(image: sitk.Image, modality: Modality) -> None:
         raise Refusal("CT values in HU fit 16 bits", f"values from {low:g} to {high:g}")
     if contradiction := find_contradiction(image, modality):
         raise Refusal(f"image values match the modality, {modality}", contradiction)
+
+
+def check_finite(image_zyx: Array) -> None:
+    """Raise Refusal if a voxel of an image is NaN or infinite."""
+    if bad := int(np.size(image_zyx) - np.isfinite(image_zyx).sum()):
+        raise Refusal("all voxels of the image are finite", f"{bad} voxels are NaN or infinite")
 
 
 def check_mask(name: str, mask: sitk.Image, image: sitk.Image, modality: Modality) -> None:

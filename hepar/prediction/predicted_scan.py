@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from hepar import __version__
 from hepar.cases import Modality
-from hepar.errors import DataError
+from hepar.errors import DataError, Refusal
 from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.imaging.diameters import axial_tilt_degrees, slice_axis
 from hepar.imaging.modality import guess_evidence, guess_modality
@@ -18,6 +18,7 @@ from hepar.imaging.volumes import to_array
 from hepar.inference.prediction import Model, Segmentation, segment
 from hepar.inference.settings import PredictionSettings
 from hepar.inference.window_count import OnWindow
+from hepar.ingest.checks import check_finite
 from hepar.prediction.frame_of_reference import check_frame
 from hepar.prediction.measurements import ScanMeasurements, measure
 from hepar.prediction.out_of_distribution import ScanWarning, check_scan
@@ -91,10 +92,14 @@ def predict_scan(
     """Segment and measure one scan, all of whose files are on this disk. `on_window` is told the progress.
 
     The modality is that of the DICOM header, else `modality`, else guessed from the intensities. Raises DataError if
-    the scan cannot be read, `modality` is not that of the header, the intensities fit CT and MR, or the model was not
-    trained on that modality.
+    the scan cannot be read or has NaN or infinite voxels, `modality` is not that of the header, the intensities fit CT
+    and MR, or the model was not trained on that modality.
     """
     image = scan.image.read()
+    try:
+        check_finite(sitk.GetArrayViewFromImage(image))
+    except Refusal as refusal:
+        raise DataError(f"{scan.source or scan.name}: {refusal}") from None
     kind, evidence = _modality_of(scan, image, modality)
     found = segment(predictor.models, image, kind, predictor.settings, predictor.whole, on_window)
     measured = measure(found, to_array(image), kind)

@@ -173,6 +173,21 @@ def test_a_scan_that_fails_does_not_stop_the_others(folder: Path) -> None:
     assert len(done.stdout.splitlines()) == 1
 
 
+@pytest.mark.parametrize("ending", [".mha", ".nrrd"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("out", ["out", "labels.nii.gz"])
+def test_a_scan_with_voxels_that_are_not_finite_is_refused(folder: Path, ending: str, value: float, out: str) -> None:
+    voxels_zyx = np.random.default_rng(0).normal(50, 10, (16, 16, 16)).astype(np.float32)
+    voxels_zyx[5, 5, 5:7] = value
+    sitk.WriteImage(volume(voxels_zyx), str(folder / f"bad{ending}"))
+    done = run(folder, str(folder / f"bad{ending}"), "-o", str(folder / out), "--modality", "ct", code=2)
+    rule = "all voxels of the image are finite: 2 voxels are NaN or infinite"
+    assert [line for line in done.stderr.splitlines() if "finite" in line] == [
+        f"hepar: {folder.name}/bad{ending}: {rule}"
+    ]
+    assert (done.stdout, (folder / out).exists()) == ("", False)
+
+
 def test_a_model_that_does_not_exist_is_refused_with_the_option_that_names_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
