@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from hepar.cases import Cohort
@@ -26,7 +27,8 @@ from pipelines.studies.plan import (
     PlannedStep,
 )
 
-SPLITS, LOG, SECONDS = "splits.csv", "stage.log", "seconds.json"
+SPLITS, LOG, SECONDS, COMMITS = "splits.csv", "stage.log", "seconds.json", "commits.json"
+UNKNOWN = "unknown"  # the commit of a step that has no record of it
 STEPS = "steps"  # the folder of the steps of all studies
 RESULTS = {  # the artifact of a stage: its folder in that of the step, and its kind
     INGEST: (COHORT, Cohort.KIND),
@@ -42,6 +44,12 @@ def seconds_of(planned: PlannedStep, folder: Path) -> float:
     """Seconds of a step so far, interrupted attempts included."""
     path = step_folder(planned, folder) / SECONDS
     return float(path.read_text()) if path.is_file() else 0.0
+
+
+def commits_of(planned: PlannedStep, folder: Path) -> list[str]:
+    """The commits of the attempts at a step, interrupted ones included; none if there is no record."""
+    path = step_folder(planned, folder) / COMMITS
+    return list(json.loads(path.read_text())) if path.is_file() else []
 
 
 def step_folder(planned: PlannedStep, folder: Path) -> Path:

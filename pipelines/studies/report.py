@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from hepar.runtime.whole_files import write_text
 from pipelines.studies.budget import spending
 from pipelines.studies.claims import RULE, JudgedClaim, judge_claim
 from pipelines.studies.definition import Study
-from pipelines.studies.layout import result_of, seconds_of
+from pipelines.studies.layout import UNKNOWN, commits_of, result_of, seconds_of
 from pipelines.studies.plan import StudyCell, unique_steps
 from pipelines.studies.scores import ArmScores, Missing, read_arm_scores
 
@@ -120,9 +121,15 @@ def _value(metric: Metric, arm: ArmScores, modality: Modality, bootstrap: Bootst
 
 
 def _facts(study: Study, cells: Sequence[StudyCell], missing: Sequence[Missing], folder: Path) -> dict[str, Any]:
-    """What was run: the file, what each arm spends, commits, time, and the missing cells with their reasons."""
+    """What was run: the file, what each arm spends, commits, time, and the missing cells with their reasons.
+
+    `commits` are those of the evaluations, `step_commits` the number of steps of each commit; a step that was resumed
+    by another one counts for both.
+    """
     gone = {item.title for item in missing}
-    reports = [Report(result_of(cell.steps[-1], folder)) for cell in cells if cell.title not in gone]
+    finished = [cell for cell in cells if cell.title not in gone]
+    reports = [Report(result_of(cell.steps[-1], folder)) for cell in finished]
+    made_by = Counter(commit for step in unique_steps(finished) for commit in commits_of(step, folder) or [UNKNOWN])
     return {
         "study": study.name,
         "file": study.file.model_dump(mode="json"),
@@ -130,6 +137,7 @@ def _facts(study: Study, cells: Sequence[StudyCell], missing: Sequence[Missing],
         "cells": len(cells),
         "missing": [asdict(item) for item in missing],
         "commits": sorted({report.facts()[Report.COMMIT] for report in reports}),
+        "step_commits": dict(sorted(made_by.items())),
         "hours": round(sum(seconds_of(step, folder) for step in unique_steps(list(cells))) / 3600, 2),
     }
 
@@ -148,6 +156,7 @@ def _page(
         file.question,
         f"{len(file.arms)} arms, {len(file.seeds)} seeds, {_folds(file.folds)}; {cells - len(missing)} of {cells} cells"
         f" finished, {facts['hours']} h of computation, commit {', '.join(facts['commits']) or UNDEFINED}.",
+        *_mixed_commits(facts["step_commits"]),
         "## Claims",
         _claims_table(claims) if claims else "The study makes none.",
         RULE,
@@ -163,6 +172,14 @@ def _page(
         lines = "\n".join(f"- {item.title}: {item.reason}" for item in missing)
         parts.append(f"## Missing\n\n{lines}")
     return "\n\n".join(parts) + "\n"
+
+
+def _mixed_commits(step_commits: Mapping[str, int]) -> list[str]:
+    """That not all steps are of one commit; nothing if they are."""
+    if len(step_commits) < 2:
+        return []
+    each = ", ".join(f"{commit} ({count})" for commit, count in step_commits.items())
+    return [f"**Not all steps are of one commit**, so arms may differ by the code too. Steps of each commit: {each}."]
 
 
 def _folds(folds: int) -> str:

@@ -18,13 +18,24 @@ from hepar.errors import HeparError, Preempted
 from hepar.params import dump_params
 from hepar.registry import tracking
 from hepar.runtime.artifacts import write_json
+from hepar.runtime.commit import git_commit
 from hepar.runtime.whole_files import write_text
 from pipelines.results import PARAMS_FILE
 from pipelines.run_lock import only_run
 from pipelines.steps import Step, run_step, say
 from pipelines.studies.definition import load_study
 from pipelines.studies.folds import prepare_folds
-from pipelines.studies.layout import LOG, SECONDS, SPLITS, as_step, seconds_of, step_folder
+from pipelines.studies.layout import (
+    COMMITS,
+    LOG,
+    SECONDS,
+    SPLITS,
+    UNKNOWN,
+    as_step,
+    commits_of,
+    seconds_of,
+    step_folder,
+)
 from pipelines.studies.plan import PlannedStep, StudyCell, plan_cells, unique_steps
 from pipelines.studies.report import write_study_report
 from pipelines.studies.scores import Missing
@@ -95,6 +106,7 @@ class _StepRunner:
         write_text(place / PARAMS_FILE, yaml.safe_dump(dump_params(planned.params), sort_keys=False))
         if planned.split:
             write_text(place / SPLITS, planned.split)
+        write_json(place / COMMITS, sorted({*commits_of(planned, self.folder), git_commit() or UNKNOWN}))
         start, before = time.monotonic(), seconds_of(planned, self.folder)
         try:
             self.run(step, place, held, _environment(self.folder), place / LOG)

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 from score_csv import scores_csv
-from toy_study import FakeStages, write_study
+from toy_study import FakeStages, failing, write_study
 
+from hepar.errors import Preempted
 from hepar.evaluation.comparison import choose_metrics
 from hepar.evaluation.score_table import parse_scores
 from hepar.evaluation.summary import Bootstrap
+from hepar.runtime.commit import COMMIT_VARIABLE
 from pipelines.studies.claims import ClaimVerdict, Interval, judge, judge_claim
 from pipelines.studies.definition import Claim, load_study
+from pipelines.studies.layout import COMMITS, step_folder
 from pipelines.studies.plan import plan_cells
 from pipelines.studies.report import figure_of, write_study_report
 from pipelines.studies.running import run_cells
@@ -135,6 +138,25 @@ def test_an_arm_that_is_missing_altogether_leaves_the_others() -> None:
     assert figure_of(dice, [arm("a", {}), *others], BOOTSTRAP).comparison is None
 
 
+def test_the_page_says_above_the_claims_that_commits_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the 10 steps one commit made 5 and began the sixth, which another one finished with the others."""
+    study = load_study(write_study(tmp_path, seeds=[1]))
+    cells, fake = plan_cells(study), FakeStages()
+    fake.fail = failing("train-universal", ["CT", "MR"], Preempted("stopped"))
+    monkeypatch.setenv(COMMIT_VARIABLE, "c0ffee")
+    with pytest.raises(Preempted):
+        run_cells(cells, tmp_path, fake)
+    fake.fail = lambda step, params: None
+    monkeypatch.setenv(COMMIT_VARIABLE, "decade")
+    assert run_cells(cells, tmp_path, fake) == []
+    text = write_study_report(study, cells, [], tmp_path).read_text()
+    said = "**Not all steps are of one commit**, so arms may differ by the code too. Steps of each commit: "
+    assert 0 < text.index(f"{said}c0ffee (6), decade (5).") < text.index("## Claims")
+    (step_folder(cells[0].steps[0], tmp_path) / COMMITS).unlink()  # as an older release left it
+    text = write_study_report(study, cells, [], tmp_path).read_text()
+    assert f"{said}c0ffee (5), decade (5), unknown (1)." in text
+
+
 def test_the_page_has_claims_figures_plots_and_what_was_spent(tmp_path: Path) -> None:
     study = load_study(write_study(tmp_path, seeds=list(SEEDS)))
     cells = plan_cells(study)
@@ -149,6 +171,7 @@ def test_the_page_has_claims_figures_plots_and_what_was_spent(tmp_path: Path) ->
     assert "| CT only | `modalities: ['CT']` | 4 | 8 |" in text
     assert "6 of 6 cells finished" in text
     assert "commit abc" in text
+    assert "Not all steps" not in text
     assert "Missing" not in text
     plot = page.parent / "forest-liver-dice.svg"
     assert f"]({plot.name})" in text

@@ -19,6 +19,7 @@ from hepar.registry.promotion import Decision
 from hepar.registry.registration import Registration
 from hepar.registry.tracking import connect
 from hepar.registry.version_scores import version_scores
+from hepar.runtime.commit import RELEASE
 
 WORSE = "CT liver Dice: change -0.100 [-0.100, -0.100] may lie below -0.020 (n = 6 patients)"
 
@@ -190,6 +191,16 @@ def test_without_a_cohort_scores_on_another_test_set_are_not_compared(
         f" of version {second} to score it on the same patients"
     )
     assert promote(second, params) == Decision(False, (reason,))
+    assert registry.aliases == {"champion": first}
+
+
+@pytest.mark.parametrize("release", ["0.0.1", ""])
+def test_without_a_cohort_scores_of_another_release_are_not_compared(
+    release: str, registry: ToyRegistry, params: RegisterParams
+) -> None:
+    first, second = registry.champion(scores(0.8), **{RELEASE: release}), registry.add(scores(0.99))
+    (reason,) = promote(second, params).reasons
+    assert reason.startswith(f"not comparable: version {first}, the champion, was scored by another release of hepar; ")
     assert registry.aliases == {"champion": first}
 
 
