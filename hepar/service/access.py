@@ -64,8 +64,11 @@ class Access:
         """The status and sentence of a refusal; None if a request may pass."""
         if request.url.path in OPEN_PATHS:
             return None
-        bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        given = bearer or request.query_params.get("token") or request.cookies.get(_cookie(request), "")
+        scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            given = bearer.strip()
+        else:  # that of a login before the service, if there is one
+            given = request.query_params.get("token") or request.cookies.get(_cookie(request), "")
         if not self._is_token(given):
             return 401, "the token is missing or wrong: send it as Authorization: Bearer TOKEN, or open /?token=TOKEN"
         origin = request.headers.get("Origin")

@@ -7,6 +7,8 @@ the fixed name of a file, never by a path.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from hepar import __version__, viewer
 from hepar.cases import Modality
 from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.prediction.folder import PredictionFolder
+from hepar.runtime import whole_files
 from hepar.service.access import Access
-from hepar.service.jobs import Job, Jobs, JobState, QueueFull
+from hepar.service.jobs import DISK_FULL, Job, Jobs, JobState, QueueFull
 from hepar.service.lane import Lane
 from hepar.service.limits import ServiceLimits
 from hepar.service.metrics import ServiceMetrics
@@ -38,6 +41,7 @@ PAGES = {
 }
 RETRY_SECONDS = 5
 TIMED_OUT, FULL, GONE = 408, 503, 404
+BROKEN_OFF = "the upload was broken off"
 FILES = frozenset(
     (
         *(*PredictionFolder.MASKS, PredictionFolder.SEG, PredictionFolder.SR, PredictionFolder.MEASUREMENTS),
@@ -121,14 +125,17 @@ def _add_jobs(app: FastAPI, jobs: Jobs, metrics: ServiceMetrics) -> None:
 
     @app.post("/api/jobs", status_code=202)
     async def create(request: Request, modality: Modality | None = None) -> dict[str, Any]:
-        job = jobs.reserve()
-        try:
-            size_bytes = await receive(request, job, limits)
-            job.modality = modality
-            await asyncio.to_thread(check_apart, job.folder / job.upload, limits)
-        except BaseException:
-            jobs.delete(job)
-            raise
+        with _full_disk_refused():
+            job = jobs.reserve(announced_bytes(request, limits))
+            try:
+                size_bytes = await receive(request, job, limits)
+                job.modality = modality
+                await asyncio.to_thread(check_apart, job.folder / job.upload, limits)
+                if await request.is_disconnected():
+                    raise UploadRefused(TIMED_OUT, BROKEN_OFF)
+            except BaseException:
+                jobs.delete(job)
+                raise
         metrics.accepted(size_bytes)
         jobs.submit(job)
         return jobs.describe(job)
@@ -169,14 +176,31 @@ def _file(job: Job, name: str, download: str = "") -> FileResponse:
     return FileResponse(path, filename=download or None)
 
 
+@contextmanager
+def _full_disk_refused() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in whole_files.FULL:
+            raise
+        raise QueueFull(DISK_FULL) from None
+
+
+def announced_bytes(request: Request, limits: ServiceLimits) -> int:
+    """How large the body of a request is, or may be if it does not say so. Raises UploadRefused if it is too large."""
+    length = request.headers.get("Content-Length", "")
+    if not length.isdecimal():
+        return limits.upload_bytes
+    if int(length) > limits.upload_bytes:
+        raise UploadRefused(TOO_LARGE, f"the upload has {length} bytes but may have {limits.upload_bytes}")
+    return int(length)
+
+
 async def receive(request: Request, job: Job, limits: ServiceLimits) -> int:
     """Store the body of a request as the upload of a job, and return its bytes.
 
     Raises UploadRefused if it is of no accepted kind, too large, too slow or broken off.
     """
-    length = request.headers.get("Content-Length", "0")
-    if length.isdecimal() and int(length) > limits.upload_bytes:
-        raise UploadRefused(TOO_LARGE, f"the upload has {length} bytes but may have {limits.upload_bytes}")
     partial, received = job.folder / "upload", 0
     try:
         async with asyncio.timeout(limits.upload_seconds):
@@ -188,10 +212,12 @@ async def receive(request: Request, job: Job, limits: ServiceLimits) -> int:
                             TOO_LARGE, f"the upload has more than the {limits.upload_bytes} bytes allowed"
                         )
                     await asyncio.to_thread(out.write, chunk)
+                    job.unwritten -= len(chunk)
+        job.unwritten = 0
     except TimeoutError:
         raise UploadRefused(TIMED_OUT, f"the upload takes longer than {limits.upload_seconds:.0f} s") from None
     except ClientDisconnect:
-        raise UploadRefused(TIMED_OUT, "the upload was broken off") from None
+        raise UploadRefused(TIMED_OUT, BROKEN_OFF) from None
     with partial.open("rb") as stored:
         kind = kind_of(stored.read(HEAD_BYTES))
     job.upload = f"upload{kind}"

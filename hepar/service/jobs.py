@@ -23,6 +23,7 @@ from hepar.service.limits import ServiceLimits
 
 ID_BYTES = 18
 ID = re.compile(r"[A-Za-z0-9_-]{24}")
+DISK_FULL = "the disk of the service is full: try again later"
 
 
 class QueueFull(HeparError):
@@ -48,6 +49,7 @@ class Job:
     folder: Path
     state: JobState = JobState.UPLOADING
     upload: str = ""  # name of its file
+    unwritten: int = 0  # bytes of the upload that are still to come
     modality: Modality | None = None
     step: str = ""
     steps_done: int = 0
@@ -72,18 +74,23 @@ class Jobs:
         self._queue: list[Job] = []
         self._changed = Condition()
 
-    def reserve(self) -> Job:
-        """A place for an upload, with a new folder. Raises QueueFull if too many jobs wait or are kept."""
+    def reserve(self, upload_bytes: int) -> Job:
+        """A place for an upload of at most `upload_bytes`, with a new folder.
+
+        Raises QueueFull if too many jobs wait or are kept, or if the disk has no room for all uploads under way.
+        """
         with self._changed:
             self._sweep()
             open_jobs = sum(job.state not in FINISHED for job in self._by_id.values())
             if open_jobs >= self.limits.waiting or len(self._by_id) >= self.limits.kept:
                 raise QueueFull(f"{open_jobs} jobs wait and {len(self._by_id)} are kept: try again later")
-            if shutil.disk_usage(self.root).free < self.limits.free_bytes + self.limits.upload_bytes:
-                raise QueueFull("the disk of the service is full: try again later")
+            under_way = sum(job.unwritten for job in self._by_id.values())
+            if shutil.disk_usage(self.root).free < self.limits.free_bytes + under_way + upload_bytes:
+                raise QueueFull(DISK_FULL)
             job_id = secrets.token_urlsafe(ID_BYTES)
-            job = self._by_id[job_id] = Job(job_id, self.root / job_id)
+            job = Job(job_id, self.root / job_id, unwritten=upload_bytes)
             job.folder.mkdir()
+            self._by_id[job_id] = job
             return job
 
     def submit(self, job: Job) -> None:

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event, Thread
 
 import uvicorn
@@ -35,6 +35,10 @@ class Address:
     host: str = "127.0.0.1"
     port: int = 0
 
+    def __str__(self) -> str:
+        """As URLs have it: IPv6 in brackets."""
+        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
 
 def serve_predictions(
     model: str, whole: bool, address: Address, limits: ServiceLimits, ready: Callable[[str], None]
@@ -50,7 +54,7 @@ def serve_predictions(
         metrics = ServiceMetrics(jobs)
         lanes = [Lane(jobs, PredictionProcess(model, whole, device), metrics.ended) for device in visible_devices()]
         with _running(jobs, lanes):
-            ready(f"http://{address.host}:{listener.getsockname()[1]}/?token={token}")
+            ready(f"http://{replace(address, port=listener.getsockname()[1])}/?token={token}")
             app = make_service(jobs, lanes, metrics, token)
             configuration = uvicorn.Config(
                 app,
@@ -88,9 +92,7 @@ def _listening(address: Address) -> Iterator[socket.socket]:
         try:
             listener.bind((address.host, address.port))
         except (OSError, OverflowError):
-            raise DataError(
-                f"{address.host}:{address.port} is not available: choose another --host or --port"
-            ) from None
+            raise DataError(f"{address} is not available: choose another --host or --port") from None
         listener.listen()
         yield listener
 

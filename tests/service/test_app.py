@@ -5,9 +5,12 @@ from __future__ import annotations
 import gzip
 import http.client
 import io
+import re
+import shutil
 import socket
 import struct
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,16 +19,16 @@ from typing import Any
 
 import pytest
 import requests
-import uvicorn
+from served_jobs import served_jobs
 from toy_case import write_noise
 
 from hepar.cases import Modality
 from hepar.errors import DataError
 from hepar.prediction.folder import PredictionFolder
-from hepar.service.app import make_service
-from hepar.service.jobs import Job, Jobs, JobState, QueueFull
+from hepar.service import app
+from hepar.service.jobs import DISK_FULL, Job, Jobs, JobState, QueueFull
 from hepar.service.limits import ServiceLimits
-from hepar.service.metrics import ServiceMetrics
+from hepar.service.server import Address, serve_predictions
 from hepar.service.unpacking import unpack_numbered
 from hepar.service.uploads import UploadKind, kind_of
 
@@ -59,17 +62,10 @@ class Client:
 
 @pytest.fixture
 def client(jobs: Jobs) -> Iterator[Client]:
-    """A client of a service in this process, of which nothing predicts."""
-    app = make_service(jobs, [], ServiceMetrics(jobs), TOKEN)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        opened = Client(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    with served_jobs(jobs, TOKEN) as address:
+        opened = Client(address)
         yield opened
         opened.session.close()
-        server.should_exit = True
-        thread.join()
 
 
 def scan(folder: Path) -> bytes:
@@ -147,11 +143,7 @@ def test_what_is_malformed_is_refused_with_a_sentence_and_leaves_nothing(
 
 
 def test_an_upload_that_announces_too_much_is_refused_before_it_is_sent(client: Client, jobs: Jobs) -> None:
-    connection = http.client.HTTPConnection(client.address.removeprefix("http://"), timeout=60)
-    connection.putrequest("POST", "/api/jobs")
-    connection.putheader("Authorization", f"Bearer {TOKEN}")
-    connection.putheader("Content-Length", str(LIMITS.upload_bytes + 1))
-    connection.endheaders()
+    connection = begin_upload(client, LIMITS.upload_bytes + 1)
     answer = connection.getresponse()
     assert (answer.status, answer.read().decode()) == (
         413,
@@ -159,6 +151,94 @@ def test_an_upload_that_announces_too_much_is_refused_before_it_is_sent(client: 
     )
     connection.close()
     assert list(jobs.root.iterdir()) == []
+
+
+def begin_upload(client: Client, announced: int, content: bytes = b"") -> http.client.HTTPConnection:
+    """Announce an upload, and send the first bytes of it."""
+    connection = http.client.HTTPConnection(client.address.removeprefix("http://"), timeout=60)
+    connection.putrequest("POST", "/api/jobs")
+    connection.putheader("Authorization", f"Bearer {TOKEN}")
+    connection.putheader("Content-Length", str(announced))
+    connection.endheaders(content or None)
+    return connection
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_the_disk_has_room_for_all_uploads_under_way_or_refuses_the_next(tmp_path: Path) -> None:
+    most = shutil.disk_usage(tmp_path).free * 6 // 10  # one has room, two have not
+    (tmp_path / "jobs").mkdir()
+    jobs = Jobs(tmp_path / "jobs", replace(LIMITS, upload_bytes=most, waiting=9))
+    content = scan(tmp_path)
+    with served_jobs(jobs, TOKEN) as address:
+        client = Client(address)
+        first = begin_upload(client, most, content)
+        wait_until(lambda: bool(list(jobs.root.iterdir())))
+        refused = client.post("/api/jobs", content=iter([content]))  # which does not say how large it is
+        assert (refused.status_code, refused.json()) == (503, {"error": DISK_FULL})
+        assert refused.headers["Retry-After"] == "5"
+        second = begin_upload(client, most)
+        assert second.getresponse().status == 503
+        second.close()
+        assert client.post("/api/jobs", content=content).status_code == 202  # a small one has room
+        first.close()
+        wait_until(lambda: len(list(jobs.root.iterdir())) == 1)
+        for _ in range(2):  # what is stored counts no longer
+            assert client.post("/api/jobs", content=iter([content])).status_code == 202
+        client.session.close()
+
+
+def test_an_upload_that_fills_the_disk_is_refused_and_leaves_nothing(
+    client: Client, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve = jobs.reserve
+
+    def without_room(upload_bytes: int) -> Job:
+        job = reserve(upload_bytes)
+        (job.folder / "upload").symlink_to("/dev/full")  # every write to it fails
+        return job
+
+    content = scan(tmp_path)
+    monkeypatch.setattr(jobs, "reserve", without_room)
+    for body in (content, content[:100]):  # the second is written when the file is closed
+        refused = client.post("/api/jobs", content=body)
+        assert (refused.status_code, refused.json()) == (503, {"error": DISK_FULL})
+        assert list(jobs.root.iterdir()) == []
+    monkeypatch.undo()
+    jobs.root.rmdir()
+    with pytest.raises(FileNotFoundError):
+        jobs.reserve(0)
+    assert jobs.count(JobState.UPLOADING) == 0
+    jobs.root.mkdir()
+    assert client.post("/api/jobs", content=content).status_code == 202
+
+
+def test_an_upload_that_is_cancelled_while_it_is_checked_becomes_no_job(
+    client: Client, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checking, cancelled = threading.Event(), threading.Event()
+
+    def check(upload: Path, limits: ServiceLimits) -> None:
+        assert upload.is_file()
+        checking.set()
+        assert cancelled.wait(60)
+
+    monkeypatch.setattr(app, "check_apart", check)
+    content = scan(tmp_path)
+    connection = begin_upload(client, len(content), content)
+    assert checking.wait(60)
+    connection.close()
+    time.sleep(0.5)  # the service learns of it
+    cancelled.set()
+    wait_until(lambda: jobs.count(JobState.UPLOADING) == 0)
+    assert jobs.count(JobState.QUEUED) == 0
+    assert list(jobs.root.iterdir()) == []
+    assert 'hepar_uploads_refused_total{status="408"} 1.0' in client.get("/metrics").text
 
 
 def test_an_upload_waits_under_a_name_of_the_service_until_there_is_no_room(
@@ -187,7 +267,7 @@ def test_an_upload_waits_under_a_name_of_the_service_until_there_is_no_room(
 
 def finished(jobs: Jobs) -> Job:
     """A job with the results of one scan."""
-    job = jobs.reserve()
+    job = jobs.reserve(0)
     jobs.submit(job)
     assert jobs.take() is job
     results = job.folder / "results" / "1"
@@ -219,9 +299,9 @@ def test_results_are_deleted_after_their_time(tmp_path: Path) -> None:
     jobs.sweep()
     assert jobs.find(job.id) is None
     assert list(tmp_path.iterdir()) == []
-    jobs.reserve()
+    jobs.reserve(0)
     with pytest.raises(QueueFull, match="1 are kept"):
-        jobs.reserve()
+        jobs.reserve(0)
 
 
 def test_strangers_and_other_origins_are_refused(client: Client) -> None:
@@ -235,6 +315,26 @@ def test_strangers_and_other_origins_are_refused(client: Client) -> None:
     assert opened.headers["Set-Cookie"].endswith(f"={TOKEN}; HttpOnly; Path=/; SameSite=Strict")
     assert "frame-ancestors 'none'" in opened.headers["Content-Security-Policy"]
     assert client.get("/api/service", headers={"Authorization": ""}).status_code == 200  # by the cookie
+    client.session.cookies.clear()
+    login = "Basic dXNlcjpwYXNzd29yZA=="  # that a browser sends to a proxy before the service, and so to both
+    assert client.get("/api/service", headers={"Authorization": login}).status_code == 401
+    assert client.get(f"/?token={TOKEN}", headers={"Authorization": login}).status_code == 200
+    assert client.get("/api/service", headers={"Authorization": login}).status_code == 200  # by the cookie
+    assert (
+        client.get("/api/service", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    )  # for all the cookie
+    client.session.cookies.clear()
+    assert client.get("/api/service", headers={"Authorization": f"bearer {TOKEN}"}).status_code == 200
+    assert client.get("/api/service", headers={"Authorization": TOKEN}).status_code == 401
+
+
+def test_an_address_of_ipv6_has_brackets_in_urls() -> None:
+    assert f"http://{Address('::1', 8000)}/" == "http://[::1]:8000/"
+    assert f"http://{Address('127.0.0.1', 8000)}/" == "http://127.0.0.1:8000/"
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(DataError, match=re.escape(f"[::1]:{port} is not available")):
+            serve_predictions("model", False, Address("::1", port), LIMITS, print)
 
 
 def test_a_zip_is_unpacked_under_numbers_and_masks_stay_masks(tmp_path: Path) -> None:

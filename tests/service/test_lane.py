@@ -41,7 +41,7 @@ def ended(
 ) -> tuple[Job, Scripted, list[JobState]]:
     """A job that a lane has worked on, the process, and what the metrics were told."""
     jobs, told = Jobs(root, replace(ServiceLimits(), prediction_seconds=seconds, free_bytes=0)), []
-    job, process = jobs.reserve(), Scripted(script)
+    job, process = jobs.reserve(0), Scripted(script)
     jobs.submit(job)
     worker = Lane(jobs, process, lambda state, _: told.append(state))
     worker.start()

@@ -1,0 +1,29 @@
+"""The service in this process, on a free port of loopback; nothing predicts."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from hepar.service.app import make_service
+from hepar.service.jobs import Jobs
+from hepar.service.metrics import ServiceMetrics
+
+
+@contextmanager
+def served_jobs(jobs: Jobs, token: str) -> Iterator[str]:
+    """The address of a service of these jobs."""
+    app = make_service(jobs, [], ServiceMetrics(jobs), token)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
