@@ -20,12 +20,22 @@ class TableFormat(StrEnum):
     JSON = "json"
 
 
+class UnevenSlices(StrEnum):
+    """What to do with DICOM slices that are tilted or unevenly spaced."""
+
+    REFUSE = "refuse"
+    RESAMPLE = "resample"
+
+
 SOURCE_HELP = (
     "A table of cases, a folder or zip in a known layout, s3://BUCKET/PREFIX, dicomweb+https://HOST/PATH or"
     " 'phantoms'; overrides `source` in the params file."
 )
 Whole = Annotated[
     bool, typer.Option("--whole", help="Predict all windows of a scan, not only those that matter to its liver.")
+]
+Uneven = Annotated[
+    UnevenSlices, typer.Option("--uneven-slices", help="What to do with slices that are tilted or unevenly spaced.")
 ]
 ParamsFile = Annotated[Path, typer.Option("--params", help="Params file; it may extend another.")]
 Source = Annotated[str | None, typer.Option(help=SOURCE_HELP)]

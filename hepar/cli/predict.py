@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +12,8 @@ import typer
 from hepar.cases import Modality
 from hepar.cli.messages import print_message
 from hepar.cli.models import PANEL
-from hepar.cli.options import UNIVERSAL, Whole
-from hepar.errors import DataError, HeparError
+from hepar.cli.options import UNIVERSAL, Uneven, UnevenSlices, Whole
+from hepar.errors import DataError, HeparError, StorageError
 from hepar.inference.defaults import FAST_OVERLAP, OVERLAP, VARIANTS
 from hepar.inference.settings import Axis, PredictionSettings
 from hepar.prediction.outputs import Output
@@ -27,13 +26,6 @@ OF_MODEL = "the model's own"
 WARNED = 1  # exit code with --strict
 
 predict_app = typer.Typer()
-
-
-class UnevenSlices(StrEnum):
-    """What to do with DICOM slices that are tilted or unevenly spaced."""
-
-    REFUSE = "refuse"
-    RESAMPLE = "resample"
 
 
 @predict_app.command(rich_help_panel=PANEL)
@@ -71,9 +63,7 @@ def predict(
         bool, typer.Option("--store", help="Store DICOM-SEG and SR on the DICOMweb server that a scan comes from.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if any scan has a warning.")] = False,
-    uneven_slices: Annotated[
-        UnevenSlices, typer.Option(help="What to do with slices that are tilted or unevenly spaced.")
-    ] = UnevenSlices.REFUSE,
+    uneven_slices: Uneven = UnevenSlices.REFUSE,
     modality: Annotated[
         Modality | None,
         typer.Option(
@@ -215,7 +205,7 @@ class _Run:
 
     def _predict_one(self, scan: Scan) -> None:
         from hepar.cli.window_bar import window_bar
-        from hepar.ingest.sources.dicom_volume import UnevenRefusal
+        from hepar.ingest.sources.dicom_volume import with_option
         from hepar.prediction.predicted_scan import predict_scan
         from hepar.prediction.scans import unique_names
 
@@ -228,9 +218,12 @@ class _Run:
                     predicted = predict_scan(self.predictor, here, self.modality, on_window)
                 self._write(predicted)
         except DataError as error:
-            hint = "; --uneven-slices resample resamples them" if isinstance(error, UnevenRefusal) else ""
-            print_message(f"{scan.name} is left out: {error}{hint}" if scan.stack is not None else str(error))
+            print_message(f"{scan.name} is left out: {with_option(error)}" if scan.stack is not None else str(error))
             self.failed += scan.stack is None  # a file that was asked for, not one series of many
+            return
+        except StorageError as error:
+            print_message(f"{scan.name}: {error}")
+            self.failed += 1
             return
         self.predicted += 1
         self.warned += bool(predicted.warnings)

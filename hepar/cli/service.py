@@ -13,7 +13,7 @@ import typer
 
 from hepar.cli.messages import print_message
 from hepar.cli.models import PANEL
-from hepar.cli.options import UNIVERSAL, Whole
+from hepar.cli.options import UNIVERSAL, Uneven, UnevenSlices, Whole
 from hepar.errors import StorageError
 from hepar.inference.settings import PredictionSettings
 from hepar.service.limits import ServiceLimits
@@ -78,6 +78,7 @@ def listen(
         bool, typer.Option("--from-start", help="At the first start, predict also what is there already.")
     ] = False,
     once: Annotated[bool, typer.Option("--once", help="Look once and stop.")] = False,
+    uneven_slices: Uneven = UnevenSlices.REFUSE,
     whole: Whole = False,
 ) -> None:
     """Predict each CT and MR series that arrives in Orthanc, and store DICOM-SEG and SR beside it. Research use only.
@@ -92,7 +93,7 @@ def listen(
     server = OrthancServer(orthanc, dicomweb)
     place = FeedPlace.load(out, server.last, from_start)
     predictor = open_predictor(model, PredictionSettings(), whole)
-    listener = Listener(server, predictor, out, place, print_message, _print_json)
+    listener = Listener(server, predictor, out, place, print_message, _print_json, uneven_slices.value)
     stopped = Event()
     with suppress(KeyboardInterrupt), catch_sigterm(stopped.set):
         while True:

@@ -6,24 +6,31 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pydicom
 import pytest
 import requests
-from dicom_files import phantom_voxels, write_series
+from dicom_files import STRAIGHT, Placement, phantom_voxels, write_series
 from predicted import predictor
+from pydicom.uid import generate_uid
 from services import orthanc_server
 from toy_model import constant_weights, write_model
 from typer.testing import CliRunner
 
 import hepar.prediction.opening
+import hepar.prediction.storing
+import hepar.service.listening
 from hepar.cli.main import app
 from hepar.errors import ArtifactError, DataError, StorageError
 from hepar.imaging.preprocessing import PreprocessingPlan
+from hepar.ingest.sources.dicom_volume import Uneven
 from hepar.params import Params
 from hepar.prediction.folder import PredictionFolder
-from hepar.service.listening import PLACE, FeedPlace, Listener
+from hepar.prediction.predicted_scan import PredictedScan, Predictor, predict_scan
+from hepar.prediction.scans import Scan
+from hepar.prediction.storing import store_objects
+from hepar.service.listening import MAX_TRIES, PLACE, FeedPlace, Listener, ScanState
 from hepar.service.orthanc import OrthancServer
 
 
@@ -59,12 +66,21 @@ def modalities(orthanc: str, study: str) -> list[str]:
 class Heard:
     """A listener and what it said. The phantom's spacing is that of the model, and its modality the only one."""
 
-    def __init__(self, orthanc: str, folder: Path, root: str = "dicom-web", from_start: bool = False) -> None:
+    def __init__(self, orthanc: str, folder: Path, root: str = "dicom-web", uneven: Uneven = "refuse") -> None:
         server = OrthancServer(orthanc, root)
-        self.place = FeedPlace.load(folder, server.last, from_start)
+        self.place = FeedPlace.load(folder, server.last, from_start=False)
         self.sentences: list[str] = []
         self.shown: list[dict[str, Any]] = []
-        self.listener = Listener(server, predictor(), folder, self.place, self.sentences.append, self.shown.append)
+        self.listener = Listener(
+            server, predictor(), folder, self.place, self.sentences.append, self.shown.append, uneven
+        )
+
+
+def two_volumes(folder: Path, first: Placement = STRAIGHT) -> list[Path]:
+    """A series of two acquisitions at the same place, of which the first may have slices of its own."""
+    uids = {"SeriesInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid(), "SeriesNumber": 4}
+    paths = write_series(folder, phantom_voxels(), first, names="a{:03d}", AcquisitionNumber=1, **uids)
+    return paths + write_series(folder, phantom_voxels(seed=1), names="b{:03d}", AcquisitionNumber=2, **uids)
 
 
 def test_what_arrives_is_predicted_once_and_its_results_never_are(orthanc: str, tmp_path: Path) -> None:
@@ -107,6 +123,84 @@ def test_a_series_whose_server_fails_is_tried_again(orthanc: str, tmp_path: Path
     assert modalities(orthanc, study) == ["CT", "SEG", "SR"]
 
 
+def test_a_volume_that_breaks_a_rule_leaves_the_others_of_its_series_to_be_predicted(
+    orthanc: str, tmp_path: Path
+) -> None:
+    refusing, resampling = (Heard(orthanc, tmp_path / uneven, uneven=uneven) for uneven in get_args(Uneven))
+    heights_mm = [0, 3, 6, 9, 12, 15, 18, 22, 26, 30, 34, 38]
+    study = send(orthanc, two_volumes(tmp_path / "ct", Placement(heights_mm=heights_mm)))
+    refusing.listener.look()
+    assert [(found["name"], found["stored"]) for found in refusing.shown] == [
+        ("series-4-ct-portal-venous-2", ["segmentation.dcm", "report.dcm"])
+    ]
+    (sentence,) = refusing.sentences
+    assert "series-4-ct-portal-venous is left out: slices are evenly spaced" in sentence
+    assert "--uneven-slices resample" in sentence
+    assert refusing.place.tries == {}
+    assert modalities(orthanc, study) == ["CT", "SEG", "SR"]
+    resampling.listener.look()
+    names = ["series-4-ct-portal-venous", "series-4-ct-portal-venous-2"]
+    assert [found["name"] for found in resampling.shown] == names
+
+
+def test_a_retry_stores_only_what_is_not_stored_and_sends_the_same_objects(
+    orthanc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard(orthanc, tmp_path / "out")
+    study = send(orthanc, two_volumes(tmp_path / "ct"))
+    sent: list[str] = []
+
+    def answer_is_lost(server: str, prediction: PredictionFolder) -> list[str]:
+        """The real function, whose first answer about the second volume is lost on its way."""
+        sent.append(prediction.folder.name)
+        names = store_objects(server, prediction)
+        if sent == [first, second]:
+            raise StorageError("the answer is lost")
+        return names
+
+    first, second = "series-4-ct-portal-venous", "series-4-ct-portal-venous-2"
+    monkeypatch.setattr(hepar.service.listening, "store_objects", answer_is_lost)
+    heard.listener.look()
+    assert [found["name"] for found in heard.shown] == [first]
+    assert "try 1 of 10" in heard.sentences[0]
+    again = Heard(orthanc, tmp_path / "out")  # as after a restart
+    again.listener.look()
+    assert [(found["name"], found["stored"]) for found in again.shown] == [(second, ["segmentation.dcm", "report.dcm"])]
+    assert sent == [first, second, second]
+    assert modalities(orthanc, study) == ["CT", "SEG", "SEG", "SR", "SR"]
+    assert (again.place.tries, again.place.scans) == ({}, {})
+
+
+def test_a_series_that_ends_the_listener_is_given_up_and_the_feed_goes_on(
+    orthanc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard(orthanc, tmp_path / "out")
+    deadly = send(orthanc, write_series(tmp_path / "deadly", phantom_voxels(seed=11)))
+    study = send(orthanc, write_series(tmp_path / "ct", phantom_voxels(seed=12)))
+
+    def run_out_of_memory(model: Predictor, scan: Scan) -> PredictedScan:
+        """The real function, except for one study."""
+        assert scan.stack is not None
+        if pydicom.dcmread(scan.stack.paths[0]).StudyInstanceUID == deadly:
+            raise MemoryError
+        return predict_scan(model, scan)
+
+    monkeypatch.setattr(hepar.service.listening, "predict_scan", run_out_of_memory)
+    for count in (1, MAX_TRIES):
+        with pytest.raises(MemoryError):
+            heard.listener.look()
+        heard = Heard(orthanc, tmp_path / "out")  # as after a restart
+        (key,) = heard.place.tries
+        assert heard.place.tries == {key: count}
+        heard.place.tries[key] = max(count, MAX_TRIES - 1)  # as after further ones
+    heard.listener.look()
+    (sentence,) = heard.sentences
+    assert "is given up: none of 10 tries came to an end" in sentence
+    assert [found["stored"] for found in heard.shown] == [["segmentation.dcm", "report.dcm"]]
+    assert modalities(orthanc, study) == ["CT", "SEG", "SR"]
+    assert heard.place.tries == {}
+
+
 def test_the_command_follows_the_feed_from_one_look_to_the_next_and_predicts_all_windows_if_told_to(
     orthanc: str, tmp_path: Path, tiny: Params
 ) -> None:
@@ -143,6 +237,33 @@ def test_predict_stores_seg_and_sr_where_the_scan_comes_from(
             CliRunner().invoke(app, ["predict", *arguments, "-o", "out", "--store"], catch_exceptions=False)
 
 
+def test_predict_goes_on_with_the_other_series_if_storing_the_results_of_one_fails(
+    orthanc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hepar.prediction.opening, "open_predictor", lambda *_: predictor())
+    refused: list[str] = []
+
+    def refuse_first(server: str, prediction: PredictionFolder) -> list[str]:
+        """The real function, on a server that refuses what it gets first."""
+        if not refused:
+            refused.append(prediction.folder.name)
+            raise StorageError(f"{server} refuses segmentation.dcm")
+        return store_objects(server, prediction)
+
+    monkeypatch.setattr(hepar.prediction.storing, "store_objects", refuse_first)
+    uid = generate_uid()
+    write_series(tmp_path / "5", phantom_voxels(seed=13), StudyInstanceUID=uid, SeriesNumber=5)
+    write_series(tmp_path / "6", phantom_voxels(seed=14), StudyInstanceUID=uid, SeriesNumber=6)
+    study = send(orthanc, [*sorted((tmp_path / "5").iterdir()), *sorted((tmp_path / "6").iterdir())])
+    source = f"dicomweb+{orthanc}/dicom-web?StudyInstanceUID={study}"
+    done = CliRunner().invoke(app, ["predict", source, "-o", str(tmp_path / "out"), "--store"], catch_exceptions=False)
+    assert done.exit_code == 2
+    stored = json.loads(done.stdout)["name"]  # a single line
+    assert sorted([*refused, stored]) == ["series-5-ct-portal-venous", "series-6-ct-portal-venous"]
+    assert f"{refused[0]}: {orthanc}/dicom-web refuses segmentation.dcm" in done.stderr
+    assert modalities(orthanc, study) == ["CT", "CT", "SEG", "SR"]
+
+
 def test_a_wrong_address_and_a_damaged_place_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must begin with http"):
         OrthancServer("localhost:8042", "dicom-web")
@@ -150,6 +271,15 @@ def test_a_wrong_address_and_a_damaged_place_are_refused(tmp_path: Path) -> None
         OrthancServer("http://me:secret@localhost:8042", "dicom-web")
     with pytest.raises(StorageError, match=r"^http://localhost:1 does not answer \(connection refused\)$"):
         OrthancServer("http://localhost:1", "dicom-web").last()
-    (tmp_path / PLACE).write_text("{")
-    with pytest.raises(ArtifactError, match="is damaged: remove it"):
-        FeedPlace.load(tmp_path, lambda: 0, False)
+    for damaged in ("{", '{"last": 3}', '{"last": 3, "tries": {}, "scans": {"a": {"series": "lost"}}}'):
+        (tmp_path / PLACE).write_text(damaged)
+        with pytest.raises(ArtifactError, match="is damaged: remove it"):
+            FeedPlace.load(tmp_path, lambda: 0, False)
+
+
+def test_a_place_is_read_as_it_was_written_and_also_as_before_scans_were_noted(tmp_path: Path) -> None:
+    place = FeedPlace(tmp_path / PLACE, 7, {"a": 2}, {"a": {"series-4-ct": ScanState.WRITTEN}})
+    place.save()
+    assert FeedPlace.load(tmp_path, lambda: 0, False) == place
+    (tmp_path / PLACE).write_text('{"last": 3, "tries": {"a": 2}}')
+    assert FeedPlace.load(tmp_path, lambda: 0, False) == FeedPlace(tmp_path / PLACE, 3, {"a": 2})

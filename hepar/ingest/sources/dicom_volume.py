@@ -18,7 +18,7 @@ import pydicom
 import SimpleITK as sitk
 from pydicom.dataelem import RawDataElement
 
-from hepar.errors import Refusal, one_line
+from hepar.errors import DataError, Refusal, one_line
 from hepar.ingest.sources.dicom import ENHANCED, MIN_SLICES, Instance, Vector, mixed_identity, read_header
 
 Uneven = Literal["refuse", "resample"]
@@ -29,6 +29,12 @@ MAX_DRIFT_PIXELS = 0.5  # sideways over the stack: with more, the voxel nearest 
 
 class UnevenRefusal(Refusal):
     """Slices are tilted or unevenly spaced; they can be resampled."""
+
+
+def with_option(error: DataError) -> str:
+    """The sentence of an error, with the option of the commands that predict if its slices can be resampled."""
+    hint = "; --uneven-slices resample resamples them" if isinstance(error, UnevenRefusal) else ""
+    return f"{error}{hint}"
 
 
 @dataclass(frozen=True)
