@@ -5,17 +5,20 @@ const LAYERS = [
   { name: "liver", label: "liver", colour: "green", visible: true, key: "m" },
   { name: "tumour", label: "tumours", colour: "orange", visible: true, key: "t" },
 ];
-const POLL_MS = 700;
+const POLL_MS = 700, LONGEST_WAIT_MS = 30_000;
+const REFUSALS = [401, 403, 404]; // the job is not for this browser, or there is none: asking again does not help
 const DOWNLOADS = {
   "liver.nii.gz": "Liver mask", "tumour.nii.gz": "Tumour mask", "segmentation.dcm": "DICOM-SEG", "report.dcm": "DICOM SR",
   "measurements.json": "Measurements", "measurements.csv": "Scan, CSV", "lesions.csv": "Lesions, CSV",
   "overview.png": "Overview", "page.html": "Page",
 };
+const NO_PLANES = hasWebGl2() ? "" : "This browser has no WebGL 2, which the planes need. The overview among the downloads shows slices.";
 const planes = new HeparViewer(byId("view"));
 const table = new HeparLesions(planes);
 let job = null;
 let scan = null;
 let uploading = null;
+let attached = null; // the promise of the planes, once a scan is shown
 
 const sleep = (ms) => new Promise((done) => { setTimeout(done, ms); });
 
@@ -72,26 +75,47 @@ async function upload(file) {
   }
 }
 
+// Show a job until its end; of one that a reload finds only the id is known.
 async function follow(found) {
-  job = found;
-  history.replaceState(null, "", `#${job.id}`);
-  while (job && !["done", "failed"].includes(job.state)) {
-    const waiting = job.ahead ? `Waiting: ${job.ahead} ahead` : "Waiting for the device…";
-    if (job.state !== "running") showProgress(waiting);
-    else if (!job.windows) showProgress(`${job.step || "starting"}…`, job.percent, job.percent && 100);
-    else {
-      const then = job.windows_done === job.windows ? "; measuring and writing…" : "";
-      showProgress(`${job.step}: ${job.windows_done} of ${job.windows} windows, ${job.percent} %${then}`, job.percent, 100);
+  const { id } = job = found;
+  history.replaceState(null, "", `#${id}`);
+  while (!["done", "failed"].includes(job.state)) {
+    if (job.state) {
+      showState();
+      await sleep(POLL_MS);
     }
-    await sleep(POLL_MS);
-    if (!job) return;
-    const [id, now] = [job.id, await fetchJson(`api/jobs/${job.id}`)];
-    if (job?.id !== id) return; // cancelled meanwhile
+    const now = await askFor(id);
+    if (!now) return;
     job = now;
   }
-  if (!job) return;
   if (job.state === "failed") throw new Error(job.error);
   await showResults();
+}
+
+function showState() {
+  const waiting = job.ahead ? `Waiting: ${job.ahead} ahead` : "Waiting for the device…";
+  if (job.state !== "running") showProgress(waiting);
+  else if (!job.windows) showProgress(`${job.step || "starting"}…`, job.percent, job.percent && 100);
+  else {
+    const then = job.windows_done === job.windows ? "; measuring and writing…" : "";
+    showProgress(`${job.step}: ${job.windows_done} of ${job.windows} windows, ${job.percent} %${then}`, job.percent, 100);
+  }
+}
+
+// The job as the service has it now, asked for ever less often while the connection fails; null if the user left it meanwhile.
+async function askFor(id) {
+  for (let wait = POLL_MS; job?.id === id; wait = Math.min(2 * wait, LONGEST_WAIT_MS)) {
+    try {
+      const now = await fetchJson(`api/jobs/${encodeURIComponent(id)}`);
+      return job?.id === id ? now : null;
+    } catch (error) {
+      if (job?.id !== id) return null;
+      if (REFUSALS.includes(error.status)) throw error;
+      showProgress(`No connection to the service; trying again… (${error.message})`);
+    }
+    await sleep(wait);
+  }
+  return null;
 }
 
 async function showResults() {
@@ -101,10 +125,15 @@ async function showResults() {
   byId("which").hidden = job.scans.length < 2;
   byId("left-out").replaceChildren(...job.left_out.map(({ name, reason }) => make("li", {}, `${name} is left out: ${reason}`)));
   byId("kept").textContent = `Deleted in ${Math.max(1, Math.round(job.deleted_in_seconds / 60))} min.`;
-  const { id } = job;
-  if (!planes.attached) await planes.attach();
-  planes.attached = true;
-  if (job?.id === id) await showScan(0);
+  await showScan(0);
+}
+
+// Show a sentence in place of the planes, or the planes if it is empty.
+function showNoPlanes(text) {
+  byId("no-planes").textContent = text;
+  byId("no-planes").hidden = !text;
+  byId("controls").hidden = byId("view").parentElement.hidden = Boolean(text);
+  if (text) byId("hint").hidden = true; // of what a click on a lesion shows
 }
 
 async function showScan(index) {
@@ -125,13 +154,18 @@ async function showScan(index) {
   const layers = LAYERS.filter((layer) => scan.files.includes(`${layer.name}.nii.gz`)).map((layer) => ({
     ...layer, url: `${folder}/${layer.name}.nii.gz`,
   }));
+  showNoPlanes(NO_PLANES);
+  if (NO_PLANES) return;
   try {
+    attached ??= planes.attach();
+    await attached;
+    if (scan !== chosen) return;
     const shown = await planes.show({
       url: `${folder}/image.nii.gz`, modality: found.scan.modality, layers, opensOn: ["tumour", "liver"],
     });
     if (shown && scan === chosen) byId("view").dataset.shown = `${id}/${chosen.number}`;
   } catch (error) {
-    if (scan === chosen) showError(`The scan cannot be displayed: ${error.message}`);
+    if (scan === chosen) showNoPlanes(`The scan cannot be displayed: ${error.message}`);
   }
 }
 
@@ -193,16 +227,20 @@ async function start() {
   byId("delete").addEventListener("click", remove);
   byId("scan").addEventListener("change", () => showScan(Number(byId("scan").value)));
   document.addEventListener("keydown", onKey, true);
-  const service = await fetchJson("api/service");
-  byId("accepts").textContent = `${service.accepts}; at most ${(service.upload_bytes / 2 ** 30).toFixed(1)} GiB.`;
+  describe().catch((error) => { if (!job) showError(error.message); });
   if (hash.length > 1) {
     try {
-      await follow(await fetchJson(`api/jobs/${encodeURIComponent(hash.slice(1))}`));
+      await follow({ id: hash.slice(1) });
     } catch (error) {
       showStart();
       showError(error.message);
     }
   }
+}
+
+async function describe() {
+  const service = await fetchJson("api/service");
+  byId("accepts").textContent = `${service.accepts}; at most ${(service.upload_bytes / 2 ** 30).toFixed(1)} GiB.`;
 }
 
 start().catch((error) => showError(error.message));

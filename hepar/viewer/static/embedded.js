@@ -10,7 +10,7 @@ async function unpack(base64) {
 }
 
 async function embed() {
-  if (!document.createElement("canvas").getContext("webgl2")) return;
+  if (!hasWebGl2()) return;
   document.head.append(make("script", { textContent: await unpack(byId("niivue").textContent) }));
   const { layers, scans } = JSON.parse(byId("scans").textContent);
   const section = byId("embedded"), canvas = byId("view"), chosen = byId("scan");

@@ -16,6 +16,10 @@ const STEPS = {
 const NIFTI_RGBA = 2304; // the datatype of four bytes a voxel
 const NO_SHADER = { use: (gl) => gl.viewport(0, 0, 0, 0), uniforms: {} }; // draws nothing; NiiVue sets the viewport anew
 
+function hasWebGl2() {
+  return Boolean(document.createElement("canvas").getContext("webgl2"));
+}
+
 class HeparViewer {
   constructor(canvas) {
     this.canvas = canvas;
