@@ -56,7 +56,7 @@ class Client:
     def get(self, path: str, **options: Any) -> requests.Response:
         return self.request("GET", path, **options)
 
-    def post(self, path: str, content: bytes, **options: Any) -> requests.Response:
+    def post(self, path: str, content: bytes | Iterator[bytes], **options: Any) -> requests.Response:
         return self.request("POST", path, data=content, **options)
 
 
