@@ -80,7 +80,7 @@ def phantom_scan() -> PredictedScan:
     predictor = Predictor([Model(torch.nn.Identity(), spec, torch.device("cpu"))], "0" * 64, PredictionSettings())
     measured = measure(found, image_zyx, Modality.CT)
     warnings = check_scan(image, Modality.CT, found, measured, spec)
-    scan = Scan("phantom-ct", VolumeFile(Path("phantom-ct.nii.gz")))
+    scan = Scan("phantom-ct", VolumeFile(Path(__file__)))  # any file: by its content a result is known as the scan's
     return PredictedScan(
         scan,
         image,

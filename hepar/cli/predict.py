@@ -129,7 +129,7 @@ def predict(
         open_predictor(model, settings, whole), out, modality, tuple(only or Output), lesion_segments, as_label_map
     )
     run.store = store
-    for source in scans:
+    for run.source_number, source in enumerate(scans, start=1):
         run.predict(source, uneven_slices)
     if run.failed:
         raise typer.Exit(2)
@@ -176,6 +176,7 @@ class _Run:
         self.outputs, self.by_lesion, self.as_label_map = outputs, by_lesion, as_label_map
         self.predicted = self.warned = self.failed = 0
         self.names: list[str] = []
+        self.source_number = 1  # of the source at hand, in the order of the command
         self.store = False
         self.server = ""  # that the scans at hand come from, if their results are to be stored there
 
@@ -206,17 +207,24 @@ class _Run:
     def _predict_one(self, scan: Scan) -> None:
         from hepar.cli.window_bar import window_bar
         from hepar.ingest.sources.dicom_volume import with_option
+        from hepar.prediction.folder import NotReplaceable, check_replaceable
         from hepar.prediction.predicted_scan import predict_scan
         from hepar.prediction.scans import unique_names
 
         scan = scan.qualified() if scan.name in self.names else scan
         self.names = unique_names([*self.names, scan.name])
-        scan = replace(scan, name=self.names[-1])
+        scan = replace(scan, name=self.names[-1], source_number=self.source_number)
         try:
             with scan.fetched() as here:
+                if not self.as_label_map:
+                    check_replaceable(self.out / scan.name, here.hash())  # before the time that a prediction takes
                 with window_bar(scan.name) as on_window:
                     predicted = predict_scan(self.predictor, here, self.modality, on_window)
                 self._write(predicted)
+        except NotReplaceable as error:
+            print_message(str(error))
+            self.failed += 1
+            return
         except DataError as error:
             print_message(f"{scan.name} is left out: {with_option(error)}" if scan.stack is not None else str(error))
             self.failed += scan.stack is None  # a file that was asked for, not one series of many

@@ -22,6 +22,8 @@ from hepar.runtime.csv_cells import frame_to_csv
 from hepar.runtime.verification import verify_artifact
 from hepar.runtime.whole_files import write_bytes, write_text
 
+SCAN = "scan"  # among the parents in the manifest: the hash of the scan
+
 
 @dataclass(frozen=True)
 class PredictionFolder:
@@ -49,7 +51,8 @@ class PredictionFolder:
         import pandas as pd
 
         scan, warnings = measurements["scan"], measurements["warnings"]
-        row = {"scan": scan["name"], "modality": scan["modality"], **measurements["measurements"]}
+        named = {"scan": scan["name"], **{key: scan[key] for key in ("source", "source_number", "modality")}}
+        row = {**named, **measurements["measurements"]}
         row |= {"warnings": "; ".join(warning["message"] for warning in warnings), "use": RESEARCH_USE}
         write_text(self.folder / self.SUMMARY, frame_to_csv(pd.DataFrame([row])))
         lesions = [{"scan": scan["name"], **_flat(lesion), "use": RESEARCH_USE} for lesion in measurements["lesions"]]
@@ -89,13 +92,19 @@ class PredictionFolder:
         verify_artifact(self.folder, self.KIND, [name], deep=True)
 
 
-def check_replaceable(folder: Path) -> None:
-    """Raise DataError if a folder exists that is neither empty nor a prediction: it would be replaced."""
+class NotReplaceable(DataError):
+    """A folder holds something else than an earlier result of the same scan."""
+
+
+def check_replaceable(folder: Path, scan_hash: str) -> None:
+    """Raise NotReplaceable if a folder is neither empty nor a prediction of the scan with this hash."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    kind = read_any_manifest(folder).kind if (folder / MANIFEST).is_file() else ""
-    if kind != PredictionFolder.KIND:
-        raise DataError(f"{folder} exists and is not a prediction: choose another --out")
+    made = read_any_manifest(folder) if (folder / MANIFEST).is_file() else None
+    if made is None or made.kind != PredictionFolder.KIND:
+        raise NotReplaceable(f"{folder} exists and is not a prediction: choose another --out")
+    if made.parents.get(SCAN) != scan_hash:
+        raise NotReplaceable(f"{folder} holds the result of another scan: choose another --out, or delete that folder")
 
 
 def find_prediction(place: Path) -> PredictionFolder:

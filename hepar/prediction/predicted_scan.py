@@ -67,6 +67,7 @@ class PredictedScan:
         scan = {
             "name": self.scan.name,
             "source": self.scan.source or None,
+            "source_number": self.scan.source_number,
             "modality": str(self.modality),
             "modality_from": self.evidence,
             "sequence": self.scan.sequence,
@@ -121,7 +122,7 @@ def _modality_of(scan: Scan, image: sitk.Image, given: Modality | None) -> tuple
 def shown(measurements: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a scan that the command line prints."""
     return {
-        **{name: measurements["scan"][name] for name in ("name", "source", "modality")},
+        **{name: measurements["scan"][name] for name in ("name", "source", "source_number", "modality")},
         **{name: measurements["measurements"][name] for name in ("liver_ml", "tumour_ml", "burden_percent", "lesions")},
         "warnings": [warning["message"] for warning in measurements["warnings"]],
     }

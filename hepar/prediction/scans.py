@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from hepar.ingest.sources.dicomweb import SCHEMES, Server
 from hepar.ingest.sources.files import folders, safe_id
 from hepar.ingest.sources.s3 import Buckets
 from hepar.ingest.sources.source import Volume, VolumeFile
+from hepar.runtime.artifacts import sha256_file, sha256_json
 from hepar.runtime.redaction import redact_address
 from hepar.runtime.remote_cache import RemoteFile, local
 from hepar.runtime.scratch import scratch_folder
@@ -48,7 +50,7 @@ class Scan:
 
     `source` is the path of a file in the source, after its folder's name if it is the source itself; `folder` is the
     name of that folder. Both are empty for DICOM, whose paths often name a patient. `remote` maps placeholders to the
-    files of a store, which `fetched` gets.
+    files of a store, which `fetched` gets. `source_number` is the position of the source among several, from 1.
     """
 
     name: str
@@ -60,6 +62,16 @@ class Scan:
     stack: Stack | None = None  # of DICOM slices
     remote: Mapping[Path, RemoteFile] = field(default_factory=dict, repr=False)
     roots: tuple[Path, ...] = ()  # in which all its files lie; anywhere if there are none
+    source_number: int | None = None
+
+    def hash(self) -> str:
+        """A hash by which a result is known as that of this scan, all of whose files are on this disk.
+
+        It is over the SeriesInstanceUID of DICOM, which it does not reveal, else over the content of all files.
+        """
+        if self.stack is not None:
+            return hashlib.sha256(f"SeriesInstanceUID {self.stack.series}".encode()).hexdigest()
+        return sha256_json([sha256_file(path) for path in self.image.files])
 
     def qualified(self) -> Scan:
         """The scan with the name of its folder before its own; itself if that is not known, or there already."""

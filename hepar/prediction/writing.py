@@ -10,7 +10,7 @@ from hepar.cases import STRUCTURES
 from hepar.errors import DataError
 from hepar.imaging.volumes import to_image
 from hepar.inference.model_folder import ModelFolder
-from hepar.prediction.folder import PredictionFolder, check_replaceable
+from hepar.prediction.folder import SCAN, PredictionFolder, check_replaceable
 from hepar.prediction.outputs import Output
 from hepar.prediction.page import overview_lines, render_page
 from hepar.prediction.pictures import ScanPictures
@@ -22,19 +22,21 @@ from hepar.runtime.whole_files import whole_file
 def write_prediction(
     predicted: PredictedScan, folder: Path, outputs: Collection[Output] = tuple(Output), by_lesion: bool = True
 ) -> str:
-    """Write the chosen outputs of a scan to a folder, which is replaced if it is a prediction.
+    """Write the chosen outputs of a scan to a folder, which is replaced if it is a prediction of the same scan.
 
     A DICOM SR refers to the DICOM-SEG, so it brings that along; without DICOM input both are left out. If not
     `by_lesion`, all tumours are one segment. Returns a sentence if DICOM objects that were asked for are missing since
     the headers of the scan allow none or nothing was found, else an empty text. Raises DataError if nothing else was
     asked for and the headers allow none, or if the folder is something else.
     """
-    check_replaceable(folder)
+    scan_hash = predicted.scan.hash()
+    check_replaceable(folder, scan_hash)
     objects, problem = {Output.SEG, Output.SR} & set(outputs), ""
     if objects == set(outputs) and predicted.scan.stack is None:
         scan = predicted.scan.source or predicted.scan.name
         raise DataError(f"{scan} is not DICOM, so there is neither DICOM-SEG nor SR")
-    with write_artifact(folder, PredictionFolder.KIND, {ModelFolder.KIND: predicted.predictor.model_hash}) as partial:
+    parents = {ModelFolder.KIND: predicted.predictor.model_hash, SCAN: scan_hash}
+    with write_artifact(folder, PredictionFolder.KIND, parents) as partial:
         written, measurements = PredictionFolder(partial), predicted.measurements()
         if Output.MASKS in outputs:
             written.save_masks(_masks(predicted))

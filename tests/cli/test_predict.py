@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import SimpleITK as sitk
 from click.testing import Result
@@ -244,6 +246,59 @@ def test_a_folder_that_is_no_prediction_is_not_replaced(folder: Path) -> None:
     arguments = [str(folder / "scan.nii.gz"), "-o", str(folder / "out"), "--modality", "ct"]
     assert "exists and is not a prediction" in run(folder, *arguments, code=2).stderr
     assert (folder / "out" / "scan" / "thesis.txt").read_text() == "mine"
+
+
+def zipped_series(folder: Path, name: str) -> Path:
+    """A zip of a series of its own; all have one number and one name."""
+    write_series(folder / name, phantom_voxels(), SeriesNumber=3)
+    return Path(shutil.make_archive(str(folder / f"{name}-GRIMALDI"), "zip", folder / name))
+
+
+def test_the_result_of_another_series_is_not_replaced_and_that_of_the_same_one_is(folder: Path) -> None:
+    first, second = zipped_series(folder, "a"), zipped_series(folder, "b")
+    out = ["-o", str(folder / "out"), "--only", "json"]
+    run(folder, str(first), *out)
+    result = folder / "out" / "series-3-ct-portal-venous"
+    before = {path.name: path.read_bytes() for path in result.iterdir()}
+    refused = run(folder, str(second), *out, code=2)
+    how = "choose another --out, or delete that folder"
+    assert refused.stderr.splitlines()[-1] == f"hepar: {result} holds the result of another scan: {how}"
+    assert refused.stdout == ""
+    assert {path.name: path.read_bytes() for path in result.iterdir()} == before
+    run(folder, str(first), *out[:2], "--only", "csv")
+    assert (result / "measurements.csv").is_file()
+    assert not (result / "measurements.json").exists()
+    manifest = (result / "manifest.json").read_text()
+    series = pydicom.dcmread(next((folder / "a").iterdir())).SeriesInstanceUID
+    assert not any(value in manifest for value in (series, "GRIMALDI"))
+
+
+def test_the_result_of_another_file_of_that_name_is_not_replaced(folder: Path) -> None:
+    options = ["-o", str(folder / "out"), "--modality", "ct", "--only", "json"]
+    run(folder, str(folder / "scan.nii.gz"), *options)
+    (folder / "copy").mkdir()
+    shutil.copy(folder / "scan.nii.gz", folder / "copy" / "scan.nii.gz")
+    run(folder, str(folder / "copy" / "scan.nii.gz"), *options)  # the same scan
+    other = sitk.ReadImage(str(folder / "scan.nii.gz")) + 1
+    (folder / "other").mkdir()
+    write_image(other, folder / "other" / "scan.nii.gz")
+    refused = run(folder, str(folder / "other" / "scan.nii.gz"), *options, code=2)
+    assert f"{folder / 'out' / 'scan'} holds the result of another scan" in refused.stderr
+
+
+def test_of_several_dicom_sources_each_result_says_which_it_is_of(folder: Path) -> None:
+    sources = [str(zipped_series(folder, name)) for name in ("a", "b")]
+    done = run(folder, *sources, "-o", str(folder / "out"), "--only", "json", "--only", "csv")
+    assert "GRIMALDI" not in done.stdout
+    printed = [json.loads(line) for line in done.stdout.splitlines()]
+    names = ["series-3-ct-portal-venous", "series-3-ct-portal-venous-2"]
+    assert [(line["name"], line["source_number"]) for line in printed] == list(zip(names, (1, 2), strict=True))
+    for number, name in enumerate(names, start=1):
+        results = folder / "out" / name
+        assert json.loads((results / "measurements.json").read_text())["scan"]["source_number"] == number
+        assert pd.read_csv(results / "measurements.csv")["source_number"].tolist() == [number]
+    swapped = run(folder, *sources[::-1], "-o", str(folder / "out"), "--only", "json", code=2)
+    assert swapped.stderr.count("holds the result of another scan") == 2
 
 
 @pytest.mark.parametrize(

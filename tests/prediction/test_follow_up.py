@@ -90,7 +90,8 @@ def scan(
     probability_rzyx = np.stack([liver_zyx, tumour_zyx]).astype(np.float32)
     found = Segmentation(liver_zyx, tumour_zyx, probability_rzyx, grid, ("liver", "tumour"), 0.0)
     measured, image = measure(found, image_zyx, modality), to_image(image_zyx, grid)
-    source, by = Scan("scan", VolumeFile(Path("scan.nii.gz"))), predictor()
+    source = Scan("scan", VolumeFile(Path(__file__)))  # any file: by its content a result is known as the scan's
+    by = predictor()
     warnings = check_scan(image, modality, found, measured, by.models[0].spec)
     cut = tuple(warning for warning in warnings if warning.rule == FIELD_OF_VIEW)
     return PredictedScan(source, image, modality, "--modality", found, measured, cut, by)

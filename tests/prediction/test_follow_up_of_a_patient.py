@@ -91,7 +91,7 @@ def write(masks: Mapping[str, sitk.Image], folder: Path) -> PredictionFolder:
     probability_rzyx = np.stack([liver_zyx, tumour_zyx]).astype(np.float32)
     found = Segmentation(liver_zyx, tumour_zyx, probability_rzyx, grid, ("liver", "tumour"), 0.0)
     measured = measure(found, image_zyx, Modality.CT)
-    source = Scan(folder.name, VolumeFile(Path("scan.nii.gz")))
+    source = Scan(folder.name, VolumeFile(Path(__file__)))  # any file: by its content a result is known as the scan's
     scan = PredictedScan(source, to_image(image_zyx, grid), Modality.CT, "--modality", found, measured, (), predictor())
     write_prediction(scan, folder, (Output.MASKS, Output.JSON))
     return PredictionFolder(folder)
