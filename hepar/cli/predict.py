@@ -230,7 +230,7 @@ class _Run:
             self.failed += scan.stack is None  # a file that was asked for, not one series of many
             return
         except StorageError as error:
-            print_message(f"{scan.name}: {error}")
+            print_message(f"{scan.name}: {error}" if scan.stack is not None else str(error))
             self.failed += 1
             return
         self.predicted += 1

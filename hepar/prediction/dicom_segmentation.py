@@ -108,7 +108,7 @@ def make_segments(predicted: PredictedScan, by_lesion: bool) -> list[Segment]:
     if found.liver_zyx.any():
         segments.append(Segment.of(LIVER_LABEL, LIVER, found.liver_zyx))
     count = len(found.lesions)
-    if by_lesion and count <= MAX_LESION_SEGMENTS:
+    if by_lesion and 0 < count <= MAX_LESION_SEGMENTS:
         lesions = find_components(found.tumour_zyx)
         for number, inner in enumerate(ndimage.find_objects(lesions.labels_zyx), start=1):
             box = tuple(
