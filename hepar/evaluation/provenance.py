@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hepar.cases import Cohort
 from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
+from hepar.runtime.commit import RELEASE
 
 _HASH = re.compile(r"(?:sha256:)?([0-9a-f]{32,})")
 _SHOWN = 12  # characters of a hash
@@ -17,7 +18,7 @@ _STEPS = {
     "Training pool": (ModelFolder.POOL, ModelFolder.POOL_VERSION),
     "Model": (ModelFolder.KIND,),
     "Predictions": (Report.PREDICTIONS, Report.PREDICTION_LABELS, *Report.SETTINGS, Report.LEFT_TO_MODEL),
-    "Scores": (Report.TEST_SET, Report.REFERENCE_LABELS, Report.COMMIT),
+    "Scores": (Report.TEST_SET, Report.REFERENCE_LABELS, Report.COMMIT, RELEASE),
 }
 
 

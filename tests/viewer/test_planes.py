@@ -158,7 +158,8 @@ def test_a_row_leads_to_its_lesion_in_an_oblique_scan(page: Page, tmp_path: Path
     cos, sin = np.cos(np.radians(20)), np.sin(np.radians(20))
     about_x = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
     about_z = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-    axes = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]]) if plane == "coronal" else np.eye(3)  # rows of a coronal go down
+    coronal = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]])  # its rows go down
+    axes = coronal if plane == "coronal" else np.eye(3)
     grid = Geometry((20, 48, 40), (4.0, 1.5, 1.5), (-30.0, -40.0, 700.0), tuple((about_z @ about_x @ axes).ravel()))
     lesions_zyx = [(3, 9, 8), (16, 40, 30), (10, 12, 33)]
     tumour_zyx = np.zeros(grid.size_zyx, np.uint8)
