@@ -20,7 +20,7 @@ import yaml
 from conftest import BIN, ROOT, TINY, call, environment, made_once, succeed
 
 from hepar.cases import Cohort, Split
-from hepar.errors import ArtifactError, HeparError, StorageError
+from hepar.errors import ArtifactError, DataError, HeparError, StorageError
 from hepar.evaluation.report_folder import Report
 from hepar.imaging.volumes import read_image, write_image
 from hepar.inference.model_folder import ModelFolder
@@ -188,7 +188,8 @@ def test_an_unreachable_registry_is_not_taken_for_an_empty_one(
     registered = RegisteredModel(server, "hepar-tiny")
     assert RegisteredModel(server, "nobody").version_by_alias("champion") is None
     assert registered.version_by_alias("nobody") is None
-    assert registered.version("99") is None
+    with pytest.raises(DataError, match="has no version 99"):
+        registered.version("99")
 
     def broken(*args: object, **others: object) -> str:
         raise mlflow.MlflowException("out of order")
