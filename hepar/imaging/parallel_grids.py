@@ -113,6 +113,13 @@ def within(box: Box, size_zyx: Sequence[int]) -> Box:
     return tuple(slice(*part.indices(n)[:2]) for part, n in zip(box, size_zyx, strict=True))
 
 
+def inner_box(outer: Box, inner: Box) -> Box:
+    """A box that is given from the first voxel of another box, on the grid of that one."""
+    return tuple(
+        slice(whole.start + part.start, whole.start + part.stop) for whole, part in zip(outer, inner, strict=True)
+    )
+
+
 def shared_slices(one: Box, other: Box) -> tuple[Box, Box] | None:
     """Where two boxes overlap, counted from the start of each; None if they do not."""
     shared = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True)]

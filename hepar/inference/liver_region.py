@@ -22,7 +22,7 @@ from hepar.imaging.masks import (
     keep_largest_component,
     remove_small_components,
 )
-from hepar.imaging.parallel_grids import Box, shared_slices, within
+from hepar.imaging.parallel_grids import Box, inner_box, shared_slices, within
 from hepar.inference.first_pass import FirstPass, Windows, first_windows
 from hepar.inference.prepared_scan import PreparedScan
 from hepar.inference.settings import OperatingPoint, PredictionSettings
@@ -112,10 +112,7 @@ def _around_largest(region: Region, scan: PreparedScan) -> Region:
     inner = bounding_box(liver_zyx)
     assert inner is not None
     roomy = within(enlarged(inner, scan.grid.spacing_zyx_mm, MARGIN_MM), liver_zyx.shape)
-    box = tuple(
-        slice(part.start + own.start, part.start + own.stop) for part, own in zip(region.box, roomy, strict=True)
-    )
-    return Region(box, liver_zyx[roomy])
+    return Region(inner_box(region.box, roomy), liver_zyx[roomy])
 
 
 def found_thresholds(taught: Sequence[str], point: OperatingPoint) -> tuple[float, float]:

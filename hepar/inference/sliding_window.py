@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hepar.cases import STRUCTURES
 from hepar.imaging.masks import Mask, bounding_box
-from hepar.imaging.parallel_grids import Box, shared_slices, whole_box
+from hepar.imaging.parallel_grids import Box, inner_box, shared_slices, whole_box
 from hepar.params import SizeZYX
 from hepar.runtime.device import autocast, memory_format
 
@@ -86,7 +86,7 @@ class WindowGrid:
         inner = bounding_box(mask_zyx)
         if inner is None:
             return []
-        part = tuple(slice(own.start + n.start, own.start + n.stop) for own, n in zip(box, inner, strict=True))
+        part = inner_box(box, inner)
         mask_zyx, weight_zyx = mask_zyx[inner], _gaussian(self.patch_zyx)
         near = [
             (corner, *shared)

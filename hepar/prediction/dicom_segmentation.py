@@ -23,7 +23,7 @@ from hepar.cases import LIVER, TUMOUR
 from hepar.errors import DataError, one_line
 from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.imaging.masks import Mask, bounding_box, find_components
-from hepar.imaging.parallel_grids import Box, shared_slices
+from hepar.imaging.parallel_grids import Box, inner_box, shared_slices
 from hepar.imaging.volumes import Geometry
 from hepar.ingest.sources.dicom import ENHANCED
 from hepar.prediction.frame_of_reference import add_frame
@@ -111,11 +111,8 @@ def make_segments(predicted: PredictedScan, by_lesion: bool) -> list[Segment]:
     if by_lesion and 0 < count <= MAX_LESION_SEGMENTS:
         lesions = find_components(found.tumour_zyx)
         for number, inner in enumerate(ndimage.find_objects(lesions.labels_zyx), start=1):
-            box = tuple(
-                slice(outer.start + part.start, outer.start + part.stop)
-                for outer, part in zip(lesions.box, inner, strict=True)
-            )
-            segments.append(Segment(lesion_label(number), TUMOUR, lesions.labels_zyx[inner] == number, box))
+            lesion_zyx = lesions.labels_zyx[inner] == number
+            segments.append(Segment(lesion_label(number), TUMOUR, lesion_zyx, inner_box(lesions.box, inner)))
     elif count:
         segments.append(Segment.of("Tumours", TUMOUR, found.tumour_zyx))
     return segments

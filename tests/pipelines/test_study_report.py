@@ -108,7 +108,7 @@ def test_lesions_are_counted_over_seeds() -> None:
 
 
 def test_recall_is_of_the_scans_with_lesions() -> None:
-    """Three patients have a lesion and nine have none, of whom an interval over patients is not made."""
+    """Three patients have lesions; the nine others count neither as patients nor in the interval."""
     (recall,) = choose_metrics(["lesion recall"])
     counts = [(1, 0, 0), (0, 1, 0), (1, 0, 0), *[(0, 0, 0)] * 9]
     cases = [dict(zip(recall.columns, row, strict=True)) for row in counts]
