@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from noise_pool import noise_pool
 
+from hepar.cases import LIVER
 from hepar.params import TrainingParams, load_params
 from hepar.pool.table import Pool
 from hepar.runtime.device import use_threads
@@ -65,14 +66,15 @@ def hepar_patches(pool: Pool, training: TrainingParams) -> Callable[[], None]:
         number = next(numbers)
         (patch,) = sampler.batch(number, 1)
         rngs = [np.random.default_rng([number, 1])]
-        image_bcdhw, _, _ = augment_spatial(
+        image_bcdhw, target_brdhw, _ = augment_spatial(
             torch.from_numpy(patch.image_zyx)[None, None].clone(),
             torch.from_numpy(patch.target_rzyx)[None].clone(),
             torch.from_numpy(patch.weight_rzyx)[None].clone(),
             training.augmentation,
             rngs,
+            pool.plan.spacing_zyx_mm,
         )
-        augment_intensity(image_bcdhw, training.augmentation, rngs, [False])
+        augment_intensity(image_bcdhw, target_brdhw[:, LIVER], training.augmentation, rngs, [False])
 
     return make_patch
 

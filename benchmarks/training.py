@@ -30,6 +30,7 @@ from noise_pool import noise_pool
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from hepar.cases import LIVER
 from hepar.networks import build_network
 from hepar.params import NetworkParams, SizeZYX, TrainingParams, load_params
 from hepar.planning.memory import WEIGHT_BYTES, training_bytes
@@ -117,8 +118,8 @@ class Step:
             weight_brdhw = torch.from_numpy(np.stack([patch.weight_rzyx for patch in patches])).to(self.device)
         with meter.part("augment"):
             rngs = [np.random.default_rng([self.number, b]) for b in range(len(patches))]
-            augment_spatial(image_bcdhw, target_brdhw, weight_brdhw, training.augmentation, rngs)
-            augment_intensity(image_bcdhw, training.augmentation, rngs, [True] * len(patches))
+            augment_spatial(image_bcdhw, target_brdhw, weight_brdhw, training.augmentation, rngs, self.sampler.plan.spacing_zyx_mm)
+            augment_intensity(image_bcdhw, target_brdhw[:, LIVER], training.augmentation, rngs, [True] * len(patches))
             image_bcdhw = image_bcdhw.contiguous(memory_format=memory_format(image_bcdhw.device))
         self.learn(Batch(image_bcdhw, target_brdhw, weight_brdhw, None), meter)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hepar.inference.prepared_scan import change_contrast
-from hepar.params import AugmentationParams
+from hepar.params import AugmentationParams, SpacingZYX
 
 _AXES = {"z": 2, "y": 3, "x": 4}
 ELASTIC_KNOT_SPACING = 8  # voxels between the knots of a displacement field
@@ -30,10 +30,11 @@ def augment_spatial(
     weight_brdhw: Tensor,
     params: AugmentationParams,
     rngs: Sequence[np.random.Generator],
+    spacing_zyx_mm: SpacingZYX,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mirror, rotate, scale and deform images, targets and weights alike, in place; returns the three tensors.
 
-    Voxels from outside a patch repeat the border of the image and have weight 0.
+    Rotations are rigid in millimetres. Voxels from outside a patch repeat the border of the image and have weight 0.
     """
     for b, rng in enumerate(rngs):
         for axis in params.mirror_axes:
@@ -42,7 +43,7 @@ def augment_spatial(
                     tensor[b] = tensor[b].flip(_AXES[axis] - 1)
         grid_1dhw3 = None
         if rng.random() < params.affine_probability:
-            grid_1dhw3 = _affine_grid(image_bcdhw[b], params, rng)
+            grid_1dhw3 = _affine_grid(image_bcdhw[b], params, rng, spacing_zyx_mm)
         if _happens(params.elastic_probability, rng):
             grid_1dhw3 = _elastic_grid(grid_1dhw3, image_bcdhw[b], params, rng)
         if grid_1dhw3 is not None:
@@ -99,12 +100,14 @@ def _happens(probability: float, rng: np.random.Generator) -> bool:
     return probability > 0 and rng.random() < probability
 
 
-def _affine_grid(image_cdhw: Tensor, params: AugmentationParams, rng: np.random.Generator) -> Tensor:
+def _affine_grid(
+    image_cdhw: Tensor, params: AugmentationParams, rng: np.random.Generator, spacing_zyx_mm: SpacingZYX
+) -> Tensor:
     """Sampling grid, 1 d h w 3, of a rotation about and a scaling along each axis around the centre of the patch."""
     matrix = rotation(rng.uniform(-params.rotation_degrees, params.rotation_degrees, 3))
     matrix = matrix / rng.uniform(1 - params.scale, 1 + params.scale, 3)[None, :]
-    size_xyz = np.array(image_cdhw.shape[:0:-1], float)
-    normalised = matrix * size_xyz[None, :] / size_xyz[:, None]  # grid_sample measures each axis from -1 to 1
+    side_xyz_mm = np.array(image_cdhw.shape[:0:-1]) * spacing_zyx_mm[::-1]
+    normalised = matrix * side_xyz_mm[None, :] / side_xyz_mm[:, None]  # grid_sample measures each axis from -1 to 1
     theta = torch.zeros(1, 3, 4, device=image_cdhw.device)
     theta[0, :, :3] = torch.from_numpy(normalised)
     return F.affine_grid(theta, [1, 1, *image_cdhw.shape[1:]], align_corners=False)

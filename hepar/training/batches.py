@@ -51,6 +51,7 @@ def make_batch(sampler: PatchSampler, number: int, params: TrainingParams, devic
         torch.from_numpy(np.stack([patch.weight_rzyx for patch in patches])).to(device),
         params.augmentation,
         rngs,
+        sampler.plan.spacing_zyx_mm,
     )
     plain_bcdhw = image_bcdhw.clone(memory_format=memory_format(device)) if params.consistency_weight > 0 else None
     is_mr = [patch.modality == Modality.MR for patch in patches]

@@ -31,7 +31,6 @@ from hepar.training import checkpoint, distributed
 from hepar.training.liver_intensities import liver_intensities
 from hepar.training.loop import Trained, Trainer
 from hepar.training.operating_point import choose_operating_point
-from hepar.training.validation import validation_cases
 
 MIN_TUMOUR_CASES = 5  # in validation; to fewer an extreme threshold fits by chance, and misses the tumours of others
 # a run may resume with other values of these
@@ -185,13 +184,13 @@ def taught_structures(pool: Pool, training: TrainingParams) -> tuple[Literal["li
 def _with_operating_point(
     spec: ModelSpec, trained: Trained, pool: Pool, training: TrainingParams, device: torch.device
 ) -> ModelSpec:
-    """The spec with tumour threshold and smallest lesion chosen on the validation patients, all members averaged.
+    """The spec with tumour threshold and smallest lesion chosen on all validation patients, all members averaged.
 
-    With fewer than `MIN_TUMOUR_CASES` that have a tumour it keeps the defaults.
+    With fewer than `MIN_TUMOUR_CASES` that have a tumour, or without validation, it keeps the defaults.
     """
-    cases = validation_cases(pool, training.validation_cases)
-    with_tumour = sum(entry.tumour.state == LabelState.MANUAL for entries in cases.values() for entry in entries)
-    if "tumour" not in spec.taught or with_tumour < MIN_TUMOUR_CASES:
+    cases = pool.select(Split.VAL)
+    with_tumour = sum(entry.tumour.state == LabelState.MANUAL for entry in cases)
+    if not training.validation_cases or "tumour" not in spec.taught or with_tumour < MIN_TUMOUR_CASES:
         return spec
     members = [make_model(weights, spec, device).network for weights in (trained.weights, *trained.snapshots)]
     point = choose_operating_point(members, pool, cases, training.patch_zyx, device, training.precision, spec.taught)

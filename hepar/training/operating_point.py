@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from hepar.cases import LIVER, STRUCTURES, TUMOUR, LabelState, Modality
+from hepar.cases import LIVER, STRUCTURES, TUMOUR, LabelState
 from hepar.evaluation.lesions import LesionCounts, detect_lesions, match_lesions
 from hepar.evaluation.overlap import OverlapCounts, count_overlap
 from hepar.imaging.masks import Mask, bounding_box, remove_small_components, voxel_mm3
@@ -41,7 +41,7 @@ class Outcome:
 def choose_operating_point(
     networks: Sequence[nn.Module],
     pool: Pool,
-    entries: Mapping[Modality, Sequence[PoolEntry]],
+    entries: Sequence[PoolEntry],
     patch_zyx: SizeZYX,
     device: torch.device,
     precision: str,
@@ -56,7 +56,7 @@ def choose_operating_point(
     assert not any(network.training for network in networks), "networks must be in evaluation mode"
     outcomes: dict[OperatingPoint, list[Outcome]] = {}
     voxel_ml = voxel_mm3(pool.plan.spacing_zyx_mm) / 1000
-    for entry in (entry for group in entries.values() for entry in group):
+    for entry in entries:
         if entry.tumour.state not in (LabelState.MANUAL, LabelState.ABSENT):
             continue
         arrays = pool.arrays(entry).loaded()

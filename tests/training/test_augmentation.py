@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from hepar.params import AugmentationParams, ByModality
+from hepar.params import AugmentationParams, ByModality, SpacingZYX
 from hepar.training.augmentation import CT_LIVERS, MR_LIVERS, augment_intensity, augment_spatial, rotation, shift_liver
 
 OFF = AugmentationParams(
@@ -56,11 +56,17 @@ def box_batch(size: int = 2, side: int = 16) -> Batch:
     return target_brdhw[:, :1].clone(), target_brdhw, torch.ones_like(target_brdhw)
 
 
-def augment(batch: Batch, params: AugmentationParams, seed: int, is_mr: Sequence[bool] | None = None) -> Batch:
+def augment(
+    batch: Batch,
+    params: AugmentationParams,
+    seed: int,
+    is_mr: Sequence[bool] | None = None,
+    spacing_zyx_mm: SpacingZYX = (1.0, 1.0, 1.0),
+) -> Batch:
     """Augment a batch in place as a training does, by default one of MR patches."""
     image, target, weight = batch
     rngs = [np.random.default_rng([seed, number]) for number in range(len(image))]
-    image, target, weight = augment_spatial(image, target, weight, params, rngs)
+    image, target, weight = augment_spatial(image, target, weight, params, rngs, spacing_zyx_mm)
     modalities = [True] * len(image) if is_mr is None else is_mr
     return augment_intensity(image, target[:, 0], params, rngs, modalities), target, weight
 
@@ -177,16 +183,20 @@ def test_a_rotation_keeps_lengths_and_handedness() -> None:
     assert np.linalg.det(matrix) == pytest.approx(1)
 
 
-def test_a_rotated_ball_stays_a_ball_in_an_anisotropic_patch() -> None:
+@pytest.mark.parametrize("spacing_zyx_mm", [(1.0, 1.0, 1.0), (2.0, 1.0, 0.5), (0.5, 1.0, 1.0)])
+def test_a_rotated_ball_stays_a_ball_in_an_anisotropic_patch(spacing_zyx_mm: SpacingZYX) -> None:
+    dz, dy, dx = spacing_zyx_mm
+
     def centred_ball() -> Batch:
-        z, y, x = np.indices((32, 16, 8))
-        inside = (z - 15.5) ** 2 + (y - 7.5) ** 2 + (x - 3.5) ** 2 <= 3.4**2
+        z, y, x = np.indices((32, 24, 24))
+        inside = ((z - 15.5) * dz) ** 2 + ((y - 11.5) * dy) ** 2 + ((x - 11.5) * dx) ** 2 <= 5.7**2
         targets = torch.from_numpy(inside).float().expand(1, 2, -1, -1, -1).clone()
         return targets[:, :1].clone(), targets, torch.ones_like(targets)
 
     ball = centred_ball()[1][:, 0]
     for seed in range(5):
-        turned = augmented(only(affine_probability=1.0, rotation_degrees=40.0, scale=0.0), seed, centred_ball)[1][:, 0]
+        params = only(affine_probability=1.0, rotation_degrees=40.0, scale=0.0)
+        turned = augment(centred_ball(), params, seed, spacing_zyx_mm=spacing_zyx_mm)[1][:, 0]
         assert 2 * float((ball * turned).sum()) / float(ball.sum() + turned.sum()) > 0.9
 
 

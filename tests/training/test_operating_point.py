@@ -69,8 +69,7 @@ def choose(
     folder: Path, toys: Sequence[Toy], *networks: nn.Module, taught: Sequence[str] = STRUCTURES
 ) -> OperatingPoint:
     pool = toy_pool(folder, toys)
-    entries = {Modality.CT: pool.entries}
-    return choose_operating_point(networks, pool, entries, SHAPE, torch.device("cpu"), "fp32", taught)
+    return choose_operating_point(networks, pool, pool.entries, SHAPE, torch.device("cpu"), "fp32", taught)
 
 
 def test_the_threshold_separates_a_tumour_from_what_looks_like_one(tmp_path: Path) -> None:
