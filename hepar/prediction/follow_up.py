@@ -183,7 +183,8 @@ def follow(baseline: PredictionFolder, follow_up: PredictionFolder, nadir_mm: fl
     """Compare two predictions of one patient. Where the livers align badly the category is NE.
 
     `nadir_mm` is the smallest sum of diameters so far, by default that of the baseline. Raises ArtifactError if a
-    folder lacks masks or measurements, DataError if a liver is missing or the modalities differ.
+    folder lacks masks or measurements, DataError if a liver is missing, the modalities differ or the nadir is above the
+    sum of the baseline.
     """
     before, after = baseline.load_measurements(), follow_up.load_measurements()
     modalities = before["scan"]["modality"], after["scan"]["modality"]
@@ -388,10 +389,16 @@ def respond(lesions: Sequence[FollowedLesion], nadir_mm: float | None = None) ->
 
     A target that was merged into another lesion has no diameter of its own, so the category is NE. Not evaluable, too,
     is a baseline without a measurable lesion, unless a lesion is new: that is progression. So is what a lesion outside
-    one of the scans could change; what is seen of a target there is the least that it may have.
+    one of the scans could change; what is seen of a target there is the least that it may have. Raises DataError if
+    the nadir is above the sum of the baseline.
     """
     targets = [lesion for lesion in lesions if lesion.is_target]
     before_mm = float(sum(lesion.baseline_mm or 0.0 for lesion in targets))
+    if nadir_mm is not None and round(nadir_mm, 1) > round(before_mm, 1):
+        raise DataError(
+            f"the smallest sum of diameters so far is given as {nadir_mm:g} mm but must be at most {before_mm:.1f} mm,"
+            " that of the baseline"
+        )
     least_mm = float(sum(lesion.follow_up_mm or 0.0 for lesion in targets))
     category, reasons = _category(lesions, targets, before_mm, least_mm, before_mm if nadir_mm is None else nadir_mm)
     is_known = all(lesion.fate != Fate.OUTSIDE for lesion in targets)

@@ -268,6 +268,14 @@ def test_progression_counts_from_the_smallest_sum_so_far() -> None:
     assert respond(lesions, nadir_mm=20.0).category == "PD"
 
 
+def test_the_smallest_sum_so_far_is_at_most_that_of_the_baseline() -> None:
+    """From 60 to 80 mm is PD; counted from 100 mm it would be SD."""
+    lesions = match_lesions({(1, 1): 0.0}, {1: 60.0}, {1: 80.0})
+    assert respond(lesions).category == respond(lesions, nadir_mm=60.0).category == "PD"
+    with pytest.raises(DataError, match=r"is given as 100 mm but must be at most 60\.0 mm, that of the baseline$"):
+        respond(lesions, nadir_mm=100.0)
+
+
 def test_a_target_that_merged_cannot_be_evaluated() -> None:
     lesions = match_lesions({(1, 1): 1.0, (2, 1): 2.0}, {1: 30.0, 2: 20.0}, {1: 55.0})
     assert respond(lesions).category == "NE"
