@@ -71,6 +71,7 @@ Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
 MRScale = Literal["linear", "quartiles", "quantiles"]
+Uneven = Literal["refuse", "resample"]
 Bounds = tuple[float, float]  # for review, for rejection
 AtLeast = Annotated[Bounds, AfterValidator(_falling)]
 AtMost = Annotated[Bounds, AfterValidator(_rising)]
@@ -128,7 +129,7 @@ class IngestParams(Section):
     phantoms: PhantomParams
     added_phantoms: AddedPhantoms
     layout: str  # of a folder or zip: auto, or a layout listed in docs/data.md
-    uneven_slices: Literal["refuse", "resample"]  # DICOM series with unequal slice spacing or gantry tilt
+    uneven_slices: Uneven  # DICOM series with unequal slice spacing or gantry tilt
     empty_roi: Literal["unknown", "absent"]  # what an empty ROI, segment or mask series of the layout dicom says
     split: SplitParams
     split_from: Address  # predefined split (case_id or patient_id, split): table, cohort or s3:// URL; empty: none

@@ -44,12 +44,14 @@ def serve(
     timeout_minutes: Annotated[
         float, typer.Option(min=0.05, help="Minutes that a prediction may take.")
     ] = DEFAULT.prediction_seconds / 60,
+    uneven_slices: Uneven = UnevenSlices.REFUSE,
     whole: Whole = False,
 ) -> None:
     """Serve a page and an API that predict uploaded scans. Research use only.
 
     The printed address holds the token; HEPAR_SERVE_TOKEN sets one.
     """
+    from hepar.service.predicting import Served
     from hepar.service.server import Address, serve_predictions
 
     limits = replace(
@@ -64,7 +66,7 @@ def serve(
         print(f"Open {address} in a browser.")
         print("Press Ctrl-C to stop, which deletes all uploads and results.", flush=True)
 
-    serve_predictions(model, whole, Address(host, port), limits, ready)
+    serve_predictions(Served(model, whole, uneven_slices.value), Address(host, port), limits, ready)
 
 
 @service_app.command(rich_help_panel=PANEL)

@@ -21,11 +21,12 @@ from hepar.ingest.sources.archive import unpacked
 from hepar.ingest.sources.dicom import CLASSIC, ENHANCED, MIN_SLICES, Instance, Stack, read_header, stacks
 from hepar.ingest.sources.dicom_scan import refused_folders, scan
 from hepar.ingest.sources.dicom_tree import structure_of
-from hepar.ingest.sources.dicom_volume import DicomVolume, Uneven
+from hepar.ingest.sources.dicom_volume import DicomVolume
 from hepar.ingest.sources.dicomweb import SCHEMES, Server
 from hepar.ingest.sources.files import folders, safe_id
 from hepar.ingest.sources.s3 import Buckets
 from hepar.ingest.sources.source import Volume, VolumeFile
+from hepar.params import Uneven
 from hepar.runtime.artifacts import sha256_file, sha256_json
 from hepar.runtime.redaction import redact_address
 from hepar.runtime.remote_cache import RemoteFile, local

@@ -13,7 +13,7 @@ from threading import Thread
 from hepar.errors import DataError
 from hepar.runtime.redaction import redact
 from hepar.service.jobs import Job, Jobs, JobState
-from hepar.service.predicting import NotPredicted, Order, Predicted, PredictionStep, Ready, run_predictions
+from hepar.service.predicting import NotPredicted, Order, Predicted, PredictionStep, Ready, Served, run_predictions
 
 START_SECONDS = 600.0  # to load a model, perhaps from a registry
 LOOK_SECONDS = 0.5  # between two looks whether a running job was deleted
@@ -24,9 +24,9 @@ Ended = Callable[[JobState, float], None]  # state of a job, and how long its pr
 class PredictionProcess:
     """The process that predicts. `start` may be called again after `end`."""
 
-    def __init__(self, model: str, whole: bool, device: str = "") -> None:
+    def __init__(self, served: Served, device: str = "") -> None:
         """`device` is the one that it sees, of CUDA_VISIBLE_DEVICES; all if it is empty."""
-        self.model, self.whole, self.device = model, whole, device
+        self.served, self.device = served, device
         self._process: multiprocessing.process.BaseProcess | None = None
         self.connection: Connection | None = None
 
@@ -41,7 +41,7 @@ class PredictionProcess:
         self.end()
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        arguments = (theirs, self.model, self.whole, self.device)
+        arguments = (theirs, self.served, self.device)
         self._process = context.Process(target=run_predictions, args=arguments, daemon=True)
         self._process.start()
         theirs.close()

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hepar.errors import ArtifactError, DataError, StorageError
-from hepar.ingest.sources.dicom_volume import Uneven, with_option
+from hepar.ingest.sources.dicom_volume import with_option
+from hepar.params import Uneven
 from hepar.prediction.folder import PredictionFolder
 from hepar.prediction.predicted_scan import Predictor, predict_scan, shown
 from hepar.prediction.scans import Scan, open_scans

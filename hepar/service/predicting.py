@@ -20,12 +20,26 @@ from typing import Any
 from hepar.cases import Modality
 from hepar.errors import DataError, HeparError
 from hepar.inference.settings import PredictionSettings
+from hepar.params import Uneven
 from hepar.service.uploads import UploadKind
 
 RESULTS, IMAGES, UNPACKED, ARCHIVE = "results", "images", "unpacked", "results.zip"
 TELL_SECONDS = 0.2
 FAST_COMPRESSION = 1  # of a scan that the page shows
 FAILED_SENTENCE = "the prediction failed because of an error in hepar; its log has the details"
+
+
+@dataclass(frozen=True)
+class Served:
+    """What uploads are predicted with.
+
+    `model` is a folder or a registered version. If `whole`, all windows of a scan are predicted, else those that matter
+    to its liver. `uneven` says what is done with tilted or unevenly spaced DICOM slices.
+    """
+
+    model: str
+    whole: bool = False
+    uneven: Uneven = "refuse"
 
 
 @dataclass(frozen=True)
@@ -74,11 +88,10 @@ class Ready:
     """The model is loaded."""
 
 
-def run_predictions(connection: Connection, model: str, whole: bool, device: str) -> None:
+def run_predictions(connection: Connection, served: Served, device: str) -> None:
     """Load a model, on a CUDA device if one is named, then work on orders until the parent ends.
 
-    All windows of a scan are predicted if `whole`, else those that matter to its liver. Each `Order` is answered by
-    `PredictionStep`s, and by `Predicted` or `NotPredicted` at last.
+    Each `Order` is answered by `PredictionStep`s, and by `Predicted` or `NotPredicted` at last.
     """
     _settle()
     if device:
@@ -86,7 +99,7 @@ def run_predictions(connection: Connection, model: str, whole: bool, device: str
     from hepar.prediction.opening import open_predictor
 
     try:
-        predictor = open_predictor(model, PredictionSettings(), whole)
+        predictor = open_predictor(served.model, PredictionSettings(), served.whole)
     except HeparError as error:
         connection.send(NotPredicted(str(error)))
         return
@@ -95,7 +108,7 @@ def run_predictions(connection: Connection, model: str, whole: bool, device: str
     with suppress(EOFError, OSError):
         while True:
             order: Order = connection.recv()
-            connection.send(_outcome(predictor, order, connection.send))
+            connection.send(_outcome(predictor, served.uneven, order, connection.send))
 
 
 def _settle() -> None:
@@ -115,9 +128,11 @@ def _bound_memory(device: str) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (usable_bytes(), resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def _outcome(predictor: Any, order: Order, tell: Callable[[PredictionStep], None]) -> Predicted | NotPredicted:
+def _outcome(
+    predictor: Any, uneven: Uneven, order: Order, tell: Callable[[PredictionStep], None]
+) -> Predicted | NotPredicted:
     try:
-        return _predict(predictor, order, tell)
+        return _predict(predictor, uneven, order, tell)
     except HeparError as error:
         return NotPredicted(_without_paths(str(error), order.folder))
     except MemoryError:
@@ -129,7 +144,7 @@ def _outcome(predictor: Any, order: Order, tell: Callable[[PredictionStep], None
         (order.folder / order.upload).unlink(missing_ok=True)
 
 
-def _predict(predictor: Any, order: Order, tell: Callable[[PredictionStep], None]) -> Predicted:
+def _predict(predictor: Any, uneven: Uneven, order: Order, tell: Callable[[PredictionStep], None]) -> Predicted:
     from hepar.prediction.scans import open_scans
     from hepar.service.unpacking import unpack_numbered
 
@@ -138,7 +153,7 @@ def _predict(predictor: Any, order: Order, tell: Callable[[PredictionStep], None
     if source.suffix == UploadKind.ZIP:
         unpack_numbered(source, order.folder / UNPACKED)
         source = order.folder / UNPACKED
-    with open_scans(str(source)) as found:
+    with open_scans(str(source), uneven) as found:
         left_out = [{"name": item.name, "reason": _without_paths(item.reason, order.folder)} for item in found.left_out]
         scans: list[dict[str, Any]] = []
         for number, scan in enumerate(found.scans):

@@ -21,6 +21,7 @@ from hepar.service.jobs import Jobs
 from hepar.service.lane import Lane, PredictionProcess
 from hepar.service.limits import ServiceLimits
 from hepar.service.metrics import ServiceMetrics
+from hepar.service.predicting import Served
 
 SWEEP_SECONDS = 5.0
 GRACE_SECONDS = 5
@@ -40,19 +41,16 @@ class Address:
         return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
-def serve_predictions(
-    model: str, whole: bool, address: Address, limits: ServiceLimits, ready: Callable[[str], None]
-) -> None:
+def serve_predictions(served: Served, address: Address, limits: ServiceLimits, ready: Callable[[str], None]) -> None:
     """Serve until interrupted; `ready` receives the address with the token once the model is loaded.
 
-    All windows of a scan are predicted if `whole`, else those that matter to its liver. Uploads and results are deleted
-    at the end. Raises DataError if the model cannot be loaded or the address is taken.
+    Uploads and results are deleted at the end. Raises DataError if the model cannot be loaded or the address is taken.
     """
     token = service_token()
     with _listening(address) as listener, scratch_folder("serve") as root:
         jobs = Jobs(root, limits)
         metrics = ServiceMetrics(jobs)
-        lanes = [Lane(jobs, PredictionProcess(model, whole, device), metrics.ended) for device in visible_devices()]
+        lanes = [Lane(jobs, PredictionProcess(served, device), metrics.ended) for device in visible_devices()]
         with _running(jobs, lanes):
             ready(f"http://{replace(address, port=listener.getsockname()[1])}/?token={token}")
             app = make_service(jobs, lanes, metrics, token)

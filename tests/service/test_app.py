@@ -28,6 +28,7 @@ from hepar.prediction.folder import PredictionFolder
 from hepar.service import app
 from hepar.service.jobs import DISK_FULL, Job, Jobs, JobState, QueueFull
 from hepar.service.limits import ServiceLimits
+from hepar.service.predicting import Served
 from hepar.service.server import Address, serve_predictions
 from hepar.service.unpacking import unpack_numbered
 from hepar.service.uploads import UploadKind, kind_of
@@ -334,7 +335,7 @@ def test_an_address_of_ipv6_has_brackets_in_urls() -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(DataError, match=re.escape(f"[::1]:{port} is not available")):
-            serve_predictions("model", False, Address("::1", port), LIMITS, print)
+            serve_predictions(Served("model"), Address("::1", port), LIMITS, print)
 
 
 def test_a_zip_is_unpacked_under_numbers_and_masks_stay_masks(tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ from hepar.service import lane
 from hepar.service.jobs import Job, Jobs, JobState
 from hepar.service.lane import Lane, PredictionProcess
 from hepar.service.limits import ServiceLimits
-from hepar.service.predicting import NotPredicted, Predicted, PredictionStep
+from hepar.service.predicting import NotPredicted, Predicted, PredictionStep, Served
 
 
 class Scripted(PredictionProcess):
     """A process that answers an order as a test wants."""
 
     def __init__(self, script: Callable[[Connection], Any]) -> None:
-        super().__init__("", whole=False)
+        super().__init__(Served("model"))
         self.script, self.ended = script, 0
 
     def start(self) -> Connection:

@@ -24,8 +24,7 @@ import hepar.service.listening
 from hepar.cli.main import app
 from hepar.errors import ArtifactError, DataError, StorageError
 from hepar.imaging.preprocessing import PreprocessingPlan
-from hepar.ingest.sources.dicom_volume import Uneven
-from hepar.params import Params
+from hepar.params import Params, Uneven
 from hepar.prediction.folder import PredictionFolder
 from hepar.prediction.predicted_scan import PredictedScan, Predictor, predict_scan
 from hepar.prediction.scans import Scan

@@ -24,11 +24,10 @@ from hepar.ingest.sources import (
     totalsegmentator,
 )
 from hepar.ingest.sources.archive import unpacked
-from hepar.ingest.sources.dicom_volume import Uneven
 from hepar.ingest.sources.pseudonyms import patient_key
 from hepar.ingest.sources.source import SourceCase
 from hepar.ingest.sources.table import read_table
-from hepar.params import IngestParams, PhantomParams
+from hepar.params import IngestParams, PhantomParams, Uneven
 from hepar.phantoms import FULLY_LABELLED, CohortDesign, write_phantoms
 from hepar.phantoms.cohort import TABLE
 from hepar.runtime.progress import current_stage

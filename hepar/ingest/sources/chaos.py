@@ -19,9 +19,10 @@ from hepar.cases import LabelState, Modality
 from hepar.errors import Refusal
 from hepar.ingest.sources.dicom import Stack, stacks
 from hepar.ingest.sources.dicom_scan import refused_folders, scan
-from hepar.ingest.sources.dicom_volume import DicomVolume, Uneven
+from hepar.ingest.sources.dicom_volume import DicomVolume
 from hepar.ingest.sources.files import folders, safe_id
 from hepar.ingest.sources.source import SourceCase
+from hepar.params import Uneven
 
 SCANS, MASKS = "DICOM_anon", "Ground"
 LIVER_GREY = {Modality.CT: (1, 255), Modality.MR: (55, 70)}  # in MR other greys are other organs

@@ -15,10 +15,11 @@ from hepar.errors import Refusal
 from hepar.ingest.parallel import Died, parallel_map
 from hepar.ingest.sources.dicom import RTSTRUCT, SEGMENTATION, Instance, Stack, stacks
 from hepar.ingest.sources.dicom_scan import RULE, holds_images, refused_folders, scan, seconds_to_read
-from hepar.ingest.sources.dicom_volume import DicomVolume, Uneven
+from hepar.ingest.sources.dicom_volume import DicomVolume
 from hepar.ingest.sources.drawn_masks import Drawn, DrawnMask, Outline, Undrawable, find_drawn
 from hepar.ingest.sources.pseudonyms import keyed_hash
 from hepar.ingest.sources.source import SourceCase, Union, Volume, refused_case
+from hepar.params import Uneven
 
 EmptyRoi = Literal["unknown", "absent"]
 

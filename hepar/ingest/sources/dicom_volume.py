@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +19,8 @@ from pydicom.dataelem import RawDataElement
 
 from hepar.errors import DataError, Refusal, one_line
 from hepar.ingest.sources.dicom import ENHANCED, MIN_SLICES, Instance, Vector, mixed_identity, read_header
+from hepar.params import Uneven
 
-Uneven = Literal["refuse", "resample"]
 SPACING_TOLERANCE = 0.02  # of the step between slices
 TILT_TOLERANCE = 0.02  # sideways from slice to slice, of the step between them
 MAX_DRIFT_PIXELS = 0.5  # sideways over the stack: with more, the voxel nearest to a pixel is that of its neighbour

@@ -10,9 +10,10 @@ from hepar.cases import LabelState, Modality
 from hepar.errors import Refusal
 from hepar.ingest.sources.dicom import by_height
 from hepar.ingest.sources.dicom_scan import scan
-from hepar.ingest.sources.dicom_volume import DicomVolume, Uneven
+from hepar.ingest.sources.dicom_volume import DicomVolume
 from hepar.ingest.sources.files import folders, safe_id
 from hepar.ingest.sources.source import ABSENT_IF_EMPTY, SourceCase, Union, Volume, refused_case
+from hepar.params import Uneven
 
 SCANS, MASKS = "PATIENT_DICOM", "MASKS_DICOM"
 TUMOUR = re.compile(r"livertumou?rs?[\d_]*", re.IGNORECASE)
