@@ -20,17 +20,18 @@ def save_ensemble(
     origin: Mapping[str, str],
     liver_intensity: Mapping[Modality, tuple[float, float]],
 ) -> None:
-    """Write the teachers of all folds, in their order, as the model folder `model`.
+    """Write the teachers of all folds, in their order and each with its snapshots, as the model folder `model`.
 
     `liver_intensity` is that of the patients of all folds (see `ModelSpec`). The history is that of the first fold.
     """
     hashes = [read_manifest(member.folder, ModelFolder.KIND).hash for member in members]
     taken = {ModelFolder.member_name(number): digest for number, digest in enumerate(hashes, start=1)}
-    first, *others = members
+    first = members[0]
     spec = first.load_spec().model_copy(update={"origin": dict(origin), "liver_intensity": dict(liver_intensity)})
     with write_artifact(model, ModelFolder.KIND, {**origin, **taken}) as folder:
         ensemble = ModelFolder(folder)
-        ensemble.save(first.load_weights(), spec, [member.load_weights() for member in others])
+        weights = [member.load_weights(name) for member in members for name in member.weight_files()]
+        ensemble.save(weights[0], spec, weights[1:])
         shutil.copyfile(first.folder / ModelFolder.HISTORY, folder / ModelFolder.HISTORY)
         ensemble.save_patients(frozenset[str]().union(*(member.load_patients() for member in members)))
 

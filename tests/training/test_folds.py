@@ -108,6 +108,22 @@ def test_folds_trained_alone_are_gathered_to_the_ensemble_of_one_step(tiny: Para
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.usefixtures("database")
+def test_an_ensemble_has_the_snapshots_of_every_fold(tiny: Params, tmp_path: Path) -> None:
+    pool = toy_pool(tmp_path / "pool", [TOYS[0], replace(TOYS[0], case_id="ct-4", level=0.5), TOYS[2]])
+    training = toy_settings(tiny, steps=2, snapshots=(0.5,))
+    recipe = Recipe(tiny.network, training, (Modality.CT,), "tests", {Modality.CT: (0.5, 0.1)})
+    folders = [tmp_path / "alone-1", tmp_path / "alone-2"]
+    for number, folder in enumerate(folders, start=1):
+        fit_fold(pool, folder, recipe, {"role": "liver teacher CT"}, Fold(Modality.CT, number, 2))
+    gather(folders, tmp_path / "model", Modality.CT)
+    ensemble = ModelFolder(tmp_path / "model")
+    gathered = [ensemble.load_weights(name) for name in ensemble.weight_files()]
+    trained = [ModelFolder(folder).load_weights(name) for folder in folders for name in ("weights.pt", "members/1.pt")]
+    assert len(gathered) == 4
+    assert all(map(equal_weights, gathered, trained))
+
+
 def test_a_modality_without_scans_has_untrained_folds_that_make_an_untrained_teacher(
     tiny: Params, tmp_path: Path
 ) -> None:
