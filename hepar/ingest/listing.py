@@ -16,7 +16,7 @@ from pathlib import Path
 from hepar.cases import STRUCTURES
 from hepar.errors import DataError
 from hepar.ingest.sources import PHANTOMS, dicomweb, s3
-from hepar.ingest.sources.files import folders
+from hepar.ingest.sources.files import folders, is_zip
 from hepar.ingest.sources.pseudonyms import keyed_hash, patient_key
 from hepar.ingest.sources.source import VolumeFile
 from hepar.ingest.sources.table import locate, read_frame
@@ -70,7 +70,7 @@ def _files(source: str, buckets: s3.Buckets) -> Iterator[Line]:
                     yield _file(file.relative_to(path).as_posix(), file)
         if table.is_file():  # it may name volumes outside the folder
             yield from _named(table, buckets)
-    elif path.suffix == ".zip":
+    elif is_zip(path):
         yield _file(path.name, path)
     else:
         yield _table(path)
@@ -86,7 +86,7 @@ def _objects(source: str, buckets: s3.Buckets) -> Iterator[Line]:
             yield _object(item.url.removeprefix(root), item)
         if any(item.url == f"{root}{TABLE}" for item in objects):
             yield from _named(buckets.mirror(f"{root}{TABLE}"), buckets)
-    elif source.endswith(".zip"):
+    elif is_zip(source):
         yield _object(source, objects[0])
     else:
         table = buckets.mirror(source)

@@ -18,6 +18,7 @@ from hepar.errors import DataError, ParamsError
 from hepar.ingest.listing import list_source
 from hepar.ingest.sources import AUTO, PHANTOMS, check_layout
 from hepar.ingest.sources.dicomweb import SCHEMES, without_identifiers
+from hepar.ingest.sources.files import is_zip
 from hepar.ingest.sources.pseudonyms import given_key
 from hepar.ingest.splits import read_splits
 from hepar.networks import build_on_meta_device
@@ -94,7 +95,7 @@ def _may_hold_dicom(source: str, layout: str, listed: list[str]) -> bool:
     """Whether patients may get pseudonyms: no table and no phantoms, unless a layout without DICOM is named."""
     if source.startswith(SCHEMES):
         return True
-    is_table = TABLE in listed or (not source.endswith(".zip") and Path(source).name in listed)
+    is_table = TABLE in listed or (not is_zip(source) and Path(source).name in listed)
     return source != PHANTOMS and layout in (AUTO, "dicom") and not is_table
 
 

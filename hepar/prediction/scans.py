@@ -23,7 +23,7 @@ from hepar.ingest.sources.dicom_scan import refused_folders, scan
 from hepar.ingest.sources.dicom_tree import structure_of
 from hepar.ingest.sources.dicom_volume import DicomVolume
 from hepar.ingest.sources.dicomweb import SCHEMES, Server
-from hepar.ingest.sources.files import folders, safe_id
+from hepar.ingest.sources.files import folders, is_zip, safe_id
 from hepar.ingest.sources.s3 import Buckets
 from hepar.ingest.sources.source import Volume, VolumeFile
 from hepar.params import Uneven
@@ -123,7 +123,7 @@ def open_scans(source: str, uneven: Uneven = "refuse") -> Iterator[Found]:
             path = Path(source)
         if not path.exists():
             raise DataError(f"{source}: no such file or folder")
-        if path.is_file() and path.suffix.lower() != ".zip":
+        if path.is_file() and not is_zip(path):
             if read := _as_dicom(path):
                 yield _in_instances(read, (path,), uneven)
             elif path.name.lower().endswith(ENDINGS):

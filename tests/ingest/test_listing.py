@@ -103,11 +103,12 @@ def test_the_table_of_a_folder_adds_volumes_outside_the_folder(folder: Path) -> 
     assert len(lines) == 4  # b.nii once
 
 
-def test_a_zip_lists_itself(folder: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+@pytest.mark.parametrize("name", ["all.zip", "ALL.ZIP"])
+def test_a_zip_lists_itself(name: str, folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
         archive.writestr("b.nii", b"x")
-    os.utime(tmp_path / "all.zip", (7, 7))
-    assert list_source(str(tmp_path / "all.zip")) == f"all.zip,{(tmp_path / 'all.zip').stat().st_size},7000000000\n"
+    os.utime(tmp_path / name, (7, 7))
+    assert list_source(str(tmp_path / name)) == f"{name},{(tmp_path / name).stat().st_size},7000000000\n"
 
 
 def test_the_listing_does_not_depend_on_where_the_source_lies(folder: Path, tmp_path: Path) -> None:

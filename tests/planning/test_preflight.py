@@ -80,8 +80,10 @@ def test_a_source_needs_files_and_in_a_container_a_key_if_it_may_hold_dicom(
     with pytest.raises(DataError, match=r"^source .*scans has no files$"):
         preflight.run(sections, {"source": str(scans)})
     (scans / "1.dcm").touch()
-    with pytest.raises(DataError, match=r"^no patient key is given"):
-        preflight.run(sections, {"source": str(scans)})
+    (tmp_path / "SCANS.ZIP").touch()
+    for source in (scans, tmp_path / "SCANS.ZIP"):
+        with pytest.raises(DataError, match=r"^no patient key is given"):
+            preflight.run(sections, {"source": str(source)})
     monkeypatch.setenv("HEPAR_PATIENT_KEY", "a key of the tests")
     preflight.run(sections, {"source": str(scans)})
     monkeypatch.delenv("HEPAR_PATIENT_KEY")

@@ -24,6 +24,7 @@ from hepar.ingest.sources import (
     totalsegmentator,
 )
 from hepar.ingest.sources.archive import unpacked
+from hepar.ingest.sources.files import is_zip
 from hepar.ingest.sources.pseudonyms import patient_key
 from hepar.ingest.sources.source import SourceCase
 from hepar.ingest.sources.table import read_table
@@ -162,7 +163,7 @@ def _read(source: str, path: Path, params: IngestParams, locate: Locate) -> Iter
     """The cases of a local table, folder or zip."""
     if not path.exists():
         raise DataError(f"source {redact_address(source)}: no such file or folder")
-    if path.is_file() and path.suffix != ".zip":
+    if path.is_file() and not is_zip(path):
         yield read_table(path, locate)
         return
     with unpacked(path) as opened:

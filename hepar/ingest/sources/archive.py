@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from hepar.errors import DataError, HeparError, Refusal, StorageError
-from hepar.ingest.sources.files import folders
+from hepar.ingest.sources.files import folders, is_zip
 from hepar.ingest.sources.source import SourceCase, refused_case
 from hepar.runtime.scratch import scratch_folder
 
@@ -84,7 +84,7 @@ def _limit_bytes(size_bytes: int) -> int:
 
 def _zips(folder: Path) -> Iterator[Path]:
     for part in folders(folder):
-        yield from (path for path in sorted(part.glob("*.zip")) if path.is_file())
+        yield from (path for path in sorted(part.iterdir()) if is_zip(path) and path.is_file())
 
 
 def _mirror(source: Path, root: Path, archives: _Archives) -> None:

@@ -34,6 +34,11 @@ def _folders(root: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
             yield from _folders(path, seen)
 
 
+def is_zip(source: str | Path) -> bool:
+    """Whether the name of a file, or of an object in S3, ends in `.zip`, in upper or lower case."""
+    return str(source).lower().endswith(".zip")
+
+
 def safe_id(text: str) -> str:
     """A name as a case id: characters other than letters, digits, dots, dashes and underscores become dashes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "case"

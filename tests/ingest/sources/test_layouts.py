@@ -193,12 +193,14 @@ def test_a_layout_that_does_not_fit_finds_no_case(tmp_path: Path, tiny: Params) 
         found(tmp_path, tiny, layout="amos")
 
 
-def test_a_zip_reads_as_the_folder_inside(tmp_path: Path, tiny: Params) -> None:
+@pytest.mark.parametrize("place", ["LiTS.zip", "LiTS.ZIP", "folder/LiTS.ZIP"])
+def test_a_zip_reads_as_the_folder_inside(place: str, tmp_path: Path, tiny: Params) -> None:
     lits(tmp_path / "LiTS")
-    with zipfile.ZipFile(tmp_path / "LiTS.zip", "w") as archive:
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(tmp_path / place, "w") as archive:
         for path in sorted((tmp_path / "LiTS").rglob("*.nii")):
             archive.write(path, path.relative_to(tmp_path))
-    with open_source(str(tmp_path / "LiTS.zip"), tiny.ingest) as cases:
+    with open_source(str(tmp_path / Path(place).parts[0]), tiny.ingest) as cases:
         assert np.array_equal(voxels(cases[0], "tumour"), labels(0, 1))
 
 
