@@ -38,7 +38,7 @@ def verify(
 
 @artifacts_app.command(rich_help_panel=PANEL)
 def fetch(
-    folder: Annotated[Path, typer.Argument(help="A cohort, pseudo-labels or pool that a pipeline handed on.")],
+    folder: Annotated[Path, typer.Argument(help="A cohort, pseudo-labels, pool or report that a pipeline handed on.")],
 ) -> None:
     """Fetch the files that an artifact has in the store (HEPAR_STORE), so that the folder is whole."""
     from hepar.runtime.artifacts import read_any_manifest

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-STORE_VARIABLE = "HEPAR_STORE"  # DVC remote that holds versions of cohorts, pseudo-labels and pools, and checkpoints
+STORE_VARIABLE = "HEPAR_STORE"  # DVC remote that holds versions of cohorts, pseudo-labels, pools, reports; checkpoints
 IMAGE_VARIABLE, DEFAULT_IMAGE = "HEPAR_IMAGE", "hepar:latest"  # of the components
 EPHEMERAL_VARIABLE = "HEPAR_EPHEMERAL"  # set where files are lost with the process that wrote them, as in a container
