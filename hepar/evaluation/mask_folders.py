@@ -15,12 +15,11 @@ import SimpleITK as sitk
 from hepar.cases import LIVER, STRUCTURES, TUMOUR, LabelState, Modality, parse_enum
 from hepar.errors import DataError, ParamsError
 from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase
-from hepar.imaging.headers import READERS
+from hepar.imaging.headers import ENDINGS, volume_stem
 from hepar.imaging.masks import Mask
 from hepar.imaging.volumes import Array, Geometry, canonical, grid_difference, read_image, to_array
 from hepar.ingest.sources.table import read_frame
 
-ENDINGS = tuple(sorted((ending for known in READERS.values() for ending in known), key=len, reverse=True))
 BACKGROUND = "background"
 UNKNOWN_MODALITY = "unknown modality"
 _REFERENCE_STATES = (LabelState.MANUAL, LabelState.ABSENT, LabelState.UNKNOWN)
@@ -116,15 +115,14 @@ def list_masks(folder: Path) -> dict[str, Path]:
         raise DataError(f"{folder} is not a folder")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
-        if ending is None or path.name.startswith(".") or not path.is_file():
+        if not path.name.lower().endswith(ENDINGS) or path.name.startswith(".") or not path.is_file():
             continue
-        case_id = path.name[: -len(ending)]
+        case_id = volume_stem(path)
         if case_id in found:
             raise DataError(f"case {case_id}: {folder} has both {found[case_id].name} and {path.name}")
         found[case_id] = path
     if not found:
-        raise DataError(f"{folder} has no label map: file names must end in {', '.join(sorted(ENDINGS))}")
+        raise DataError(f"{folder} has no label map: file names must end in {', '.join(ENDINGS)}")
     return found
 
 

@@ -31,6 +31,7 @@ from hepar.runtime.scratch import scratch_folder
 
 NIFTI, METAIMAGE, NRRD = (".nii", ".nii.gz"), (".mha", ".mhd"), (".nrrd", ".nhdr")
 READERS = {"NiftiImageIO": NIFTI, "MetaImageIO": METAIMAGE, "NrrdImageIO": NRRD}
+ENDINGS = (*NIFTI, *METAIMAGE, *NRRD)
 MAX_HEADER_BYTES = 2**20
 MAX_DATA_FILES = 10_000
 GZIP_MAGIC = b"\x1f\x8b"
@@ -90,13 +91,18 @@ class Header:
         return self.voxels * self.voxel_bytes // max(1, len(self.data_files))
 
 
+def volume_stem(path: Path) -> str:
+    """The name of a file without the ending by which it is read, in upper or lower case; all of it without one."""
+    ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), "")
+    return path.name[: len(path.name) - len(ending)]
+
+
 def read_header(path: Path) -> Header:
     """The header of a volume, of three dimensions. Raises DataError naming what is wrong with the file."""
     check_regular(path)
     reader = next((name for name, endings in READERS.items() if path.name.lower().endswith(endings)), None)
     if reader is None:
-        endings = ", ".join(ending for known in READERS.values() for ending in known)
-        raise DataError(f"{path} cannot be read: its name must end in {endings}")
+        raise DataError(f"{path} cannot be read: its name must end in {', '.join(ENDINGS)}")
     read = {"NiftiImageIO": _read_nifti, "MetaImageIO": _read_metaimage, "NrrdImageIO": _read_nrrd}[reader]
     try:
         header = read(path)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hepar.cases import LIVER, STRUCTURES, TUMOUR, Modality
 from hepar.errors import ArtifactError, DataError, ParamsError, one_line
 from hepar.evaluation.overlap import dice
+from hepar.imaging.headers import volume_stem
 from hepar.imaging.masks import (
     Mask,
     dilate,
@@ -327,7 +328,7 @@ def label_file_names(scans: Sequence[Path]) -> list[str]:
 
     Raises DataError if two scans would still be written to one file.
     """
-    stems = [path.name.removesuffix(".gz").removesuffix(".nii") for path in scans]
+    stems = [volume_stem(path) for path in scans]
     shared = {stem for stem, count in Counter(stems).items() if count > 1}
     names = [f"{path.parent.name}_{stem}" if stem in shared else stem for path, stem in zip(scans, stems, strict=True)]
     if clashing := [name for name, count in Counter(names).items() if count > 1]:

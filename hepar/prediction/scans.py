@@ -14,7 +14,7 @@ import pydicom.uid
 
 from hepar.cases import Modality
 from hepar.errors import DataError
-from hepar.imaging.headers import READERS
+from hepar.imaging.headers import ENDINGS, volume_stem
 from hepar.imaging.volumes import check_inside
 from hepar.ingest.sources import is_remote
 from hepar.ingest.sources.archive import unpacked
@@ -32,7 +32,6 @@ from hepar.runtime.redaction import redact_address
 from hepar.runtime.remote_cache import RemoteFile, local
 from hepar.runtime.scratch import scratch_folder
 
-ENDINGS = tuple(sorted((ending for known in READERS.values() for ending in known), key=len, reverse=True))
 PHASES = ("arterial", "portal-venous", "delayed", "non-contrast")
 # parts of the body in BodyPartExamined whose scans do not show the liver; CHEST may reach it
 OTHER_PARTS = frozenset(
@@ -157,10 +156,9 @@ def _as_dicom(path: Path) -> list[Instance]:
 
 def _file_scan(path: Path, base: Path) -> Scan:
     """The scan of a file other than DICOM; `source` is its path below `base`."""
-    ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), path.suffix)
     folder = path.parent.resolve() if path.parent.name in ("", "..") else path.parent
-    name, source = safe_id(path.name[: len(path.name) - len(ending)]), path.relative_to(base).as_posix()
-    return Scan(name, VolumeFile(path), source=source, folder=safe_id(folder.name))
+    source = path.relative_to(base).as_posix()
+    return Scan(safe_id(volume_stem(path)), VolumeFile(path), source=source, folder=safe_id(folder.name))
 
 
 def _in_folder(folder: Path, roots: tuple[Path, ...], uneven: Uneven) -> Found:

@@ -265,6 +265,7 @@ def test_a_scan_of_any_orientation_is_segmented_on_its_own_grid(orientation: str
 def test_scans_of_one_name_are_named_after_their_folder_and_never_share_a_file() -> None:
     paths = [Path("a/image.nii.gz"), Path("b/image.nii.gz"), Path("b/other.nii")]
     assert label_file_names(paths) == ["a_image_labels.nii.gz", "b_image_labels.nii.gz", "other_labels.nii.gz"]
+    assert label_file_names([Path("a/b.nrrd"), Path("a/c.v2.MHA")]) == ["b_labels.nii.gz", "c.v2_labels.nii.gz"]
     with pytest.raises(DataError, match=r"several scans would be written to a_image_labels\.nii\.gz"):
         label_file_names([Path("x/a/image.nii"), Path("y/a/image.nii")])
 
