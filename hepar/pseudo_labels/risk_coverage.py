@@ -57,7 +57,8 @@ def aurc_difference(
 def risk_coverage_table(scores: Mapping[str, Values], dice_n: Values) -> pd.DataFrame:
     """The curves by score and of the best possible order: columns score, coverage, mean_dice and selective_risk.
 
-    The last two are of the cases kept. Rows run from one case kept to all. Raises ValueError if a score is called `OPTIMAL`.
+    The last two are those of the cases kept. Rows run from one case kept to all. Raises ValueError if a score is called
+    `OPTIMAL`.
     """
     if OPTIMAL in scores:
         raise ValueError(f"{OPTIMAL} is the name of the order by true Dice")
