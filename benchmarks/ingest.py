@@ -82,10 +82,9 @@ def watched(process: subprocess.Popen[bytes]) -> Iterator[list[float]]:
 def ingest(table: Path, cohort: Path, params: Path) -> tuple[float, float]:
     """Seconds and peak MiB of `hepar ingest` in a process of its own."""
     start = time.perf_counter()
-    command = [Path(sys.executable).with_name("hepar"), "ingest", "--source", table, "--cohort", cohort]
-    process = subprocess.Popen(
-        [*command, "--params", params], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    command = [str(Path(sys.executable).with_name("hepar")), "ingest"]
+    command += ["--source", str(table), "--cohort", str(cohort), "--params", str(params)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     with watched(process) as peak:
         _, errors = process.communicate()
     seconds = time.perf_counter() - start

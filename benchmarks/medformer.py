@@ -42,7 +42,8 @@ def pair(size: str, device: torch.device) -> tuple[nn.Module, nn.Module, torch.T
     ours = build_network(network.name, network.config, (side, side, side))
     plain = PlainMedFormer(ours).to(device)
     image_bcdhw = torch.randn(batch, 1, side, side, side, device=device)
-    return ours.to(device, memory_format=memory_format(device)), plain, image_bcdhw
+    ours.to(device, memory_format=memory_format(device))  # type: ignore[call-overload]
+    return ours, plain, image_bcdhw
 
 
 def step(network: nn.Module, image_bcdhw: torch.Tensor, backward: bool) -> None:
@@ -53,7 +54,7 @@ def step(network: nn.Module, image_bcdhw: torch.Tensor, backward: bool) -> None:
         return
     output = network(image_bcdhw)
     outputs = output if isinstance(output, list) else [output]
-    sum(logits.square().mean() for logits in outputs).backward()  # type: ignore[union-attr]
+    sum(logits.square().mean() for logits in outputs).backward()
     for parameter in network.parameters():
         parameter.grad = None
 

@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,10 @@ def our_figures(scores: CaseScores) -> Figures:
     return {**of("liver", scores.liver), **of("tumour", scores.tumour), "PQ": top / bottom}
 
 
+def overlap_error(intersection_over_union: Callable[..., Any], *masks: Any, **named: Any) -> Any:
+    return 1 - intersection_over_union(*masks, **named)
+
+
 def monai_functions(case: SegmentedCase) -> dict[str, Callable[[], Any]]:
     import torch
     from monai import metrics
@@ -117,14 +122,14 @@ def monai_functions(case: SegmentedCase) -> dict[str, Callable[[], Any]]:
         masks = {"y_pred": tensor(pair.prediction_zyx), "y": tensor(pair.reference_zyx)}
         far = {**masks, "include_background": True, "spacing": SPACING_MM}
         functions |= {
-            f"{name} dice": lambda masks=masks: metrics.compute_dice(**masks),
-            f"{name} voe": lambda masks=masks: 1 - metrics.compute_iou(**masks),
-            f"{name} hd95_mm": lambda far=far: metrics.compute_hausdorff_distance(**far, percentile=95),
-            f"{name} mssd_mm": lambda far=far: metrics.compute_hausdorff_distance(**far),
-            f"{name} assd_mm": lambda far=far: metrics.compute_average_surface_distance(**far, symmetric=True),
-            f"{name} nsd_2mm": lambda far=far: metrics.compute_surface_dice(**far, class_thresholds=[2.0]),
-            f"{name} area-weighted NSD": lambda far=far: metrics.compute_surface_dice(
-                **far, class_thresholds=[2.0], use_subvoxels=True
+            f"{name} dice": partial(metrics.compute_dice, **masks),
+            f"{name} voe": partial(overlap_error, metrics.compute_iou, **masks),
+            f"{name} hd95_mm": partial(metrics.compute_hausdorff_distance, **far, percentile=95),
+            f"{name} mssd_mm": partial(metrics.compute_hausdorff_distance, **far),
+            f"{name} assd_mm": partial(metrics.compute_average_surface_distance, **far, symmetric=True),
+            f"{name} nsd_2mm": partial(metrics.compute_surface_dice, **far, class_thresholds=[2.0]),
+            f"{name} area-weighted NSD": partial(
+                metrics.compute_surface_dice, **far, class_thresholds=[2.0], use_subvoxels=True
             ),
         }
 
@@ -148,20 +153,25 @@ def medpy_functions(case: SegmentedCase) -> dict[str, Callable[[], Any]]:
     for name, pair in (("liver", case.liver), ("tumour", case.tumour)):
         masks = (pair.prediction_zyx, pair.reference_zyx)
         functions |= {
-            f"{name} dice": lambda masks=masks: binary.dc(*masks),
-            f"{name} voe": lambda masks=masks: 1 - binary.jc(*masks),
-            f"{name} hd95_mm": lambda masks=masks: binary.hd95(*masks, voxelspacing=SPACING_MM),
-            f"{name} mssd_mm": lambda masks=masks: binary.hd(*masks, voxelspacing=SPACING_MM),
-            f"{name} assd_mm": lambda masks=masks: binary.assd(*masks, voxelspacing=SPACING_MM),
+            f"{name} dice": partial(binary.dc, *masks),
+            f"{name} voe": partial(overlap_error, binary.jc, *masks),
+            f"{name} hd95_mm": partial(binary.hd95, *masks, voxelspacing=SPACING_MM),
+            f"{name} mssd_mm": partial(binary.hd, *masks, voxelspacing=SPACING_MM),
+            f"{name} assd_mm": partial(binary.assd, *masks, voxelspacing=SPACING_MM),
         }
     return functions
+
+
+def score_in_parallel(case: SegmentedCase, workers: int) -> list[CaseScores]:
+    return list(bounded_map(score_case, [case] * PARALLEL_CASES, workers))
 
 
 def compare(library: str, functions: dict[str, Callable[[], Any]], ours: Figures, our_cpu: float) -> None:
     print(f"\n{library:24s}  wall s   CPU s       value   difference to ours")
     total_wall = total_cpu = distances_cpu = 0.0
     for name, compute in functions.items():
-        value, wall, cpu = timed(lambda compute=compute: float(compute()))
+        found, wall, cpu = timed(compute)
+        value = float(found)
         total_wall, total_cpu = total_wall + wall, total_cpu + cpu
         distances_cpu += 0.0 if name == "PQ" else cpu
         print(f"  {name:22s}  {wall:6.2f}  {cpu:6.2f}  {value:10.4f}   {value - ours[name]:+.1e}")
@@ -181,7 +191,7 @@ def main() -> None:
     )
     print(f"lesions, {len(scores.candidates.confidences)} candidates, panoptic {scores.panoptic}")
     for workers in (1, 2):
-        _, wall, _ = timed(lambda workers=workers: list(bounded_map(score_case, [case] * PARALLEL_CASES, workers)))
+        _, wall, _ = timed(partial(score_in_parallel, case, workers))
         print(f"{PARALLEL_CASES} cases by {workers} thread(s): {wall:.2f} s wall")
     if arguments.ours_only:
         return

@@ -87,9 +87,10 @@ def in_own_environment(pairs: list[Pair]) -> list[dict[str, float | None]]:
     environment = {**os.environ, **({"UV_FIND_LINKS": wheels} if wheels else {})}
     with tempfile.TemporaryDirectory() as name:
         python, file = Path(name) / "venv/bin/python", Path(name) / "pairs.npz"
-        references = {f"r{n}": reference_zyx for n, (reference_zyx, _) in enumerate(pairs)}
-        np.savez(file, **references, **{f"p{n}": prediction_zyx for n, (_, prediction_zyx) in enumerate(pairs)})
-        for command in (["venv", python.parents[1]], ["pip", "install", "--python", python, "panoptica"]):
+        masks: dict[str, Any] = {f"r{n}": reference_zyx for n, (reference_zyx, _) in enumerate(pairs)}
+        masks |= {f"p{n}": prediction_zyx for n, (_, prediction_zyx) in enumerate(pairs)}
+        np.savez(file, **masks)
+        for command in (["venv", str(python.parents[1])], ["pip", "install", "--python", str(python), "panoptica"]):
             subprocess.run([uv, *command, "--quiet"], check=True, env=environment)
         shown = subprocess.run([python, __file__, "--results", file], check=True, stdout=subprocess.PIPE, text=True)
         return list(json.loads(shown.stdout.splitlines()[-1]))

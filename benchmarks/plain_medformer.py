@@ -25,14 +25,14 @@ class PlainMedFormer(nn.Module):
         self.weights = copy.deepcopy(network)
 
     def forward(self, image_bcdhw: Tensor) -> Tensor | list[Tensor]:
-        net = self.weights
+        net: Any = self.weights  # whose modules are known by their names alone
         x_bcdhw = residual(net.stem_block, conv(net.stem, image_bcdhw))
-        skips, maps = [x_bcdhw], []
+        skips, maps = [x_bcdhw], list[Any]()
         for down in net.down:
             x_bcdhw = merge_patches(down.merge, x_bcdhw)
             for block in down.convs:
                 x_bcdhw = residual(block, x_bcdhw)
-            map_bmc = None if down.semantic_map is None else semantic_map(down.semantic_map, x_bcdhw)
+            map_bmc: Any = None if down.semantic_map is None else semantic_map(down.semantic_map, x_bcdhw)
             for block in down.attentions:
                 x_bcdhw, map_bmc = attend(block, x_bcdhw, map_bmc)
             skips.append(x_bcdhw)

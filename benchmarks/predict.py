@@ -210,7 +210,7 @@ def measure(arm: str, options: argparse.Namespace) -> None:
     seconds, cpu_seconds = (clocks() - start if found["seconds"] is None else found["seconds"]).tolist()
     if found["labels"] is not None:
         np.save(options.labels, found["labels"] > 0)
-    told = {name: found[name] for name in ("windows", "sampled") if name in found}
+    told: dict[str, Any] = {name: found[name] for name in ("windows", "sampled") if name in found}
     told |= {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,

@@ -141,7 +141,8 @@ def load(url: str, process: psutil.Process, options: Any, folder: Path) -> tuple
     """Let all clients work at once; returns what they saw, and the memory of the service meanwhile."""
     numbers = iter(range(options.clients * options.scans))
     work = [[scan(folder, next(numbers)) for _ in range(options.scans)] for _ in range(options.clients)]
-    tally, samples, stopped, end = Tally(), [], threading.Event(), time.monotonic() + 60 * options.minutes
+    samples: list[float] = []
+    tally, stopped, end = Tally(), threading.Event(), time.monotonic() + 60 * options.minutes
     watcher = threading.Thread(target=watch, args=(process, samples, stopped))
     watcher.start()
     with ThreadPoolExecutor(options.clients) as pool:

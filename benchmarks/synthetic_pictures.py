@@ -51,7 +51,7 @@ PHANTOMS = {
     Modality.CT: ("portal-venous", "non-contrast", "delayed", "arterial"),
     Modality.MR: ("T2", "T1", "hepatobiliary"),
 }
-GREYS = {Modality.CT: dict(zip(("vmin", "vmax"), CT_RANGE, strict=True)), Modality.MR: {"vmin": -1.2, "vmax": 3.0}}
+GREYS = {Modality.CT: CT_RANGE, Modality.MR: (-1.2, 3.0)}  # shown as black and white
 MIN_CHANGE, MIN_VOXELS = 0.1, 12  # a finding that a reader could see: of the change of the image, in one slice
 DPI = (100, 180)  # without and with a source
 TIMED = 40  # patches
@@ -139,7 +139,9 @@ def show(axis: Axes, finding: Finding, spacing_yx_mm: tuple[float, float]) -> bo
     middle = np.argwhere(found_zyx[z]).mean(0)
     image_yx = patch.image_zyx[z]
     height, width = (n * mm for n, mm in zip(image_yx.shape, spacing_yx_mm, strict=True))
-    axis.imshow(image_yx, cmap="gray", interpolation="bicubic", extent=(0, width, height, 0), **GREYS[patch.modality])
+    black, white = GREYS[patch.modality]
+    extent = (0, width, height, 0)
+    axis.imshow(image_yx, cmap="gray", interpolation="bicubic", extent=extent, vmin=black, vmax=white)
     y, x = (
         float(np.clip(m * mm, SIDE_MM / 2, n - SIDE_MM / 2))
         for m, mm, n in zip(middle, spacing_yx_mm, (height, width), strict=True)
@@ -154,8 +156,8 @@ def draw(source: Path | None, out: Path, seed: int) -> None:
     if not source:
         plan = plan.model_copy(update={"spacing_zyx_mm": PHANTOM_SPACING_ZYX_MM})
     rows = [name for name, count in ROWS for _ in range(count)]
-    figure, axes = plt.subplots(len(rows), 2 * COLUMNS, figsize=(10, 1.27 * len(rows)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    figure, axes = plt.subplots(len(rows), 2 * COLUMNS, figsize=(10, 1.27 * len(rows)))
+    figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     for row, name in enumerate(rows):
         axes[row, 0].set_ylabel(name, fontsize=7)
     for column, modality in ((0, Modality.CT), (COLUMNS, Modality.MR)):

@@ -118,7 +118,9 @@ class Step:
             weight_brdhw = torch.from_numpy(np.stack([patch.weight_rzyx for patch in patches])).to(self.device)
         with meter.part("augment"):
             rngs = [np.random.default_rng([self.number, b]) for b in range(len(patches))]
-            augment_spatial(image_bcdhw, target_brdhw, weight_brdhw, training.augmentation, rngs, self.sampler.plan.spacing_zyx_mm)
+            augment_spatial(
+                image_bcdhw, target_brdhw, weight_brdhw, training.augmentation, rngs, self.sampler.plan.spacing_zyx_mm
+            )
             augment_intensity(image_bcdhw, target_brdhw[:, LIVER], training.augmentation, rngs, [True] * len(patches))
             image_bcdhw = image_bcdhw.contiguous(memory_format=memory_format(image_bcdhw.device))
         self.learn(Batch(image_bcdhw, target_brdhw, weight_brdhw, None), meter)

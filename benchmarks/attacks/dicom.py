@@ -353,7 +353,7 @@ def drawing(case: Series) -> Expected:
     """A SEG or RTSTRUCT with wrong values, flipped bits or without its end."""
     if case.kind == "SEG":
         write_segmentation(case)
-        dataset = pydicom.dcmread(case.drawing)
+        dataset: Dataset = pydicom.dcmread(case.drawing)
     else:
         dataset = structure_set(case)
         save(dataset, case.drawing)
@@ -365,8 +365,8 @@ def drawing(case: Series) -> Expected:
         case.drawing.write_bytes(data)
         case.mutation = "bits flipped"
     elif how == "end":
-        data = case.drawing.read_bytes()
-        case.drawing.write_bytes(data[: case.rng.randrange(len(data))])
+        whole = case.drawing.read_bytes()
+        case.drawing.write_bytes(whole[: case.rng.randrange(len(whole))])
         case.mutation = "truncated"
     else:
         changes = SEGMENTATION if case.kind == "SEG" else STRUCTURES
@@ -386,7 +386,7 @@ def _contours(dataset: Dataset) -> Any:
     return dataset.ROIContourSequence[0].ContourSequence
 
 
-SEGMENTATION: dict[str, Callable[[Dataset], None]] = {
+SEGMENTATION: dict[str, Callable[[Dataset], object]] = {
     "no SegmentSequence": lambda d: d.pop("SegmentSequence"),
     "no SegmentNumber": lambda d: d.SegmentSequence[0].pop("SegmentNumber"),
     "SegmentNumber of two values": lambda d: _raw(d.SegmentSequence[0], "SegmentNumber", "US", b"\1\0\2\0"),
@@ -411,7 +411,7 @@ SEGMENTATION: dict[str, Callable[[Dataset], None]] = {
     ),
     "label with zero bytes": lambda d: _raw(d.SegmentSequence[0], "SegmentLabel", "LO", b"Liver\0\0\0"),
 }
-STRUCTURES: dict[str, Callable[[Dataset], None]] = {
+STRUCTURES: dict[str, Callable[[Dataset], object]] = {
     "an empty ROI": lambda d: None,  # the tumour has no contours as it is
     "contour of 7 numbers": lambda d: setattr(_contours(d)[0], "ContourData", ["1"] * 7),
     "contour of one point": lambda d: setattr(_contours(d)[0], "ContourData", ["1"] * 3),

@@ -68,7 +68,8 @@ def ingest(place: Workplace, options: Sequence[str], cases: int) -> Ingested:
     result = Ingested(ended, cohort)
     if ended.code == 0:
         table = pd.read_parquet(cohort / "cases.parquet")
-        result.accepted = {row["case_id"]: row for row in table.to_dict(orient="records")}
+        rows = [{str(key): value for key, value in row.items()} for row in table.to_dict(orient="records")]
+        result.accepted = {row["case_id"]: row for row in rows}
         with (cohort / "quarantine.csv").open(newline="") as stream:
             result.refused = {row["case_id"]: f"{row['rule']}: {row['value']}" for row in csv.DictReader(stream)}
     faults = [f"left or changed {name}" for name, _ in sorted(set(before.items()) ^ set(_beside(place).items()))]

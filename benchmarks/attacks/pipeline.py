@@ -318,8 +318,8 @@ def _poison(remote: Path, rng: random.Random) -> str:
         path.chmod(0o644)
     match how:
         case "parent" | "absolute":
-            path = "../../evil.json" if how == "parent" else f"{remote.parent}/evil.json"
-            listed.write_text(json.dumps([*entries, {**entries[0], "relpath": path}]))
+            evil = "../../evil.json" if how == "parent" else f"{remote.parent}/evil.json"
+            listed.write_text(json.dumps([*entries, {**entries[0], "relpath": evil}]))
         case "flip object" | "flip list":
             victim = listed if how == "flip list" else victim
             data = bytearray(victim.read_bytes())
