@@ -15,6 +15,7 @@ from hepar.cases import LIVER, Case
 from hepar.imaging.masks import Mask, body_mask, fill_holes, keep_largest_component
 from hepar.imaging.preprocessing import preprocess_image
 from hepar.imaging.volumes import Geometry, read_image, read_mask, resample_mask, to_array, to_image, write_image
+from hepar.inference.liver_region import LIVER_THRESHOLD
 from hepar.inference.prediction import Model, predict_variant, resample_probability
 from hepar.params import PseudoLabelParams
 from hepar.pseudo_labels.folder import PseudoLabels
@@ -29,7 +30,7 @@ SIGNALS_FILE = "signals.json"
 class PseudoLiver:
     """A pseudo-liver on its case's grid: the mask, its uncertain voxels (both bool zyx), and its signals.
 
-    `votes_zyx` holds each prediction that it is made of, thresholded at 0.5, the one without augmentation first.
+    `votes_zyx` holds each prediction that it is made of, above `LIVER_THRESHOLD`, the one without augmentation first.
     """
 
     liver_zyx: Mask
@@ -57,7 +58,7 @@ def load_signals(folder: Path) -> Signals:
 def predict_pseudo_liver(case: Case, folder: Path, teachers: Sequence[Model], params: PseudoLabelParams) -> PseudoLiver:
     """Predict the liver of a case of the cohort in `folder` with every teacher and every test-time variant.
 
-    The mask is the mean probability thresholded at 0.5, reduced to its largest component, with holes filled; it may be
+    The mask is where the mean probability exceeds `LIVER_THRESHOLD`, its largest component with holes filled; it may be
     empty. Memory: one probability map, and one byte per voxel and prediction.
     """
     image_file, tumour_file = folder / case.image, folder / case.tumour if case.tumour else None
@@ -71,9 +72,9 @@ def predict_pseudo_liver(case: Case, folder: Path, teachers: Sequence[Model], pa
             probabilities_rzyx, grid = predict_variant([teacher], image, case.modality, params.overlap, variant)
             probability_zyx = resample_probability(probabilities_rzyx[LIVER], grid, own)
             total_zyx += probability_zyx
-            votes_zyx.append(probability_zyx > 0.5)
+            votes_zyx.append(probability_zyx > LIVER_THRESHOLD)
     mean_zyx = total_zyx / np.float32(len(votes_zyx))
-    raw_zyx: Mask = mean_zyx > 0.5
+    raw_zyx: Mask = mean_zyx > LIVER_THRESHOLD
     liver_zyx = fill_holes(keep_largest_component(raw_zyx))
     preprocessed_zyx, grid = preprocess_image(image, case.modality, teachers[0].spec.plan)
     evidence = Evidence(

@@ -21,7 +21,7 @@ from hepar.inference.sliding_window import Probabilities, sliding_window
 from hepar.params import SizeZYX
 from hepar.pool.table import Pool, PoolEntry
 from hepar.runtime.device import autocast
-from hepar.training.validation import HALF_SCORE_ML, WINDOW_OVERLAP
+from hepar.training.validation import WINDOW_OVERLAP, tumour_free_score
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 VOLUMES_ML = (0.0, 0.1, 0.2, 0.5, 1.0)
@@ -85,8 +85,7 @@ def score(outcomes: Sequence[Outcome]) -> float:
     """The mean of up to three terms, 0 to 1, higher is better; 0 without a case.
 
     The mean tumour Dice of the cases with a tumour; the F1 of lesions with any overlap, pooled over all cases; and the
-    mean over tumour-free cases of a score that is 1 without false tumour and a half at `HALF_SCORE_ML`. Without a
-    tumour the first two are left out, without a tumour-free case the third.
+    `tumour_free_score`. Without a tumour the first two are left out, without a tumour-free case the third.
     """
     dice = [outcome.voxels.dice or 0.0 for outcome in outcomes if outcome.voxels.reference_voxels]
     false_ml = [outcome.predicted_ml for outcome in outcomes if not outcome.voxels.reference_voxels]
@@ -95,7 +94,7 @@ def score(outcomes: Sequence[Outcome]) -> float:
         numerators, denominators = zip(*(outcome.lesions.f1_terms for outcome in outcomes), strict=True)
         terms += [np.mean(dice), sum(numerators) / sum(denominators)]
     if false_ml:
-        terms.append(np.mean([HALF_SCORE_ML / (HALF_SCORE_ML + ml) for ml in false_ml]))
+        terms.append(tumour_free_score(false_ml))
     return float(np.mean(terms)) if terms else 0.0
 
 

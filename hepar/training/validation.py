@@ -13,6 +13,8 @@ from torch import nn
 from hepar.cases import LIVER, TUMOUR, LabelState, Modality, Split
 from hepar.evaluation.overlap import OverlapCounts, count_overlap, global_dice
 from hepar.imaging.masks import voxel_mm3
+from hepar.inference.defaults import TUMOUR_THRESHOLD
+from hepar.inference.liver_region import LIVER_THRESHOLD
 from hepar.inference.sliding_window import sliding_window
 from hepar.params import TrainingParams
 from hepar.pool.table import Pool, PoolEntry
@@ -33,8 +35,8 @@ class Overlaps:
     voxel_ml: float
 
     def metrics(self) -> dict[str, float]:
-        """`liver_dice`, the mean over cases; `tumour_dice`, the global Dice; `tumour_free`, over cases without a tumour
-        the mean of a score that is 1 without false tumour and a half at `HALF_SCORE_ML`.
+        """`liver_dice`, the mean over cases; `tumour_dice`, the global Dice; `tumour_free`, the `tumour_free_score` of
+        the cases without a tumour.
 
         A metric is left out if it is undefined: no case has a liver, a tumour, or is free of tumour.
         """
@@ -45,8 +47,16 @@ class Overlaps:
         if tumour_dice is not None:
             metrics["tumour_dice"] = tumour_dice
         if false_ml:
-            metrics["tumour_free"] = float(np.mean([HALF_SCORE_ML / (HALF_SCORE_ML + ml) for ml in false_ml]))
+            metrics["tumour_free"] = tumour_free_score(false_ml)
         return metrics
+
+
+def tumour_free_score(false_ml: Sequence[float]) -> float:
+    """The mean over one or more tumour-free cases of a score of their false tumour in ml.
+
+    The score is 1 without false tumour and a half at `HALF_SCORE_ML`.
+    """
+    return float(np.mean([HALF_SCORE_ML / (HALF_SCORE_ML + ml) for ml in false_ml]))
 
 
 def validation_cases(pool: Pool, max_cases: int) -> dict[Modality, list[PoolEntry]]:
@@ -89,9 +99,9 @@ def count_overlaps(
         with autocast(device, params.precision):
             probability_rzyx = sliding_window(network, image_zyx, params.patch_zyx, WINDOW_OVERLAP, device)
         if entry.liver.state == LabelState.MANUAL:
-            livers.append(count_overlap(arrays.liver_zyx > 0, probability_rzyx[LIVER] > 0.5))
+            livers.append(count_overlap(arrays.liver_zyx > 0, probability_rzyx[LIVER] > LIVER_THRESHOLD))
         if entry.tumour.state in (LabelState.MANUAL, LabelState.ABSENT):
-            tumours.append(count_overlap(arrays.tumour_zyx > 0, probability_rzyx[TUMOUR] > 0.5))
+            tumours.append(count_overlap(arrays.tumour_zyx > 0, probability_rzyx[TUMOUR] > TUMOUR_THRESHOLD))
     by_rank = distributed.all_gather((livers, tumours))
     all_livers = [counts for livers, _ in by_rank for counts in livers]
     all_tumours = [counts for _, tumours in by_rank for counts in tumours]
