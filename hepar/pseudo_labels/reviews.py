@@ -92,6 +92,11 @@ class Reviews:
             by_case[review.case_id] = replace(review, decision=decision)
         return cls(folder, by_case)
 
+    @classmethod
+    def so_far(cls, folder: Path) -> Reviews:
+        """The decisions in a folder that may be new: none without a log. Raises DataError if that is damaged."""
+        return cls.load(folder) if (folder / cls.LOG).is_file() else cls(folder, {})
+
     @property
     def hash(self) -> str:
         """Hexadecimal SHA-256 of the decisions that count."""

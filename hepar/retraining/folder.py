@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hepar.errors import HeparError
-from hepar.pseudo_labels.reviews import NO_REVIEWS, Reviews
+from hepar.pseudo_labels.reviews import Reviews
 from hepar.runtime.artifacts import write_json
 from hepar.runtime.locks import try_lock
 
@@ -52,8 +52,7 @@ class RetrainingFolder:
 
     def reviews(self) -> Reviews:
         """The decisions on suspicious masks; none without a log. Raises DataError if it is damaged."""
-        log = self.reviews_folder / Reviews.LOG
-        return Reviews.load(self.reviews_folder) if log.is_file() else NO_REVIEWS
+        return Reviews.so_far(self.reviews_folder)
 
     @contextmanager
     def hold(self) -> Iterator[None]:

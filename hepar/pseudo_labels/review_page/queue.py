@@ -13,7 +13,7 @@ from hepar.cases import Case, Cohort, Modality
 from hepar.imaging.display import CT_WINDOW_HU
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.pseudo_labels.gates import ACCEPT, REJECT, REVIEW
-from hepar.pseudo_labels.reviews import NO_REVIEWS, Review, Reviews
+from hepar.pseudo_labels.reviews import Review, Reviews
 from hepar.runtime.artifacts import check_made_from, read_manifest
 
 GATE_ORDER = {REVIEW: 0, REJECT: 1, ACCEPT: 2}
@@ -61,11 +61,6 @@ def _queue_item(case: Case, row: Mapping[str, Any], cohort: Path, labels: Pseudo
     if case.tumour:
         files["tumour"] = cohort / case.tumour
     return QueueItem(case, row, files)
-
-
-def read_reviews(folder: Path) -> Reviews:
-    """The decisions so far; none if the folder is new."""
-    return Reviews.load(folder) if (folder / Reviews.LOG).is_file() else NO_REVIEWS
 
 
 def describe(item: QueueItem, reviews: Reviews) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from werkzeug.exceptions import Conflict, NotFound
 from hepar.errors import DataError
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.pseudo_labels.review_page.corrections import store_mask
-from hepar.pseudo_labels.review_page.queue import QueueItem, describe, read_queue, read_reviews
+from hepar.pseudo_labels.review_page.queue import QueueItem, describe, read_queue
 from hepar.pseudo_labels.reviews import Review, ReviewDecision, Reviews, append_review, utc_now
 from hepar.runtime.scratch import scratch_folder
 
@@ -38,7 +38,7 @@ class ReviewSession:
 
     def describe_all(self) -> list[dict[str, Any]]:
         """All cases, in the order of the queue."""
-        reviews = read_reviews(self.reviews)
+        reviews = Reviews.so_far(self.reviews)
         return [describe(item, reviews) for item in self.queue.values()]
 
     def file(self, case_id: str, name: str) -> Path:
@@ -48,7 +48,7 @@ class ReviewSession:
         """
         item, found = self.item(case_id), FILE_NAME.match(name)
         if found and found[1] == "corrected":
-            reviews = read_reviews(self.reviews)
+            reviews = Reviews.so_far(self.reviews)
             review = reviews.find(item.case, item.row["mask_sha256"])
             if review is not None and review.mask_sha256:
                 return reviews.corrected_mask(review)
@@ -76,7 +76,7 @@ class ReviewSession:
         return self._save(item, ReviewDecision.CORRECT, digest)
 
     def _save(self, item: QueueItem, decision: ReviewDecision, mask_sha256: str = "") -> dict[str, Any]:
-        reviews = read_reviews(self.reviews)  # raises before anything is appended to a damaged log
+        reviews = Reviews.so_far(self.reviews)  # raises before anything is appended to a damaged log
         earlier = reviews.find(item.case, item.row["mask_sha256"])
         if decision == ReviewDecision.ACCEPT and earlier is not None and earlier.decision == ReviewDecision.CORRECT:
             decision, mask_sha256 = ReviewDecision.CORRECT, earlier.mask_sha256  # the page shows the corrected mask
@@ -90,4 +90,4 @@ class ReviewSession:
             mask_sha256=mask_sha256,
         )
         append_review(self.reviews, review)
-        return describe(item, read_reviews(self.reviews))
+        return describe(item, Reviews.so_far(self.reviews))
