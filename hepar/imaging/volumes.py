@@ -29,6 +29,7 @@ CANONICAL = "LPS"
 WRITABLE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 MAX_VOXELS_PER_BYTE = 1100  # of a file: gzip packs zeros to about a thousandth
 ALLOWED_VOXELS = 2**27  # whatever the size of the file
+ORIGIN_TOLERANCE_MM = 0.01  # between grids that agree: headers round
 ALIASING_SIGMA = 0.4  # of the smoothing before a coarser grid, in units of sqrt(new spacing² - old spacing²)
 LEAST_SIGMA = 0.2  # voxels; less is not smoothed
 Array = npt.NDArray[Any]
@@ -80,12 +81,12 @@ class Geometry:
         origin_xyz_mm = np.array(self.origin_xyz_mm) + direction @ np.array(shift_zyx_mm[::-1])
         return Geometry((z, y, x), spacing_zyx_mm, tuple(origin_xyz_mm.tolist()), self.direction)
 
-    def agrees_with(self, other: Geometry, tolerance_mm: float = 0.01) -> bool:
+    def agrees_with(self, other: Geometry) -> bool:
         """Whether two grids are the same up to rounding in their headers."""
         return (
             self.size_zyx == other.size_zyx
             and bool(np.allclose(self.spacing_zyx_mm, other.spacing_zyx_mm, atol=1e-3))
-            and bool(np.allclose(self.origin_xyz_mm, other.origin_xyz_mm, atol=max(tolerance_mm, 1e-3)))
+            and bool(np.allclose(self.origin_xyz_mm, other.origin_xyz_mm, atol=ORIGIN_TOLERANCE_MM))
             and bool(np.allclose(self.direction, other.direction, atol=1e-3))
         )
 

@@ -21,6 +21,7 @@ from hepar.cases import LIVER, TUMOUR
 from hepar.training.distributed import all_reduce_sum
 
 FALSE_POSITIVE_VOXELS = 100.0  # of probability 1, at which the loss of an absent structure is one half
+SMOOTHING = 1.0  # of the Dice: voxels added above and below
 _BATCH_AND_SPACE = (0, 2, 3, 4)
 
 
@@ -71,9 +72,7 @@ def masked_bce(
     return (mean_r * mean_r.new_tensor(bce_weights)).sum()
 
 
-def masked_dice(
-    probability_brdhw: Tensor, target_brdhw: Tensor, weight_brdhw: Tensor, smoothing: float = 1.0
-) -> Tensor:
+def masked_dice(probability_brdhw: Tensor, target_brdhw: Tensor, weight_brdhw: Tensor) -> Tensor:
     """Soft Dice loss of the whole batch over known voxels, summed over structures.
 
     A structure that is known but absent in the whole batch contributes n / (n + `FALSE_POSITIVE_VOXELS`), where n is
@@ -85,7 +84,7 @@ def masked_dice(
     overlap_r, predicted_r, target_r, squares_r = _sums_per_structure(
         known_brdhw * target_brdhw, known_brdhw, weight_brdhw * target_brdhw, known_brdhw * probability_brdhw
     )
-    dice_loss_r = 1 - (2 * overlap_r + smoothing) / (predicted_r + target_r + smoothing)
+    dice_loss_r = 1 - (2 * overlap_r + SMOOTHING) / (predicted_r + target_r + SMOOTHING)
     return torch.where(target_r > 0, dice_loss_r, squares_r / (squares_r + FALSE_POSITIVE_VOXELS)).sum()
 
 
