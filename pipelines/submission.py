@@ -19,7 +19,7 @@ from hepar.cli.cluster import ACCOUNT_VARIABLE, NAMESPACE_VARIABLE, PIPELINE_FIL
 from hepar.errors import HeparError, ParamsError
 from hepar.ingest.listing import list_source
 from hepar.params import Params, PipelineParams, dump_params
-from hepar.registry.tracking import storage_errors
+from hepar.registry.tracking import mlflow_errors
 from hepar.retraining.identity import find_champion, reviews_hash, training_identity
 from hepar.retraining.submission import FAILED, FINISHED, RUNNING
 from hepar.runtime.artifacts import sha256_json
@@ -71,7 +71,7 @@ def plan_run(package: Path, overrides: Mapping[str, Any], name: str = "") -> Pla
 
 def run_key(images: tuple[str, ...], params: PipelineParams, further: Mapping[str, Any]) -> str:
     """What a run is the run of: images, params and further inputs, listing of the source, reviews, champion."""
-    with storage_errors():
+    with mlflow_errors():
         champion = find_champion(params.register_model.model_name)
     identity = training_identity(params, champion, reviews_hash(params.assemble_pool.reviews))
     return sha256_json([images, identity, dict(further), list_source(params.source)])[:KEY_CHARACTERS]

@@ -182,7 +182,7 @@ class _Job:
         """Run the pipeline and tag the version that it registers; returns the id of a run that goes on elsewhere."""
         from hepar.registry.model_registry import RegisteredModel
         from hepar.registry.registration import Registration
-        from hepar.registry.tracking import connect, storage_errors
+        from hepar.registry.tracking import connect, mlflow_errors
         from hepar.retraining.submission import version_tags
 
         elsewhere: str | None = self.runner(params=self.params, workdir=self.workdir, image=self.image)
@@ -190,7 +190,7 @@ class _Job:
         if elsewhere is None:
             self.registered = made = Registration.load(self.workdir / Registration.KIND)
             tags = version_tags(found.state, found.decision.reasons)
-            with storage_errors():
+            with mlflow_errors():
                 RegisteredModel(connect(), made.name).tag_version(made.version, tags)
         return elsewhere
 

@@ -44,7 +44,7 @@ from hepar.runtime.unfinished import checkpoint_folder
 from hepar.runtime.whole_files import write_bytes, write_text
 from hepar.training.distributed import refuse_torchrun
 from hepar.training.fit import EXECUTION_SETTINGS, Recipe
-from hepar.training.folds import assign_folds, fit_folds
+from hepar.training.folds import assign_teacher_folds, fit_folds
 from hepar.training.loop import snapshot_steps
 from hepar.training.teacher_pool import teacher_pool
 
@@ -208,7 +208,7 @@ def _observe(
 def _train_teachers(
     cohort: Cohort, pool: Pool, recipe: Recipe, folds: int, cohort_hash: str, checkpoints: Path
 ) -> Iterator[_HeldOutFold]:
-    fold = assign_folds(pool.select(Split.TRAIN), folds)
+    fold = assign_teacher_folds(pool.select(Split.TRAIN), folds)
     origin = {Cohort.KIND: cohort_hash, ModelFolder.ROLE: "calibration"}
     teachers = fit_folds(pool, fold, checkpoints, recipe, origin)
     for number, teacher in enumerate(teachers):

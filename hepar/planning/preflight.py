@@ -26,7 +26,7 @@ from hepar.params import REGISTERED, PipelineParams, read_pipeline_params
 from hepar.phantoms.cohort import TABLE
 from hepar.pseudo_labels.stored_reviews import open_reviews
 from hepar.registry.model_registry import find_registered
-from hepar.registry.tracking import connect, has_server, server, storage_errors
+from hepar.registry.tracking import connect, has_server, mlflow_errors, server
 from hepar.runtime.environment import EPHEMERAL_VARIABLE
 from hepar.runtime.object_store import Store
 from hepar.runtime.progress import current_stage, stage
@@ -119,7 +119,7 @@ def _check_tracking(params: PipelineParams) -> str:
     with _few_retries():
         mlflow = connect()
         if warm_start.startswith(REGISTERED):
-            with storage_errors():
+            with mlflow_errors():
                 find_registered(mlflow, warm_start)
     return f"{server()} answers"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pydicom
 
 from hepar.errors import StorageError
-from hepar.ingest.sources.dicomweb import client, storage_errors
+from hepar.ingest.sources.dicomweb import client, dicomweb_errors
 from hepar.prediction.folder import PredictionFolder
 
 
@@ -16,7 +16,7 @@ def store_objects(server: str, prediction: PredictionFolder) -> list[str]:
     """
     names = [name for name in (prediction.SEG, prediction.SR) if (prediction.folder / name).is_file()]
     for name in names:
-        with storage_errors(server):
+        with dicomweb_errors(server):
             answer = client(server).store_instances([pydicom.dcmread(prediction.folder / name)])
         if failed := answer.get("FailedSOPSequence"):
             raise StorageError(f"{server} refuses {name} with the reason {failed[0].get('FailureReason', 'unknown')}")

@@ -18,8 +18,8 @@ from hepar.registry.lease import hold_lease
 from hepar.registry.model_registry import ModelVersion, RegisteredModel
 from hepar.registry.promotion import Decision, decide
 from hepar.registry.registration import Registration
-from hepar.registry.scored_cohort import scored_cohort, what_to_give
-from hepar.registry.tracking import check_server, connect, server, storage_errors, tag_name
+from hepar.registry.scored_cohort import open_scored_cohort, what_to_give
+from hepar.registry.tracking import check_server, connect, mlflow_errors, server, tag_name
 from hepar.runtime.commit import release
 
 DECISION_TAG = tag_name("decision")  # of a version: the last decision on it, with its reasons
@@ -83,7 +83,7 @@ class Judge:
         same_cases = champion.test_set == challenger.test_set
         if same_cases and champion.release == challenger.release != "":
             return champion.cases, challenger.cases
-        with scored_cohort(challenger, self.cohort) as cohort:
+        with open_scored_cohort(challenger, self.cohort) as cohort:
             if cohort is None:
                 other = "by another release of hepar" if same_cases else "on another test set"
                 return f"not comparable: {name} was scored {other}; {what_to_give(challenger)}"
@@ -120,7 +120,7 @@ class Judge:
         if champion == number:
             return Decision(True, (ALREADY_CHAMPION,)), champion
         try:
-            with storage_errors():
+            with mlflow_errors():
                 against = self.model.version(champion) if champion else None
                 decision = self.decide(self.model.version(number), against)
         except (ArtifactError, DataError, StorageError) as error:
@@ -176,7 +176,7 @@ def promote(
     tag changes. Raises DataError if there is no registry or no such version, StorageError if the registry fails.
     """
     check_server()
-    with storage_errors():
+    with mlflow_errors():
         model = RegisteredModel(connect(), params.model_name)
         judge = Judge(model, params.gates, cohort, force)
 
@@ -199,7 +199,7 @@ def rollback(params: RegisterParams) -> Rollback:
     previous champion, StorageError if the registry fails.
     """
     check_server()
-    with storage_errors():
+    with mlflow_errors():
         model = RegisteredModel(connect(), params.model_name)
         _previous(model)  # a model that does not exist gets no lease
         with hold_lease(model.mlflow, model.name) as lease:

@@ -18,7 +18,7 @@ from hepar.params import REGISTERED
 from hepar.pool.table import Pool
 from hepar.registry.lineage_records import LINEAGE, LoggedRecords, Record
 from hepar.registry.model_registry import files_of_run, find_registered
-from hepar.registry.tracking import MODEL_TAG, connect, report_place, storage_errors, tag_name
+from hepar.registry.tracking import MODEL_TAG, connect, mlflow_errors, report_place, tag_name
 from hepar.runtime.artifacts import MANIFEST, read_any_manifest
 from hepar.runtime.execution import IMAGE, KFP_RUN
 from hepar.runtime.scratch import scratch_folder
@@ -164,7 +164,7 @@ class ServerRecords:
 @contextmanager
 def server_records() -> Iterator[ServerRecords]:
     """Questions to the tracking server for as long as the context lasts. Raises StorageError if it fails."""
-    with storage_errors(), scratch_folder("lineage") as scratch:
+    with mlflow_errors(), scratch_folder("lineage") as scratch:
         yield ServerRecords(connect(), scratch)
 
 

@@ -15,7 +15,7 @@ from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import CHAMPION, REGISTERED
 from hepar.registry.case_results import CaseResult, case_results
-from hepar.registry.tracking import check_server, connect, reason_of, report_place, server, storage_errors, tag_name
+from hepar.registry.tracking import check_server, connect, mlflow_errors, reason_of, report_place, server, tag_name
 from hepar.runtime.artifacts import MANIFEST
 from hepar.runtime.commit import RELEASE
 from hepar.runtime.execution import KFP_RUN
@@ -326,7 +326,7 @@ def cohort_version(uri: str) -> str:
 
 def _version_in_tag(uri: str, name: str, what: str) -> str:
     check_server()
-    with storage_errors():
+    with mlflow_errors():
         tag = str(find_registered(connect(), uri).tags.get(name, ""))
     if not tag:
         raise DataError(f"{uri} does not name its {what}: the tag {name} is missing")

@@ -11,7 +11,7 @@ from hepar.errors import HeparError, one_line
 from hepar.registry.champion import DECISION_TAG, RESULT_TAG
 from hepar.registry.model_registry import versions_of_run
 from hepar.registry.registration import Registration
-from hepar.registry.tracking import TEST_SCORES, connect, storage_errors
+from hepar.registry.tracking import TEST_SCORES, connect, mlflow_errors
 from hepar.runtime.execution import KFP_RUN_VARIABLE
 from hepar.runtime.failure_record import last_failure
 from hepar.runtime.notification import MAX_MESSAGE, SUCCEEDED, URL_VARIABLE, Notification, send
@@ -65,7 +65,7 @@ def _registered(run: str) -> _RegisteredBy | None:
     """The version that a KFP run registered; None if it has no id, or registered nothing new."""
     if not run:
         return None
-    with storage_errors():
+    with mlflow_errors():
         mlflow = connect()
         for version in versions_of_run(mlflow, run):
             if RESULT_TAG in version.tags:

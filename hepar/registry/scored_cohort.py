@@ -15,7 +15,7 @@ from hepar.runtime.stored_versions import open_version
 
 
 @contextmanager
-def scored_cohort(version: ModelVersion, given: Path | None) -> Iterator[Path | None]:
+def open_scored_cohort(version: ModelVersion, given: Path | None) -> Iterator[Path | None]:
     """The cohort as long as the context lasts; None if none is given and the store is not set or not named.
 
     From the store it comes by reference: only its tables are fetched. Raises DataError if the store lacks it,

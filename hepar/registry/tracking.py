@@ -61,7 +61,7 @@ def connect() -> Any:
     warnings.filterwarnings("ignore", message=".*An input example was not provided")  # the model reads paths
     uri = _without_credentials(tracking_uri())
     mlflow.set_tracking_uri(uri)
-    with storage_errors(), _one_at_a_time(uri):
+    with mlflow_errors(), _one_at_a_time(uri):
         mlflow.MlflowClient().search_experiments(max_results=1)
     return mlflow
 
@@ -161,7 +161,7 @@ def _temporary_files() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def storage_errors() -> Iterator[None]:
+def mlflow_errors() -> Iterator[None]:
     """Turn errors of MLflow, its database and its disk into a StorageError that names the server."""
     import mlflow
     from sqlalchemy.exc import SQLAlchemyError
@@ -233,7 +233,7 @@ class TrainingRun:
 
     def __enter__(self) -> Self:
         self._mlflow = connect()
-        with storage_errors():
+        with mlflow_errors():
             self._start()
         return self
 
@@ -259,25 +259,25 @@ class TrainingRun:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log metrics at a training step."""
-        with storage_errors():
+        with mlflow_errors():
             self._mlflow.log_metrics(dict(metrics), step=step)
 
     def log_files(self, place: str, write: Callable[[Path], None]) -> None:
         """Log the files that `write` puts into an empty folder, as the folder `place` of the run."""
-        with storage_errors(), scratch_folder("logged") as scratch:
+        with mlflow_errors(), scratch_folder("logged") as scratch:
             write(scratch)
             self._mlflow.log_artifacts(str(scratch), place)
 
     def tag_model(self, model_hash: str) -> None:
         """Tag the run with the model that it trained, so that `model_run` finds it."""
-        with storage_errors():
+        with mlflow_errors():
             self._mlflow.set_tag(MODEL_TAG, model_hash)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         stopped = kind is not None and issubclass(kind, Preempted)
-        with contextlib.nullcontext() if kind is None else contextlib.suppress(StorageError), storage_errors():
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(StorageError), mlflow_errors():
             self._mlflow.end_run("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
 
 
@@ -288,7 +288,7 @@ def model_run(experiment: str, model_hash: str) -> Iterator[Any]:
     If the server does not know it, with a new run in `experiment`. Raises StorageError if MLflow fails.
     """
     mlflow = connect()
-    with storage_errors(), _temporary_files():
+    with mlflow_errors(), _temporary_files():
         run_id = _training_run(mlflow, model_hash)
         with _start_run(mlflow, experiment, run_id, "train-universal"):
             mlflow.set_tag(MODEL_TAG, model_hash)

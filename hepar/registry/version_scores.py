@@ -7,7 +7,7 @@ from pathlib import Path
 from hepar.errors import ArtifactError
 from hepar.evaluation.report_folder import Report
 from hepar.registry.model_registry import REPORT_TAG, files_of_run, find_registered
-from hepar.registry.tracking import check_server, connect, report_place, storage_errors
+from hepar.registry.tracking import check_server, connect, mlflow_errors, report_place
 from hepar.runtime.scratch import scratch_folder
 
 
@@ -18,7 +18,7 @@ def version_scores(uri: str) -> str:
     StorageError if the registry fails.
     """
     check_server()
-    with storage_errors(), scratch_folder("scores") as scratch:
+    with mlflow_errors(), scratch_folder("scores") as scratch:
         mlflow = connect()
         version = find_registered(mlflow, uri)
         report_hash = version.tags.get(REPORT_TAG)  # missing in versions of older releases

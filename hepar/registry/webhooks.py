@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from hepar.errors import DataError, HeparError
 from hepar.params import CHAMPION
-from hepar.registry.tracking import connect, server, storage_errors, tracking_uri
+from hepar.registry.tracking import connect, mlflow_errors, server, tracking_uri
 from hepar.runtime.redaction import CREDENTIALS_RULE, has_credentials, redact_address
 
 EVENT = ("model_version_alias", "created")  # entity and action, as messages name them
@@ -58,7 +58,7 @@ def add_webhook(webhook: Webhook, secret: str) -> None:
         raise DataError(f"the webhook is {redact_address(webhook.url)}: {CREDENTIALS_RULE}")
     if urlsplit(tracking_uri()).scheme not in ("http", "https"):
         raise DataError(f"{server()} is a database without an MLflow server, so nobody would send a webhook")
-    with storage_errors():
+    with mlflow_errors():
         client = connect().MlflowClient()
         if any(found.name == webhook.name for found in client.list_webhooks()):
             raise DataError(f"the MLflow server has a webhook {webhook.name!r} already: remove it first")
@@ -67,7 +67,7 @@ def add_webhook(webhook: Webhook, secret: str) -> None:
 
 def list_webhooks() -> tuple[Webhook, ...]:
     """The webhooks of the server that tell of aliases, by name. Raises StorageError if it does not answer."""
-    with storage_errors():
+    with mlflow_errors():
         found = connect().MlflowClient().list_webhooks()
     own = [hook for hook in found if any((str(e.entity), str(e.action)) == EVENT for e in hook.events)]
     return tuple(sorted((Webhook(hook.name, hook.url) for hook in own), key=lambda hook: hook.name))
@@ -75,7 +75,7 @@ def list_webhooks() -> tuple[Webhook, ...]:
 
 def remove_webhook(name: str) -> None:
     """Remove a webhook. Raises DataError if no webhook has this name, StorageError if the server fails."""
-    with storage_errors():
+    with mlflow_errors():
         client = connect().MlflowClient()
         ids = [hook.webhook_id for hook in client.list_webhooks() if hook.name == name]
         for webhook_id in ids:

@@ -27,7 +27,7 @@ from hepar.registry.case_results import CaseResult
 from hepar.registry.lineage import Lineage, Node
 from hepar.registry.model_registry import ModelVersion
 from hepar.registry.rescoring import HeldOut, rescore
-from hepar.registry.tracking import connect, storage_errors
+from hepar.registry.tracking import connect, mlflow_errors
 from hepar.retraining.case_changes import CaseChanges, compare_cases, decided_reviews, known_cases
 from hepar.retraining.decision import FreshScores, RetrainingDecision, RetrainingEvidence, decide_retraining
 from hepar.retraining.folder import RetrainingFolder
@@ -78,7 +78,7 @@ def look(params: Params, folder: RetrainingFolder, trace: Tracer) -> Look:
         if champion is None:
             evidence = RetrainingEvidence("")
         else:
-            with storage_errors():
+            with mlflow_errors():
                 evidence = _Inspection(params, folder, champion, trace(champion.uri)).evidence(
                     pool_reviews, suspect_reviews
                 )

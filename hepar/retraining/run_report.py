@@ -25,7 +25,7 @@ from hepar.inference.model_folder import ModelFolder
 from hepar.params import CHAMPION, REGISTERED
 from hepar.registry.champion import DECISION_TAG, MET_TAG, NOBODY_MET, RESULT_TAG, ROLLED_BACK
 from hepar.registry.model_registry import PREVIOUS, RUN_TAG, RegisteredModel, find_registered
-from hepar.registry.tracking import connect, server, storage_errors, tag_name
+from hepar.registry.tracking import connect, mlflow_errors, server, tag_name
 from hepar.registry.version_scores import version_scores
 from hepar.retraining.submission import REASONS_TAG, RUN_NAME
 from hepar.runtime.execution import IMAGE, KFP_RUN
@@ -140,7 +140,7 @@ def _one_line(value: Any) -> str:
 
 def newest_version(model: str) -> str:
     """The highest version on which a gate has decided; empty if there is none. Raises StorageError if MLflow fails."""
-    with storage_errors():
+    with mlflow_errors():
         found = connect().MlflowClient().search_model_versions(f"name='{model}'")
     return str(max((int(version.version) for version in found if RESULT_TAG in version.tags), default=""))
 
@@ -153,7 +153,7 @@ def describe_run(model: str, version: str, bootstrap: Bootstrap) -> RunReport:
 
     Raises DataError if there is no such version, StorageError if MLflow fails.
     """
-    with storage_errors():
+    with mlflow_errors():
         mlflow = connect()
         tags = find_registered(mlflow, f"{REGISTERED}{model}/{version}").tags
         aliases, reasons = RegisteredModel(mlflow, model).aliases(), _reasons(mlflow, tags)

@@ -25,7 +25,7 @@ from hepar.errors import ParamsError, Preempted
 from hepar.registry.champion import DECISION_TAG, ROLLED_BACK
 from hepar.registry.lease import hold_lease
 from hepar.registry.model_registry import RUN_TAG, RegisteredModel, versions_of_run
-from hepar.registry.tracking import connect, experiment_id, storage_errors, tag_name
+from hepar.registry.tracking import connect, experiment_id, mlflow_errors, tag_name
 from hepar.retraining.interruption import Interrupted, Interruption
 
 STATE_TAG, PLACE_TAG, REASONS_TAG = (tag_name(name) for name in ("retrained state", "place", "reasons"))
@@ -106,7 +106,7 @@ def why_not_now(submission: Submission, outcome: Outcome = still_running) -> str
 
     The caller holds the lock of the working directory. Raises StorageError if the registry fails.
     """
-    with storage_errors():
+    with mlflow_errors():
         return why_not(_attempts(connect(), submission, outcome, record=False), submission.max_resubmissions)
 
 
@@ -139,7 +139,7 @@ def submit(
 
 def _begun(mlflow: Any, submission: Submission, outcome: Outcome, interruption: Interruption) -> tuple[str, str]:
     """The MLflow run of a new attempt, or why there is none."""
-    with storage_errors(), interruption.allowed():
+    with mlflow_errors(), interruption.allowed():
         experiment = experiment_id(mlflow, submission.experiment)
         with hold_lease(mlflow, f"{submission.model}-retraining") as lease:
             attempts = _attempts(mlflow, submission, outcome)
@@ -164,7 +164,7 @@ def _carry_out(client: Any, run_id: str, train: Train, interruption: Interruptio
         status = KILLED
         raise
     finally:
-        with storage_errors():
+        with mlflow_errors():
             if elsewhere:
                 client.set_tag(run_id, RUN_TAG, elsewhere)
             else:

@@ -90,7 +90,7 @@ class Store:
         if (path := self._path(name)) is not None:
             return path.is_file()
         try:
-            with s3_client.storage_errors(self.address(name)):
+            with s3_client.s3_errors(self.address(name)):
                 s3_client.client().head_object(**self._key(name))
         except DataError:
             return False
@@ -102,7 +102,7 @@ class Store:
             with whole_file(path) as partial:
                 shutil.copyfile(file, partial)
             return
-        with s3_client.storage_errors(self.address(name)):
+        with s3_client.s3_errors(self.address(name)):
             key = self._key(name)
             s3_client.client().upload_file(str(file), key["Bucket"], key["Key"])
 
@@ -116,7 +116,7 @@ class Store:
             except OSError as error:
                 raise StorageError(f"{path} cannot be read: {error.strerror}") from None
             return
-        with s3_client.storage_errors(self.address(name)):
+        with s3_client.s3_errors(self.address(name)):
             key = self._key(name)
             s3_client.client().download_file(key["Bucket"], key["Key"], str(target))
 
@@ -129,7 +129,7 @@ class Store:
                 except OSError as error:
                     raise StorageError(f"{path} cannot be removed: {error.strerror}") from None
                 continue
-            with s3_client.storage_errors(self.address(name)):
+            with s3_client.s3_errors(self.address(name)):
                 s3_client.client().delete_object(**self._key(name))
 
     def address(self, name: str) -> str:

@@ -28,7 +28,7 @@ def client() -> Any:
 
 
 @contextmanager
-def storage_errors(url: str) -> Iterator[None]:
+def s3_errors(url: str) -> Iterator[None]:
     """Turn errors of boto3 into one that names the address: DataError if it is missing, else StorageError."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError

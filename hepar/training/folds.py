@@ -47,7 +47,7 @@ class Fold:
             raise ParamsError(f"fold is {self.number}, must be 1 to {folds}, which is train_liver.folds")
 
 
-def assign_folds(entries: Sequence[PoolEntry], folds: int) -> dict[str, int]:
+def assign_teacher_folds(entries: Sequence[PoolEntry], folds: int) -> dict[str, int]:
     """The fold, from 0, of each patient; in the order of their hashed ids, so fold sizes differ by one at most."""
     patients = sorted({entry.patient_id for entry in entries}, key=lambda name: hashlib.sha256(name.encode()).digest())
     return {patient: number % folds for number, patient in enumerate(patients)}
@@ -83,7 +83,7 @@ def fit_fold(pool: Pool, model: Path, recipe: Recipe, origin: Mapping[str, str],
 
     With fewer patients than folds there are only as many folds as patients; the folder of a further one says so.
     """
-    fold_by_patient = assign_folds(pool.select(Split.TRAIN), fold.total)
+    fold_by_patient = assign_teacher_folds(pool.select(Split.TRAIN), fold.total)
     folds = len(set(fold_by_patient.values()))
     if fold.number > folds:
         reason = f"{folds} {fold.modality} patients make {folds} folds"
@@ -101,7 +101,7 @@ def fit_ensemble(pool: Pool, model: Path, recipe: Recipe, origin: Mapping[str, s
     An interrupted run keeps the teachers that it has finished. Raises ParamsError under `torchrun`.
     """
     refuse_torchrun("train_liver.folds")
-    fold_by_patient = assign_folds(pool.select(Split.TRAIN), folds)
+    fold_by_patient = assign_teacher_folds(pool.select(Split.TRAIN), folds)
     training = recipe.training.model_dump(mode="json", exclude=EXECUTION_SETTINGS)
     settings = [training, recipe.network.model_dump(mode="json")]
     key = sha256_json([settings, dict(origin), folds, [entry.arrays.sha256 for entry in pool.entries]])

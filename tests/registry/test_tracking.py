@@ -19,7 +19,7 @@ from toy_model import toy_spec
 
 from hepar.errors import StorageError
 from hepar.params import Params
-from hepar.registry.tracking import MODEL_TAG, TrainingRun, connect, model_run, storage_errors
+from hepar.registry.tracking import MODEL_TAG, TrainingRun, connect, mlflow_errors, model_run
 from hepar.runtime.environment import EPHEMERAL_VARIABLE
 
 
@@ -181,13 +181,13 @@ def test_a_password_in_the_address_is_used_but_never_shown(
 
 
 def test_errors_of_the_disk_and_the_database_are_one_sentence() -> None:
-    with pytest.raises(StorageError, match=r"fails: \[Errno 28\] No space left on device$"), storage_errors():
+    with pytest.raises(StorageError, match=r"fails: \[Errno 28\] No space left on device$"), mlflow_errors():
         raise OSError(28, "No space left on device")
-    with pytest.raises(StorageError, match=r"fails: \(sqlite3\.OperationalError\) disk is full$"), storage_errors():
+    with pytest.raises(StorageError, match=r"fails: \(sqlite3\.OperationalError\) disk is full$"), mlflow_errors():
         raise mlflow.MlflowException("(sqlite3.OperationalError) disk is full\n[SQL: INSERT …]\n[parameters: ('x',)]")
     with (
         pytest.raises(StorageError, match=r"fails: Failures: File weights\.pt \[Errno 28\] No space$"),
-        storage_errors(),
+        mlflow_errors(),
     ):
         raise mlflow.MlflowException(
             "Failures:\n##### File weights.pt #####\n[Errno 28] No space\nTraceback:\nTraceback (most recent):\n…"

@@ -21,21 +21,21 @@ from hepar.runtime.artifacts import MANIFEST, read_manifest, write_artifact
 from hepar.training import folds
 from hepar.training.ensemble import gather
 from hepar.training.fit import Recipe, fit_model
-from hepar.training.folds import Fold, assign_folds, fit_ensemble, fit_fold, without_fold
+from hepar.training.folds import Fold, assign_teacher_folds, fit_ensemble, fit_fold, without_fold
 
 
 def test_folds_divide_the_patients_and_keep_every_validation_patient(tmp_path: Path) -> None:
     pool = toy_pool(tmp_path, [Toy("a")])
     training = tuple(replace(pool.entries[0], patient_id=f"p{n // 2}") for n in range(14))
     validation = replace(pool.entries[0], patient_id="v", split=Split.VAL)
-    fold_by_patient = assign_folds(training, 3)
+    fold_by_patient = assign_teacher_folds(training, 3)
     assert sorted(list(fold_by_patient.values()).count(n) for n in range(3)) == [2, 2, 3]
     kept = without_fold(replace(pool, entries=(*training, validation)), fold_by_patient, 1)
     others = {patient for patient, fold in fold_by_patient.items() if fold != 1}
     assert {entry.patient_id for entry in kept.entries} == others | {"v"}
     one_patient = replace(pool, entries=(*training[:2], validation))
     with pytest.raises(DataError, match=r"^leaving out fold 1 leaves no training patient"):
-        without_fold(one_patient, assign_folds(training[:2], 2), 0)
+        without_fold(one_patient, assign_teacher_folds(training[:2], 2), 0)
 
 
 @pytest.mark.usefixtures("database")

@@ -56,7 +56,7 @@ class WebInstance:
 
     def download(self, target: Path) -> None:
         """Raises StorageError if the server does not return the instance."""
-        with storage_errors(self.url):
+        with dicomweb_errors(self.url):
             instance = client(self.server).retrieve_instance(self.study, self.series, self.uid, media_types=ANY_SYNTAX)
         instance.save_as(target)
 
@@ -92,7 +92,7 @@ class Server:
 
     def search(self) -> list[WebSeries]:
         """The series of `MODALITIES`, each once, in order of their UIDs. Raises DataError if there is none."""
-        with storage_errors(self.server, self.filters.values()):
+        with dicomweb_errors(self.server, self.filters.values()):
             found = {
                 WebSeries(
                     str(value(item, "StudyInstanceUID")),
@@ -124,7 +124,7 @@ class Server:
         study, series = found.study, found.series
         folder = self.root / f"{number:06d}"
         folder.mkdir()
-        with storage_errors(f"{self.server}/studies/{study}/series/{series}"):
+        with dicomweb_errors(f"{self.server}/studies/{study}/series/{series}"):
             headers = client(self.server).retrieve_series_metadata(study, series)
         for header in headers:
             uid = str(value(header, "SOPInstanceUID"))
@@ -181,7 +181,7 @@ def client(server: str) -> Any:
 
 
 @contextmanager
-def storage_errors(url: str, searched: Iterable[str] = ()) -> Iterator[None]:
+def dicomweb_errors(url: str, searched: Iterable[str] = ()) -> Iterator[None]:
     """Turn errors of the HTTP client into a StorageError that names the address, but not what was `searched`."""
     try:
         yield

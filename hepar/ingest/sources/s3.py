@@ -21,7 +21,7 @@ from hepar.ingest.sources.files import VOLUME_ENDINGS
 from hepar.runtime.progress import current_stage
 from hepar.runtime.redaction import CREDENTIALS_RULE, has_credentials, redact
 from hepar.runtime.remote_cache import in_parallel
-from hepar.runtime.s3_client import SCHEME, client, storage_errors
+from hepar.runtime.s3_client import SCHEME, client, s3_errors
 
 DOWNLOADS = 3  # attempts on a file whose checksum is wrong
 HEADER_BYTES = 2**16
@@ -50,7 +50,7 @@ class S3Object:
 
     def download(self, target: Path) -> None:
         """Raises StorageError if the store fails or the object changed, Refusal if its checksum stays wrong."""
-        with storage_errors(self.url):
+        with s3_errors(self.url):
             for attempt in range(DOWNLOADS):
                 if attempt:
                     time.sleep(2.0**attempt)
@@ -139,7 +139,7 @@ class Buckets:
         """The object at an address, or all objects below a prefix. Raises DataError if there is none."""
         self.placeholder(url)
         bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
-        with storage_errors(url):
+        with s3_errors(url):
             objects = list(list_objects(bucket, prefix))
         if one := next((item for item in objects if item.key == prefix), None):
             return [one]
@@ -165,7 +165,7 @@ class Buckets:
         """The prefix as a folder with every object in it. Raises DataError if there is none."""
         bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
         folder = self.path(url)
-        with storage_errors(url):
+        with s3_errors(url):
             objects = list(list_objects(bucket, f"{prefix.rstrip('/')}/"))
         if not objects:
             raise DataError(f"{url}: no object below that prefix")
@@ -185,7 +185,7 @@ class Buckets:
             bucket, *parts = path.relative_to(self.root).parts
             key = "/".join(parts)
             try:
-                with storage_errors(f"{SCHEME}{bucket}/{key}"):
+                with s3_errors(f"{SCHEME}{bucket}/{key}"):
                     head = client().head_object(Bucket=bucket, Key=key)
                 self._known[path] = S3Object(bucket, key, head["ETag"].strip('"'), int(head["ContentLength"]))
             except DataError:
@@ -194,7 +194,7 @@ class Buckets:
 
     def _stub(self, item: S3Object) -> None:
         path = self.path_of(item)
-        with storage_errors(item.url):
+        with s3_errors(item.url):
             path.parent.mkdir(parents=True, exist_ok=True)
         name = path.name.lower()
         if name.endswith(WHOLE):
@@ -210,7 +210,7 @@ class Buckets:
 
     def _header(self, path: Path, item: S3Object) -> None:
         """Fetch the beginning of a file; of a DICOM image all that precedes its pixels, of other DICOM all."""
-        with storage_errors(item.url):
+        with s3_errors(item.url):
             span = {"Range": f"bytes=0-{HEADER_BYTES - 1}"} if item.size > HEADER_BYTES else {}
             body = client().get_object(Bucket=item.bucket, Key=item.key, **span)["Body"].read()
         path.write_bytes(body)
