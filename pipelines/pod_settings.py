@@ -88,6 +88,11 @@ def _training_of(step: str, params: Params) -> TrainingParams | None:
     return trainings.get(step)
 
 
+def training_processes(training: TrainingParams, resources: StepResources) -> int:
+    """How many processes train in a pod: `training.processes`, or one per GPU that the step asks for."""
+    return training.processes or resources.gpus or 1
+
+
 def retry_window(resources: StepResources) -> int:
     """Seconds after its first start in which a step may be tried again: enough for every attempt to use its timeout.
 
@@ -137,8 +142,7 @@ def _set_volumes(
         )
         kubernetes.add_pod_annotation(task, SCRATCH_ANNOTATION, SCRATCH)
         kubernetes.use_field_path_as_env(task, "TMPDIR", f"metadata.annotations['{SCRATCH_ANNOTATION}']")
-    processes = 1 if training is None else training.processes or resources.gpus
-    if processes > 1:
+    if training is not None and training_processes(training, resources) > 1:
         size = mebibytes(resources.shared_memory_gib)
         kubernetes.empty_dir_mount(task, "shared-memory", SHARED_MEMORY, medium="Memory", size_limit=size)
 

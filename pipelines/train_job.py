@@ -18,7 +18,7 @@ from hepar.errors import ParamsError
 from hepar.params import Params, StepResources, load_params
 from hepar.runtime.unfinished import CHECKPOINTS_VARIABLE
 from hepar.runtime.whole_files import write_text
-from pipelines.pod_settings import KEYS, SECRETS_OF, SETTINGS, SHARED_MEMORY, mebibytes
+from pipelines.pod_settings import KEYS, SECRETS_OF, SETTINGS, SHARED_MEMORY, mebibytes, training_processes
 from pipelines.results import PARAMS_FILE
 
 STEP = "train-universal"
@@ -42,7 +42,7 @@ def train_job(params: Params, request: TrainJobRequest, image: str) -> dict[str,
     """The manifest. Raises ParamsError if the processes cannot share a batch, or for an image without a digest."""
     check_digests([image])
     resources, training = params.cluster.steps.of(STEP), params.train_universal.training
-    processes = resources.gpus or training.processes or 1
+    processes = training_processes(training, resources)
     if training.batch_size % (request.nodes * processes):
         raise ParamsError(
             f"train_universal.training.batch_size is {training.batch_size} but must be divisible by"

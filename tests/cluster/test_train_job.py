@@ -84,6 +84,15 @@ def test_a_train_job_asks_for_what_the_step_of_the_pipeline_asks_for(params: Par
     assert set(cpu["limits"]) == {"cpu", "memory"}
 
 
+@pytest.mark.parametrize(("processes", "gpus", "expected"), [(0, 2, 2), (1, 2, 1), (2, 0, 2), (0, 0, 1)])
+def test_the_processes_of_the_params_go_before_one_per_gpu(
+    params: Params, processes: int, gpus: int, expected: int
+) -> None:
+    changes = {"train_universal.training.processes": processes, "cluster.steps.train_universal.gpus": gpus}
+    trainer = train_job(override_params(params, changes, "test"), REQUEST, IMAGE)["spec"]["trainer"]
+    assert trainer["numProcPerNode"] == expected
+
+
 def test_the_command_is_one_of_hepar(params: Params) -> None:
     *launcher, program, command = train_job(params, REQUEST, IMAGE)["spec"]["trainer"]["command"][:4]
     words = train_job(params, REQUEST, IMAGE)["spec"]["trainer"]["command"][4:]
