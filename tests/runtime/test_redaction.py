@@ -49,6 +49,12 @@ def test_values_of_secret_variables_and_searched_values_are_left_out(monkeypatch
     assert redact("series of 4711 and 47110", ["4711"]) == "series of … and 47110"
 
 
+@pytest.mark.parametrize("name", ["HEPAR_WEBHOOK_SECRET", "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"])
+def test_what_signs_and_encrypts_webhooks_is_left_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "sixteen-letters-")
+    assert redact("signed by sixteen-letters-, twice") == "signed by …, twice"
+
+
 def test_an_address_is_shown_without_credentials_and_query() -> None:
     shown = redact_address("dicomweb+https://user:pw@host/path?PatientName=O'Brien (John)")
     assert shown == "dicomweb+https://…@host/path?…"
