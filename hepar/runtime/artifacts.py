@@ -232,12 +232,7 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
 
     The files themselves are not looked at; `verification.verify_artifact` does.
     """
-    finish_replacing(folder)
-    if not folder.exists():
-        raise ArtifactError(f"{folder} does not exist")
-    if not (folder / MANIFEST).is_file():
-        raise ArtifactError(f"{folder} is not a complete artifact of kind {kind}: {MANIFEST} is missing")
-    found = read_any_manifest(folder)
+    found = _read_manifest(folder, f"artifact of kind {kind}")
     if found.kind != kind:
         raise ArtifactError(f"{folder} is of kind {found.kind} but must be {kind}")
     return found
@@ -245,11 +240,16 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
 
 def read_any_manifest(folder: Path) -> Manifest:
     """Read the manifest of an artifact of any kind. Raises ArtifactError if it is missing or damaged."""
+    return _read_manifest(folder, "artifact")
+
+
+def _read_manifest(folder: Path, expected: str) -> Manifest:
+    finish_replacing(folder)
     path = folder / MANIFEST
     if not folder.exists():
         raise ArtifactError(f"{folder} does not exist")
     if not path.is_file():
-        raise ArtifactError(f"{folder} is not a complete artifact: {MANIFEST} is missing")
+        raise ArtifactError(f"{folder} is not a complete {expected}: {MANIFEST} is missing")
     try:
         found = json.loads(path.read_text())
         is_whole = found.pop(SELF_HASH, "") == sha256_json(found)

@@ -13,7 +13,7 @@ import pytest
 from kill_points import is_finished, tree
 
 from hepar.errors import ArtifactError
-from hepar.runtime.artifacts import read_manifest, write_artifact
+from hepar.runtime.artifacts import read_any_manifest, read_manifest, write_artifact
 from hepar.runtime.journal import RESULTS, Journal, finish_replacing
 from hepar.runtime.locks import try_lock
 
@@ -70,6 +70,12 @@ def test_the_renames_of_a_dead_process_are_finished(tmp_path: Path) -> None:
     finish_replacing(tmp_path / "b")
     assert tree(tmp_path) == {"a/text.txt": "new", "b/text.txt": "new"}
     assert sorted(path.name for path in tmp_path.iterdir()) == [".new", "a", "b"]
+
+
+def test_the_manifest_of_any_kind_is_found_behind_the_renames_of_a_dead_process(tmp_path: Path) -> None:
+    write(tmp_path / ".toy.partial", "new")
+    Journal.of_artifact(tmp_path / "toy").path.write_text(json.dumps({".toy.partial": "toy"}))
+    assert read_any_manifest(tmp_path / "toy").kind == KIND
 
 
 def test_whoever_finishes_may_die_too(tmp_path: Path) -> None:
