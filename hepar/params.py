@@ -122,6 +122,13 @@ class SplitParams(Section):
     test: Share
     val: Share
 
+    @model_validator(mode="after")
+    def _below_one(self) -> Self:
+        total = self.test + self.val
+        if total >= 1:
+            raise ValueError(f"test + val is {total} but must be below 1, so that patients remain to train on")
+        return self
+
 
 class IngestParams(Section):
     """Reading, checking and canonicalising the source."""

@@ -15,6 +15,7 @@ from hepar.params import (
     Params,
     PhantomParams,
     SamplingParams,
+    SplitParams,
     dump_params,
     dump_sections,
     load_params,
@@ -167,6 +168,14 @@ def test_shares_of_patch_centres_add_up_to_one_at_most() -> None:
     read_section(SamplingParams, {"tumour_share": 0.5, "tumour_free_share": 0.25, "liver_share": 0.25})
     with pytest.raises(ParamsError, match=r"1\.25 but must be at most 1"):
         read_section(SamplingParams, {"tumour_share": 0.5, "tumour_free_share": 0.25, "liver_share": 0.5})
+
+
+def test_the_fractions_held_out_leave_patients_to_train_on() -> None:
+    read_section(SplitParams, {"test": 0.5, "val": 0.25})
+    with pytest.raises(ParamsError, match=r"test \+ val is 1\.25 but must be below 1"):
+        read_section(SplitParams, {"test": 0.75, "val": 0.5})
+    with pytest.raises(ParamsError, match=r"test \+ val is 1\.0 but must be below 1"):
+        read_section(SplitParams, {"test": 0.75, "val": 0.25})
 
 
 def test_a_probability_by_modality_names_both(values: dict[str, Any], tmp_path: Path) -> None:
