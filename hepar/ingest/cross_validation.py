@@ -98,8 +98,12 @@ def assign_folds(patients: Sequence[Patient], folds: int) -> dict[str, int]:
     for patient in patients:
         if patient.split != Split.TEST and patient.is_testable:
             strata[patient.stratum].append(patient)
-    if folds < 2 or sum(map(len, strata.values())) < folds:
-        raise DataError(f"folds is {folds} but must be at least 2, and at most the number of labelled patients")
+    labelled = sum(map(len, strata.values()))
+    if folds < 2 or labelled < folds:
+        raise DataError(
+            f"folds is {folds} but must be at least 2 and at most {labelled}, the labelled patients outside the test"
+            " split"
+        )
     fold_of: dict[str, int] = {}
     in_modality: Counter[tuple[tuple[str, ...], int]] = Counter()
     in_fold: Counter[int] = Counter()
@@ -153,7 +157,7 @@ def split_fold(patients: Sequence[Patient], fold_of: Mapping[str, int], fold: in
 def table_of(patients: Iterable[Patient], table: str) -> str:
     """The rows of these patients as CSV, with absolute places of their files, so that it may lie anywhere.
 
-    `table` is the path or `s3://` address of the table that they are from.
+    `table` is the path or `s3://` address of the table that they are from. There must be a patient.
     """
     rows = [
         {name: _absolute(value, table) if name in ("image", *STRUCTURES) else value for name, value in scan.items()}

@@ -100,9 +100,9 @@ def _deal(study: Study) -> tuple[str, tuple[FoldSplit, ...]]:
                 f"folds is {folds}, but the source {source} is no table: set folds to 1, or give a table by --source"
             )
         patients = read_patients(path, study.base.ingest.split)
+    splits = split_tables(patients, folds)
     table = table_of([patient for patient in patients if patient.split != Split.TEST], source)
     content = sha256_json(table)
-    splits = split_tables(patients, folds)
     return table, tuple(FoldSplit(f"fold {number}", split, content) for number, split in splits.items())
 
 

@@ -7,13 +7,14 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from toy_study import ARMS, FakeStages, failing, write_study
 from typer.testing import CliRunner
 
 from components import stages
 from hepar.cli.main import app
-from hepar.errors import HeparError, ParamsError, Preempted
+from hepar.errors import DataError, HeparError, ParamsError, Preempted
 from hepar.params import Params
 from pipelines.studies import running
 from pipelines.studies.definition import load_study
@@ -152,6 +153,14 @@ def test_a_stopped_study_stops(tmp_path: Path) -> None:
 def test_folds_need_a_table(tmp_path: Path) -> None:
     study = load_study(write_study(tmp_path, folds=3))
     with pytest.raises(ParamsError, match="folds is 3, but the source phantoms is no table: set folds to 1"):
+        prepare_folds(study, tmp_path)
+
+
+def test_folds_need_patients_outside_the_test_split(tmp_path: Path, phantom_source: Path) -> None:
+    table = pd.read_csv(phantom_source / "cohort.csv", dtype=str, keep_default_na=False)
+    table.assign(split="test").to_csv(tmp_path / "cohort.csv", index=False)
+    study = load_study(write_study(tmp_path, folds=2), source=str(tmp_path / "cohort.csv"))
+    with pytest.raises(DataError, match=r"^folds is 2 but must be .* at most 0, the labelled patients outside"):
         prepare_folds(study, tmp_path)
 
 
