@@ -5,15 +5,25 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from threading import Thread
 
-from hepar.errors import DataError
+from hepar.errors import DataError, HeparError
 from hepar.runtime.redaction import redact
 from hepar.service.jobs import Job, Jobs, JobState
-from hepar.service.predicting import NotPredicted, Order, Predicted, PredictionStep, Ready, Served, run_predictions
+from hepar.service.predicting import (
+    FAILED_SENTENCE,
+    NotPredicted,
+    Order,
+    Predicted,
+    PredictionStep,
+    Ready,
+    Served,
+    run_predictions,
+)
 
 START_SECONDS = 600.0  # to load a model, perhaps from a registry
 LOOK_SECONDS = 0.5  # between two looks whether a running job was deleted
@@ -79,9 +89,8 @@ class Lane(Thread):
             began = time.monotonic()
             try:
                 outcome = self._predict(job, began + self.jobs.limits.prediction_seconds)
-            except Exception as error:  # such as a model that can no longer be loaded: the job fails, the lane goes on
-                LOG.error("%s", redact(str(error)))
-                outcome = NotPredicted("the model cannot be loaded at the moment")
+            except Exception:  # a bug: the job fails, the lane goes on
+                outcome = NotPredicted(FAILED_SENTENCE, traceback.format_exc())
                 self.process.end()
             self._finish(job, outcome, time.monotonic() - began)
         self.process.end()
@@ -96,7 +105,11 @@ class Lane(Thread):
         self.ended(job.state, seconds)
 
     def _predict(self, job: Job, deadline: float) -> Predicted | NotPredicted:
-        connection = self.process.start()
+        try:
+            connection = self.process.start()
+        except HeparError as error:
+            LOG.error("%s", redact(str(error)))
+            return NotPredicted("the model cannot be loaded at the moment")
         try:
             connection.send(Order(job.folder, job.upload, job.modality))
             return self._follow(connection, job, deadline)

@@ -16,7 +16,7 @@ from hepar.service import lane
 from hepar.service.jobs import Job, Jobs, JobState
 from hepar.service.lane import Lane, PredictionProcess
 from hepar.service.limits import ServiceLimits
-from hepar.service.predicting import NotPredicted, Predicted, PredictionStep, Served
+from hepar.service.predicting import FAILED_SENTENCE, NotPredicted, Predicted, PredictionStep, Served
 
 
 class Scripted(PredictionProcess):
@@ -81,3 +81,12 @@ def test_a_process_that_dies_hangs_or_cannot_start_fails_its_job_and_is_replaced
 
     job, process, _ = ended(tmp_path, refuse)
     assert (job.state, job.error) == (JobState.FAILED, "the model cannot be loaded at the moment")
+
+
+def test_a_bug_is_not_taken_for_a_model_that_cannot_be_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: Connection) -> None:
+        raise KeyError("a name")
+
+    job, process, _ = ended(tmp_path, fail)
+    assert (job.state, job.error, process.ended > 0) == (JobState.FAILED, FAILED_SENTENCE, True)
+    assert "Traceback" in caplog.text
