@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +9,9 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from hepar.cli.entry_points import load_entry_point
 from hepar.cli.options import PARAMS, ParamsFile
-from hepar.errors import HeparError, ParamsError
+from hepar.errors import ParamsError
 
 CLUSTER = "hepar.cluster"  # the entry point group of what these commands do
 PANEL = "Cluster"
@@ -75,7 +74,7 @@ def submit(
 ) -> None:
     """Start a compiled pipeline on Kubeflow Pipelines, once: a run of the same state is not started again."""
     request = RunRequest(package, _overrides(changes or []), name, endpoint, namespace, service_account, wait, dry_run)
-    if not _load("submit")(request):
+    if not load_entry_point(CLUSTER, "submit")(request):
         raise typer.Exit(1)
 
 
@@ -94,7 +93,7 @@ def trainjob(
 ) -> None:
     """Write 'train-universal' on several machines as a TrainJob of Kubeflow Trainer 2, for 'kubectl create -f'."""
     request = TrainJobRequest(params, nodes, claim, name, namespace, runtime, service_account, out)
-    _load("trainjob")(request)
+    load_entry_point(CLUSTER, "trainjob")(request)
 
 
 def _overrides(changes: list[str]) -> dict[str, Any]:
@@ -110,11 +109,3 @@ def _overrides(changes: list[str]) -> dict[str, Any]:
             raise ParamsError(f"--set is {change!r} but must be KEY=VALUE")
         found[key] = value
     return found
-
-
-def _load(name: str) -> Callable[..., Any]:
-    entries = {entry.name: entry for entry in importlib.metadata.entry_points(group=CLUSTER)}
-    if name not in entries:
-        raise HeparError("hepar is installed without its pipelines: install it again, as by 'make setup'")
-    loaded: Callable[..., Any] = entries[name].load()
-    return loaded

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from typing import Annotated, Any
 
 import typer
 
 from hepar.cases import Cohort, Modality
+from hepar.cli.entry_points import load_entry_point
 from hepar.cli.options import (
     COHORT,
     POOL,
@@ -38,8 +38,11 @@ REVISION = "Version, pool folder, models:/NAME@ALIAS, or git revision with a poo
 
 
 def pool_versions() -> Any:
-    """The module that keeps the versions of pools, behind the entry point: hepar imports no DVC."""
-    return importlib.metadata.entry_points(group="hepar.pool_versions")["dvc"].load()
+    """The module that keeps the versions of pools, behind the entry point: hepar imports no DVC.
+
+    Raises HeparError if it is not installed.
+    """
+    return load_entry_point("hepar.pool_versions", "dvc")
 
 
 @pool_app.command()

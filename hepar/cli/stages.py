@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hepar.cases import Modality
+from hepar.cli.entry_points import entry_points
 from hepar.cli.messages import print_message
 from hepar.cli.options import (
     COHORT,
@@ -229,7 +229,7 @@ def load_runner(name: str) -> Callable[..., str | None]:
 
     Raises HeparError if no runner has this name.
     """
-    runners = {entry.name: entry for entry in importlib.metadata.entry_points(group=RUNNERS)}
+    runners = entry_points(RUNNERS)
     if name not in runners:
         raise HeparError(f"--runner is {name!r} but must be one of {', '.join(sorted(runners))}")
     loaded: Callable[..., str | None] = runners[name].load()
@@ -238,5 +238,5 @@ def load_runner(name: str) -> Callable[..., str | None]:
 
 def load_outcome(name: str) -> Callable[[str], str] | None:
     """How a run that a runner has submitted stands, by its id: RUNNING, FINISHED or FAILED; None if it cannot tell."""
-    entry = next((e for e in importlib.metadata.entry_points(group=OUTCOMES) if e.name == name), None)
+    entry = entry_points(OUTCOMES).get(name)
     return None if entry is None else entry.load()

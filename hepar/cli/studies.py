@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hepar.cli.entry_points import load_entry_point
 from hepar.cli.evaluation import PANEL
 from hepar.cli.options import SOURCE_HELP
-from hepar.errors import HeparError, ParamsError
+from hepar.errors import ParamsError
 
 STUDIES = "hepar.studies"  # the entry point group of ways to run a study
 
@@ -40,11 +40,7 @@ def study(
     """
     if cluster is not None and dry_run:
         raise ParamsError("--dry-run lists the steps of a run on this machine: leave out --cluster")
-    way = "local" if cluster is None else "cluster"
-    ways = {entry.name: entry for entry in importlib.metadata.entry_points(group=STUDIES)}
-    if way not in ways:
-        raise HeparError("hepar is installed without its pipelines: install it again, as by 'make setup'")
     if cluster is None:
-        ways[way].load()(file, out, source, dry_run)
+        load_entry_point(STUDIES, "local")(file, out, source, dry_run)
     else:
-        ways[way].load()(file, cluster, source)
+        load_entry_point(STUDIES, "cluster")(file, cluster, source)

@@ -53,8 +53,9 @@ def test_a_bad_override_is_named_with_its_arm(tmp_path: Path, words: list[str]) 
     assert str(found.exception).endswith("arm 'b': unknown key assemble_pool.label")
 
 
-def test_without_the_pipelines_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("words", [["study", "study.yaml"], ["submit"], ["pool", "push"]])
+def test_without_the_pipelines_it_says_so(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
-    found = CliRunner().invoke(app, ["study", str(write_study(tmp_path))])
+    found = CliRunner().invoke(app, words)
     assert isinstance(found.exception, HeparError)
     assert "installed without its pipelines" in str(found.exception)
