@@ -29,8 +29,9 @@ POLL_SECONDS = 0.2
 
 
 @contextmanager
-def only_run(workdir: Path) -> Iterator[tuple[int, int]]:
+def only_run(workdir: Path, option: str = "--workdir") -> Iterator[tuple[int, int]]:
     """Lock a working directory for this run; yields the descriptors that its child process inherits.
+    `option` is the one that names the directory.
 
     The first is for `end_with_parent`; the second need only stay open. Raises HeparError if another run is working in
     the directory, or if the stages of a killed run do not end.
@@ -39,7 +40,7 @@ def only_run(workdir: Path) -> Iterator[tuple[int, int]]:
     lifeline, kept_open = os.pipe()
     try:
         if not try_lock(own):
-            raise HeparError(f"another run is working in {workdir}: wait until it ends, or choose another --workdir")
+            raise HeparError(f"another run is working in {workdir}: wait until it ends, or choose another {option}")
         _wait_for_stages(stages, workdir)
         yield lifeline, stages
     finally:

@@ -73,7 +73,7 @@ def run_cells(cells: Sequence[StudyCell], folder: Path, run: Run = run_step) -> 
     """Run the steps of all cells that are not finished; returns the cells that failed."""
     runner = _StepRunner(folder, [step.key for step in unique_steps(list(cells))], run)
     missing = []
-    with only_run(folder) as held:
+    with only_run(folder, "--out") as held:
         for cell in cells:
             try:
                 for planned in cell.steps:

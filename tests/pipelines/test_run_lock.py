@@ -51,11 +51,10 @@ def test_a_second_run_is_refused_while_the_first_works(tmp_path: Path) -> None:
     (tmp_path / ".kfp").mkdir()
     (tmp_path / ".kfp" / "of-the-first").touch()
     with only_run(tmp_path):
-        with (
-            pytest.raises(HeparError, match=rf"^another run is working in {tmp_path}: wait until it ends, or "),
-            only_run(tmp_path),
-        ):
-            pass
+        for option in ("--workdir", "--out"):
+            said = rf"^another run is working in {tmp_path}: wait until it ends, or choose another {option}$"
+            with pytest.raises(HeparError, match=said), only_run(tmp_path, option):
+                pass
         refused = call(str(BIN / "hepar"), "run", "--params", str(TINY), "--workdir", str(tmp_path), cwd=tmp_path)
         assert refused.returncode == 2
         assert "another run is working in" in refused.stderr
