@@ -16,6 +16,7 @@ from pandas.errors import ParserWarning
 from hepar.cases import STRUCTURES, LabelState, Modality, Split, parse_enum
 from hepar.errors import DataError, Refusal, one_line
 from hepar.ingest.sources.source import SourceCase, VolumeFile, refused_case
+from hepar.runtime.csv_cells import original_text
 from hepar.runtime.s3_client import SCHEME
 
 REQUIRED = ("case_id", "modality", "image", "liver_state", "tumour_state")
@@ -96,7 +97,8 @@ def read_frame(path: Path) -> pd.DataFrame:
     """A table with every cell as text without surrounding spaces, an empty one as "".
 
     `NA`, `null` and the like are texts, as a patient may be called. Rows of nothing but empty cells, as spreadsheets
-    leave them, are dropped. Raises DataError if it cannot be read.
+    leave them, are dropped. In a CSV, the apostrophe of an inert cell is taken off. Raises DataError if it cannot be
+    read.
     """
     try:
         frame = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
@@ -114,7 +116,7 @@ def read_frame(path: Path) -> pd.DataFrame:
 def _read_csv(path: Path) -> pd.DataFrame:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ParserWarning)  # raised for rows longer than the header
-        return pd.read_csv(path, dtype=str, index_col=False, keep_default_na=False)
+        return pd.read_csv(path, dtype=str, index_col=False, keep_default_na=False).map(original_text)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:

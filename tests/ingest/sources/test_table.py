@@ -12,7 +12,8 @@ from hepar.errors import DataError
 from hepar.ingest.building import build_case
 from hepar.ingest.quarantine import Refused
 from hepar.ingest.sources.s3 import Buckets
-from hepar.ingest.sources.table import read_table
+from hepar.ingest.sources.table import read_frame, read_table
+from hepar.runtime.csv_cells import frame_to_csv
 
 HEADER = "case_id,modality,image,liver_state,tumour_state"
 ROW = "a,CT,a.nii.gz,unknown,absent"
@@ -121,3 +122,9 @@ def test_lists_in_a_parquet_table_refuse_their_row(tmp_path: Path) -> None:
     (case,) = read_table(tmp_path / "cohort.parquet")
     assert case.fault is not None
     assert "modality is" in case.fault.value
+
+
+def test_texts_of_a_table_that_hepar_wrote_come_back_without_their_mark(tmp_path: Path) -> None:
+    written = pd.DataFrame({"case_id": ["a", "b", "c", "d"], "patient_id": ["-7", "=1+1", "'@x", "O'Hara"]})
+    (tmp_path / "cases.csv").write_text(frame_to_csv(written))
+    assert read_frame(tmp_path / "cases.csv")["patient_id"].tolist() == ["-7", "=1+1", "'@x", "O'Hara"]
