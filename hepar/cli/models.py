@@ -65,7 +65,14 @@ def promote(
     cohort: ScoredCohort = None,
     params: ParamsFile = PARAMS,
     force: Annotated[bool, typer.Option(help="Promote even if a gate fails or nothing can be compared.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the decision and its reasons.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the decision and its reasons, and change no alias and no tag. Scores of cases that had to be"
+            " scored anew are kept in MLflow all the same.",
+        ),
+    ] = False,
 ) -> None:
     """Make a registered version the champion if it passes the gates; exits with code 1 if not."""
     import hepar.registry.champion
