@@ -159,7 +159,7 @@ def _propose_mr_percentiles(statistics: CohortStatistics) -> Iterator[Proposal]:
         return
     reason = (
         "MR intensities have no unit, so each scan, whatever its sequence, is clipped at these percentiles of its body"
-        " and scaled to mean 0 and SD 1 inside it"
+        " and then scaled by preprocessing.mr_scale"
     )
     low, high = MR_PERCENTILES
     if len(percentile_n2 := statistics[Modality.MR].liver_percentile_n2):

@@ -94,7 +94,7 @@ def rescore(mlflow: Any, version: ModelVersion, held_out: HeldOut) -> tuple[Case
                 file = scratch / Path(files[case.case_id]).name
                 file.write_text(frame_to_csv(scores_table([scores])))
                 mlflow.MlflowClient().log_artifact(version.run_id, str(file), place)
-                count.advance(case=case.case_id, champion=version.number)
+                count.advance(case=case.case_id, version=version.number)
     return _read(mlflow, version, place, files)
 
 

@@ -128,6 +128,14 @@ def test_mr_percentiles_widen_so_that_livers_are_not_clipped() -> None:
     assert recipe(*[(30.0, 90.0)] * 10, (0.0, 100.0)) == [2.0, 98.0]  # one of eleven does not widen it
 
 
+def test_why_mr_is_clipped_claims_no_scale_of_its_own() -> None:
+    """The scale is another setting, which `propose` leaves as it is."""
+    found = propose({Modality.MR: statistics()}, SMALL_UNET, TRAINING, 64.0)
+    (reason,) = [proposal.reason for proposal in found if proposal.key == "preprocessing.mr_percentiles"]
+    assert "preprocessing.mr_scale" in reason
+    assert "SD 1" not in reason
+
+
 def test_liver_percentiles_of_the_body_are_measured_in_mr(cohort: Cohort) -> None:
     found = compute_statistics(cohort)[Modality.MR].liver_percentile_n2
     assert len(found)

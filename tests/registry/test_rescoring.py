@@ -121,13 +121,20 @@ def test_scores_of_another_release_are_made_anew_on_the_same_test_set(
 
 
 def test_a_challenger_of_another_release_is_scored_anew_beside_the_champion(
-    scored: Scored, registry: ToyRegistry, params: RegisterParams, monkeypatch: pytest.MonkeyPatch
+    scored: Scored,
+    registry: ToyRegistry,
+    params: RegisterParams,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     RegisteredModel(connect(), registry.name).make_champion(scored.version(registry, "nowhere"))
     number = scored.version(registry, "everywhere", liver=0.0, **{RELEASE: "0.0.1"})
     predicted = count_predictions(monkeypatch)
     assert promote(number, params, cohort=scored.cohort) == Decision(True, ())
     assert len(predicted) == 6
+    before, after = [line for line in capsys.readouterr().err.splitlines() if ": 3/3 cases, " in line]
+    assert ", version 1" in before  # whose model is at work
+    assert f", version {number}" in after
 
 
 def test_scores_of_one_release_pair_whichever_it_is(
