@@ -69,7 +69,7 @@ def retrain(
     aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     try:
         with job.folder.hold(), aside:  # the runner prints scores
-            found = job.look()
+            found = job.plan() if dry_run else job.look()
             why_not = ""
             if found.decision.retrain:
                 why_not = job.why_not(found) if dry_run else job.train(found, lambda: False)
@@ -131,7 +131,14 @@ class _Job:
         database = f"{tracking.SQLITE}{self.workdir / tracking.DATABASE}"  # as the runners have it
         os.environ[tracking.URI_VARIABLE] = os.environ.get(tracking.URI_VARIABLE) or database
 
+    def plan(self) -> Look:
+        """A look that is not kept and tells nobody, so that the next one does."""
+        from hepar.retraining.looking import look
+
+        return look(self.params, self.folder, self._trace, keep=False)
+
     def look(self) -> Look:
+        """A look that is kept; a refusal is told."""
         from hepar.retraining.looking import look
 
         before = self.folder.last_look().get("state")

@@ -59,8 +59,8 @@ class Look:
         return {"state": self.state, "champion": self.champion, **self.decision.as_json()}
 
 
-def look(params: Params, folder: RetrainingFolder, trace: Tracer) -> Look:
-    """Look at the source of the params; the caller holds the folder.
+def look(params: Params, folder: RetrainingFolder, trace: Tracer, keep: bool = True) -> Look:
+    """Look at the source of the params; the caller holds the folder. Unless `keep`, it does not count as the last look.
 
     Raises DataError if what the champion learned from is no longer known, or the source cannot be ingested.
     """
@@ -83,7 +83,8 @@ def look(params: Params, folder: RetrainingFolder, trace: Tracer) -> Look:
                     pool_reviews, suspect_reviews
                 )
     found = Look(state, identity["champion"], decide_retraining(evidence, params.retrain))
-    folder.save_look({"seen": seen, **found.as_json()})
+    if keep:
+        folder.save_look({"seen": seen, **found.as_json()})
     return found
 
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from click.testing import Result
 from conftest import made_once
+from inbox import opened_inbox
 from phantom_folder import PhantomFolder
 from toy_champion import NAME, write_champion
 from typer.testing import CliRunner
@@ -159,6 +160,21 @@ def test_a_suspicious_mask_is_refused_until_it_is_reviewed(place: Workplace) -> 
     session.decide(CT, "accept")
     assert place.retrain(suspect_dice=1.0).exit_code == 0
     assert len(place.trained) == 1
+
+
+def test_a_dry_run_tells_nobody_of_a_refusal_and_the_run_after_it_does(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.draw(*LATER)
+    with opened_inbox() as inbox:
+        monkeypatch.setenv("HEPAR_NOTIFY_URL", inbox.url)
+        planned = place.retrain("--dry-run", suspect_dice=1.0)
+        assert "\nrefused: 1 of 2 new cases are suspicious" in planned.stdout
+        assert inbox.bodies == []
+        assert RetrainingFolder.of_workdir(place.folder / "run").last_look() == {}
+        for _ in range(2):
+            place.retrain(suspect_dice=1.0)
+        assert len(inbox.bodies) == 1
 
 
 def test_a_copy_of_a_known_patient_makes_its_batch_suspicious(place: Workplace) -> None:
