@@ -100,7 +100,10 @@ def check_replaceable(folder: Path, scan_hash: str) -> None:
     """Raise NotReplaceable if a folder is neither empty nor a prediction of the scan with this hash."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    made = read_any_manifest(folder) if (folder / MANIFEST).is_file() else None
+    try:
+        made = read_any_manifest(folder) if (folder / MANIFEST).is_file() else None
+    except ArtifactError as error:
+        raise NotReplaceable(f"{error}: choose another --out, or delete that folder") from None
     if made is None or made.kind != PredictionFolder.KIND:
         raise NotReplaceable(f"{folder} exists and is not a prediction: choose another --out")
     if made.parents.get(SCAN) != scan_hash:

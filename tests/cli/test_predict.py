@@ -248,6 +248,20 @@ def test_a_folder_that_is_no_prediction_is_not_replaced(folder: Path) -> None:
     assert (folder / "out" / "scan" / "thesis.txt").read_text() == "mine"
 
 
+def test_a_folder_with_a_damaged_manifest_is_not_replaced_and_the_other_scans_are_predicted(folder: Path) -> None:
+    shutil.copy(folder / "scan.nii.gz", folder / "other.nii.gz")
+    sources = [str(folder / name) for name in ("scan.nii.gz", "other.nii.gz")]
+    options = ["-o", str(folder / "out"), "--modality", "ct", "--only", "json"]
+    damaged = folder / "out" / "scan" / "manifest.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    done = run(folder, *sources, *options, code=2)
+    assert f"hepar: {damaged} is damaged" in done.stderr
+    assert "choose another --out, or delete that folder" in done.stderr
+    assert damaged.read_text() == "{"
+    assert (folder / "out" / "other" / "measurements.json").is_file()
+
+
 def zipped_series(folder: Path, name: str) -> Path:
     """A zip of a series of its own; all have one number and one name."""
     write_series(folder / name, phantom_voxels(), SeriesNumber=3)
