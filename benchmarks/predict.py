@@ -45,7 +45,7 @@ from hepar.inference.liver_region import LIVER_THRESHOLD
 from hepar.inference.model_folder import ModelSpec
 from hepar.inference.prediction import Model, load_ensemble, postprocess, segment
 from hepar.inference.settings import PredictionSettings
-from hepar.inference.sliding_window import WindowGrid
+from hepar.inference.sliding_window import SIGMA, WindowGrid
 from hepar.networks import build_network
 from hepar.params import load_params
 from hepar.runtime.device import (
@@ -172,7 +172,7 @@ def by_monai(model: Model, image: sitk.Image, modality: Modality, options: argpa
         tensor = torch.from_numpy(np.ascontiguousarray(part_zyx))[None, None]
         with torch.inference_mode():
             return sliding_window_inference(
-                tensor, spec.patch_zyx, at_once, network, overlap=overlap_zyx, mode="gaussian"
+                tensor, spec.patch_zyx, at_once, network, overlap=overlap_zyx, mode="gaussian", sigma_scale=SIGMA
             )[0].numpy()
 
     if windows > options.monai_windows:

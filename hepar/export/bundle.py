@@ -19,6 +19,7 @@ from hepar.imaging import intensities
 from hepar.inference.defaults import OVERLAP
 from hepar.inference.model_folder import ModelFolder, ModelSpec
 from hepar.inference.prediction import Model
+from hepar.inference.sliding_window import SIGMA
 from hepar.runtime.artifacts import write_json
 from hepar.runtime.whole_files import write_text
 
@@ -141,6 +142,7 @@ def inference(spec: ModelSpec) -> dict[str, Any]:
             "sw_batch_size": 1,
             "overlap": "@overlap",
             "mode": "gaussian",
+            "sigma_scale": SIGMA,
             "padding_mode": "replicate",
         },
         "postprocessing": {

@@ -21,7 +21,7 @@ HOW_TO = (
     "Turn the scan to LPS and its axes to z y x; smooth it along axes that become coarser (Gaussian, sigma 0.4"
     " sqrt(new² - old²)) and interpolate it linearly at plan.spacing_zyx_mm. CT: plan.window_hu becomes -1 to 1,"
     " clipped. MR: clip at plan.mr_percentiles of the body and scale by plan.mr_scale. Predict overlapping windows of"
-    " patch_zyx, average them with Gaussian weights of sigma an eighth of a side; interpolate back; liver above 0.5,"
+    " patch_zyx, average them with Gaussian weights of sigma a quarter of a side; interpolate back; liver above 0.5,"
     " tumour above tumour_threshold."
 )
 

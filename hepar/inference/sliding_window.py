@@ -26,6 +26,7 @@ from hepar.runtime.device import autocast, memory_format
 
 WINDOWS_AT_ONCE = 4
 VOXELS_AT_ONCE = 2**19  # on a CPU, where larger batches are not faster and take more memory
+SIGMA = 0.25  # of the Gaussian weights of a window, relative to its side
 LEAST_SHARE = 0.05  # of a voxel's weights, below which a window does not matter to it
 Probabilities = npt.NDArray[np.float32]
 Corner = tuple[int, int, int]
@@ -243,8 +244,8 @@ def _covering(starts: Sequence[int], patch: int) -> tuple[int, ...]:
 
 
 def _profile(side: int) -> npt.NDArray[np.float64]:
-    """Weights along one axis of a window: a Gaussian with sigma an eighth of the side, 1 at the centre."""
-    return np.asarray(np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / (side / 8)) ** 2))
+    """Weights along one axis of a window: a Gaussian, 1 at the centre."""
+    return np.asarray(np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / (side * SIGMA)) ** 2))
 
 
 def _gaussian(patch_zyx: SizeZYX) -> npt.NDArray[np.float32]:

@@ -104,6 +104,7 @@ def test_windows_lie_and_weigh_as_those_of_monai(
         lambda image_bcdhw: network(image_bcdhw).sigmoid(),
         overlap=WindowGrid.over(shape, patch, overlap).overlap_zyx,
         mode="gaussian",
+        sigma_scale=0.25,
         padding_mode="replicate",
     )
     found_rzyx = sliding_window(network, image_zyx, patch, overlap, CPU)
@@ -165,8 +166,9 @@ def test_the_centre_of_a_window_has_more_weight_than_its_border() -> None:
             return logits_brdhw
 
     liver_x = sliding_window(Ramp(), random_image(8, 8, 12), (8, 8, 8), 0.5, CPU)[0, 4, 4]
-    # windows start at 0 and 4; voxel 7 is at the border of the first and at the centre of the second
-    assert liver_x[7] < 0.01
+    # windows start at 0 and 4; voxel 7 is 3.5 from the centre of the first and half a voxel from that of the second
+    border, centre = (math.exp(-0.5 * (distance / 2) ** 2) for distance in (3.5, 0.5))
+    assert liver_x[7] == pytest.approx(border / (border + centre))
     assert liver_x[11] == pytest.approx(1)
 
 

@@ -116,7 +116,7 @@ def test_what_the_first_pass_missed_is_found_by_following_the_liver(room: int, m
 def test_all_that_the_first_pass_finds_is_followed() -> None:
     """The liver, of 4800 voxels, is larger than another organ, but the first pass finds less of it."""
     image = sitk.DICOMOrient(scan(length_x=20), "LPS")
-    image[34:46, 34:62, 1:15] = LIVER_HU  # 4704 voxels, 3456 of them away from the borders of the first windows
+    image[34:46, 34:60, 1:15] = LIVER_HU  # 4368 voxels, 3168 of them away from the borders of the first windows
     around, whole, windows = both(image, ShortSighted())
     assert np.array_equal(around.labels_zyx, whole.labels_zyx)
     assert around.liver_zyx.sum() == pytest.approx(4800, rel=0.05)
@@ -156,13 +156,14 @@ def test_a_scan_without_a_liver_or_of_a_model_that_knows_none_is_predicted_as_a_
 
 
 def test_a_window_matters_to_a_voxel_that_it_weighs_for() -> None:
-    """Windows of 16 voxels every 8: voxel 20 lies 4.5 and 3.5 from two centres, 23 half a voxel from one."""
-    grid = WindowGrid.over((8, 16, 64), (8, 16, 16), 0.5)
-    box = (slice(0, 8), slice(0, 16), slice(16, 32))
-    for voxel, starts in ((20, [8, 16]), (23, [16])):
+    """Windows of 16 voxels every 8: along an axis voxel 20 lies 4.5 and 3.5 from two centres, 23 lies 7.5 and 0.5 from
+    them, which gives the farther window 15 % of the weights, and 2 % if it is the farther one along two axes."""
+    grid = WindowGrid.over((8, 64, 64), (8, 16, 16), 0.5)
+    box = (slice(0, 8), slice(16, 32), slice(16, 32))
+    for voxel, starts in ((20, [(8, 8), (8, 16), (16, 8), (16, 16)]), (23, [(8, 16), (16, 8), (16, 16)])):
         mask_zyx = np.zeros((8, 16, 16), bool)
-        mask_zyx[4, 8, voxel - 16] = True
-        assert grid.that_matter(mask_zyx, box) == [(0, 0, start) for start in starts]
+        mask_zyx[4, voxel - 16, voxel - 16] = True
+        assert grid.that_matter(mask_zyx, box) == [(0, *start) for start in starts]
     assert grid.that_matter(np.zeros((8, 16, 16), bool), box) == []
     assert grid.mirrored([2]).starts_zyx[2] == (48, 40, 32, 24, 16, 8, 0)
 
@@ -175,7 +176,7 @@ def test_the_windows_that_matter_are_those_with_a_twentieth_of_the_weights_of_a_
     weights = np.zeros((len(grid.corners), *size_zyx))
     for weight_zyx, corner in zip(weights, grid.corners, strict=True):
         for offset in np.ndindex(patch_zyx):
-            sigmas = [(o - (side - 1) / 2) / (side / 8) for o, side in zip(offset, patch_zyx, strict=True)]
+            sigmas = [(o - (side - 1) / 2) / (side / 4) for o, side in zip(offset, patch_zyx, strict=True)]
             weight_zyx[tuple(np.add(corner, offset))] = max(math.exp(-sum(s * s for s in sigmas) / 2), 0.001)
     shares = weights / weights.sum(axis=0)
     first = (1, 2, 3)
