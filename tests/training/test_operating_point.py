@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from toy_pool import Ball, Toy, ball, toy_pool
 
-from hepar.cases import STRUCTURES, LabelState, Modality
+from hepar.cases import STRUCTURES, LabelState
 from hepar.evaluation.lesions import LesionCounts
 from hepar.evaluation.overlap import OverlapCounts
 from hepar.inference.settings import OperatingPoint
