@@ -65,25 +65,37 @@ def _create(place: Path, purpose: str) -> tuple[int, Path]:
 
 @contextmanager
 def _locked(place: Path) -> Iterator[bool]:
-    """Make and lock the place of all scratch folders; yields whether its file system knows locks."""
+    """Make and lock the place of all scratch folders; yields whether its file system knows locks.
+
+    Before it is locked, another process that ends may remove it at any moment: then it is made again.
+    """
     while True:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state = place.lstat()
-        if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
-            raise StorageError(f"{place} is not a folder of this user: set TMPDIR to another folder")
-        place.chmod(0o700)
-        descriptor = os.open(place, os.O_RDONLY)
+        with suppress(FileExistsError):
+            place.mkdir(mode=0o700, parents=True)
+        try:
+            descriptor = _open(place)
+        except FileNotFoundError:
+            continue
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 locked = True
             except OSError:
                 locked = False
-            if is_at(descriptor, place):  # nobody removed it meanwhile
+            if is_at(descriptor, place):
                 yield locked
                 return
         finally:
             os.close(descriptor)
+
+
+def _open(place: Path) -> int:
+    """Open the place of all scratch folders, for its owner alone. Raises StorageError if that is another user."""
+    state = place.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
+        raise StorageError(f"{place} is not a folder of this user: set TMPDIR to another folder")
+    place.chmod(0o700)
+    return os.open(place, os.O_RDONLY)
 
 
 def _remove_left_over(place: Path) -> None:

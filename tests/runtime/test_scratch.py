@@ -24,6 +24,13 @@ with scratch_folder("case") as folder:
     time.sleep(60)
 """
 
+OFTEN = """
+from hepar.runtime.scratch import scratch_folder
+for _ in range(500):
+    with scratch_folder("case"):
+        pass
+"""
+
 
 @pytest.fixture(autouse=True)
 def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -66,6 +73,12 @@ def test_the_folder_of_a_killed_process_is_removed_by_the_next_and_that_of_a_liv
         assert not left_over.exists()
         assert (kept / "scan.nii.gz").is_file()
     end(living)
+
+
+def test_processes_that_begin_and_end_at_once_do_not_remove_the_place_of_each_other(own_place: Path) -> None:
+    many = [subprocess.Popen([sys.executable, "-c", OFTEN], stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [(process.communicate()[1], process.returncode) for process in many] == [("", 0)] * 4
+    assert not list(own_place.iterdir())
 
 
 def test_links_in_a_left_over_folder_are_not_followed(own_place: Path) -> None:
