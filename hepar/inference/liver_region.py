@@ -19,11 +19,11 @@ from hepar.imaging.masks import (
     bounding_box,
     enlarged,
     find_components,
-    keep_largest_component,
     remove_small_components,
 )
 from hepar.imaging.parallel_grids import Box, inner_box, shared_slices, within
 from hepar.inference.first_pass import FirstPass, Windows, first_windows
+from hepar.inference.liver_choice import choose_liver
 from hepar.inference.prepared_scan import PreparedScan
 from hepar.inference.settings import OperatingPoint, PredictionSettings
 from hepar.inference.sliding_window import Probabilities, WindowGrid
@@ -77,7 +77,7 @@ def follow_liver(
     prediction = VariantPrediction(models, scan, settings, region.box, known, count)
     for _ in range(MAX_ROUNDS):
         if not prediction.predict(region.mask_zyx):
-            return prediction, _around_largest(region, scan)
+            return prediction, _around_liver(region, scan, spec.liver_intensity.get(scan.modality))
         found_zyx = connected_to(region.mask_zyx, above(prediction.mean(), thresholds_r))
         if max(find_components(found_zyx).voxels, default=0) < least_voxels:
             return None
@@ -106,9 +106,9 @@ def _found_first(
     return Region(box, found_zyx[box].copy()), first.windows  # a view would hold the mask of the whole scan
 
 
-def _around_largest(region: Region, scan: PreparedScan) -> Region:
-    """The largest component alone, in a box with `MARGIN_MM` around it."""
-    liver_zyx = keep_largest_component(region.mask_zyx)
+def _around_liver(region: Region, scan: PreparedScan, expected: tuple[float, float] | None) -> Region:
+    """The component that is the liver alone, in a box with `MARGIN_MM` around it."""
+    liver_zyx = choose_liver(region.mask_zyx, expected, lambda: scan.exactly(region.box))
     inner = bounding_box(liver_zyx)
     assert inner is not None
     roomy = within(enlarged(inner, scan.grid.spacing_zyx_mm, MARGIN_MM), liver_zyx.shape)

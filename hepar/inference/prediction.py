@@ -6,7 +6,7 @@ Legend: r the two structures liver and tumour.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,8 @@ from hepar.imaging.masks import (
 from hepar.imaging.parallel_grids import Box, box_on, resample_part, shared_slices, turned, whole_box, within
 from hepar.imaging.volumes import Geometry, canonical, resample, resample_mask, to_array, to_image
 from hepar.inference.lesions import PredictedLesion, measure_lesions
-from hepar.inference.liver_region import LIVER_THRESHOLD, Region, follow_liver
+from hepar.inference.liver_choice import choose_liver, component_of
+from hepar.inference.liver_region import LIVER_THRESHOLD, Region, above, follow_liver, found_thresholds
 from hepar.inference.model_folder import ModelFolder, ModelSpec
 from hepar.inference.prepared_scan import PreparedScan
 from hepar.inference.scan_grid import ScannedOrientation, on_canonical_scan
@@ -126,6 +127,18 @@ class Segmentation:
         return float(mask_zyx.sum() * self.geometry.voxel_ml) if STRUCTURES[structure] in self.taught else None
 
 
+@dataclass(frozen=True)
+class PlanPrediction:
+    """Probabilities, float32 rzyx, on the grid of the plan or a part of it; `liver_zyx` shows which is the liver.
+
+    It is the component of what is found that is most likely the liver, bool zyx, tumours included.
+    """
+
+    probability_rzyx: Probabilities
+    grid: Geometry
+    liver_zyx: Mask
+
+
 def load_ensemble(folder: Path, device: torch.device) -> list[Model]:
     """Read a model and the further members of its ensemble, such as snapshots or folds.
 
@@ -166,13 +179,13 @@ def predict_probabilities(
     on_member: OnMember | None = None,
     whole: bool = False,
     on_window: OnWindow | None = None,
-) -> tuple[Probabilities, Geometry]:
-    """Predict a canonical scan: probabilities, float32 rzyx, and their grid, which is the plan's.
+) -> PlanPrediction:
+    """Predict a canonical scan on the grid of the plan.
 
-    They are the mean over the models and over the variants and mirrored scans of the settings. `on_member` receives
-    those of each model alone, of the plain scan and on the same grid. Unless the scan is predicted as a `whole`, the
-    grid is the part of the plan's around the liver, if one is found. `on_window` is told the progress. Raises DataError
-    if the models were not trained on that modality.
+    Probabilities are the mean over the models and over the variants and mirrored scans of the settings. `on_member`
+    receives those of each model alone, of the plain scan and on the same grid. Unless the scan is predicted as a
+    `whole`, the grid is the part of the plan's around the liver, if one is found. `on_window` is told the progress.
+    Raises DataError if the models were not trained on that modality.
     """
     _check_modality(models[0].spec, modality)
     scan = PreparedScan(image, modality, models[0].spec.plan)
@@ -193,7 +206,12 @@ def predict_probabilities(
         for structure, probability_zyx in enumerate(probability_rzyx):
             total_rzyx[structure] += resample_part(probability_zyx, own, grid)
     total_rzyx /= settings.variants
-    return total_rzyx, grid
+    if region is not None:
+        return PlanPrediction(total_rzyx, grid, region.mask_zyx)
+    spec = models[0].spec
+    found_zyx = above(total_rzyx, found_thresholds(spec.taught, settings.operating_point(spec)))
+    expected = spec.liver_intensity.get(modality)
+    return PlanPrediction(total_rzyx, grid, choose_liver(found_zyx, expected, lambda: scan.exactly(box)))
 
 
 def _predict_varied(
@@ -270,17 +288,23 @@ def segment(
     members: list[npt.NDArray[np.bool_]] = []
     on_member = (lambda member_rzyx: members.append(member_rzyx > thresholds)) if len(models) > 1 else None
     upright = image if image.GetDirection() == UPRIGHT else canonical(image)  # without a copy of a large scan
-    predicted_rzyx, grid = predict_probabilities(models, upright, modality, settings, on_member, whole, on_window)
-    agreement = _agreement(members, predicted_rzyx > thresholds, spec.taught) if members else {}
-    probability_rzyx, box = on_canonical_scan(predicted_rzyx, grid, Geometry.of(upright))
+    predicted = predict_probabilities(models, upright, modality, settings, on_member, whole, on_window)
+    agreement = _agreement(members, predicted.probability_rzyx > thresholds, spec.taught) if members else {}
+    canonical_grid = Geometry.of(upright)
+    probability_rzyx, box = on_canonical_scan(predicted.probability_rzyx, predicted.grid, canonical_grid)
+
+    def chosen() -> Mask:
+        return resample_mask(to_image(predicted.liver_zyx, predicted.grid), canonical_grid.cropped(box))
+
     liver_zyx, tumour_zyx = postprocess(
         probability_rzyx[LIVER] > LIVER_THRESHOLD,
         probability_rzyx[TUMOUR] > point.tumour_threshold,
         spec.taught,
         Geometry.of(image).voxel_ml,
         point.min_lesion_ml,
+        lambda found_zyx: component_of(found_zyx, chosen),
     )
-    as_scanned = ScannedOrientation(box, Geometry.of(upright), Geometry.of(image))
+    as_scanned = ScannedOrientation(box, canonical_grid, Geometry.of(image))
     return Segmentation(
         as_scanned.mask(liver_zyx),
         as_scanned.mask(tumour_zyx),
@@ -306,9 +330,16 @@ def _agreement(
 
 
 def postprocess(
-    liver_zyx: Mask, tumour_zyx: Mask, taught: Sequence[str], voxel_ml: float, min_lesion_ml: float
+    liver_zyx: Mask,
+    tumour_zyx: Mask,
+    taught: Sequence[str],
+    voxel_ml: float,
+    min_lesion_ml: float,
+    choose: Callable[[Mask], Mask] = keep_largest_component,
 ) -> tuple[Mask, Mask]:
     """Keep one liver without holes, which includes its tumours, and drop lesions below `min_lesion_ml`.
+
+    `choose` gives the component that is the liver.
 
     A structure that was not taught is left out: without tumours the liver stands alone, and without a liver tumours
     stay wherever they are. Returns liver and tumour, bool zyx; empty masks stay empty.
@@ -316,7 +347,7 @@ def postprocess(
     if STRUCTURES[TUMOUR] not in taught:
         tumour_zyx = np.zeros_like(tumour_zyx)
     if STRUCTURES[LIVER] in taught:
-        liver_zyx = fill_holes(keep_largest_component(liver_zyx | tumour_zyx))
+        liver_zyx = fill_holes(choose(liver_zyx | tumour_zyx))
         tumour_zyx = tumour_zyx & liver_zyx
     else:
         liver_zyx = np.zeros_like(liver_zyx)

@@ -44,6 +44,11 @@ class PreparedScan:
             self._part_zyx = self._varied(self._preprocessed(self._box))
         return self._part_zyx, self._box
 
+    def exactly(self, box: Box) -> npt.NDArray[np.float32]:
+        """The preprocessed voxels of a box, float32 zyx."""
+        part_zyx, own = self.part(box)
+        return part_zyx[tuple(slice(b.start - o.start, b.stop - o.start) for b, o in zip(box, own, strict=True))]
+
     def _preprocessed(self, box: Box) -> npt.NDArray[np.float32]:
         array_zyx = sitk.GetArrayViewFromImage(self._image)
         return normalise(resample_part(array_zyx, self.own, self.grid.cropped(box)), self.modality, self.plan)

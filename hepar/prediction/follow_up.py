@@ -190,11 +190,14 @@ def follow(baseline: PredictionFolder, follow_up: PredictionFolder, nadir_mm: fl
     modalities = before["scan"]["modality"], after["scan"]["modality"]
     if modalities[0] != modalities[1]:
         raise DataError(f"the baseline is {modalities[0]}, but the follow-up is {modalities[1]}")
+    baseline_mm = _diameters_mm(before)
+    if nadir_mm is not None:
+        _check_nadir(nadir_mm, sum(baseline_mm[number] for number in choose_targets(baseline_mm)))
     alignment = align_livers(baseline.load_mask(LIVER), follow_up.load_mask(LIVER))
     tumours = baseline.load_mask(TUMOUR), follow_up.load_mask(TUMOUR)
     lesions = match_lesions(
         _near_pairs_of(*tumours, alignment),
-        _diameters_mm(before),
+        baseline_mm,
         _diameters_mm(after),
         _outside_each(*tumours, alignment, cut=(_cuts_liver(before), _cuts_liver(after))),
     )
@@ -384,21 +387,24 @@ def choose_targets(baseline_mm: Mapping[int, float]) -> tuple[int, ...]:
     return tuple(sorted(measurable, key=lambda number: -baseline_mm[number])[:MAX_TARGETS])
 
 
+def _check_nadir(nadir_mm: float, baseline_mm: float) -> None:
+    """Raise DataError if the nadir is above the sum of diameters of the baseline, at the tenths that pages show."""
+    if round(nadir_mm, 1) > round(baseline_mm, 1):
+        raise DataError(
+            f"the smallest sum of diameters so far is given as {nadir_mm:g} mm but must be at most"
+            f" {baseline_mm:.1f} mm, that of the baseline"
+        )
+
+
 def respond(lesions: Sequence[FollowedLesion], nadir_mm: float | None = None) -> Response:
     """The category of RECIST 1.1 for the lesions of the liver; progression counts from the nadir.
 
     A target that was merged into another lesion has no diameter of its own, so the category is NE. Not evaluable, too,
     is a baseline without a measurable lesion, unless a lesion is new: that is progression. So is what a lesion outside
-    one of the scans could change; what is seen of a target there is the least that it may have. Raises DataError if
-    the nadir is above the sum of the baseline.
+    one of the scans could change; what is seen of a target there is the least that it may have.
     """
     targets = [lesion for lesion in lesions if lesion.is_target]
     before_mm = float(sum(lesion.baseline_mm or 0.0 for lesion in targets))
-    if nadir_mm is not None and round(nadir_mm, 1) > round(before_mm, 1):
-        raise DataError(
-            f"the smallest sum of diameters so far is given as {nadir_mm:g} mm but must be at most {before_mm:.1f} mm,"
-            " that of the baseline"
-        )
     least_mm = float(sum(lesion.follow_up_mm or 0.0 for lesion in targets))
     category, reasons = _category(lesions, targets, before_mm, least_mm, before_mm if nadir_mm is None else nadir_mm)
     is_known = all(lesion.fate != Fate.OUTSIDE for lesion in targets)

@@ -38,7 +38,7 @@ def judge(signals: Signals, modality: Modality, gates: GateParams) -> Verdict:
     predicted = predict_dice(signals, modality, gates.predictor) if gates.predictor else None
     findings = [
         _within("liver volume", signals.volume_ml, gates.volume_ml),
-        _at_least("largest component fraction", signals.component_share, gates.min_component_share),
+        _at_least("liver component fraction", signals.component_share, gates.min_component_share),
         _at_most("hole fraction", signals.hole_share, gates.max_hole_share),
         _at_most("surface roughness", signals.roughness, gates.max_roughness),
         _at_least("right-side fraction", signals.right_share, gates.min_right_share),

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from hepar.cases import LIVER, Case
-from hepar.imaging.masks import Mask, body_mask, fill_holes, keep_largest_component
+from hepar.imaging.masks import Mask, body_mask, fill_holes
 from hepar.imaging.preprocessing import preprocess_image
 from hepar.imaging.volumes import Geometry, read_image, read_mask, resample_mask, to_array, to_image, write_image
+from hepar.inference.liver_choice import choose_liver, component_of
 from hepar.inference.liver_region import LIVER_THRESHOLD
 from hepar.inference.prediction import Model, predict_variant, resample_probability
 from hepar.params import PseudoLabelParams
@@ -58,8 +59,8 @@ def load_signals(folder: Path) -> Signals:
 def predict_pseudo_liver(case: Case, folder: Path, teachers: Sequence[Model], params: PseudoLabelParams) -> PseudoLiver:
     """Predict the liver of a case of the cohort in `folder` with every teacher and every test-time variant.
 
-    The mask is where the mean probability exceeds `LIVER_THRESHOLD`, its largest component with holes filled; it may be
-    empty. Memory: one probability map, and one byte per voxel and prediction.
+    The mask is where the mean probability exceeds `LIVER_THRESHOLD`: the component that is most likely the liver, with
+    holes filled; it may be empty. Memory: one probability map, and one byte per voxel and prediction.
     """
     image_file, tumour_file = folder / case.image, folder / case.tumour if case.tumour else None
     with fetched(image_file, tumour_file) as here:
@@ -75,8 +76,14 @@ def predict_pseudo_liver(case: Case, folder: Path, teachers: Sequence[Model], pa
             votes_zyx.append(probability_zyx > LIVER_THRESHOLD)
     mean_zyx = total_zyx / np.float32(len(votes_zyx))
     raw_zyx: Mask = mean_zyx > LIVER_THRESHOLD
-    liver_zyx = fill_holes(keep_largest_component(raw_zyx))
     preprocessed_zyx, grid = preprocess_image(image, case.modality, teachers[0].spec.plan)
+    expected = teachers[0].spec.liver_intensity.get(case.modality)
+
+    def chosen() -> Mask:
+        found_zyx = resample_mask(to_image(raw_zyx, own), grid)
+        return resample_mask(to_image(choose_liver(found_zyx, expected, lambda: preprocessed_zyx), grid), own)
+
+    liver_zyx = fill_holes(component_of(raw_zyx, chosen))
     evidence = Evidence(
         probability_zyx=mean_zyx,
         votes_zyx=votes_zyx,
@@ -89,5 +96,5 @@ def predict_pseudo_liver(case: Case, folder: Path, teachers: Sequence[Model], pa
     )
     low, high = params.uncertain
     uncertain_zyx = (mean_zyx > low) & (mean_zyx < high)
-    signals = measure(evidence, teachers[0].spec.liver_intensity.get(case.modality))
+    signals = measure(evidence, expected)
     return PseudoLiver(liver_zyx, uncertain_zyx, signals, own, votes_zyx)

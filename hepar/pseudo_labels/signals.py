@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from hepar.evaluation.overlap import dice
-from hepar.imaging.masks import Mask, bounding_box, label_components, voxel_mm3
+from hepar.imaging.masks import Mask, bounding_box, voxel_mm3
 
 SMOOTHING_MM = 5.0  # sigma of the Gaussian that a liver's surface is compared with
 Float32Array = npt.NDArray[np.float32]
@@ -46,7 +46,7 @@ class Signals:
     """The quality signals of one pseudo-liver."""
 
     volume_ml: float
-    component_share: float  # fraction of the raw prediction in its largest component; 0 if empty
+    component_share: float  # fraction of the raw prediction in the component that is the liver; 0 if empty
     hole_share: float  # fraction of the liver filled in by post-processing
     roughness: float  # surface area divided by that of the smoothed liver; 1 is smooth
     right_share: float  # fraction of the liver on the patient's right of the body's centre
@@ -69,7 +69,7 @@ def measure(evidence: Evidence, manual_intensity: tuple[float, float] | None) ->
     plain_zyx = evidence.votes_zyx[0]
     return Signals(
         volume_ml=float(evidence.liver_zyx.sum() * voxel_mm3(evidence.spacing_zyx_mm) / 1000),
-        component_share=component_share(evidence.raw_zyx),
+        component_share=component_share(evidence.raw_zyx, evidence.liver_zyx),
         hole_share=hole_share(evidence.raw_zyx, evidence.liver_zyx),
         roughness=roughness(evidence.liver_zyx, evidence.spacing_zyx_mm),
         right_share=right_share(evidence.liver_zyx, evidence.body_zyx),
@@ -81,10 +81,10 @@ def measure(evidence: Evidence, manual_intensity: tuple[float, float] | None) ->
     )
 
 
-def component_share(mask_zyx: Mask) -> float:
-    """Fraction of the mask in its largest face-connected component; 0 if the mask is empty."""
-    _, voxels = label_components(mask_zyx)
-    return float(voxels.max() / voxels.sum()) if len(voxels) else 0.0
+def component_share(raw_zyx: Mask, liver_zyx: Mask) -> float:
+    """Fraction of the raw prediction that is the liver, a component with its holes filled; 0 if it is empty."""
+    total = int(raw_zyx.sum())
+    return float((raw_zyx & liver_zyx).sum() / total) if total else 0.0
 
 
 def hole_share(raw_zyx: Mask, liver_zyx: Mask) -> float:

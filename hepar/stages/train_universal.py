@@ -14,7 +14,8 @@ from hepar.pool.table import Pool
 from hepar.registry.model_registry import downloaded_model
 from hepar.runtime.artifacts import dvc_version, read_manifest
 from hepar.runtime.progress import current_stage, stage
-from hepar.training.fit import Recipe, fit_model, taught_structures
+from hepar.training.fit import Recipe, fit_model
+from hepar.training.taught import taught_structures
 
 
 def run(

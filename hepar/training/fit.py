@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from hepar.training import checkpoint, distributed
 from hepar.training.liver_intensities import liver_intensities
 from hepar.training.loop import Trained, Trainer
 from hepar.training.operating_point import choose_operating_point
+from hepar.training.taught import taught_structures
 
 MIN_TUMOUR_CASES = 5  # in validation; to fewer an extreme threshold fits by chance, and misses the tumours of others
 # a run may resume with other values of these
@@ -109,9 +110,9 @@ def _fit(
             trained = Trainer(network, pool, training, checkpoints, device, run.log, stored).run(current_stage())
             with write_artifact(model, ModelFolder.KIND, origin | notes) as folder:
                 model_folder = ModelFolder(folder)
-                finished = _with_operating_point(spec, trained, pool, training, device)
                 if not recipe.liver_intensity:  # reads all arrays, so here: once, by one process
-                    finished = finished.model_copy(update={"liver_intensity": liver_intensities(pool)})
+                    spec = spec.model_copy(update={"liver_intensity": liver_intensities(pool)})
+                finished = _with_operating_point(spec, trained, pool, training, device)
                 model_folder.save(trained.weights, finished, trained.snapshots)
                 model_folder.save_history(trained.history)
                 model_folder.save_patients(patients)
@@ -161,26 +162,6 @@ def keep_output_rows(
     return kept
 
 
-def taught_structures(pool: Pool, training: TrainingParams) -> tuple[Literal["liver", "tumour"], ...]:
-    """The structures that the training cases of a pool show somewhere; a tumour may be synthetic.
-
-    A case of unknown tumour state teaches where there is none, and nothing about what a tumour looks like.
-    """
-    entries = pool.select(Split.TRAIN)
-    painted = training.augmentation.lesions
-    tumour = any(
-        entry.tumour.state == LabelState.MANUAL
-        or (
-            entry.tumour.state == LabelState.ABSENT
-            and entry.liver.weight > 0  # in which lesions are painted
-            and painted.of(entry.modality) > 0
-        )
-        for entry in entries
-    )
-    liver = any(entry.liver.weight > 0 for entry in entries)
-    return (*(("liver",) if liver else ()), *(("tumour",) if tumour else ()))
-
-
 def _with_operating_point(
     spec: ModelSpec, trained: Trained, pool: Pool, training: TrainingParams, device: torch.device
 ) -> ModelSpec:
@@ -193,7 +174,7 @@ def _with_operating_point(
     if not training.validation_cases or "tumour" not in spec.taught or with_tumour < MIN_TUMOUR_CASES:
         return spec
     members = [make_model(weights, spec, device).network for weights in (trained.weights, *trained.snapshots)]
-    point = choose_operating_point(members, pool, cases, training.patch_zyx, device, training.precision, spec.taught)
+    point = choose_operating_point(members, pool, cases, spec, device, training.precision)
     current_stage().log(f"tumour threshold {point.tumour_threshold:g}, lesions from {point.min_lesion_ml:g} ml")
     update = {"tumour_threshold": point.tumour_threshold, "min_lesion_ml": point.min_lesion_ml}
     return spec.model_copy(update=update)

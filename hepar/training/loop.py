@@ -35,6 +35,7 @@ from hepar.training.resource_errors import explain_resource_errors
 from hepar.training.sampling import PatchSampler
 from hepar.training.schedules import consistency_weight, learning_rate
 from hepar.training.state import TrainingState, Weights
+from hepar.training.taught import taught_structures
 from hepar.training.validation import count_overlaps, validation_cases, validation_score
 
 LOG_POINTS = 50  # training losses kept in the history
@@ -133,7 +134,7 @@ class Trainer:
         if self.params.sampling.tumour_share > 0 and without:
             stage.log(
                 f"no {' and no '.join(without)} training case has a tumour mask: patches that should show a tumour are"
-                " centred on a liver instead (training.sampling.tumour_share)"
+                " centred on livers and on places around them instead (training.sampling.tumour_share)"
             )
 
     def _is_stale(self) -> bool:
@@ -221,10 +222,10 @@ class Trainer:
 
         If it is stopped before the end, it changes nothing and runs again after the training resumes.
         """
-        overlaps = {}
+        overlaps, taught = {}, taught_structures(self.pool, self.params)
         for modality, entries in validation_cases(self.pool, self.params.validation_cases).items():
             overlaps[modality] = count_overlaps(
-                self.state.ema.module, self.pool, entries, self.params, self.device, should_stop
+                self.state.ema.module, self.pool, entries, self.params, self.device, taught, should_stop
             )
             self._stop_if(should_stop)
         self.state.validated = self.state.step

@@ -14,7 +14,9 @@ from hepar.cases import LIVER, STRUCTURES, TUMOUR, LabelState
 from hepar.evaluation.lesions import LesionCounts, detect_lesions, match_lesions
 from hepar.evaluation.overlap import OverlapCounts, count_overlap
 from hepar.imaging.masks import Mask, bounding_box, remove_small_components, voxel_mm3
+from hepar.inference.liver_choice import choose_liver
 from hepar.inference.liver_region import LIVER_THRESHOLD
+from hepar.inference.model_folder import ModelSpec
 from hepar.inference.prediction import postprocess
 from hepar.inference.settings import OperatingPoint
 from hepar.inference.sliding_window import Probabilities, sliding_window
@@ -42,10 +44,9 @@ def choose_operating_point(
     networks: Sequence[nn.Module],
     pool: Pool,
     entries: Sequence[PoolEntry],
-    patch_zyx: SizeZYX,
+    spec: ModelSpec,
     device: torch.device,
     precision: str,
-    taught: Sequence[str],
 ) -> OperatingPoint:
     """The operating point with the highest `score` over the cases whose tumour is manual or absent.
 
@@ -63,9 +64,12 @@ def choose_operating_point(
         reference_zyx = arrays.tumour_zyx > 0
         if reference_zyx.any() != (entry.tumour.state == LabelState.MANUAL):
             continue  # its tumours are too small for the pool's grid: neither found nor absent there
+        image_zyx = np.asarray(arrays.image_zyx, np.float32)
         with autocast(device, precision):
-            probability_rzyx = _mean_probability(networks, np.asarray(arrays.image_zyx, np.float32), patch_zyx, device)
-        for point, outcome in _outcomes(probability_rzyx, reference_zyx, taught, voxel_ml).items():
+            probability_rzyx = _mean_probability(networks, image_zyx, spec.patch_zyx, device)
+        expected = spec.liver_intensity.get(entry.modality)
+        found = _outcomes(probability_rzyx, image_zyx, reference_zyx, spec.taught, voxel_ml, expected)
+        for point, outcome in found.items():
             outcomes.setdefault(point, []).append(outcome)
     default = OperatingPoint()
 
@@ -109,16 +113,25 @@ def _mean_probability(
 
 
 def _outcomes(
-    probability_rzyx: Probabilities, reference_zyx: Mask, taught: Sequence[str], voxel_ml: float
+    probability_rzyx: Probabilities,
+    image_zyx: npt.NDArray[np.float32],
+    reference_zyx: Mask,
+    taught: Sequence[str],
+    voxel_ml: float,
+    expected: tuple[float, float] | None,
 ) -> dict[OperatingPoint, Outcome]:
-    """The outcome of one case at every operating point of the grid."""
+    """The outcome of one case at every operating point of the grid; `expected` as in `choose_liver`."""
+
+    def choose(found_zyx: Mask) -> Mask:
+        return choose_liver(found_zyx, expected, lambda: image_zyx[box])
+
     relevant_zyx = reference_zyx | (probability_rzyx[TUMOUR] > min(THRESHOLDS))
     relevant_zyx |= probability_rzyx[LIVER] > LIVER_THRESHOLD
     box = bounding_box(relevant_zyx) or (slice(0, 1),) * relevant_zyx.ndim  # all masks lie in it, so nothing is cut off
     liver_zyx, probability_zyx = probability_rzyx[LIVER][box] > LIVER_THRESHOLD, probability_rzyx[TUMOUR][box]
     inside_zyx, found = reference_zyx[box], {}
     for threshold in THRESHOLDS:
-        _, all_zyx = postprocess(liver_zyx, probability_zyx > threshold, taught, voxel_ml, min_lesion_ml=0)
+        _, all_zyx = postprocess(liver_zyx, probability_zyx > threshold, taught, voxel_ml, 0.0, choose)
         for min_lesion_ml in VOLUMES_ML:
             tumour_zyx = remove_small_components(all_zyx, min_lesion_ml / voxel_ml)  # the last step of postprocessing
             voxels = count_overlap(inside_zyx, tumour_zyx)

@@ -15,6 +15,7 @@ from hepar.evaluation.overlap import OverlapCounts, count_overlap, global_dice
 from hepar.imaging.masks import voxel_mm3
 from hepar.inference.defaults import TUMOUR_THRESHOLD
 from hepar.inference.liver_region import LIVER_THRESHOLD
+from hepar.inference.prediction import postprocess
 from hepar.inference.sliding_window import sliding_window
 from hepar.params import TrainingParams
 from hepar.pool.table import Pool, PoolEntry
@@ -87,10 +88,15 @@ def count_overlaps(
     entries: Sequence[PoolEntry],
     params: TrainingParams,
     device: torch.device,
+    taught: Sequence[str],
     should_stop: Callable[[], bool],
 ) -> Overlaps:
-    """Segment some cases, shared by all processes, and count voxels; returns early if `should_stop`."""
-    livers, tumours = [], []
+    """Segment some cases, shared by all processes, and count voxels; returns early if `should_stop`.
+
+    Masks are postprocessed as those of a prediction are, since what stands apart from the liver does not reach a user;
+    but the liver is the largest component, whatever its brightness.
+    """
+    livers, tumours, voxel_ml = [], [], voxel_mm3(pool.plan.spacing_zyx_mm) / 1000
     for entry in entries[distributed.rank() :: distributed.world_size()]:
         if should_stop():
             break
@@ -98,14 +104,16 @@ def count_overlaps(
         image_zyx = np.asarray(arrays.image_zyx, np.float32)
         with autocast(device, params.precision):
             probability_rzyx = sliding_window(network, image_zyx, params.patch_zyx, WINDOW_OVERLAP, device)
+        found_zyx = probability_rzyx[LIVER] > LIVER_THRESHOLD, probability_rzyx[TUMOUR] > TUMOUR_THRESHOLD
+        liver_zyx, tumour_zyx = postprocess(*found_zyx, taught, voxel_ml, min_lesion_ml=0)
         if entry.liver.state == LabelState.MANUAL:
-            livers.append(count_overlap(arrays.liver_zyx > 0, probability_rzyx[LIVER] > LIVER_THRESHOLD))
+            livers.append(count_overlap(arrays.liver_zyx > 0, liver_zyx))
         if entry.tumour.state in (LabelState.MANUAL, LabelState.ABSENT):
-            tumours.append(count_overlap(arrays.tumour_zyx > 0, probability_rzyx[TUMOUR] > TUMOUR_THRESHOLD))
+            tumours.append(count_overlap(arrays.tumour_zyx > 0, tumour_zyx))
     by_rank = distributed.all_gather((livers, tumours))
     all_livers = [counts for livers, _ in by_rank for counts in livers]
     all_tumours = [counts for _, tumours in by_rank for counts in tumours]
-    return Overlaps(all_livers, all_tumours, voxel_mm3(pool.plan.spacing_zyx_mm) / 1000)
+    return Overlaps(all_livers, all_tumours, voxel_ml)
 
 
 def validation_score(by_modality: Iterable[Overlaps]) -> float | None:

@@ -72,9 +72,9 @@ def scan(amplitude_hu: int = 100) -> sitk.Image:
 
 
 def predict(ensemble: Sequence[Model], **settings: Any) -> Probabilities:
-    probability_rzyx, grid = predict_probabilities(ensemble, scan(), Modality.CT, PredictionSettings(**settings))
-    assert grid.size_zyx == SIZE_ZYX
-    return probability_rzyx
+    predicted = predict_probabilities(ensemble, scan(), Modality.CT, PredictionSettings(**settings))
+    assert predicted.grid.size_zyx == SIZE_ZYX
+    return predicted.probability_rzyx
 
 
 def test_the_members_of_an_ensemble_are_averaged() -> None:
@@ -117,9 +117,9 @@ def test_a_symmetric_network_predicts_the_same_mirrored() -> None:
 
 def test_variants_of_size_and_contrast_are_averaged_on_the_grid_of_the_plan() -> None:
     settings = PredictionSettings(variants=3)  # brighter by 0, 0.1 and -0.1
-    probability_rzyx, grid = predict_probabilities(models(Bright()), scan(1), Modality.CT, settings)
-    assert grid.size_zyx == SIZE_ZYX
-    assert probability_rzyx == pytest.approx(np.full((2, *SIZE_ZYX), (0.3 + 0.9 + 0.3) / 3), abs=1e-5)
+    predicted = predict_probabilities(models(Bright()), scan(1), Modality.CT, settings)
+    assert predicted.grid.size_zyx == SIZE_ZYX
+    assert predicted.probability_rzyx == pytest.approx(np.full((2, *SIZE_ZYX), (0.3 + 0.9 + 0.3) / 3), abs=1e-5)
 
 
 def test_the_threshold_is_the_models_own_unless_the_settings_name_one() -> None:

@@ -268,12 +268,16 @@ def test_progression_counts_from_the_smallest_sum_so_far() -> None:
     assert respond(lesions, nadir_mm=20.0).category == "PD"
 
 
-def test_the_smallest_sum_so_far_is_at_most_that_of_the_baseline() -> None:
-    """From 60 to 80 mm is PD; counted from 100 mm it would be SD."""
-    lesions = match_lesions({(1, 1): 0.0}, {1: 60.0}, {1: 80.0})
-    assert respond(lesions).category == respond(lesions, nadir_mm=60.0).category == "PD"
-    with pytest.raises(DataError, match=r"is given as 100 mm but must be at most 60\.0 mm, that of the baseline$"):
-        respond(lesions, nadir_mm=100.0)
+def test_the_smallest_sum_so_far_is_at_most_that_of_the_baseline(tmp_path: Path) -> None:
+    """Counted from a larger sum, a growth would be a smaller one; it is refused before any mask is read."""
+    found = compare(scan(LESIONS), scan(LESIONS), tmp_path)
+    most_mm = round(found.response.baseline_sum_mm, 1)
+    folders = PredictionFolder(tmp_path / "before"), PredictionFolder(tmp_path / "after")
+    assert follow(*folders, nadir_mm=most_mm).response.category == "SD"
+    for mask in tmp_path.rglob("*.nii.gz"):
+        mask.unlink()
+    with pytest.raises(DataError, match=rf"is given as 100 mm but must be at most {most_mm} mm, that of the baseline$"):
+        follow(*folders, nadir_mm=100.0)
 
 
 def test_a_target_that_merged_cannot_be_evaluated() -> None:

@@ -34,8 +34,8 @@ def test_a_value_on_its_bound_passes() -> None:
     [
         ({"volume_ml": 400.0}, REJECT, "liver volume 400 ml is outside 500–3000 ml"),
         ({"volume_ml": 3500.0}, REJECT, "liver volume 3500 ml is outside 500–3000 ml"),
-        ({"component_share": 0.7}, REVIEW, "largest component fraction 0.7 < 0.8"),
-        ({"component_share": 0.4}, REJECT, "largest component fraction 0.4 < 0.5"),
+        ({"component_share": 0.7}, REVIEW, "liver component fraction 0.7 < 0.8"),
+        ({"component_share": 0.4}, REJECT, "liver component fraction 0.4 < 0.5"),
         ({"hole_share": 0.1}, REVIEW, "hole fraction 0.1 > 0.05"),
         ({"hole_share": 0.3}, REJECT, "hole fraction 0.3 > 0.2"),
         ({"roughness": 2.0}, REVIEW, "surface roughness 2 > 1.5"),

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from toy_model import toy_spec
 from toy_pool import Ball, Toy, ball, toy_pool
 
-from hepar.cases import STRUCTURES, LabelState
+from hepar.cases import STRUCTURES, LabelState, Modality
 from hepar.evaluation.lesions import LesionCounts
 from hepar.evaluation.overlap import OverlapCounts
 from hepar.inference.settings import OperatingPoint
+from hepar.params import NetworkParams
 from hepar.training.operating_point import Outcome, choose_operating_point, score
 
 SHAPE = (24, 24, 24)
@@ -66,10 +69,11 @@ class Painted(nn.Module):
 
 
 def choose(
-    folder: Path, toys: Sequence[Toy], *networks: nn.Module, taught: Sequence[str] = STRUCTURES
+    folder: Path, toys: Sequence[Toy], *networks: nn.Module, taught: Sequence[str] = STRUCTURES, **spec: Any
 ) -> OperatingPoint:
-    pool = toy_pool(folder, toys)
-    return choose_operating_point(networks, pool, pool.entries, SHAPE, torch.device("cpu"), "fp32", taught)
+    pool, toy = toy_pool(folder, toys), toy_spec(NetworkParams(name="none", config={}))
+    chosen_for = toy.model_copy(update={"patch_zyx": SHAPE, "taught": tuple(taught), **spec})
+    return choose_operating_point(networks, pool, pool.entries, chosen_for, torch.device("cpu"), "fp32")
 
 
 def test_the_threshold_separates_a_tumour_from_what_looks_like_one(tmp_path: Path) -> None:
@@ -110,6 +114,16 @@ def test_outside_the_liver_there_is_no_tumour_unless_no_liver_was_taught(tmp_pat
     toys = [with_tumour(), tumour_free(LARGE, OUTSIDE)]
     assert choose(tmp_path / "both", toys, network) == OperatingPoint(0.5, 0.1)
     assert choose(tmp_path / "tumour", toys, network, taught=("tumour",)) == OperatingPoint(0.6, 0.1)
+
+
+def test_the_liver_is_chosen_as_in_a_prediction(tmp_path: Path) -> None:
+    liver, false, tumour = ((17, 17, 17), 4.0), ((6, 6, 6), 5.0), ((17, 17, 17), 2.0)
+    network = Painted(liver, {tumour: 0.45})
+    network.probability_rdhw[0][torch.from_numpy(ball(SHAPE, *false))] = 0.99  # larger, and as bright as no liver
+    toy = Toy("trunk", liver=liver, lesions=(tumour,))
+    assert choose(tmp_path / "unknown", [toy], network) == OperatingPoint()  # the tumour is never in the liver
+    known = {Modality.CT: (float(LIVER), 0.1)}
+    assert choose(tmp_path / "known", [toy], network, liver_intensity=known) == OperatingPoint(0.4, 0.1)
 
 
 @pytest.mark.parametrize(

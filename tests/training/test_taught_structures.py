@@ -18,9 +18,10 @@ from hepar.inference.model_folder import ModelFolder
 from hepar.params import Params, SamplingParams, TrainingParams
 from hepar.pool.table import Pool
 from hepar.training.batches import make_batch
-from hepar.training.fit import Recipe, fit_model, taught_structures
+from hepar.training.fit import Recipe, fit_model
 from hepar.training.loop import Trainer
 from hepar.training.schedules import learning_rate
+from hepar.training.taught import taught_structures
 from hepar.training.teacher_pool import teacher_pool
 
 TUMOUR_FREE_ONLY = SamplingParams(tumour_share=0.0, tumour_free_share=1.0, liver_share=0.0)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from toy_pool import PLAN, Toy, toy_pool
 from toy_training import CPU, PATCH, TOYS, toy_settings
 
-from hepar.cases import LabelState, Modality, Split
+from hepar.cases import STRUCTURES, LabelState, Modality, Split
 from hepar.evaluation.overlap import OverlapCounts
 from hepar.params import Params
 from hepar.pool.table import Pool
@@ -42,7 +44,7 @@ def test_false_positives_in_a_case_without_tumours_lower_the_score(tiny: Params,
 
     def counted(modality: Modality, tumour_logit: float) -> Overlaps:
         return count_overlaps(
-            ConstantNetwork(tumour_logit), pool, cases[modality], params, CPU, should_stop=lambda: False
+            ConstantNetwork(tumour_logit), pool, cases[modality], params, CPU, STRUCTURES, should_stop=lambda: False
         )
 
     everywhere, nowhere = counted(Modality.MR, 9.0), counted(Modality.MR, -9.0)
@@ -63,6 +65,34 @@ def test_false_positives_in_a_case_without_tumours_lower_the_score(tiny: Params,
     score = validation_score([Overlaps((), found, 0.008), replace(everywhere, livers=())])
     assert score is not None
     assert score < 0.1
+
+
+class BrightNetwork(torch.nn.Module):
+    """Predicts liver where the image is above 0.5, and tumour where it is above 1.5."""
+
+    def forward(self, image_bcdhw: Tensor) -> Tensor:
+        return 100 * torch.cat([image_bcdhw - 0.5, image_bcdhw - 1.5], dim=1)
+
+
+def test_what_lies_apart_from_the_liver_does_not_count_because_a_prediction_drops_it(
+    tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = toy_pool(tmp_path, [Toy("ct", lesions=(), split=Split.VAL)])
+    arrays = pool.arrays(pool.entries[0]).loaded()
+    image_zyx = np.where(arrays.liver_zyx > 0, np.float16(1), np.float16(0))
+    liver_voxels = int((arrays.liver_zyx > 0).sum())
+    image_zyx[0, 0, :2] = 2  # an island with a tumour, in a corner
+    assert arrays.liver_zyx[0, 0, :2].sum() == 0
+    monkeypatch.setattr(Pool, "arrays", lambda *_: replace(arrays, image_zyx=image_zyx))
+    entries, settings = pool.select(Split.VAL), toy_settings(tiny)
+
+    def counted(taught: Sequence[str]) -> Overlaps:
+        return count_overlaps(BrightNetwork(), pool, entries, settings, CPU, taught, should_stop=lambda: False)
+
+    both = counted(STRUCTURES)
+    assert both.livers[0].prediction_voxels == both.livers[0].intersection_voxels == liver_voxels
+    assert both.tumours[0].prediction_voxels == 0
+    assert counted(STRUCTURES[1:]).tumours[0].prediction_voxels == 2  # without a liver, tumours stay where they are
 
 
 def test_the_score_is_the_mean_of_liver_and_healthy_cases_by_modality_and_one_tumour_dice() -> None:
