@@ -203,7 +203,8 @@ class AugmentationParams(Section):
 
 class SamplingParams(Section):
     """Fractions of patches centred on a tumour, on a liver known to be tumour-free, and on any liver; the rest are
-    centred anywhere. Where a modality has no tumour or no tumour-free liver, these patches are centred on any liver."""
+    centred anywhere. Where a modality has no tumour or no tumour-free liver, half of these patches are centred on any
+    liver and half anywhere in scans with a known liver."""
 
     tumour_share: Share
     tumour_free_share: Share
@@ -302,7 +303,7 @@ class GateParams(Section):
     rejected."""
 
     volume_ml: Interval  # outside: rejected
-    min_component_share: AtLeast  # fraction of the prediction in its largest component
+    min_component_share: AtLeast  # fraction of the prediction in the component that is the liver
     max_hole_share: AtMost  # fraction of the liver that was filled holes
     max_roughness: AtMost  # surface area relative to that of the smoothed liver
     min_right_share: AtLeast  # fraction of the liver right of the body's centre (patient's right)

@@ -33,7 +33,7 @@ from hepar.runtime.progress import current_stage
 MIN_LESION_VOXELS = 8  # a smaller lesion is barely visible on the plan's grid: it is learned from, but not centred on
 MAX_CENTRES = 4096  # candidate voxels kept per structure
 MAX_REPEAT = 2.0  # how much more often than others a case of a small group may be drawn
-TUMOUR_PATCH, TUMOUR_FREE_PATCH, LIVER_PATCH, ANY_PATCH = range(4)
+TUMOUR_PATCH, TUMOUR_FREE_PATCH, LIVER_PATCH, ANY_PATCH, BESIDE_LIVER_PATCH = range(5)
 Indices = npt.NDArray[np.int32]
 
 
@@ -161,20 +161,36 @@ class PatchSampler:
 
     def _patch(self, number: int) -> Patch:
         centres, rng = self.centres[number % len(self.centres)], np.random.default_rng([self.seed, number])
-        shares = np.cumsum([self.params.tumour_share, self.params.tumour_free_share, self.params.liver_share])
-        kind = int(np.searchsorted(shares, rng.random(), side="right"))
-        if kind == TUMOUR_PATCH and centres.lesions:
+        kind = self._draw_kind(centres, rng)
+        if kind == TUMOUR_PATCH:
             index, centre_zyx = self._tumour_centre(centres, rng)
-        elif kind < ANY_PATCH and centres.with_liver:
-            tumour_free = kind == TUMOUR_FREE_PATCH and centres.tumour_free
-            index = self._draw_entry(centres, centres.tumour_free if tumour_free else centres.with_liver, rng)
-            voxels_n3 = self._liver_voxels_n3[index]
-            centre_zyx = voxels_n3[rng.integers(len(voxels_n3))]
-        else:
+        elif kind == ANY_PATCH or not centres.with_liver:
             index = self._draw_entry(centres, centres.entries, rng)
-            centre_zyx = np.array([rng.integers(n) for n in self.arrays(index).image_zyx.shape], np.int32)
+            centre_zyx = self._any_voxel(index, rng)
+        else:
+            candidates = centres.tumour_free if kind == TUMOUR_FREE_PATCH else centres.with_liver
+            index = self._draw_entry(centres, candidates, rng)
+            voxels_n3 = self._liver_voxels_n3[index]
+            beside = kind == BESIDE_LIVER_PATCH
+            centre_zyx = self._any_voxel(index, rng) if beside else voxels_n3[rng.integers(len(voxels_n3))]
         shift_zyx = np.array([rng.integers(-(n // 4), n // 4 + 1) for n in self.patch_zyx], np.int32)
         return cut(self.arrays(index), centre_zyx + shift_zyx, self.patch_zyx, self.entries[index].modality)
+
+    def _draw_kind(self, centres: Centres, rng: np.random.Generator) -> int:
+        """Draw what a patch is centred on.
+
+        A share for which the modality has no case goes to its scans with a known liver: half of these patches are
+        centred on it, half anywhere. On livers alone, little would be learned of what prediction sees around them.
+        """
+        shares = np.cumsum([self.params.tumour_share, self.params.tumour_free_share, self.params.liver_share])
+        kind = int(np.searchsorted(shares, rng.random(), side="right"))
+        has_case = {TUMOUR_PATCH: bool(centres.lesions), TUMOUR_FREE_PATCH: bool(centres.tumour_free)}
+        if has_case.get(kind, True):
+            return kind
+        return LIVER_PATCH if rng.random() < 0.5 else BESIDE_LIVER_PATCH
+
+    def _any_voxel(self, index: int, rng: np.random.Generator) -> Indices:
+        return np.array([rng.integers(n) for n in self.arrays(index).image_zyx.shape], np.int32)
 
     def _draw_entry(self, centres: Centres, candidates: Sequence[int], rng: np.random.Generator) -> int:
         """Draw an entry: a group weighs the square root of its number of cases, split evenly among its candidates.

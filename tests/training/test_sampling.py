@@ -156,17 +156,20 @@ def test_tumour_free_patches_come_from_known_livers_that_are_known_to_be_free(tm
     assert all(patch.target_rzyx[LIVER].any() and patch.weight_rzyx[TUMOUR].all() for patch in patches)
 
 
-def test_without_a_tumour_free_liver_in_its_modality_a_patch_is_centred_on_any_liver(tmp_path: Path) -> None:
+def test_without_a_tumour_free_liver_in_its_modality_half_is_centred_on_livers_and_half_lies_anywhere_in_their_scans(
+    tmp_path: Path,
+) -> None:
     corner = ((4, 4, 30), 3.0)
     mr = [
         Toy("mr", Modality.MR, shape=(40, 40, 40), liver=corner, lesions=(), level=10.0),
         Toy("mr-free", Modality.MR, shape=(40, 40, 40), tumour_state=LabelState.ABSENT, liver_state=LabelState.UNKNOWN),
     ]
-    patches = sample(toy_pool(tmp_path, [*TUMOUR_FREE, *mr]), ON_TUMOUR_FREE, steps=20)
+    patches = sample(toy_pool(tmp_path, [*TUMOUR_FREE, *mr]), ON_TUMOUR_FREE, steps=50)
     of_ct, of_mr = ([p for p in patches if p.modality == modality] for modality in (Modality.CT, Modality.MR))
-    assert len(of_ct) == len(of_mr) == 40
-    assert share_of_bright(of_ct) == share_of_bright(of_mr) == 1
-    assert all(patch.target_rzyx[LIVER].any() for patch in of_mr)
+    assert len(of_ct) == len(of_mr) == 100
+    assert share_of_bright(of_ct) == share_of_bright(of_mr) == 1  # none comes from the scan whose liver is unknown
+    showing = np.mean([patch.target_rzyx[LIVER].any() for patch in of_mr])
+    assert showing == pytest.approx(0.5, abs=0.12)  # the liver lies in a corner, where few others reach it
 
 
 def test_each_kind_of_centre_has_its_share_of_the_patches(tmp_path: Path) -> None:
