@@ -74,6 +74,14 @@ class Components:
     voxels: npt.NDArray[np.int64]
     box: tuple[slice, ...]
 
+    def alone(self, number: int, mask_zyx: Mask) -> Mask:
+        """One component of the mask that they were found in; a mask of one component is returned as it is."""
+        if len(self.voxels) == 1:
+            return mask_zyx
+        alone_zyx = np.zeros(mask_zyx.shape, bool)
+        alone_zyx[self.box] = self.labels_zyx == number
+        return alone_zyx
+
 
 def find_components(mask_zyx: Mask) -> Components:
     """The components of a mask; none for an empty mask."""
@@ -96,8 +104,8 @@ def label_components(mask_zyx: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray
 
 def keep_largest_component(mask_zyx: Mask) -> Mask:
     """Keep the largest component, the first of equals; an empty mask stays empty."""
-    labels_zyx, voxels = label_components(mask_zyx)
-    return mask_zyx if len(voxels) <= 1 else np.asarray(labels_zyx == 1 + int(voxels.argmax()))
+    components = find_components(mask_zyx)
+    return components.alone(1 + int(components.voxels.argmax()), mask_zyx) if len(components.voxels) else mask_zyx
 
 
 def remove_small_components(mask_zyx: Mask, min_voxels: float) -> Mask:

@@ -7,6 +7,7 @@ of one in the lungs of a scan of the trunk than in the liver.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,15 +29,14 @@ def choose_liver(
     mask stays empty.
     """
     components = find_components(found_zyx)
-    voxels = components.voxels
-    rivals = np.flatnonzero(voxels >= UNLIKELY_WEIGHT * voxels.max(initial=0))
+    rivals = _rivals(components)
     if len(rivals) < 2 or expected is None:
-        return _alone(components, found_zyx, voxels)
-    image_zyx, weighed = image()[components.box], np.zeros(len(voxels))
+        return _heaviest(components, components.voxels, found_zyx)
+    image_zyx, weights = image()[components.box], np.zeros(len(components.voxels))
     for rival in rivals:
         median = float(np.median(image_zyx[components.labels_zyx == rival + 1]))
-        weighed[rival] = voxels[rival] * likelihood(median, expected)
-    return _alone(components, found_zyx, weighed)
+        weights[rival] = components.voxels[rival] * likelihood(median, expected)
+    return _heaviest(components, weights, found_zyx)
 
 
 def component_of(found_zyx: Mask, liver: Callable[[], Mask]) -> Mask:
@@ -46,10 +46,10 @@ def component_of(found_zyx: Mask, liver: Callable[[], Mask]) -> Mask:
     """
     components = find_components(found_zyx)
     voxels = components.voxels
-    if (voxels >= UNLIKELY_WEIGHT * voxels.max(initial=0)).sum() < 2:
-        return _alone(components, found_zyx, voxels)
+    if len(_rivals(components)) < 2:
+        return _heaviest(components, voxels, found_zyx)
     shared = np.bincount(components.labels_zyx[liver()[components.box]], minlength=len(voxels) + 1)[1:]
-    return _alone(components, found_zyx, shared if shared.any() else voxels)
+    return _heaviest(components, shared if shared.any() else voxels, found_zyx)
 
 
 def likelihood(median: float, expected: tuple[float, float]) -> float:
@@ -58,10 +58,11 @@ def likelihood(median: float, expected: tuple[float, float]) -> float:
     return max(UNLIKELY_WEIGHT, float(np.exp(-0.5 * ((median - mean) / deviation / DEVIATIONS) ** 2)))
 
 
-def _alone(components: Components, found_zyx: Mask, weights: npt.NDArray[np.generic]) -> Mask:
-    """The component of the highest weight, the first of equals."""
-    if len(weights) <= 1:
-        return found_zyx
-    alone_zyx = np.zeros(found_zyx.shape, bool)
-    alone_zyx[components.box] = components.labels_zyx == 1 + int(np.argmax(weights))
-    return alone_zyx
+def _rivals(components: Components) -> npt.NDArray[np.intp]:
+    """The components, counted from 0, that are large enough to be the liver beside the largest one."""
+    return np.flatnonzero(components.voxels >= UNLIKELY_WEIGHT * components.voxels.max(initial=0))
+
+
+def _heaviest(components: Components, weights: npt.NDArray[Any], found_zyx: Mask) -> Mask:
+    """The component of the highest weight, the first of equals; an empty mask stays empty."""
+    return components.alone(1 + int(weights.argmax()), found_zyx) if len(weights) else found_zyx

@@ -37,10 +37,10 @@ def row(**parts: tuple[int, float]) -> tuple[Mask, Image]:
     return np.array([[found]]), np.array([[image]], np.float32)
 
 
-def chosen(expected: tuple[float, float] | None = LIVERS, **parts: tuple[int, float]) -> str:
+def chosen(**parts: tuple[int, float]) -> str:
     """The name of the component that is chosen."""
     found_zyx, image_zyx = row(**parts)
-    liver_zyx = choose_liver(found_zyx, expected, lambda: image_zyx)
+    liver_zyx = choose_liver(found_zyx, LIVERS, lambda: image_zyx)
     starts = dict(zip(np.cumsum([1] + [voxels + 1 for voxels, _ in parts.values()])[:-1], parts, strict=True))
     first = int(np.flatnonzero(liver_zyx)[0])
     assert liver_zyx.sum() == parts[starts[first]][0]
@@ -124,7 +124,7 @@ def model(expected: dict[Modality, tuple[float, float]]) -> Model:
     return Model(Body(), spec, torch.device("cpu"))
 
 
-def share_of(liver_zyx: Mask, part: tuple[slice, ...]) -> float | None:
+def dice_with(liver_zyx: Mask, part: tuple[slice, ...]) -> float | None:
     """The Dice of a mask with a part of the scan."""
     true_zyx = np.zeros(liver_zyx.shape, bool)
     true_zyx[part] = True
@@ -145,7 +145,7 @@ def test_a_prediction_has_the_liver_and_not_the_larger_component(
     monkeypatch.setattr(prediction, "follow_liver", seen)
     for expected, part in CHOICES:
         found = segment([model(expected)], two_components(size_zyx), Modality.CT, PredictionSettings())
-        assert share_of(found.liver_zyx, part) == pytest.approx(1, abs=0.1)
+        assert dice_with(found.liver_zyx, part) == pytest.approx(1, abs=0.1)
         assert (answers[-1] is not None) == is_followed
 
 
@@ -154,6 +154,6 @@ def test_a_pseudo_liver_is_the_liver_and_not_the_larger_component(case: Case, ti
     sitk.WriteImage(two_components((24, 40, 40)), tmp_path / scan.image)
     for expected, part in CHOICES:
         pseudo = predict_pseudo_liver(scan, tmp_path, [model(expected)], tiny.pseudo_label)
-        assert share_of(pseudo.liver_zyx, part) == pytest.approx(1, abs=0.1)
+        assert dice_with(pseudo.liver_zyx, part) == pytest.approx(1, abs=0.1)
         share = (BRIGHT_VOXELS if part == BRIGHT else DARK_VOXELS) / (BRIGHT_VOXELS + DARK_VOXELS)
         assert pseudo.signals.component_share == pytest.approx(share, abs=0.05)

@@ -266,6 +266,8 @@ def test_progression_counts_from_the_smallest_sum_so_far() -> None:
     lesions = match_lesions({(1, 1): 0.0}, {1: 40.0}, {1: 30.0})
     assert respond(lesions).category == "SD"
     assert respond(lesions, nadir_mm=20.0).category == "PD"
+    lesions = match_lesions({(1, 1): 0.0}, {1: 60.0}, {1: 80.0})
+    assert respond(lesions).category == respond(lesions, nadir_mm=60.0).category == "PD"
 
 
 def test_the_smallest_sum_so_far_is_at_most_that_of_the_baseline(tmp_path: Path) -> None:
