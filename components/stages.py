@@ -209,9 +209,10 @@ def evaluate(
     report: dsl.Output[dsl.Artifact],
     scores: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
+    stored_name: str = "",
 ) -> str:
     """Score the model on the held-out patients; KFP shows the mean Dice and the page of the report, with fewer pictures
-    if it is large."""
+    if it is large. The store keeps the report's version under `stored_name`, if that is given."""
     from pathlib import Path
 
     import hepar.stages.evaluate
@@ -224,7 +225,7 @@ def evaluate(
         Path(model.path),
         Path(report.path),
         read_section(EvaluateParams, params),
-        ShownReport(StoredArtifact(Report.KIND, report.metadata), Path(page.path)),
+        ShownReport(StoredArtifact(Report.KIND, report.metadata, name=stored_name), Path(page.path)),
     )
     written = Report.load(Path(report.path))
     for name, value in written.mean_dice().items():

@@ -19,7 +19,7 @@ from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.registry.model_registry import cohort_version, pool_version
 from hepar.runtime.object_store import Store
 from hepar.runtime.progress import current_stage
-from hepar.runtime.stored_versions import open_version, publish
+from hepar.runtime.stored_versions import name_version, open_version, publish
 from hepar.runtime.whole_files import write_text
 
 NONE = "none"
@@ -37,12 +37,14 @@ VERSION_OF: Mapping[str, Callable[[str], str]] = {Cohort.KIND: cohort_version, P
 class StoredArtifact:
     """A step's artifact on its way to the store; its version is noted in the metadata of KFP's artifact.
 
-    `start_from` is `none`, a version, or a registered model, which names the version that it was made from.
+    `start_from` is `none`, a version, or a registered model, which names the version that it was made from. With `name`
+    the store keeps the version under this name too.
     """
 
     kind: str
     metadata: dict[str, object]
     start_from: str = NONE
+    name: str = ""
 
     def start(self, folder: Path) -> None:
         """Put the version that the step starts from into `folder` by reference.
@@ -67,7 +69,10 @@ class StoredArtifact:
     def finish(self, folder: Path) -> None:
         """Leave the artifact by reference. Raises StorageError if the store fails; the folder then stays whole."""
         if (store := Store.of_environment()) is not None:
-            self.metadata["version"] = publish(folder, BULK[self.kind], store)
+            version = publish(folder, BULK[self.kind], store)
+            self.metadata["version"] = version
+            if self.name:
+                name_version(self.name, version, store)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,12 @@ def study(
             help="Run nothing here; compile the study to this pipeline for Kubeflow (.yaml). Not with --dry-run."
         ),
     ] = None,
+    gather: Annotated[
+        bool,
+        typer.Option(
+            "--gather", help="Run nothing here; report on what a cluster has finished, from HEPAR_STORE. With --source."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Run nothing; list the steps and who shares them.")
     ] = False,
@@ -38,9 +44,13 @@ def study(
 
     Arms share the steps whose inputs are equal. Finished steps are not run again: repeat the command to resume.
     """
-    if cluster is not None and dry_run:
-        raise ParamsError("--dry-run lists the steps of a run on this machine: leave out --cluster")
-    if cluster is None:
-        load_entry_point(STUDIES, "local")(file, out, source, dry_run)
-    else:
+    if dry_run and (cluster is not None or gather):
+        raise ParamsError("--dry-run lists the steps of a run on this machine: leave out --cluster and --gather")
+    if cluster is not None and gather:
+        raise ParamsError("--gather reports on a pipeline that has run: leave out --cluster")
+    if gather:
+        load_entry_point(STUDIES, "gather")(file, out, source)
+    elif cluster is not None:
         load_entry_point(STUDIES, "cluster")(file, cluster, source)
+    else:
+        load_entry_point(STUDIES, "local")(file, out, source, dry_run)

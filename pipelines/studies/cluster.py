@@ -15,6 +15,7 @@ from pipelines.pod_settings import set_up_pod
 from pipelines.steps import say
 from pipelines.studies.definition import Study, load_study
 from pipelines.studies.folds import remote_folds, store_tables
+from pipelines.studies.gathering import stored_name
 from pipelines.studies.plan import (
     ASSEMBLE_POOL,
     COHORT,
@@ -137,6 +138,8 @@ def _arguments(step: PlannedStep, tasks: Mapping[str, Any]) -> dict[str, Any]:
         given["params"] = {**given["params"], "split_from": step.split}
     if step.modality is not None:
         given["modality"] = str(step.modality)
+    if step.stage == EVALUATE:
+        given["stored_name"] = stored_name(step)
     for role, needed in step.inputs.items():
         task = tasks[needed.key]
         given[role] = task.outputs[OUTPUTS[needed.stage]]

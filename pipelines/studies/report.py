@@ -79,6 +79,13 @@ def write_study_report(study: Study, cells: Sequence[StudyCell], missing: Sequen
     return place / PAGE
 
 
+def print_study_report(study: Study, cells: Sequence[StudyCell], missing: Sequence[Missing], folder: Path) -> None:
+    """`write_study_report`, and print the page and where it lies."""
+    page = write_study_report(study, cells, missing, folder)
+    print(page.read_text())
+    print(page)
+
+
 def figure_of(metric: Metric, arms: Sequence[ArmScores], bootstrap: Bootstrap) -> StudyFigure:
     """A metric of all arms; the first is compared with each of the others by the seeds that both have."""
     first, *others = arms
@@ -130,6 +137,7 @@ def _facts(study: Study, cells: Sequence[StudyCell], missing: Sequence[Missing],
     finished = [cell for cell in cells if cell.title not in gone]
     reports = [Report(result_of(cell.steps[-1], folder)) for cell in finished]
     made_by = Counter(commit for step in unique_steps(finished) for commit in commits_of(step, folder) or [UNKNOWN])
+    seconds = sum(seconds_of(step, folder) for step in unique_steps(list(cells)))
     return {
         "study": study.name,
         "file": study.file.model_dump(mode="json"),
@@ -138,7 +146,7 @@ def _facts(study: Study, cells: Sequence[StudyCell], missing: Sequence[Missing],
         "missing": [asdict(item) for item in missing],
         "commits": sorted({report.facts()[Report.COMMIT] for report in reports}),
         "step_commits": dict(sorted(made_by.items())),
-        "hours": round(sum(seconds_of(step, folder) for step in unique_steps(list(cells))) / 3600, 2),
+        "hours": round(seconds / 3600, 2) if seconds else None,  # None: of a cluster
     }
 
 
@@ -151,11 +159,12 @@ def _page(
 ) -> str:
     """The report in Markdown."""
     file, cells = study.file, facts["cells"]
+    spent = "" if facts["hours"] is None else f" {facts['hours']} h of computation,"
     parts = [
         f"# Study {study.name}",
         file.question,
         f"{len(file.arms)} arms, {len(file.seeds)} seeds, {_folds(file.folds)}; {cells - len(missing)} of {cells} cells"
-        f" finished, {facts['hours']} h of computation, commit {', '.join(facts['commits']) or UNDEFINED}.",
+        f" finished,{spent} commit {', '.join(facts['commits']) or UNDEFINED}.",
         *_mixed_commits(facts["step_commits"]),
         "## Claims",
         _claims_table(claims) if claims else "The study makes none.",

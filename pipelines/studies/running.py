@@ -37,7 +37,7 @@ from pipelines.studies.layout import (
     step_folder,
 )
 from pipelines.studies.plan import PlannedStep, StudyCell, plan_cells, unique_steps
-from pipelines.studies.report import write_study_report
+from pipelines.studies.report import print_study_report
 from pipelines.studies.scores import Missing
 
 Run = Callable[[Step, Path, tuple[int, int], Mapping[str, str], Path], None]
@@ -59,14 +59,8 @@ def run_study(path: Path, out: Path, source: str | None, dry_run: bool) -> None:
     for table, text in tables.items():
         write_text(table, text)
     missing = run_cells(cells, folder)
-    page = write_study_report(study, cells, missing, folder)
-    print(page.read_text())
-    print(page)
-    if missing:
-        raise HeparError(
-            f"{len(missing)} of {len(cells)} cells are missing, first {missing[0].title}: {missing[0].reason}; repeat"
-            " the command to try them again"
-        )
+    print_study_report(study, cells, missing, folder)
+    check_complete(cells, missing)
 
 
 def run_cells(cells: Sequence[StudyCell], folder: Path, run: Run = run_step) -> list[Missing]:
@@ -84,6 +78,15 @@ def run_cells(cells: Sequence[StudyCell], folder: Path, run: Run = run_step) -> 
                 say(f"{cell.title}: {error}; the other arms go on")
                 missing.append(Missing(cell.arm, cell.seed, cell.fold, cell.title, str(error)))
     return missing
+
+
+def check_complete(cells: Sequence[StudyCell], missing: Sequence[Missing]) -> None:
+    """Raise HeparError if cells are missing."""
+    if missing:
+        raise HeparError(
+            f"{len(missing)} of {len(cells)} cells are missing, first {missing[0].title}: {missing[0].reason}; repeat"
+            " the command to try them again"
+        )
 
 
 @dataclass

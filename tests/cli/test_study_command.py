@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import tomllib
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from toy_study import write_study
 from typer.testing import CliRunner
 
 from hepar.cli.main import app
-from hepar.errors import HeparError, ParamsError
-from hepar.runtime.environment import IMAGE_VARIABLE
+from hepar.errors import DataError, HeparError, ParamsError
+from hepar.runtime.environment import IMAGE_VARIABLE, STORE_VARIABLE
 
 GROUP = "hepar.studies"
 
@@ -45,7 +46,22 @@ def test_a_study_is_compiled_for_a_cluster(tmp_path: Path) -> None:
     assert "name: hepar-study-toy" in package.read_text()
 
 
-@pytest.mark.parametrize("words", [[], ["--cluster", "study.yaml"]])
+def test_what_a_cluster_has_made_is_gathered_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STORE_VARIABLE, str(tmp_path / "store"))
+    words = ["study", str(write_study(tmp_path)), "--gather", "--out", str(tmp_path / "out")]
+    found = CliRunner().invoke(app, words)
+    assert isinstance(found.exception, DataError)
+    assert "has no report of study toy" in str(found.exception)
+
+
+@pytest.mark.parametrize("others", [["--dry-run"], ["--cluster", "study.yaml"]])
+def test_one_thing_at_a_time(tmp_path: Path, others: list[str]) -> None:
+    found = CliRunner().invoke(app, ["study", str(write_study(tmp_path)), "--gather", *others])
+    assert isinstance(found.exception, ParamsError)
+    assert re.search(r"leave out --cluster( and --gather)?$", str(found.exception))
+
+
+@pytest.mark.parametrize("words", [[], ["--cluster", "study.yaml"], ["--gather"]])
 def test_a_bad_override_is_named_with_its_arm(tmp_path: Path, words: list[str]) -> None:
     arms = {"a": {}, "b": {"assemble_pool.label": "mixed"}}
     found = CliRunner().invoke(app, ["study", str(write_study(tmp_path, arms=arms, claims=[])), *words])

@@ -18,6 +18,7 @@ from hepar.runtime.environment import STORE_VARIABLE
 from pipelines.execution import ONE_MACHINE_VARIABLE
 from pipelines.studies.cluster import compile_study
 from pipelines.studies.definition import load_study
+from pipelines.studies.gathering import stored_name
 from pipelines.studies.plan import plan_cells, unique_steps
 
 ARMS = {
@@ -86,11 +87,14 @@ def test_each_arm_has_its_params(compiled: tuple[Path, dict[str, Any]]) -> None:
 
 def test_each_report_is_of_the_model_of_its_arm(compiled: tuple[Path, dict[str, Any]]) -> None:
     by_key = compiled[1]["root"]["dag"]["tasks"]
+    cells = plan_cells(load_study(compiled[0], "s3://scans/all"))
+    names = {cell.title: stored_name(cell.steps[-1]) for cell in cells}  # where `hepar study --gather` looks
     for task in tasks(compiled[1]):
         if stage_of(task) != "evaluate":
             continue
         model = task["inputs"]["artifacts"]["model"]["taskOutputArtifact"]["producerTask"]
         cell = task["taskInfo"]["name"].split(": ")[0]
+        assert constants(task)["stored_name"] == names[cell]
         assert by_key[model]["taskInfo"]["name"] == f"{cell}: train-universal"
         pool = by_key[model]["inputs"]["artifacts"]["pool"]["taskOutputArtifact"]["producerTask"]
         assert by_key[pool]["taskInfo"]["name"] == f"{cell}: assemble-pool"
