@@ -188,7 +188,12 @@ def by_monai(model: Model, image: sitk.Image, modality: Modality, options: argpa
     liver_zyx, tumour_zyx = (to_array(resample(to_image(p_zyx, grid), own)) for p_zyx in probability_rzyx)
     point = PredictionSettings().operating_point(spec)
     masks_zyx = postprocess(
-        liver_zyx > LIVER_THRESHOLD, tumour_zyx > point.tumour_threshold, spec.taught, own.voxel_ml, point.min_lesion_ml
+        liver_zyx > LIVER_THRESHOLD,
+        tumour_zyx > point.tumour_threshold,
+        spec.taught,
+        own.voxel_ml,
+        point.min_lesion_ml,
+        outline_zyx=tumour_zyx > point.outline_threshold,
     )
     labels_zyx = np.where(masks_zyx[TUMOUR], np.uint8(2), masks_zyx[LIVER].astype(np.uint8))
     return {"labels": labels_zyx, "seconds": None, "windows": windows}

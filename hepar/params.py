@@ -363,7 +363,7 @@ class EvaluateParams(Section):
     threads: Count
     variants: AtLeastOne  # test-time variants of size and contrast, the plain one included, whose mean is taken
     mirror_axes: tuple[Literal["z", "y", "x"], ...]  # each variant is also mirrored along every combination of these
-    tumour_threshold: Share | None  # probability that a tumour voxel exceeds; null: the model's own
+    tumour_threshold: Share | None  # probability that a lesion exceeds somewhere; null: the model's own
     min_lesion_ml: Annotated[float, Field(ge=0)] | None  # smaller predicted lesions are dropped; null: the model's own
     bootstrap_resamples: AtLeastOne
     bootstrap_seed: Count

@@ -101,7 +101,7 @@ def predict(
     whole: Whole = False,
     tumour_threshold: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Probability that a tumour voxel exceeds.", show_default=OF_MODEL),
+        typer.Option(min=0, max=1, help="Probability that a lesion exceeds somewhere.", show_default=OF_MODEL),
     ] = None,
     min_lesion_ml: Annotated[
         float | None,

@@ -26,7 +26,7 @@ CANDIDATE_PROBABILITY = 0.1
 class LesionCandidates:
     """The candidates of one case whose tumours are known, predicted lesions first.
 
-    `confidences` are mean probabilities. `ious` has the intersection over union of each candidate and each reference
+    `confidences` are highest probabilities. `ious` has the intersection over union of each candidate and each reference
     lesion that share a voxel, by reference and candidate, both numbered from 0; no lesions are merged.
     """
 

@@ -36,7 +36,7 @@ class LesionRow:
     `iou` is that of its group of merged lesions (see `match_lesions`), by which it counts at the higher thresholds; 0
     without a counterpart, also if all that it overlaps joined another lesion. Both are None if the tumours of the case
     are unknown.
-    `confidence` is the mean probability of a predicted lesion; that of a reference lesion is the highest of the
+    `confidence` is the highest probability in a predicted lesion; that of a reference lesion is the highest of the
     candidates that overlap it (see `LesionCandidates`), None if there are none. Volume and diameters are None if the
     voxel size is nominal. The axial diameters are those of RECIST, see `axial_diameters`.
     """

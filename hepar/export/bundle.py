@@ -19,6 +19,7 @@ from hepar.imaging import intensities
 from hepar.inference.defaults import OVERLAP
 from hepar.inference.model_folder import ModelFolder, ModelSpec
 from hepar.inference.prediction import Model
+from hepar.inference.settings import OperatingPoint
 from hepar.inference.sliding_window import SIGMA
 from hepar.runtime.artifacts import write_json
 from hepar.runtime.whole_files import write_text
@@ -160,6 +161,7 @@ def inference(spec: ModelSpec) -> dict[str, Any]:
                     "_target_": "scripts.transforms.LabelMapd",
                     "keys": "pred",
                     "tumour_threshold": spec.tumour_threshold,
+                    "outline_threshold": OperatingPoint(spec.tumour_threshold).outline_threshold,
                     "min_lesion_ml": spec.min_lesion_ml,
                     "taught": list(spec.taught),
                 },

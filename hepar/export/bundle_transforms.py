@@ -71,15 +71,22 @@ class ScaleIntensitiesd(MapTransform):  # type: ignore[misc]
 class LabelMapd(MapTransform):  # type: ignore[misc]
     """Makes labels of the probabilities of liver and tumour: 0 background, 1 liver, 2 tumour.
 
-    Keeps the largest component of liver and tumour together, fills its holes, and drops small lesions. Both structures
+    Keeps the largest component of liver and tumour together, fills its holes, and drops small lesions. A lesion exceeds
+    `tumour_threshold` somewhere, and reaches in the liver as far as `outline_threshold` is exceeded. Both structures
     must be ones that the model was taught, or they are left out.
     """
 
     def __init__(
-        self, keys: Any, tumour_threshold: float, min_lesion_ml: float, taught: Sequence[str] = ("liver", "tumour")
+        self,
+        keys: Any,
+        tumour_threshold: float,
+        outline_threshold: float,
+        min_lesion_ml: float,
+        taught: Sequence[str] = ("liver", "tumour"),
     ) -> None:
         super().__init__(keys)
-        self.tumour_threshold, self.min_lesion_ml, self.taught = tumour_threshold, min_lesion_ml, taught
+        self.tumour_threshold, self.outline_threshold = tumour_threshold, outline_threshold
+        self.min_lesion_ml, self.taught = min_lesion_ml, taught
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         changed = dict(data)
@@ -102,7 +109,10 @@ class LabelMapd(MapTransform):  # type: ignore[misc]
         lesions_zyx, _ = ndimage.label(tumour_zyx)
         large = np.bincount(lesions_zyx.ravel()) * voxel_ml >= self.min_lesion_ml
         large[0] = False
-        return np.where(large[lesions_zyx], 2, liver_zyx).astype(np.uint8)
+        kept_zyx = large[lesions_zyx]
+        outline_zyx = (probability_rzyx[1] > self.outline_threshold) & (liver_zyx if "liver" in self.taught else True)
+        grown_zyx, _ = ndimage.label(kept_zyx | outline_zyx)
+        return np.where(np.isin(grown_zyx, grown_zyx[kept_zyx]), 2, liver_zyx).astype(np.uint8)
 
 
 def run(

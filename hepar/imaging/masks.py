@@ -114,6 +114,14 @@ def remove_small_components(mask_zyx: Mask, min_voxels: float) -> Mask:
     return np.asarray(np.concatenate([[False], voxels >= min_voxels])[labels_zyx])
 
 
+def grow_components(seeds_zyx: Mask, outline_zyx: Mask) -> Mask:
+    """The components of both masks together that hold a voxel of `seeds_zyx`; none without seeds."""
+    labels_zyx, voxels = label_components(seeds_zyx | outline_zyx)
+    has_seed = np.zeros(1 + len(voxels), bool)
+    has_seed[labels_zyx[seeds_zyx]] = True
+    return np.asarray(has_seed[labels_zyx])
+
+
 def values_beside_0_and_1(mask_zyx: npt.NDArray[Any]) -> list[float]:
     """The values of an array other than those of a mask, ascending; none for an empty mask."""
     return sorted(set(np.unique(mask_zyx).tolist()) - {0, 1})

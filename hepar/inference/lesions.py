@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class PredictedLesion:
     """One component of the predicted tumour.
 
-    `confidence` is the mean tumour probability of its voxels on the grid of the scan, so it exceeds the threshold. The
+    `confidence` is the highest tumour probability in it on the grid of the scan, so it exceeds the threshold. The
     centre is the centroid, which may lie outside a curved lesion.
     """
 
@@ -62,8 +62,7 @@ def measure_lesions(
 
 
 def lesion_confidences(lesions: Components, probability_zyx: Probabilities) -> tuple[float, ...]:
-    """The mean probability of the voxels of each component of a mask, which has the shape of `probability_zyx`."""
-    inside_zyx = lesions.labels_zyx > 0
-    labels_n, probability_n = lesions.labels_zyx[inside_zyx], probability_zyx[lesions.box][inside_zyx]
-    sums = np.bincount(labels_n, weights=probability_n, minlength=len(lesions.voxels) + 1)[1:]
-    return tuple((sums / lesions.voxels).tolist())
+    """The highest probability in each component of a mask, which has the shape of `probability_zyx`."""
+    highest = np.zeros(len(lesions.voxels) + 1)
+    np.maximum.at(highest, lesions.labels_zyx.ravel(), probability_zyx[lesions.box].ravel())
+    return tuple(highest[1:].tolist())

@@ -31,7 +31,7 @@ class ModelSpec(BaseModel):
     """Everything about a model except its weights. `origin` gives the hashes of what it was trained on.
 
     `taught` names the structures that its training data had labels for; prediction leaves out the others.
-    `tumour_threshold` is the probability that a tumour voxel must exceed and `min_lesion_ml` the least volume of a
+    `tumour_threshold` is the probability that a lesion must exceed somewhere and `min_lesion_ml` the least volume of a
     lesion, both chosen on the validation patients.
     `liver_intensity` has, by modality, mean and standard deviation over the livers learned from of the median
     preprocessed intensity inside the liver; a modality of which none is known is missing.

@@ -26,6 +26,7 @@ from hepar.imaging.masks import (
     Mask,
     dilate,
     fill_holes,
+    grow_components,
     keep_largest_component,
     remove_small_components,
 )
@@ -303,6 +304,7 @@ def segment(
         Geometry.of(image).voxel_ml,
         point.min_lesion_ml,
         lambda found_zyx: component_of(found_zyx, chosen),
+        probability_rzyx[TUMOUR] > point.outline_threshold,
     )
     as_scanned = ScannedOrientation(box, canonical_grid, Geometry.of(image))
     return Segmentation(
@@ -336,10 +338,12 @@ def postprocess(
     voxel_ml: float,
     min_lesion_ml: float,
     choose: Callable[[Mask], Mask] = keep_largest_component,
+    outline_zyx: Mask | None = None,
 ) -> tuple[Mask, Mask]:
     """Keep one liver without holes, which includes its tumours, and drop lesions below `min_lesion_ml`.
 
-    `choose` gives the component that is the liver.
+    `choose` gives the component that is the liver. Lesions that are left grow into `outline_zyx`, if that is given, as
+    far as the liver reaches.
 
     A structure that was not taught is left out: without tumours the liver stands alone, and without a liver tumours
     stay wherever they are. Returns liver and tumour, bool zyx; empty masks stay empty.
@@ -351,7 +355,18 @@ def postprocess(
         tumour_zyx = tumour_zyx & liver_zyx
     else:
         liver_zyx = np.zeros_like(liver_zyx)
-    return liver_zyx, remove_small_components(tumour_zyx, min_lesion_ml / voxel_ml)
+    return liver_zyx, grown_lesions(tumour_zyx, outline_zyx, liver_zyx, taught, min_lesion_ml / voxel_ml)
+
+
+def grown_lesions(
+    tumour_zyx: Mask, outline_zyx: Mask | None, liver_zyx: Mask, taught: Sequence[str], min_voxels: float
+) -> Mask:
+    """The lesions of at least `min_voxels`, as far as `outline_zyx` reaches in the liver if that is taught."""
+    lesions_zyx = remove_small_components(tumour_zyx, min_voxels)
+    if outline_zyx is None or not lesions_zyx.any():
+        return lesions_zyx
+    within_zyx = outline_zyx & liver_zyx if STRUCTURES[LIVER] in taught else outline_zyx
+    return grow_components(lesions_zyx, within_zyx)
 
 
 def label_file_names(scans: Sequence[Path]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from hepar.inference.defaults import MIN_LESION_ML, OVERLAP, TUMOUR_THRESHOLD, VARIANTS
+from hepar.inference.defaults import MIN_LESION_ML, OUTLINE_SHARE, OVERLAP, TUMOUR_THRESHOLD, VARIANTS
 
 if TYPE_CHECKING:
     from hepar.inference.model_folder import ModelSpec  # brings torch, which a report does not need
@@ -24,10 +24,18 @@ class Axis(StrEnum):
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What counts as a tumour: the probability that a voxel must exceed, and the smallest volume of a lesion."""
+    """What counts as a tumour: the probability that a lesion exceeds somewhere, and its smallest volume above that.
+
+    Its outline is where more than `outline_threshold` is exceeded.
+    """
 
     tumour_threshold: float = TUMOUR_THRESHOLD
     min_lesion_ml: float = MIN_LESION_ML
+
+    @property
+    def outline_threshold(self) -> float:
+        """The probability that every voxel of a lesion exceeds."""
+        return OUTLINE_SHARE * self.tumour_threshold
 
 
 @dataclass(frozen=True)

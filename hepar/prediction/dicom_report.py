@@ -48,7 +48,7 @@ LESIONS = Code("lesions", SCHEME, "Number of lesions")
 CAPSULE = Code("capsule-distance", SCHEME, "Distance to the surface of the liver")
 CANTLIE = Code("cantlie-plane", SCHEME, "Distance to the estimated Cantlie plane, negative right of it")
 CONTRAST = Code("contrast", SCHEME, "Mean less that of the liver around")
-CONFIDENCE = Code("confidence", SCHEME, "Mean tumour probability of the voxels")
+CONFIDENCE = Code("confidence", SCHEME, "Highest tumour probability in the lesion")
 COMMENT, REPORT_TITLE = Code("121106", "DCM", "Comment"), Code("126000", "DCM", "Imaging Measurement Report")
 PROCEDURE, DEVICE = Code("363679005", "SCT", "Imaging procedure"), Code("121007", "DCM", "Device")
 

@@ -13,11 +13,11 @@ from torch import nn
 from hepar.cases import LIVER, STRUCTURES, TUMOUR, LabelState
 from hepar.evaluation.lesions import LesionCounts, detect_lesions, match_lesions
 from hepar.evaluation.overlap import OverlapCounts, count_overlap
-from hepar.imaging.masks import Mask, bounding_box, remove_small_components, voxel_mm3
+from hepar.imaging.masks import Mask, bounding_box, voxel_mm3
 from hepar.inference.liver_choice import choose_liver
 from hepar.inference.liver_region import LIVER_THRESHOLD
 from hepar.inference.model_folder import ModelSpec
-from hepar.inference.prediction import postprocess
+from hepar.inference.prediction import grown_lesions, postprocess
 from hepar.inference.settings import OperatingPoint
 from hepar.inference.sliding_window import Probabilities, sliding_window
 from hepar.params import SizeZYX
@@ -125,15 +125,16 @@ def _outcomes(
     def choose(found_zyx: Mask) -> Mask:
         return choose_liver(found_zyx, expected, lambda: image_zyx[box])
 
-    relevant_zyx = reference_zyx | (probability_rzyx[TUMOUR] > min(THRESHOLDS))
+    relevant_zyx = reference_zyx | (probability_rzyx[TUMOUR] > OperatingPoint(min(THRESHOLDS)).outline_threshold)
     relevant_zyx |= probability_rzyx[LIVER] > LIVER_THRESHOLD
     box = bounding_box(relevant_zyx) or (slice(0, 1),) * relevant_zyx.ndim  # all masks lie in it, so nothing is cut off
     liver_zyx, probability_zyx = probability_rzyx[LIVER][box] > LIVER_THRESHOLD, probability_rzyx[TUMOUR][box]
     inside_zyx, found = reference_zyx[box], {}
     for threshold in THRESHOLDS:
-        _, all_zyx = postprocess(liver_zyx, probability_zyx > threshold, taught, voxel_ml, 0.0, choose)
-        for min_lesion_ml in VOLUMES_ML:
-            tumour_zyx = remove_small_components(all_zyx, min_lesion_ml / voxel_ml)  # the last step of postprocessing
+        whole_zyx, all_zyx = postprocess(liver_zyx, probability_zyx > threshold, taught, voxel_ml, 0.0, choose)
+        outline_zyx = probability_zyx > OperatingPoint(threshold).outline_threshold
+        for min_lesion_ml in VOLUMES_ML:  # the last step of postprocessing
+            tumour_zyx = grown_lesions(all_zyx, outline_zyx, whole_zyx, taught, min_lesion_ml / voxel_ml)
             voxels = count_overlap(inside_zyx, tumour_zyx)
             lesions = detect_lesions(match_lesions(inside_zyx, tumour_zyx), ANY_OVERLAP, voxel_mm3=None).counts
             outcome = Outcome(voxels, lesions, voxels.prediction_voxels * voxel_ml)

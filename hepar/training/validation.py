@@ -13,9 +13,9 @@ from torch import nn
 from hepar.cases import LIVER, TUMOUR, LabelState, Modality, Split
 from hepar.evaluation.overlap import OverlapCounts, count_overlap, global_dice
 from hepar.imaging.masks import voxel_mm3
-from hepar.inference.defaults import TUMOUR_THRESHOLD
 from hepar.inference.liver_region import LIVER_THRESHOLD
 from hepar.inference.prediction import postprocess
+from hepar.inference.settings import OperatingPoint
 from hepar.inference.sliding_window import sliding_window
 from hepar.params import TrainingParams
 from hepar.pool.table import Pool, PoolEntry
@@ -96,7 +96,7 @@ def count_overlaps(
     Masks are postprocessed as those of a prediction are, since what stands apart from the liver does not reach a user;
     but the liver is the largest component, whatever its brightness.
     """
-    livers, tumours, voxel_ml = [], [], voxel_mm3(pool.plan.spacing_zyx_mm) / 1000
+    livers, tumours, voxel_ml, point = [], [], voxel_mm3(pool.plan.spacing_zyx_mm) / 1000, OperatingPoint()
     for entry in entries[distributed.rank() :: distributed.world_size()]:
         if should_stop():
             break
@@ -104,8 +104,14 @@ def count_overlaps(
         image_zyx = np.asarray(arrays.image_zyx, np.float32)
         with autocast(device, params.precision):
             probability_rzyx = sliding_window(network, image_zyx, params.patch_zyx, WINDOW_OVERLAP, device)
-        found_zyx = probability_rzyx[LIVER] > LIVER_THRESHOLD, probability_rzyx[TUMOUR] > TUMOUR_THRESHOLD
-        liver_zyx, tumour_zyx = postprocess(*found_zyx, taught, voxel_ml, min_lesion_ml=0)
+        liver_zyx, tumour_zyx = postprocess(
+            probability_rzyx[LIVER] > LIVER_THRESHOLD,
+            probability_rzyx[TUMOUR] > point.tumour_threshold,
+            taught,
+            voxel_ml,
+            min_lesion_ml=0,
+            outline_zyx=probability_rzyx[TUMOUR] > point.outline_threshold,
+        )
         if entry.liver.state == LabelState.MANUAL:
             livers.append(count_overlap(arrays.liver_zyx > 0, liver_zyx))
         if entry.tumour.state in (LabelState.MANUAL, LabelState.ABSENT):

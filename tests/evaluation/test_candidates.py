@@ -48,11 +48,11 @@ def candidates(*arguments: object, **options: object) -> LesionCandidates:
 def test_a_component_of_low_probability_is_a_candidate_unless_it_touches_a_predicted_lesion() -> None:
     found = candidates(columns(6), [0.25, 0.75, 0.25, 0, 0, 0.25, 0.5, 0, 0.0625, 0, 0.75])
     # the predicted lesions are columns 1 and 10, columns 0 and 2 are the fringe of the first, column 8 is too unlikely
-    assert found.confidences == (0.75, 0.75, 0.375)
+    assert found.confidences == (0.75, 0.75, 0.5)
     assert found.references == 1
     assert found.ious == {(0, 2): 1 / 2}
     assert found.overlapping == (False, False, True)
-    assert found.reference_confidences == (0.375,)
+    assert found.reference_confidences == (0.5,)
 
 
 def test_candidates_lie_in_the_predicted_liver_and_are_no_smaller_than_a_lesion() -> None:

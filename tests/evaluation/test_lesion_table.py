@@ -52,10 +52,10 @@ def rows(case: SegmentedCase) -> tuple[LesionRow, ...]:
 def test_every_lesion_has_a_row_also_a_missed_one() -> None:
     found = [(row.kind, row.lesion, row.matched, row.iou, row.confidence) for row in rows(CASE)]
     assert found == [
-        ("reference", 1, True, pytest.approx(1 / 3), 0.625),
+        ("reference", 1, True, pytest.approx(1 / 3), 0.75),
         ("reference", 2, False, 0, 0.25),  # overlapped by a candidate alone
         ("reference", 3, False, 0, None),
-        ("predicted", 1, True, pytest.approx(1 / 3), 0.625),
+        ("predicted", 1, True, pytest.approx(1 / 3), 0.75),
         ("predicted", 2, False, 0, 0.875),
     ]
 
@@ -109,7 +109,7 @@ def test_what_is_unknown_is_empty() -> None:
         ("predicted", None, None, None)
     ] * 2
     assert {(row.matched, row.iou) for row in unknown} == {(None, None)}
-    assert [row.confidence for row in unknown] == [0.625, 0.875]
+    assert [row.confidence for row in unknown] == [0.75, 0.875]
     assert {row.confidence for row in rows(replace(CASE, tumour_probability=None))} == {None}
     absent = rows(replace(CASE, tumour=LabelPair(columns(), PREDICTED)))
     assert [(row.kind, row.matched) for row in absent] == [("predicted", False)] * 2

@@ -16,6 +16,7 @@ from hepar.imaging.masks import (
     dilate,
     equivalent_diameter_mm,
     fill_holes,
+    grow_components,
     keep_largest_component,
     label_components,
     lesion_diameters_mm,
@@ -184,3 +185,14 @@ def test_values_beside_0_and_1_are_named() -> None:
 
 def test_the_volume_of_a_voxel_is_the_product_of_its_sides() -> None:
     assert voxel_mm3((5.0, 2.0, 0.5)) == 5.0
+
+
+def test_seeds_grow_into_what_touches_them_and_into_nothing_else() -> None:
+    outline_zyx = np.zeros((3, 4, 12), bool)
+    outline_zyx[1, 1, 1:5] = outline_zyx[1, 1, 6:9] = True
+    seeds_zyx = np.zeros_like(outline_zyx)
+    seeds_zyx[1, 1, 2] = seeds_zyx[1, 2, 2] = seeds_zyx[2, 3, 10] = True
+    expected_zyx = seeds_zyx.copy()
+    expected_zyx[1, 1, 1:5] = True
+    assert np.array_equal(grow_components(seeds_zyx, outline_zyx), expected_zyx)
+    assert not grow_components(np.zeros_like(seeds_zyx), outline_zyx).any()

@@ -232,6 +232,20 @@ def test_lesions_below_the_minimum_volume_become_liver() -> None:
     assert np.array_equal(liver_zyx, row(0, 12))
 
 
+def test_lesions_grow_as_far_as_the_liver_reaches_and_none_is_added() -> None:
+    lesions_zyx = row(1, 2) | row(5, 7)
+    outline_zyx = row(0, 3) | row(4, 12) | row(9, 11, y=4)
+    liver_zyx, tumour_zyx = postprocess(
+        row(0, 9), lesions_zyx, STRUCTURES, voxel_ml=1.0, min_lesion_ml=2.0, outline_zyx=outline_zyx
+    )
+    assert np.array_equal(tumour_zyx, row(4, 9))  # the smaller lesion is dropped before it could grow
+    assert np.array_equal(liver_zyx, row(0, 9))
+    _, tumour_zyx = postprocess(
+        row(0, 9), lesions_zyx, ("tumour",), voxel_ml=1.0, min_lesion_ml=0.0, outline_zyx=outline_zyx
+    )
+    assert np.array_equal(tumour_zyx, row(0, 3) | row(4, 12))
+
+
 def test_without_a_taught_liver_lesions_stay_wherever_they_are() -> None:
     apart_zyx = row(1, 2) | row(4, 6) | row(0, 12, y=5)
     liver_zyx, tumour_zyx = postprocess(row(0, 7), apart_zyx, ("tumour",), voxel_ml=1.0, min_lesion_ml=2.0)

@@ -16,13 +16,13 @@ TURNED = Geometry(  # 90 degrees about z: the columns run to the back, the rows 
 )
 
 
-def test_each_component_has_its_volume_mean_probability_and_centre() -> None:
+def test_each_component_has_its_volume_highest_probability_and_centre() -> None:
     probability_zyx = np.full(TURNED.size_zyx, 0.1, np.float32)
     probability_zyx[1, 2, 3:5] = 0.6, 0.9
     probability_zyx[3, 0, 0] = 0.7
     first, second = measure_lesions(probability_zyx > 0.5, probability_zyx, TURNED)
     assert (first.volume_ml, second.volume_ml) == pytest.approx((0.012, 0.006))
-    assert (first.confidence, second.confidence) == pytest.approx((0.75, 0.7))
+    assert (first.confidence, second.confidence) == pytest.approx((0.9, 0.7))
     assert first.centre_index_zyx == (1, 2, 3.5)
     assert first.centre_lps_mm == pytest.approx((10 - 2 * 2, 20 + 3.5, 30 + 3))
     assert second.centre_lps_mm == pytest.approx((10, 20, 39))

@@ -134,6 +134,30 @@ def test_the_threshold_is_the_models_own_unless_the_settings_name_one() -> None:
     assert not found(0.6, own=0.5)
 
 
+class Slope(nn.Module):
+    """Certain of liver in the first 14 columns; the tumour's probability falls from 0.61 by 0.04 a column."""
+
+    def forward(self, image_bcdhw: Tensor) -> Tensor:
+        x_w = torch.arange(image_bcdhw.shape[4])
+        liver_w = torch.where(x_w < 14, CERTAIN, -CERTAIN)
+        tumour_w = torch.logit((0.61 - 0.04 * x_w).clamp(min=0.001))
+        return torch.stack([liver_w, tumour_w])[None, :, None, None].expand(1, 2, *image_bcdhw.shape[2:4], -1)
+
+
+def test_a_lesion_reaches_beyond_where_it_is_found_but_not_beyond_the_liver() -> None:
+    def columns(threshold: float) -> int:
+        settings = PredictionSettings(tumour_threshold=threshold, min_lesion_ml=0)
+        found_x = segment(models(Slope()), scan(), Modality.CT, settings, whole=True).tumour_zyx.any((0, 1))
+        count = int(found_x.sum())
+        assert found_x[:count].all()
+        return count
+
+    assert columns(0.5) == 8  # 0.61 to 0.33, above 0.3
+    assert columns(0.4) == 10  # to 0.25, above 0.24
+    assert columns(0.1) == 14  # the liver ends at 0.09, above 0.06
+    assert columns(0.65) == 0
+
+
 def test_a_structure_that_was_not_taught_is_left_out_and_its_volume_is_unknown() -> None:
     def segmented(*taught: str) -> Any:
         return segment(models(Constant(0.9, 0.9), taught=taught), scan(), Modality.CT, PredictionSettings())

@@ -20,6 +20,11 @@ def test_what_the_settings_leave_open_is_the_models_own() -> None:
     assert PredictionSettings(overlap=0.25).for_model(SPEC) == PredictionSettings(0.25, 1, (), 0.6, 0.25)
 
 
+def test_a_lesion_reaches_as_far_as_three_fifths_of_what_it_must_exceed() -> None:
+    assert OperatingPoint().outline_threshold == pytest.approx(0.3)
+    assert OperatingPoint(0.4).outline_threshold == pytest.approx(0.24)
+
+
 def test_settings_survive_as_texts_and_come_from_numbers_too() -> None:
     settings = PredictionSettings(0.25, 3, (Axis.Z, Axis.X), 0.4, 0.2)
     assert PredictionSettings.from_facts(settings.facts()) == settings

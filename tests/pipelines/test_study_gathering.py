@@ -89,9 +89,7 @@ def test_a_report_that_was_made_again_is_fetched_again(study: Path, tmp_path: Pa
     assert claim["verdict"] == "does not hold"
 
 
-def test_without_a_store_the_variable_is_named(
-    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_store_the_variable_is_named(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(STORE_VARIABLE)
     with pytest.raises(DataError, match="what a study has made on a cluster is in a store: set HEPAR_STORE"):
         gather_study(study, tmp_path / "out", None)
