@@ -19,7 +19,7 @@ from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.registry.model_registry import cohort_version, pool_version
 from hepar.runtime.object_store import Store
 from hepar.runtime.progress import current_stage
-from hepar.runtime.stored_versions import name_version, open_version, publish
+from hepar.runtime.stored_versions import open_version, publish
 from hepar.runtime.whole_files import write_text
 
 NONE = "none"
@@ -72,7 +72,7 @@ class StoredArtifact:
             version = publish(folder, BULK[self.kind], store)
             self.metadata["version"] = version
             if self.name:
-                name_version(self.name, version, store)
+                store.put_text(self.name, version)
 
 
 @dataclass(frozen=True)

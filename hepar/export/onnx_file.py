@@ -12,6 +12,7 @@ import torch
 from hepar import __version__
 from hepar.errors import DataError
 from hepar.export.mean_network import MeanNetwork, example_window
+from hepar.inference.defaults import OUTLINE_SHARE
 from hepar.inference.prediction import Model
 from hepar.runtime.whole_files import whole_file
 
@@ -22,7 +23,7 @@ HOW_TO = (
     " sqrt(new² - old²)) and interpolate it linearly at plan.spacing_zyx_mm. CT: plan.window_hu becomes -1 to 1,"
     " clipped. MR: clip at plan.mr_percentiles of the body and scale by plan.mr_scale. Predict overlapping windows of"
     " patch_zyx, average them with Gaussian weights of sigma a quarter of a side; interpolate back; liver above 0.5,"
-    " lesions where tumour exceeds tumour_threshold, as far as it exceeds 0.6 of that in the liver."
+    f" lesions where tumour exceeds tumour_threshold, as far as it exceeds {OUTLINE_SHARE:g} of that in the liver."
 )
 
 

@@ -26,7 +26,7 @@ class Axis(StrEnum):
 class OperatingPoint:
     """What counts as a tumour: the probability that a lesion exceeds somewhere, and its smallest volume above that.
 
-    Its outline is where more than `outline_threshold` is exceeded.
+    The lesion reaches in the liver as far as `outline_threshold` is exceeded.
     """
 
     tumour_threshold: float = TUMOUR_THRESHOLD

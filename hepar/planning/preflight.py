@@ -31,7 +31,6 @@ from hepar.runtime.environment import EPHEMERAL_VARIABLE
 from hepar.runtime.object_store import Store
 from hepar.runtime.progress import current_stage, stage
 from hepar.runtime.redaction import QUERY_VARIABLE, redact_address
-from hepar.runtime.scratch import scratch_folder
 
 STAGE = "check"
 RETRIES_VARIABLE, RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"  # by default MLflow retries for minutes
@@ -141,8 +140,6 @@ def _check_store(params: PipelineParams) -> str:
     if (store := Store.of_environment()) is None:
         return "none, so steps pass on whole folders" if os.environ.get(EPHEMERAL_VARIABLE) else ""
     name = f"checks/{uuid.uuid4().hex}"
-    with scratch_folder("check") as scratch:
-        (scratch / "probe").write_text("written by hepar check\n")
-        store.put(name, scratch / "probe")
+    store.put_text(name, "written by hepar check\n")
     store.remove([name])
     return f"{store.url} can be written"

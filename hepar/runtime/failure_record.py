@@ -68,11 +68,10 @@ def last_failure(run: str) -> StepFailure | None:
 
     Raises StorageError if the store fails.
     """
-    if not run or (store := Store.of_environment()) is None or not store.has(name := f"{FOLDER}/{run}/{LAST}"):
+    if not run or (store := Store.of_environment()) is None:
         return None
-    with scratch_folder("failure") as scratch:
-        store.get(name, scratch / LAST)
-        return StepFailure(**json.loads((scratch / LAST).read_text()))
+    text = store.get_text(f"{FOLDER}/{run}/{LAST}")
+    return None if text is None else StepFailure(**json.loads(text))
 
 
 def _leave(step: str, error: Exception, log: str, files: tuple[Path, ...]) -> None:

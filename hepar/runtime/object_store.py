@@ -24,7 +24,7 @@ from hepar.runtime.redaction import CREDENTIALS_RULE, has_credentials, redact
 from hepar.runtime.remote_cache import in_parallel
 from hepar.runtime.scratch import scratch_folder
 from hepar.runtime.stored_files import VERSION
-from hepar.runtime.whole_files import whole_file
+from hepar.runtime.whole_files import whole_file, write_text
 
 OBJECTS = "files/md5"
 DOWNLOADS = 3  # attempts on an object that arrives damaged
@@ -119,6 +119,20 @@ class Store:
         with s3_client.s3_errors(self.address(name)):
             key = self._key(name)
             s3_client.client().download_file(key["Bucket"], key["Key"], str(target))
+
+    def put_text(self, name: str, text: str) -> None:
+        """Write a small object, in place of an earlier one. Raises StorageError if the store fails."""
+        with scratch_folder("text") as scratch:
+            write_text(scratch / "text", text)
+            self.put(name, scratch / "text")
+
+    def get_text(self, name: str) -> str | None:
+        """A small object; None if there is none. Raises StorageError if the store fails."""
+        if not self.has(name):
+            return None
+        with scratch_folder("text") as scratch:
+            self.get(name, scratch / "text")
+            return (scratch / "text").read_bytes().decode()
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects, of which none need exist. Raises StorageError if the store fails."""

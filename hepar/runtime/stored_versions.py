@@ -56,22 +56,6 @@ def publish(folder: Path, bulk: tuple[str, ...], store: Store) -> str:
     return version
 
 
-def name_version(name: str, version: str, store: Store) -> None:
-    """Note a version under a name of the store, in place of an earlier one. Raises StorageError if the store fails."""
-    with scratch_folder("name") as scratch:
-        (scratch / "version").write_text(version)
-        store.put(name, scratch / "version")
-
-
-def named_version(name: str, store: Store) -> str | None:
-    """The version that has a name; None if none has. Raises StorageError if the store fails."""
-    if not store.has(name):
-        return None
-    with scratch_folder("name") as scratch:
-        store.get(name, scratch / "version")
-        return (scratch / "version").read_text()
-
-
 def _is_below(name: str, folders: tuple[str, ...]) -> bool:
     """Whether a path in an artifact is one of these, or lies in one of them."""
     return name in folders or name.startswith(tuple(f"{folder}/" for folder in folders))

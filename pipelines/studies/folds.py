@@ -21,7 +21,6 @@ from hepar.runtime.environment import STORE_VARIABLE
 from hepar.runtime.object_store import Store
 from hepar.runtime.s3_client import SCHEME
 from hepar.runtime.scratch import scratch_folder
-from hepar.runtime.whole_files import write_text
 from pipelines.execution import is_local
 from pipelines.local import with_absolute_paths
 from pipelines.studies.definition import Study
@@ -78,10 +77,8 @@ def store_tables(tables: Mapping[str, str]) -> None:
     if not tables:
         return
     store = Store.needed_for("a table of folds")
-    with scratch_folder("tables") as scratch:
-        for name, text in tables.items():
-            write_text(scratch / "table.csv", text)
-            store.put(name, scratch / "table.csv")
+    for name, text in tables.items():
+        store.put_text(name, text)
 
 
 def _file_name(table: str) -> str:

@@ -16,7 +16,7 @@ from hepar.evaluation.report_folder import Report
 from hepar.runtime.artifacts import write_json
 from hepar.runtime.object_store import Store
 from hepar.runtime.stored_files import read_stored
-from hepar.runtime.stored_versions import named_version, open_version
+from hepar.runtime.stored_versions import open_version
 from pipelines.run_lock import only_run
 from pipelines.steps import say
 from pipelines.studies.definition import load_study
@@ -64,7 +64,7 @@ def _fetch_reports(cells: Sequence[StudyCell], folder: Path, store: Store) -> li
     missing, commits = [], defaultdict[Path, set[str]](set)
     for cell in cells:
         evaluation = cell.steps[-1]
-        target, version = result_of(evaluation, folder), named_version(stored_name(evaluation), store)
+        target, version = result_of(evaluation, folder), store.get_text(stored_name(evaluation))
         if version is None:
             reason = f"its report is not in {store.url} yet"
             missing.append(Missing(cell.arm, cell.seed, cell.fold, cell.title, reason))
@@ -73,8 +73,9 @@ def _fetch_reports(cells: Sequence[StudyCell], folder: Path, store: Store) -> li
             say(f"{cell.title}: fetches report {version}")
             shutil.rmtree(target, ignore_errors=True)
             open_version(version, Report.KIND, BULK[Report.KIND], target, store)
+        commit = Report(target).facts()[Report.COMMIT]
         for step in cell.steps:  # all of a run have its image
-            commits[step_folder(step, folder)].add(Report(target).facts()[Report.COMMIT])
+            commits[step_folder(step, folder)].add(commit)
     for place, found in commits.items():
         write_json(place / COMMITS, sorted(found))
     return missing

@@ -163,3 +163,12 @@ def test_a_container_has_its_cache_beside_its_temporary_files(tmp_path: Path, mo
     assert remote_cache.Cache.of_user().folder.parent == tmp_path
     monkeypatch.setenv(remote_cache.FOLDER_VARIABLE, str(tmp_path / "given"))
     assert remote_cache.Cache.of_user().folder == tmp_path / "given"
+
+
+def test_a_small_object_is_read_as_it_was_written_last(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    assert store.get_text("notes/a") is None
+    for text in ("first\n", "Lebergröße, zweite Zeile\r\n"):
+        store.put_text("notes/a", text)
+    assert store.get_text("notes/b") is None
+    assert store.get_text("notes/a") == "Lebergröße, zweite Zeile\r\n"
