@@ -21,6 +21,7 @@ from pipelines.run_lock import guarded
 
 HEPAR = str(Path(sys.executable).with_name("hepar"))
 MAX_REASON = 300  # characters of the last line of a log
+_running = set[subprocess.Popen[bytes]]()
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def run_step(
             pass_fds=held,
             start_new_session=True,  # so that a signal reaches the command and what it has started
         )
+        _running.add(child)
         try:
             with catch_sigterm(partial(_stop, child)) as stopped:
                 code = child.wait()
@@ -76,8 +78,15 @@ def run_step(
             if child.poll() is None:  # interrupted from the keyboard
                 _stop(child)
                 child.wait()
+            _running.discard(child)
     if code != 0:
         raise HeparError(f"{step.name} ended with exit code {code}{_last_line(log)}")
+
+
+def stop_steps() -> None:
+    """Send SIGTERM to all steps that run, also in other threads."""
+    for child in tuple(_running):
+        _stop(child)
 
 
 def say(text: str) -> None:

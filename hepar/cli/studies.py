@@ -24,6 +24,9 @@ def study(
     out: Annotated[
         Path, typer.Option(help="Where steps and reports are written; studies of one folder share their steps.")
     ] = Path("runs/studies"),
+    jobs: Annotated[
+        int, typer.Option(min=1, help="How many steps run at once; each has the threads of its params.")
+    ] = 1,
     cluster: Annotated[
         Path | None,
         typer.Option(
@@ -46,6 +49,8 @@ def study(
     """
     if dry_run and (cluster is not None or gather):
         raise ParamsError("--dry-run lists the steps of a run on this machine: leave out --cluster and --gather")
+    if jobs > 1 and (cluster is not None or gather):
+        raise ParamsError("--jobs is how many steps run at once on this machine: leave out --cluster and --gather")
     if cluster is not None and gather:
         raise ParamsError("--gather reports on a pipeline that has run: leave out --cluster")
     if gather:
@@ -53,4 +58,4 @@ def study(
     elif cluster is not None:
         load_entry_point(STUDIES, "cluster")(file, cluster, source)
     else:
-        load_entry_point(STUDIES, "local")(file, out, source, dry_run)
+        load_entry_point(STUDIES, "local")(file, out, source, dry_run, jobs)

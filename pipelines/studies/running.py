@@ -1,4 +1,4 @@
-"""Runs the cells of a study on this machine, step by step, and writes its report.
+"""Runs the steps of a study on this machine, one or several at a time, and writes its report.
 
 Finished steps are not run again, an interrupted one resumes: repeat the command. If a step fails, the cells that need
 it are missing from the report, and the others go on.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import yaml
@@ -19,10 +19,11 @@ from hepar.params import dump_params
 from hepar.registry import tracking
 from hepar.runtime.artifacts import write_json
 from hepar.runtime.commit import git_commit
+from hepar.runtime.device import catch_sigterm
 from hepar.runtime.whole_files import write_text
 from pipelines.results import PARAMS_FILE
 from pipelines.run_lock import only_run
-from pipelines.steps import Step, run_step, say
+from pipelines.steps import Step, run_step, say, stop_steps
 from pipelines.studies.definition import load_study
 from pipelines.studies.folds import prepare_folds
 from pipelines.studies.layout import (
@@ -41,10 +42,12 @@ from pipelines.studies.report import print_study_report
 from pipelines.studies.scores import Missing
 
 Run = Callable[[Step, Path, tuple[int, int], Mapping[str, str], Path], None]
+POLL_SECONDS = 0.5
+SHORT_SPIN = "1000"  # of idle threads, which else hold up the steps beside theirs
 
 
-def run_study(path: Path, out: Path, source: str | None, dry_run: bool) -> None:
-    """Run the study in the file `path`, or with `dry_run` list its steps; prints its report.
+def run_study(path: Path, out: Path, source: str | None, dry_run: bool, jobs: int = 1) -> None:
+    """Run the study in the file `path`, `jobs` steps at a time, or with `dry_run` list its steps; prints its report.
 
     Studies with the same `out` share their steps. Raises ParamsError naming what is wrong with the file, Preempted if
     SIGTERM arrives, HeparError if a cell failed.
@@ -58,26 +61,20 @@ def run_study(path: Path, out: Path, source: str | None, dry_run: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for table, text in tables.items():
         write_text(table, text)
-    missing = run_cells(cells, folder)
+    missing = run_cells(cells, folder, jobs=jobs)
     print_study_report(study, cells, missing, folder)
     check_complete(cells, missing)
 
 
-def run_cells(cells: Sequence[StudyCell], folder: Path, run: Run = run_step) -> list[Missing]:
-    """Run the steps of all cells that are not finished; returns the cells that failed."""
-    runner = _StepRunner(folder, [step.key for step in unique_steps(list(cells))], run)
-    missing = []
+def run_cells(cells: Sequence[StudyCell], folder: Path, run: Run = run_step, jobs: int = 1) -> list[Missing]:
+    """Run the steps of all cells that are not finished, `jobs` at a time; returns the cells that failed."""
     with only_run(folder, "--out") as held:
-        for cell in cells:
-            try:
-                for planned in cell.steps:
-                    runner.finish(planned, cell.title, held)
-            except Preempted:
-                raise
-            except HeparError as error:
-                say(f"{cell.title}: {error}; the other arms go on")
-                missing.append(Missing(cell.arm, cell.seed, cell.fold, cell.title, str(error)))
-    return missing
+        failed = _StepRunner(cells, folder, run, held).finish_all(jobs)
+    return [
+        Missing(cell.arm, cell.seed, cell.fold, cell.title, reasons[0])
+        for cell in cells
+        if (reasons := [failed[step.key] for step in cell.steps if step.key in failed])
+    ]
 
 
 def check_complete(cells: Sequence[StudyCell], missing: Sequence[Missing]) -> None:
@@ -89,37 +86,81 @@ def check_complete(cells: Sequence[StudyCell], missing: Sequence[Missing]) -> No
         )
 
 
-@dataclass
 class _StepRunner:
-    """Runs each step at most once; one that has failed fails again without being run."""
+    """Runs each step once, after those that it reads; one that reads a failed one fails with it."""
 
-    folder: Path
-    keys: Sequence[str]
-    run: Run
-    failed: dict[str, str] = field(default_factory=dict)
+    def __init__(self, cells: Sequence[StudyCell], folder: Path, run: Run, held: tuple[int, int]) -> None:
+        self.folder, self.run, self.held = folder, run, held
+        self.steps = unique_steps(list(cells))
+        self.titles = {step.key: cell.title for cell in reversed(cells) for step in cell.steps}  # of its first cell
+        self.failed: dict[str, str] = {}
 
-    def finish(self, planned: PlannedStep, title: str, held: tuple[int, int]) -> None:
-        """Run a step unless it is finished. Raises HeparError if it fails, or has failed for another cell."""
-        step, place = as_step(planned, self.folder), step_folder(planned, self.folder)
-        if step.is_finished:
-            return
-        if planned.key in self.failed:
-            raise HeparError(self.failed[planned.key])
-        say(f"[{self.keys.index(planned.key) + 1}/{len(self.keys)}] {title}: {planned.name}")
+    def finish_all(self, jobs: int) -> dict[str, str]:
+        """Run what is not finished, `jobs` steps at a time; returns the reasons of those that failed, by key.
+
+        Raises Preempted if SIGTERM arrives or a step was stopped; then and if interrupted, steps that run are stopped.
+        """
+        waiting = [step for step in self.steps if not as_step(step, self.folder).is_finished]
+        environment = _environment(self.folder, jobs)
+        running: dict[Future[None], PlannedStep] = {}
+        with catch_sigterm() as stopped, ThreadPoolExecutor(jobs) as threads:
+            try:
+                while waiting or running:
+                    for step in self._ready(waiting, running.values())[: jobs - len(running)]:
+                        waiting.remove(step)
+                        running[self._start(step, threads, environment)] = step
+                    finished, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
+                    if stopped():
+                        raise Preempted("the study was stopped: run the same command again to resume")
+                    for future in finished:
+                        self._look_at(running.pop(future), future)
+                    waiting = [step for step in waiting if not self._has_failed(step)]
+            finally:
+                while wait(running, POLL_SECONDS).not_done:
+                    stop_steps()
+        return self.failed
+
+    @staticmethod
+    def _ready(waiting: Sequence[PlannedStep], running: Iterable[PlannedStep]) -> list[PlannedStep]:
+        """The waiting steps that read no result of an unfinished one."""
+        unfinished = {step.key for step in (*waiting, *running)}
+        return [step for step in waiting if unfinished.isdisjoint(read.key for read in step.inputs.values())]
+
+    def _start(self, planned: PlannedStep, threads: Executor, environment: Mapping[str, str]) -> Future[None]:
+        """Start a step, with its params, split and commit in its folder."""
+        number = self.steps.index(planned) + 1
+        say(f"[{number}/{len(self.steps)}] {self.titles[planned.key]}: {planned.name}")
+        place = step_folder(planned, self.folder)
         write_text(place / PARAMS_FILE, yaml.safe_dump(dump_params(planned.params), sort_keys=False))
         if planned.split:
             write_text(place / SPLITS, planned.split)
         write_json(place / COMMITS, sorted({*commits_of(planned, self.folder), git_commit() or UNKNOWN}))
+        return threads.submit(self._run, planned, place, environment)
+
+    def _run(self, planned: PlannedStep, place: Path, environment: Mapping[str, str]) -> None:
         start, before = time.monotonic(), seconds_of(planned, self.folder)
         try:
-            self.run(step, place, held, _environment(self.folder), place / LOG)
+            self.run(as_step(planned, self.folder), place, self.held, environment, place / LOG)
+        finally:
+            write_json(place / SECONDS, round(before + time.monotonic() - start, 1))
+
+    def _look_at(self, planned: PlannedStep, future: Future[None]) -> None:
+        """Keep why a step failed. Raises Preempted if it was stopped."""
+        title = self.titles[planned.key]
+        try:
+            future.result()
         except Preempted as error:
             raise Preempted(f"{title}: {error}") from None
         except HeparError as error:
+            say(f"{title}: {error}; the other arms go on")
             self.failed[planned.key] = str(error)
-            raise
-        finally:
-            write_json(place / SECONDS, round(before + time.monotonic() - start, 1))
+
+    def _has_failed(self, planned: PlannedStep) -> bool:
+        """Whether a step that this one reads has failed, and so this one."""
+        reasons = [self.failed[read.key] for read in planned.inputs.values() if read.key in self.failed]
+        if reasons:
+            self.failed[planned.key] = reasons[0]
+        return bool(reasons)
 
 
 def listed(cells: Sequence[StudyCell], folder: Path) -> str:
@@ -132,7 +173,8 @@ def listed(cells: Sequence[StudyCell], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, jobs: int) -> dict[str, str]:
     """One tracking database for all studies of the folder, unless a server is given."""
     given = os.environ.get(tracking.URI_VARIABLE)
-    return {tracking.URI_VARIABLE: given or f"{tracking.SQLITE}{folder / tracking.DATABASE}"}
+    alone = {} if jobs == 1 else {"GOMP_SPINCOUNT": SHORT_SPIN}
+    return {tracking.URI_VARIABLE: given or f"{tracking.SQLITE}{folder / tracking.DATABASE}", **alone}

@@ -54,7 +54,7 @@ def test_what_a_cluster_has_made_is_gathered_from_the_store(tmp_path: Path, monk
     assert "has no report of study toy" in str(found.exception)
 
 
-@pytest.mark.parametrize("others", [["--dry-run"], ["--cluster", "study.yaml"]])
+@pytest.mark.parametrize("others", [["--dry-run"], ["--cluster", "study.yaml"], ["--jobs", "2"]])
 def test_one_thing_at_a_time(tmp_path: Path, others: list[str]) -> None:
     found = CliRunner().invoke(app, ["study", str(write_study(tmp_path)), "--gather", *others])
     assert isinstance(found.exception, ParamsError)

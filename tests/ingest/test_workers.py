@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 from conftest import environment
 from deadly import DEADLY, DeadlyFile, double_or_die, process_id, raise_error, seconds, surroundings
 from phantom_folder import SCAN, PhantomFolder
+from waiting import wait_until
 
 from hepar.ingest import building, parallel
 from hepar.ingest.cohort_building import build_cases
@@ -88,14 +87,6 @@ def test_nothing_is_left_when_the_parent_ends(number: signal.Signals, tmp_path: 
             parent.kill()
         _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(300):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError
 
 
 @pytest.mark.parametrize("how", ["segfault", "abort", "hang", "fill"])

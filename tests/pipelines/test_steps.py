@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 import pipelines.steps
 from hepar.errors import HeparError, Preempted
@@ -34,13 +34,6 @@ def write_hepar(folder: Path, body: str) -> None:
     script = folder / "hepar"
     script.write_text(f"#!/bin/sh\n{body}\n")
     script.chmod(0o755)
-
-
-def wait_for(path: Path) -> None:
-    end = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < end, path
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -79,7 +72,7 @@ def test_a_stopped_step_says_that_it_can_resume(tmp_path: Path, step: Step) -> N
 def test_a_step_saves_and_ends_when_the_process_that_runs_it_is_killed(tmp_path: Path) -> None:
     write_hepar(tmp_path, SAVES)
     run = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], cwd=tmp_path)
-    wait_for(tmp_path / "started")
+    wait_until((tmp_path / "started").exists)
     run.send_signal(signal.SIGKILL)
     run.wait()
     with only_run(tmp_path):  # waits for the stage

@@ -189,7 +189,7 @@ def test_a_run_prints_the_report_and_says_what_is_missing(
 ) -> None:
     fake = FakeStages()
     fake.fail = failing("assemble-pool", ["CT"])
-    monkeypatch.setattr(running, "run_cells", lambda cells, folder: run_cells(cells, folder, fake))
+    monkeypatch.setattr(running, "run_cells", lambda cells, folder, jobs: run_cells(cells, folder, fake, jobs))
     with pytest.raises(
         HeparError, match=r"^2 of 4 cells are missing, first CT only, seed 1: assemble-pool ended .*again$"
     ):

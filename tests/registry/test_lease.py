@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from commands import fork
 from promote_at_once import promote_at_once
 from services import mlflow_server, postgres_server
 from toy_versions import ToyRegistry, scores, toy_gates
+from waiting import wait_until
 
 from hepar.errors import StorageError
 from hepar.params import Params
@@ -38,13 +38,6 @@ class Clock:
         thread = threading.get_ident()
         self.reads[thread] = self.reads.get(thread, 0) + 1
         return self.now
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def tickets() -> list[int]:

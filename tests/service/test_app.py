@@ -21,6 +21,7 @@ import pytest
 import requests
 from served_jobs import served_jobs
 from toy_case import write_noise
+from waiting import wait_until
 
 from hepar.cases import Modality
 from hepar.errors import DataError
@@ -162,13 +163,6 @@ def begin_upload(client: Client, announced: int, content: bytes = b"") -> http.c
     connection.putheader("Content-Length", str(announced))
     connection.endheaders(content or None)
     return connection
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_the_disk_has_room_for_all_uploads_under_way_or_refuses_the_next(tmp_path: Path) -> None:
