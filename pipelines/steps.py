@@ -84,8 +84,9 @@ def run_step(
 
 
 def stop_steps() -> None:
-    """Send SIGTERM to all steps that run, also in other threads."""
-    for child in tuple(_running):
+    """Send SIGTERM to all steps that run, also in other threads; once to each, so that it can save and end."""
+    for child in set(_running):
+        _running.discard(child)
         _stop(child)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import yaml
 from conftest import TINY
 from score_csv import scores_csv
+from waiting import SECONDS
 
 from hepar.errors import HeparError
 from hepar.evaluation.report_folder import Report
@@ -46,6 +48,7 @@ class FakeStages:
 
     def __init__(self, dice: Callable[[str, int], float] = lambda arm, case: 0.5, cases: int = 2) -> None:
         self.ran: list[str] = []
+        self.environments: list[Mapping[str, str]] = []
         self.fail: Callable[[Step, Mapping[str, Any]], Exception | None] = lambda step, params: None
         self.dice, self.cases = dice, cases
 
@@ -56,6 +59,7 @@ class FakeStages:
         if (error := self.fail(step, params)) is not None:
             raise error
         self.ran.append(step.name)
+        self.environments.append(environment)
         with write_artifact(step.result, step.kind, {}) as partial:
             (partial / "params").write_text(folder.name)  # so that each has a hash of its own
             if step.kind == Report.KIND:
@@ -78,3 +82,14 @@ def failing(
     """A rule by which a stage fails for an arm of these modalities."""
     given = error or HeparError(f"{stage} ended with exit code 1: out of memory")
     return lambda step, params: given if step.name == stage and params["modalities"] == modalities else None
+
+
+def teachers_meet() -> Callable[[Step, Any], None]:
+    """A rule by which each of two teachers waits until the other one runs too."""
+    both = Barrier(2, timeout=SECONDS)
+
+    def meet(step: Step, params: object) -> None:
+        if step.name.startswith("train-liver"):
+            both.wait()
+
+    return meet

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
+from functools import cache
+from pathlib import Path
 
-from hepar import __version__
+import hepar
 
 COMMIT_VARIABLE = "HEPAR_GIT_COMMIT"
 RELEASE = "release"  # the fact of a report that names the release of hepar that scored
+SCORING = ("evaluation", "imaging", "inference", "networks")  # folders of hepar whose code decides on scores
+CODE_DIGITS = 12
 
 
+@cache
 def release() -> str:
-    """The release of hepar that runs."""
-    return __version__
+    """The version of hepar that runs, with a hash of the code that scores depend on: they pair only if both agree."""
+    root, code = Path(hepar.__file__).parent, hashlib.sha256()
+    for path in sorted(path for folder in SCORING for path in (root / folder).rglob("*.py")):
+        code.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return f"{hepar.__version__}+{code.hexdigest()[:CODE_DIGITS]}"
 
 
 def git_commit() -> str:

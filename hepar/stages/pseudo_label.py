@@ -6,21 +6,21 @@ Writes a folder `PseudoLabels`. A stopped run resumes after its last case; with 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hepar.cases import Cohort, LabelState, Modality, Split
+from hepar.cases import Case, Cohort, LabelState, Modality, Split
 from hepar.errors import ArtifactError
 from hepar.inference.model_folder import ModelFolder, hash_patient
-from hepar.inference.prediction import load_ensemble
+from hepar.inference.prediction import Model, load_ensemble
 from hepar.params import PseudoLabelParams
 from hepar.pseudo_labels.finished import FinishedLivers
 from hepar.pseudo_labels.folder import LabelledCase, PseudoLabels
 from hepar.pseudo_labels.gates import ACCEPT, REJECT, REVIEW, judge
 from hepar.pseudo_labels.prediction import load_signals, predict_pseudo_liver
-from hepar.runtime.artifacts import check_made_from, read_manifest, sha256_file, sha256_json, write_artifact
+from hepar.runtime.artifacts import Manifest, check_made_from, read_manifest, sha256_file, sha256_json, write_artifact
 from hepar.runtime.device import pick_device, use_threads
 from hepar.runtime.progress import current_stage, stage
 from hepar.runtime.stored_versions import Handover
@@ -43,47 +43,22 @@ def run(
     """
     with stage("pseudo-label"):
         use_threads(params.threads)
-        cohort_manifest = read_manifest(cohort, Cohort.KIND)
-        parents = {Cohort.KIND: cohort_manifest.hash}
-        manifests = {modality: read_manifest(folder, ModelFolder.KIND) for modality, folder in teachers.items()}
-        parents.update({PseudoLabels.teacher(modality): manifest.hash for modality, manifest in manifests.items()})
-        cases = Cohort.load(cohort)
-        unlabelled = [case for case in cases if case.liver_state == LabelState.UNKNOWN and case.split != Split.TEST]
-        cases.verify(unlabelled)
-        for case in unlabelled:
-            if case.modality not in manifests:
-                raise ArtifactError(f"case {case.case_id}: no teacher for {case.modality} was given")
-        for modality, manifest in manifests.items():
-            check_made_from(teachers[modality], manifest, cohort, cohort_manifest, "train-liver")
-        modalities, device = {case.modality for case in unlabelled}, pick_device()
-        models = {modality: load_ensemble(teachers[modality], device) for modality in modalities}
-        seen = {modality: ModelFolder(teachers[modality]).load_patients() for modality in modalities}
+        unlabelled = _unlabelled(cohort)
+        given = _teachers(teachers, cohort, unlabelled)
+        parents = {Cohort.KIND: read_manifest(cohort, Cohort.KIND).hash}
+        parents |= {PseudoLabels.teacher(modality): manifest.hash for modality, manifest in given.items()}
         # the key leaves out the gates: with other gates, finished predictions are judged again
         predicting = params.model_dump(mode="json", exclude={"gates", "threads"})
         finished = FinishedLivers(checkpoint_folder(pseudo, sha256_json([parents, predicting])))
-        rows: list[dict[str, Any]] = []
         with (
             write_artifact(pseudo, PseudoLabels.KIND, parents) as folder,
             current_stage().counting(len(unlabelled), "cases") as count,
         ):
-            labels = PseudoLabels(folder)
+            labels, rows = PseudoLabels(folder), list[dict[str, Any]]()
+            labeller = _Labeller(labels, finished, cohort, params, _load(teachers, given, unlabelled))
             for case in unlabelled:
-                liver = finished.find(case.case_id)
-                if liver is None:
-                    predicted = predict_pseudo_liver(case, cohort, models[case.modality], params)
-                    liver = finished.keep(case.case_id, predicted)
-                labels.link_masks(case.case_id, liver)
-                signals = load_signals(liver)
-                verdict = judge(signals, case.modality, params.gates)
-                labelled = LabelledCase(
-                    case_id=case.case_id,
-                    modality=str(case.modality),
-                    teacher=manifests[case.modality].hash,
-                    teacher_saw_patient=hash_patient(case.patient_id) in seen[case.modality],
-                    mask_sha256=sha256_file(labels.liver(case.case_id)),
-                )
-                rows.append(asdict(labelled) | asdict(signals) | verdict.row())
-                count.advance(case=case.case_id, gate=verdict.gate)
+                rows.append(labeller.label(case))
+                count.advance(case=case.case_id, gate=rows[-1]["gate"])
             if rows:
                 counts = Counter(row["gate"] for row in rows)
                 current_stage().log(", ".join(f"{counts[gate]} {outcome}" for gate, outcome in OUTCOMES.items()))
@@ -91,3 +66,76 @@ def run(
         if handover is not None:
             handover.finish(pseudo)
         finished.remove([case.case_id for case in unlabelled])
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """A teacher's hash, the hashes of the patients that it learned from, and its models."""
+
+    hash: str
+    patients: frozenset[str]
+    ensemble: Sequence[Model]
+
+
+@dataclass(frozen=True)
+class _Labeller:
+    """Labels one case after another, or finds what it had predicted before it was stopped."""
+
+    labels: PseudoLabels
+    finished: FinishedLivers
+    cohort: Path
+    params: PseudoLabelParams
+    teachers: Mapping[Modality, _Teacher]
+
+    def label(self, case: Case) -> dict[str, Any]:
+        """Write the masks of a case; returns its row of the table."""
+        teacher = self.teachers[case.modality]
+        liver = self.finished.find(case.case_id)
+        if liver is None:
+            predicted = predict_pseudo_liver(case, self.cohort, teacher.ensemble, self.params)
+            liver = self.finished.keep(case.case_id, predicted)
+        self.labels.link_masks(case.case_id, liver)
+        signals = load_signals(liver)
+        verdict = judge(signals, case.modality, self.params.gates)
+        labelled = LabelledCase(
+            case_id=case.case_id,
+            modality=str(case.modality),
+            teacher=teacher.hash,
+            teacher_saw_patient=hash_patient(case.patient_id) in teacher.patients,
+            mask_sha256=sha256_file(self.labels.liver(case.case_id)),
+        )
+        return asdict(labelled) | asdict(signals) | verdict.row()
+
+
+def _unlabelled(cohort: Path) -> list[Case]:
+    """The cases outside the test split whose liver is unknown; their files are those of the table."""
+    cases = Cohort.load(cohort)
+    found = [case for case in cases if case.liver_state == LabelState.UNKNOWN and case.split != Split.TEST]
+    cases.verify(found)
+    return found
+
+
+def _teachers(folders: Mapping[Modality, Path], cohort: Path, unlabelled: Sequence[Case]) -> dict[Modality, Manifest]:
+    """The manifests of the teachers. Raises ArtifactError if one is missing or was trained on another cohort."""
+    manifests = {modality: read_manifest(folder, ModelFolder.KIND) for modality, folder in folders.items()}
+    for case in unlabelled:
+        if case.modality not in manifests:
+            raise ArtifactError(f"case {case.case_id}: no teacher for {case.modality} was given")
+    for modality, manifest in manifests.items():
+        check_made_from(folders[modality], manifest, cohort, read_manifest(cohort, Cohort.KIND), "train-liver")
+    return manifests
+
+
+def _load(
+    folders: Mapping[Modality, Path], manifests: Mapping[Modality, Manifest], unlabelled: Sequence[Case]
+) -> dict[Modality, _Teacher]:
+    """The teachers of the modalities that have something to label."""
+    device = pick_device()
+    return {
+        modality: _Teacher(
+            manifests[modality].hash,
+            ModelFolder(folders[modality]).load_patients(),
+            load_ensemble(folders[modality], device),
+        )
+        for modality in {case.modality for case in unlabelled}
+    }

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, succeed
-from toy_study import write_study
+from toy_study import FakeStages, teachers_meet, write_study
 from typer.testing import CliRunner
 
 from hepar.cli.main import app
 from hepar.errors import DataError, HeparError, ParamsError
 from hepar.runtime.environment import IMAGE_VARIABLE, STORE_VARIABLE
+from pipelines.studies import running
+from pipelines.studies.running import run_cells
 
 GROUP = "hepar.studies"
 
@@ -37,6 +39,16 @@ def test_a_dry_run_lists_the_steps(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, words)
     assert found.exit_code == 0, found.output
     assert sum(line.startswith("| evaluate-") for line in found.stdout.splitlines()) == 2
+
+
+def test_jobs_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeStages()
+    fake.fail = teachers_meet()
+    monkeypatch.setattr(running, "run_cells", lambda cells, folder, jobs: run_cells(cells, folder, fake, jobs))
+    words = ["study", str(write_study(tmp_path, seeds=[1])), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+    assert "2 of 2 cells finished" in found.stdout
 
 
 def test_a_study_is_compiled_for_a_cluster(tmp_path: Path) -> None:
