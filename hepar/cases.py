@@ -24,6 +24,7 @@ class Modality(StrEnum):
 
 LIVER, TUMOUR = 0, 1  # the channels of targets, weights and predictions: the whole liver, and the tumour in it
 STRUCTURES = ("liver", "tumour")  # their names, in that order
+PHANTOM = "phantom"  # the source of the cases that hepar draws itself
 
 
 class LabelState(StrEnum):

@@ -370,7 +370,7 @@ class EvaluateParams(Section):
 
 
 class PromotionGates(Section):
-    """Gates for becoming champion: floors of every version, and margins against the champion on the same patients.
+    """Gates for becoming champion: bounds of every version, and margins against the champion on the same patients.
 
     Each is applied per modality. Against a margin stands the 95 % bootstrap interval over patients of the difference:
     all of it must lie within the margin, so a margin of 0 asks for a gain.
@@ -378,9 +378,13 @@ class PromotionGates(Section):
 
     min_liver_dice: Share  # mean over scans
     min_tumour_dice: Share  # mean over scans with tumours
+    min_recall: Share  # share of the lesions that are found, mean over scans with tumours
+    max_false_lesions: Annotated[float, Field(ge=0)]  # mean over scans in which tumours are known
     min_specificity: Share  # share of the tumour-free scans without a predicted tumour
+    max_false_ml: Annotated[float, Field(ge=0)]  # of the tumour volume predicted in a tumour-free scan, mean
     min_source_liver_dice: Share  # mean over the scans of each source
     min_source_tumour_dice: Share  # likewise
+    allow_phantoms: bool  # whether a model that was scored on phantoms alone may become champion
     max_liver_drop: Share  # of the mean Dice
     max_tumour_drop: Share  # of the mean Dice
     max_recall_drop: Share  # of the share of lesions that are found, mean over scans with tumours

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from hepar.cases import PHANTOM
 from hepar.imaging.volumes import write_image
 from hepar.phantoms.acquisition import CT_PHASES, MR_SEQUENCES
 from hepar.phantoms.phantom import Phantom, make_phantom
@@ -180,7 +181,7 @@ def _write_case(
         "liver_state": labels.liver,
         "tumour_state": labels.tumour,
         "split": labels.split,
-        "source": "phantom",
+        "source": PHANTOM,
         "licence": "CC0-1.0",
         "spacing_known": "yes",
     }

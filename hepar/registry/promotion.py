@@ -1,4 +1,4 @@
-"""Whether a challenger replaces the champion: floors that every version must reach, and margins against the champion.
+"""Whether a challenger replaces the champion: bounds that every version must keep, and margins against the champion.
 
 A margin is a test of non-inferiority: the 95 % bootstrap interval over patients of the difference between the two
 models, on the scans that both were scored on, must lie within the margin. Too few patients never promote. Where a
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from hepar.cases import LIVER, STRUCTURES, TUMOUR
+from hepar.cases import LIVER, PHANTOM, STRUCTURES, TUMOUR
 from hepar.evaluation.bootstrap import paired_difference
 from hepar.params import CHAMPION, PromotionGates
 from hepar.registry.case_results import CaseResult
@@ -61,18 +61,22 @@ FALSE_ML = Score("false tumour ml", lambda result: result.false_positive_ml, hig
 
 
 @dataclass(frozen=True)
-class Floor:
-    """The least mean of a score over the scans that have it."""
+class Bound:
+    """The least mean of a score over the scans that have it, or where less is better, the largest."""
 
     score: Score
-    least: float
+    mean: float
 
     def reason(self, group: str, results: Sequence[CaseResult]) -> str | None:
         """Why these scans, which go by `group`, fail; None if they pass or none of them has the score."""
         values = [value for result in results if (value := self.score.of(result)) is not None]
-        if not values or (mean := sum(values) / len(values)) >= self.least:
+        if not values:
             return None
-        return f"{group} {self.score.name} {mean:.3f} < {self.least:.3f} (n = {len(values)} scans)"
+        mean = sum(values) / len(values)
+        if mean >= self.mean if self.score.higher_is_better else mean <= self.mean:
+            return None
+        sign = "<" if self.score.higher_is_better else ">"
+        return f"{group} {self.score.name} {mean:.3f} {sign} {self.mean:.3f} (n = {len(values)} scans)"
 
 
 @dataclass(frozen=True)
@@ -116,37 +120,49 @@ def decide(
 ) -> Decision:
     """Judge a challenger by its scores, and by those of the champion on the same scans, which pair by case id.
 
-    `learned` names for a patient the model that learned from him or her: such patients are left out and named. Floors
-    hold without a champion too. Modalities are judged one by one: a gain in one does not offset a loss in another. A
-    margin applies where the champion has the score, in whatever patients; that of specificity also where the champion
-    has lesions scored but no tumour-free patient, which is too few unless `min_tumour_free_patients` is 0. A challenger
-    without any Dice is not promoted.
+    `learned` names for a patient the model that learned from him or her: such patients are left out and named. Bounds
+    hold without a champion too, and so does that phantoms alone promote nothing, unless they may. Modalities are judged
+    one by one: a gain in one does not offset a loss in another. A margin applies where the champion has the score, in
+    whatever patients; that of specificity also where the champion has lesions scored but no tumour-free patient, which
+    is too few unless `min_tumour_free_patients` is 0. A challenger without any Dice is not promoted.
     """
     met = sorted({result.patient_id for result in challenger if result.patient_id in learned})
     left_out = tuple(f"patient {patient} is left out: {learned[patient]} learned from this patient" for patient in met)
     unseen = [result for result in challenger if result.patient_id not in learned]
     if all(result.liver_dice is None and result.tumour_dice is None for result in unseen):
         return Decision(False, ("the challenger has no scores",), left_out)
-    against = [*_below_floors(unseen, gates), *_beyond_margins(unseen, champion or (), gates)]
+    against = [
+        *_on_phantoms_alone(unseen, gates),
+        *_out_of_bounds(unseen, gates),
+        *_beyond_margins(unseen, champion or (), gates),
+    ]
     return Decision(not against, tuple(against), left_out)
 
 
-def _below_floors(results: Sequence[CaseResult], gates: PromotionGates) -> Iterator[str]:
+def _on_phantoms_alone(results: Sequence[CaseResult], gates: PromotionGates) -> Iterator[str]:
+    if not gates.allow_phantoms and all(result.source == PHANTOM for result in results):
+        yield "scored on phantoms alone, which register.gates.allow_phantoms does not allow"
+
+
+def _out_of_bounds(results: Sequence[CaseResult], gates: PromotionGates) -> Iterator[str]:
     of_modality = (
-        Floor(LIVER_DICE, gates.min_liver_dice),
-        Floor(TUMOUR_DICE, gates.min_tumour_dice),
-        Floor(SPECIFICITY, gates.min_specificity),
+        Bound(LIVER_DICE, gates.min_liver_dice),
+        Bound(TUMOUR_DICE, gates.min_tumour_dice),
+        Bound(RECALL, gates.min_recall),
+        Bound(FALSE_LESIONS, gates.max_false_lesions),
+        Bound(SPECIFICITY, gates.min_specificity),
+        Bound(FALSE_ML, gates.max_false_ml),
     )
     of_source = (
-        Floor(LIVER_DICE, gates.min_source_liver_dice),
-        Floor(TUMOUR_DICE, gates.min_source_tumour_dice),
+        Bound(LIVER_DICE, gates.min_source_liver_dice),
+        Bound(TUMOUR_DICE, gates.min_source_tumour_dice),
     )
     for modality in sorted({result.modality for result in results}):
         scans = [result for result in results if result.modality == modality]
-        yield from filter(None, (floor.reason(modality, scans) for floor in of_modality))
+        yield from filter(None, (bound.reason(modality, scans) for bound in of_modality))
         for source in sorted({result.source for result in scans}):
             of_one = [result for result in scans if result.source == source]
-            yield from filter(None, (floor.reason(f"{modality} {source}", of_one) for floor in of_source))
+            yield from filter(None, (bound.reason(f"{modality} {source}", of_one) for bound in of_source))
 
 
 def _beyond_margins(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from hepar.cases import PHANTOM
 from hepar.evaluation.lesions import LesionCounts
 from hepar.params import PromotionGates
 from hepar.registry.case_results import CaseResult
@@ -16,9 +18,13 @@ from hepar.registry.promotion import Decision, decide
 GATES = PromotionGates(
     min_liver_dice=0.5,
     min_tumour_dice=0.2,
+    min_recall=0.0,
+    max_false_lesions=10.0,
     min_specificity=0.0,
+    max_false_ml=50.0,
     min_source_liver_dice=0.3,
     min_source_tumour_dice=0.0,
+    allow_phantoms=False,
     max_liver_drop=0.02,
     max_tumour_drop=0.05,
     max_recall_drop=0.1,
@@ -228,6 +234,39 @@ def test_a_good_mean_does_not_hide_a_source_below_its_floor() -> None:
 
     results = changed(cohort(), weak_in_chaos)
     assert decide(results, None, GATES).reasons == ("CT chaos liver Dice 0.250 < 0.300 (n = 4 scans)",)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"lesions": LesionCounts(0, 2, 0)}, "CT lesion recall 0.000 < 0.100 (n = 8 scans)"),
+        ({"lesions": LesionCounts(2, 0, 18)}, "CT false lesions 12.000 > 10.000 (n = 12 scans)"),
+        ({"false_positive_ml": 50.1}, "CT false tumour ml 50.100 > 50.000 (n = 4 scans)"),
+    ],
+)
+def test_a_first_version_must_find_lesions_and_not_invent_them(change: dict[str, Any], reason: str) -> None:
+    def worse(result: CaseResult) -> CaseResult:
+        return replace(result, **change) if result.tumour_free == ("false_positive_ml" in change) else result
+
+    gates = GATES.model_copy(update={"min_recall": 0.1})
+    assert decide(cohort(), None, gates).promote
+    assert decide(changed(cohort(), worse), None, gates).reasons == (reason,)
+
+
+def test_a_source_that_loses_its_tumours_stays_challenger() -> None:
+    gates = GATES.model_copy(update={"min_source_tumour_dice": 0.02})
+    lost = [replace(with_tumour(number), source="other", tumour_dice=0.0) for number in range(100, 102)]
+    (reason,) = decide((*cohort(), *lost), None, gates).reasons
+    assert reason == "CT other tumour Dice 0.000 < 0.020 (n = 2 scans)"
+
+
+def test_phantoms_alone_promote_nothing_unless_they_may() -> None:
+    phantoms = changed(cohort(), lambda result: replace(result, source=PHANTOM))
+    reason = "scored on phantoms alone, which register.gates.allow_phantoms does not allow"
+    assert decide(phantoms, None, GATES).reasons == (reason,)
+    assert decide(phantoms, phantoms, GATES).reasons == (reason,)
+    assert decide((*phantoms[1:], cohort()[0]), None, GATES).promote
+    assert decide(phantoms, None, GATES.model_copy(update={"allow_phantoms": True})).promote
 
 
 def test_floors_hold_against_a_champion_that_is_no_better() -> None:
