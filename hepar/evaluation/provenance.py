@@ -14,7 +14,7 @@ from hepar.runtime.commit import RELEASE
 _HASH = re.compile(r"(?:sha256:)?([0-9a-f]{32,})")
 _SHOWN = 12  # characters of a hash
 _STEPS = {
-    "Cohort": (Cohort.KIND,),
+    "Cohort": (Cohort.KIND, Report.SOURCES),
     "Training pool": (ModelFolder.POOL, ModelFolder.POOL_VERSION),
     "Model": (ModelFolder.KIND,),
     "Predictions": (Report.PREDICTIONS, Report.PREDICTION_LABELS, *Report.SETTINGS, Report.LEFT_TO_MODEL),

@@ -31,6 +31,7 @@ class Report:
     METRICS = "metrics.json"  # by modality, see `summarise`
     FACTS = "facts.json"  # what was scored: hashes of cohort, test set, pool and model, settings, and the commit
     TEST_SET = "test set"  # the fact that tells whether two reports are comparable
+    SOURCES = "test sources"  # those of the test scans, with licences
     PREDICTIONS = "predictions"  # the hash of masks that were scored without a model
     REFERENCE_LABELS, PREDICTION_LABELS = "labels of the reference", "labels of the prediction"  # of such masks
     COMMIT = "git commit"

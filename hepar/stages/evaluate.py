@@ -6,6 +6,7 @@ case, and provenance.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,7 @@ def _facts(
     left_out = {Report.NOT_SCORED: f"{untaught}: not taught to the model"} if untaught else {}
     return {
         Cohort.KIND: parents[Cohort.KIND],
+        Report.SOURCES: _sources(cases),
         Report.TEST_SET: hash_test_set(cases, settings),
         ModelFolder.POOL: origin.get(ModelFolder.POOL, ""),
         ModelFolder.POOL_VERSION: origin.get(ModelFolder.POOL_VERSION, ""),
@@ -142,3 +144,8 @@ def _facts(
         RELEASE: release(),
         Report.COMMIT: git_commit(),
     }
+
+
+def _sources(cases: Sequence[Case]) -> str:
+    counted = Counter((case.source, case.licence or "licence not stated") for case in cases)
+    return "; ".join(f"{source} ({licence}): {count}" for (source, licence), count in sorted(counted.items()))

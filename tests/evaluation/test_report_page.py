@@ -11,7 +11,7 @@ import pytest
 from chromium import open_chromium
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase
+from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase, TumourProbability
 from hepar.evaluation.report import write_report
 from hepar.evaluation.scores import score_case
 from hepar.evaluation.slices import pick_slice
@@ -20,25 +20,32 @@ from hepar.evaluation.summary import Bootstrap, summarise
 pytestmark = pytest.mark.timeout(120)
 SHAPE = (14, 40, 48)
 BOOTSTRAP = Bootstrap(seed=1, resamples=50)
+SOURCES, UNKNOWN = ("a & b", "other"), 3  # the number of the case whose tumour is unknown
+SECTIONS = [
+    *("metrics", "not-scored", "groups", "confidence", "cases"),
+    *("agreement", "examples", "slices", "learning", "provenance"),
+]
 KEY = 6  # the slice with the largest tumour, the sixth of those from 1 to 12
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page of four CT cases, whose names a page must escape, and one MR case."""
+    """A page of four CT and two MR cases of two sources, with names that a page must escape; a tumour is unknown."""
     scored = []
-    for number, modality in enumerate(("CT", "CT", "CT", "CT", "MR")):
+    for number, modality in enumerate(("CT", "CT", "CT", "CT", "MR", "MR")):
         liver_zyx, tumour_zyx, found_zyx = (np.zeros(SHAPE, dtype=bool) for _ in range(3))
         liver_zyx[2:12, 8:32, 8:40] = True
         tumour_zyx[5:8, 14:20, 14:22] = True
         tumour_zyx[KEY, 14:24, 14:26] = True
         found_zyx[5:8, 14:20, 14 : 16 + 2 * number] = True
+        probability_zyx = np.where(found_zyx, np.float32(0.9 - 0.1 * number), np.float32(0.1))
         case = SegmentedCase(
-            CaseIdentity(f"case <{number}>", f"p{number}", modality, "T1" * (modality == "MR"), "a & b"),
+            CaseIdentity(f"case <{number}>", f"p{number}", modality, "T1" * (modality == "MR"), SOURCES[number % 2]),
             LabelPair(liver_zyx, liver_zyx),
-            LabelPair(tumour_zyx, found_zyx),
+            LabelPair(None if number == UNKNOWN else tumour_zyx, found_zyx),
             (5.0, 2.0, 2.0),
             True,
+            TumourProbability(probability_zyx, inside_liver=True, min_lesion_voxels=0.0),
         )
         image_zyx = np.random.default_rng(number).normal(size=SHAPE).astype(np.float32)
         scored.append((score_case(case), pick_slice(case, image_zyx, (-2.0, 2.0))))
@@ -156,9 +163,26 @@ def test_the_page_fits_and_everything_in_it_has_a_name(page: Page, width: int) -
         names = [pictures.nth(n).get_attribute("aria-label") for n in range(pictures.count())]
         assert names
         assert all(names)
+    assert [heading.get_attribute("id") for heading in page.locator("h2").all()] == SECTIONS
     links = [link.get_attribute("href") or "" for link in page.locator("nav a").all()]
-    assert len(links) >= 7
-    assert all(page.locator(link).count() == 1 for link in links)
+    assert set(links) <= {f"#{name}" for name in SECTIONS}
+    assert len(set(links)) == len(links) >= len(SECTIONS) - 1
+
+
+def test_each_section_shows_what_it_is_about(page: Page) -> None:
+    """Free-response and reliability curves, groups by source, the worst case of both modalities, what has no score."""
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    charts = {name: page.locator(f"h2#{name} ~ div.scroll svg").first for name in ("groups", "confidence", "agreement")}
+    for chart in charts.values():
+        box = chart.bounding_box()
+        assert box is not None
+        assert min(box["width"], box["height"]) > 100
+    assert all(source in charts["groups"].inner_html() for source in ("a &amp; b", "other"))
+    assert f"case <{UNKNOWN}>" in page.locator("table.unscored").inner_text()
+    text = page.locator("body").inner_text()
+    assert "Sensitivity, average precision and calibration error as numbers" in text
+    ranked = [group.locator("figure").count() for group in page.locator("h2#examples ~ div.stacks").all()]
+    assert ranked[:2] == [3, 2], "worst, median and best in CT, worst and best of the two in MR"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

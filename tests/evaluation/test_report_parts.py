@@ -262,6 +262,7 @@ def test_provenance_goes_from_the_cohort_to_the_scores() -> None:
         Report.COMMIT: "abc",
         Report.TEST_SET: sha256,
         Cohort.KIND: sha256,
+        Report.SOURCES: "lits (CC0): 2",
         ModelFolder.POOL: "",
         "mirror_axes": "",
         Report.NOT_SCORED: "liver: not taught",
@@ -271,6 +272,7 @@ def test_provenance_goes_from_the_cohort_to_the_scores() -> None:
     assert [step.title for step in steps] == ["Cohort", "Training pool", "Predictions", "Scores", "Other"]
     assert [(fact.name, fact.shown) for step in steps for fact in step.facts] == [
         ("cohort", "0123456789ab…"),
+        ("test sources", "lits (CC0): 2"),
         ("pool", "not known"),
         ("mirror axes", "none"),
         ("test set", "0123456789ab…"),

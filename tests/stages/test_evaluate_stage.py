@@ -72,6 +72,7 @@ def test_all_members_are_averaged_and_each_lesion_is_listed(cohort: Path, tiny: 
     assert tumour["reliability"]["voxels"]["bins"][5]["count"] == 16**3
     assert tumour["reliability"]["voxels"]["ece"]["value"] == pytest.approx(0.55 - 8 / 16**3)
     assert Report.NOT_SCORED not in report.facts()
+    assert report.facts()[Report.SOURCES] == "s (licence not stated): 1"
 
 
 def test_the_report_records_how_its_masks_were_predicted(cohort: Path, tiny: Params) -> None:

@@ -105,3 +105,11 @@ def test_a_rule_says_where_an_unknown_tumour_counts_as_absent(
     arrays = PreprocessedArrays.open(pool.folder / entries["t"].arrays.folder)
     assert (arrays.palette_n4[:, 3] == 255).all()  # a known tumour is known everywhere
     assert arrays.tumour_zyx[6, 6, 6] == 1
+
+
+def test_left_out_keeps_training_cases_of_an_unknown_tumour_out_of_the_pool(
+    inputs: Path, tiny: Params, tmp_path: Path
+) -> None:
+    _, entries = assemble(inputs, tmp_path, tiny, labels="mixed", unknown_tumour="left-out")
+    assert {name: entry.tumour.state for name, entry in entries.items()} == dict.fromkeys(("lt", "t", "val"), MANUAL)
+    assert entries["t"].liver.state == PSEUDO
