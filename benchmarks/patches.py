@@ -74,7 +74,9 @@ def hepar_patches(pool: Pool, training: TrainingParams) -> Callable[[], None]:
             rngs,
             pool.plan.spacing_zyx_mm,
         )
-        augment_intensity(image_bcdhw, target_brdhw[:, LIVER], training.augmentation, rngs, [False])
+        augment_intensity(
+            image_bcdhw, target_brdhw[:, LIVER], training.augmentation, rngs, [False], pool.plan.window_hu
+        )
 
     return make_patch
 

@@ -121,7 +121,8 @@ class Step:
             augment_spatial(
                 image_bcdhw, target_brdhw, weight_brdhw, training.augmentation, rngs, self.sampler.plan.spacing_zyx_mm
             )
-            augment_intensity(image_bcdhw, target_brdhw[:, LIVER], training.augmentation, rngs, [True] * len(patches))
+            is_mr, window_hu = [True] * len(patches), self.sampler.plan.window_hu
+            augment_intensity(image_bcdhw, target_brdhw[:, LIVER], training.augmentation, rngs, is_mr, window_hu)
             image_bcdhw = image_bcdhw.contiguous(memory_format=memory_format(image_bcdhw.device))
         self.learn(Batch(image_bcdhw, target_brdhw, weight_brdhw, None), meter)
 

@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hepar.imaging.intensities import scale_ct
 from hepar.inference.prepared_scan import change_contrast
-from hepar.params import AugmentationParams, SpacingZYX
+from hepar.params import AugmentationParams, Interval, SpacingZYX
 
 _AXES = {"z": 2, "y": 3, "x": 4}
 ELASTIC_KNOT_SPACING = 8  # voxels between the knots of a displacement field
 BIAS_KNOTS = 3  # of a bias field, along each axis
 CURVE_KNOTS = 5  # of a random intensity curve
-CT_LIVERS = (-0.8, 0.9)  # preprocessed: fatty livers of 0 HU to dense ones; beyond, the window would hide their tumours
+CT_LIVERS_HU = (0.0, 160.0)  # fatty livers to dense and enhanced ones
 MR_LIVERS = (-1.3, 1.6)  # laden with iron to enhanced, in standard deviations of the body
 CURVE_RISE = (0.1, 1.0)  # between two knots of a monotone curve, before the curve is scaled to its range
 
@@ -59,30 +60,31 @@ def augment_intensity(
     params: AugmentationParams,
     rngs: Sequence[np.random.Generator],
     is_mr: Sequence[bool],
+    window_hu: Interval,
 ) -> Tensor:
-    """Change intensities in place; returns the tensor.
+    """Change intensities in place; returns the tensor. `window_hu` is the window of preprocessed CT.
 
     `liver_bdhw` is the known liver, 0 or 1, which may become brighter or darker as a whole. Only patches of MR scans,
     by `is_mr`, get a bias field or are inverted.
     """
+    low, high = scale_ct(np.array(CT_LIVERS_HU), window_hu).tolist()
     for b, rng in enumerate(rngs):
         image_cdhw = image_bcdhw[b]
         if _happens(params.liver_shift_probability, rng):
             shift = float(rng.uniform(-1, 1)) * params.liver_shift
-            image_cdhw = shift_liver(
-                image_cdhw, liver_bdhw[b], _within_range(shift, image_cdhw, liver_bdhw[b], is_mr[b])
-            )
+            livers = MR_LIVERS if is_mr[b] else (low, high)
+            image_cdhw = shift_liver(image_cdhw, liver_bdhw[b], _within_range(shift, image_cdhw, liver_bdhw[b], livers))
         image_cdhw = _vary_scanner(_vary_intensities(image_cdhw, params, rng), params, rng, is_mr[b])
         image_bcdhw[b] = _vary_curve(image_cdhw, params, rng, is_mr[b])
     return image_bcdhw
 
 
-def _within_range(shift: float, image_cdhw: Tensor, liver_dhw: Tensor, is_mr: bool) -> float:
-    """The shift, as far as livers of that modality reach; 0 without a liver."""
+def _within_range(shift: float, image_cdhw: Tensor, liver_dhw: Tensor, livers: Interval) -> float:
+    """The shift, as far as the medians of livers reach; 0 without a liver."""
     values_n = image_cdhw[0][liver_dhw > 0]
     if not len(values_n):
         return 0.0
-    median, (low, high) = float(values_n.median()), MR_LIVERS if is_mr else CT_LIVERS
+    median, (low, high) = float(values_n.median()), livers
     return float(np.clip(shift, min(0.0, low - median), max(0.0, high - median)))
 
 

@@ -56,7 +56,7 @@ def make_batch(sampler: PatchSampler, number: int, params: TrainingParams, devic
     plain_bcdhw = image_bcdhw.clone(memory_format=memory_format(device)) if params.consistency_weight > 0 else None
     is_mr = [patch.modality == Modality.MR for patch in patches]
     liver_bdhw = target_brdhw[:, LIVER] * (weight_brdhw[:, LIVER] > 0)
-    image_bcdhw = augment_intensity(image_bcdhw, liver_bdhw, params.augmentation, rngs, is_mr)
+    image_bcdhw = augment_intensity(image_bcdhw, liver_bdhw, params.augmentation, rngs, is_mr, sampler.plan.window_hu)
     return Batch(image_bcdhw.contiguous(memory_format=memory_format(device)), target_brdhw, weight_brdhw, plain_bcdhw)
 
 

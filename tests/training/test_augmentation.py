@@ -13,7 +13,14 @@ from scipy import ndimage
 from torch import Tensor
 
 from hepar.params import AugmentationParams, ByModality, SpacingZYX
-from hepar.training.augmentation import CT_LIVERS, MR_LIVERS, augment_intensity, augment_spatial, rotation, shift_liver
+from hepar.training.augmentation import (
+    CT_LIVERS_HU,
+    MR_LIVERS,
+    augment_intensity,
+    augment_spatial,
+    rotation,
+    shift_liver,
+)
 
 OFF = AugmentationParams(
     affine_probability=0.0,
@@ -41,6 +48,7 @@ OFF = AugmentationParams(
     lesions=ByModality(CT=0.0, MR=0.0),
     look_alikes=ByModality(CT=0.0, MR=0.0),
 )
+WINDOW_HU = (-45.0, 170.0)
 Batch = tuple[Tensor, Tensor, Tensor]  # image, targets and weights
 
 
@@ -68,7 +76,7 @@ def augment(
     rngs = [np.random.default_rng([seed, number]) for number in range(len(image))]
     image, target, weight = augment_spatial(image, target, weight, params, rngs, spacing_zyx_mm)
     modalities = [True] * len(image) if is_mr is None else is_mr
-    return augment_intensity(image, target[:, 0], params, rngs, modalities), target, weight
+    return augment_intensity(image, target[:, 0], params, rngs, modalities, WINDOW_HU), target, weight
 
 
 def augmented(params: AugmentationParams, seed: int = 0, make: Callable[[], Batch] = box_batch) -> Batch:
@@ -366,8 +374,9 @@ def test_a_shifted_liver_stays_where_livers_are() -> None:
         levels += image[:, 0, 5, 8, 6].tolist()
     assert min(levels[::2]) == pytest.approx(MR_LIVERS[0])
     assert max(levels[::2]) == pytest.approx(MR_LIVERS[1])
-    assert min(levels[1::2]) == pytest.approx(CT_LIVERS[0])
-    assert max(levels[1::2]) == pytest.approx(CT_LIVERS[1])
+    low, high = WINDOW_HU
+    hu = [low + (level + 1) / 2 * (high - low) for level in levels[1::2]]
+    assert (min(hu), max(hu)) == pytest.approx(CT_LIVERS_HU, abs=1e-3)
 
 
 @pytest.mark.parametrize("is_mr", [True, False])
@@ -378,11 +387,11 @@ def test_a_transform_that_is_off_draws_no_number(is_mr: bool) -> None:
     rngs = [np.random.default_rng(1), np.random.default_rng(1)]
     for rng, params in zip(rngs, (only(**others), only(**others, **strength)), strict=True):
         image, target, _ = ramp_batch()
-        augment_intensity(image, target[:, 0], params, [rng], [is_mr])
+        augment_intensity(image, target[:, 0], params, [rng], [is_mr], WINDOW_HU)
     assert rngs[0].bit_generator.state == rngs[1].bit_generator.state
     untouched = np.random.default_rng(1)
     image, target, _ = ramp_batch()
-    augment_intensity(image, target[:, 0], OFF, [untouched], [is_mr])
+    augment_intensity(image, target[:, 0], OFF, [untouched], [is_mr], WINDOW_HU)
     drawn = np.random.default_rng(1)
     drawn.random(3)  # whether there is a blur, another contrast, noise
     assert untouched.bit_generator.state == drawn.bit_generator.state
