@@ -131,7 +131,7 @@ def demonstrate(run: Path, params: Params, out: Path, noise: float, threshold: f
     first = write_variant(model, out / "first", noise)
     number = register("first", first, earlier, params, out)
     section = params.register_model.model_copy(update={"model_name": NAME})
-    promote(number, section, force=True)  # whatever its floors are, there is a champion to beat
+    promote(number, section, force=True)  # whatever its bounds are, there is a champion to beat
     register("better", model, cohort, params, out)
     register("equal", write_variant(model, out / "equal", 1e-4), cohort, params, out)
     worse = write_variant(model, out / "worse", 0.0, tumour_threshold=threshold, min_lesion_ml=0.0)
