@@ -38,7 +38,7 @@ from hepar.pool.table import Pool
 from hepar.runtime.device import autocast, available_cores, memory_format, pick_device, use_threads
 from hepar.training.augmentation import augment_intensity, augment_spatial
 from hepar.training.batches import Batch, LoaderWait, batches
-from hepar.training.losses import masked_loss
+from hepar.training.losses import LossWeights, masked_loss
 from hepar.training.sampling import PatchSampler
 
 ROOT = Path(__file__).parents[1]
@@ -132,9 +132,7 @@ class Step:
             output = self.network(batch.image_bcdhw)
         with meter.part("loss and backward"):
             scales = output if isinstance(output, list) else [output]
-            loss = masked_loss(
-                scales, batch.target_brdhw, batch.weight_brdhw, training.nesting_weight, training.bce_weights
-            )
+            loss = masked_loss(scales, batch.target_brdhw, batch.weight_brdhw, LossWeights.of(training))
             loss.total.backward()
         with meter.part("optimiser"):
             nn.utils.clip_grad_norm_(self.network.parameters(), training.clip_norm)

@@ -67,6 +67,7 @@ CHAMPION = "champion"  # the alias of the best version of a model
 WARM_START = rf"^(none|CT|MR|{REGISTERED}.+)$"
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
@@ -181,22 +182,22 @@ class AugmentationParams(Section):
     mirror_axes: tuple[Literal["z", "y", "x"], ...]  # each mirrored with probability 0.5
     intensity_probability: Share
     contrast: Annotated[float, Field(ge=0, lt=1)]  # factor drawn from 1-contrast..1+contrast
-    brightness: Annotated[float, Field(ge=0)]  # shift, in units of the normalised image
-    noise: Annotated[float, Field(ge=0)]  # largest standard deviation of Gaussian noise
+    brightness: NotNegative  # shift, in units of the normalised image
+    noise: NotNegative  # largest standard deviation of Gaussian noise
     blur_probability: Share
     elastic_probability: Share
-    elastic_voxels: Annotated[float, Field(ge=0)]  # largest standard deviation of the displacement field
+    elastic_voxels: NotNegative  # largest standard deviation of the displacement field
     gamma_probability: Share
-    gamma: Annotated[float, Field(ge=0)]  # exponent drawn from e^-gamma..e^gamma
+    gamma: NotNegative  # exponent drawn from e^-gamma..e^gamma
     low_resolution_probability: Share
     low_resolution: Annotated[float, Field(ge=1)]  # largest factor of downsampling before interpolating back
     bias_field_probability: Share  # MR only
-    bias_field: Annotated[float, Field(ge=0)]  # largest log of the smooth gain
+    bias_field: NotNegative  # largest log of the smooth gain
     remap_probability: Share  # of a random intensity curve, which reorders the brightness of organs
     monotone_probability: Share  # of a random intensity curve that keeps the order
     inversion_probability: Share  # of inverted intensities, MR only
     liver_shift_probability: Share  # of a liver that is brighter or darker than its surroundings
-    liver_shift: Annotated[float, Field(ge=0)]  # largest such shift, in units of the normalised image
+    liver_shift: NotNegative  # largest such shift, in units of the normalised image
     lesions: ByModality  # probability of synthetic lesions in a patch with a known liver
     look_alikes: ByModality  # probability of harmless findings that look like lesions, in such a patch
 
@@ -228,12 +229,13 @@ class TrainingParams(Section):
     patch_zyx: SizeZYX
     learning_rate: Positive
     schedule: Literal["polynomial", "cosine"]  # decay of the learning rate after the warm-up
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: NotNegative
     warmup_steps: Count
     ema_decay: Annotated[float, Field(ge=0, lt=1)]  # of the weights; the average is validated and saved
     clip_norm: Positive
-    bce_weights: tuple[Positive, Positive]  # of liver and tumour in the cross entropy
-    nesting_weight: Annotated[float, Field(ge=0)]  # of the penalty on tumour outside the liver
+    bce_weights: tuple[Positive, Positive]  # of liver and tumour in the cross entropy over all known voxels
+    inside_weights: tuple[NotNegative, NotNegative]  # the same over the voxels of the structure alone
+    nesting_weight: NotNegative  # of the penalty on tumour outside the liver
     snapshots: tuple[Share, ...]  # fractions of the training at which the average is saved as an ensemble member
     validate_every: AtLeastOne  # steps between two validations
     validation_cases: Count  # per modality, at most; 0: no validation
@@ -242,11 +244,11 @@ class TrainingParams(Section):
     checkpoint_minutes: Positive  # between two checkpoints that go to the store, with HEPAR_STORE
     threads: Count  # CPU threads; 0: all cores. Bit-identical results need the same number
     workers: Count  # threads that prefetch patches; 0: none
-    cache_gib: Annotated[float, Field(ge=0)]  # memory for arrays; if they don't all fit, they are read from disk
+    cache_gib: NotNegative  # memory for arrays; if they don't all fit, they are read from disk
     precision: Literal["fp32", "bf16", "fp16"]  # of the forward pass; fp16 uses loss scaling
     compile: bool  # torch.compile, GPU only: the first step takes a minute
     gradient_checkpointing: bool
-    consistency_weight: Annotated[float, Field(ge=0)]  # of consistency with the averaged model where labels are unknown
+    consistency_weight: NotNegative  # of consistency with the averaged model where labels are unknown
     consistency_rampup_steps: Count  # over which that weight ramps up
     seed: Count
     sampling: SamplingParams
@@ -344,7 +346,7 @@ class AssemblePoolParams(Section):
 
     labels: Literal["tumour", "manual", "mixed"]  # tumour masks only; plus manual livers; plus pseudo-livers
     unknown_tumour: UnknownTumour  # masked: tumour-free outside the liver; left-out: such a case is not trained on
-    margin_mm: Annotated[float, Field(ge=0)]  # around the liver, within which an unknown tumour stays unknown
+    margin_mm: NotNegative  # around the liver, within which an unknown tumour stays unknown
     reviews: Address  # review decisions on pseudo-livers: a folder or s3://BUCKET/PREFIX; empty: none
     start_from: StartFrom  # pool whose unchanged cases a run with HEPAR_STORE takes over
 
@@ -364,7 +366,7 @@ class EvaluateParams(Section):
     variants: AtLeastOne  # test-time variants of size and contrast, the plain one included, whose mean is taken
     mirror_axes: tuple[Literal["z", "y", "x"], ...]  # each variant is also mirrored along every combination of these
     tumour_threshold: Share | None  # probability that a lesion exceeds somewhere; null: the model's own
-    min_lesion_ml: Annotated[float, Field(ge=0)] | None  # smaller predicted lesions are dropped; null: the model's own
+    min_lesion_ml: NotNegative | None  # smaller predicted lesions are dropped; null: the model's own
     bootstrap_resamples: AtLeastOne
     bootstrap_seed: Count
 
@@ -379,18 +381,18 @@ class PromotionGates(Section):
     min_liver_dice: Share  # mean over scans
     min_tumour_dice: Share  # mean over scans with tumours
     min_recall: Share  # share of the lesions that are found, mean over scans with tumours
-    max_false_lesions: Annotated[float, Field(ge=0)]  # mean over scans in which tumours are known
+    max_false_lesions: NotNegative  # mean over scans in which tumours are known
     min_specificity: Share  # share of the tumour-free scans without a predicted tumour
-    max_false_ml: Annotated[float, Field(ge=0)]  # of the tumour volume predicted in a tumour-free scan, mean
+    max_false_ml: NotNegative  # of the tumour volume predicted in a tumour-free scan, mean
     min_source_liver_dice: Share  # mean over the scans of each source
     min_source_tumour_dice: Share  # likewise
     allow_phantoms: bool  # whether a model that was scored on phantoms alone may become champion
     max_liver_drop: Share  # of the mean Dice
     max_tumour_drop: Share  # of the mean Dice
     max_recall_drop: Share  # of the share of lesions that are found, mean over scans with tumours
-    max_false_lesions_rise: Annotated[float, Field(ge=0)]  # per scan in which tumours are known
+    max_false_lesions_rise: NotNegative  # per scan in which tumours are known
     max_specificity_drop: Share
-    max_false_ml_rise: Annotated[float, Field(ge=0)]  # of the tumour volume predicted in a tumour-free scan
+    max_false_ml_rise: NotNegative  # of the tumour volume predicted in a tumour-free scan
     min_patients: Annotated[int, Field(ge=2)]  # scored by both models; fewer are not enough evidence
     min_tumour_free_patients: Count  # likewise, for specificity and false tumour volume; 0: not needed
     bootstrap_resamples: AtLeastOne

@@ -17,7 +17,7 @@ from hepar.networks import build_on_meta_device
 from hepar.networks.from_monai import IN_CHANNELS
 from hepar.params import SizeZYX, TrainingParams
 from hepar.runtime.device import autocast
-from hepar.training.losses import masked_loss
+from hepar.training.losses import LossWeights, masked_loss
 
 WEIGHT_COPIES = 5  # besides the gradient: the weight, two moments of AdamW, the moving average, the best average
 WEIGHT_BYTES = 4
@@ -92,6 +92,6 @@ def step_peak_bytes(network: nn.Module, patch_zyx: SizeZYX, batch_size: int, tra
         with autocast(image_bcdhw.device, training.precision):
             output = network(image_bcdhw.contiguous(memory_format=torch.channels_last_3d))
         scales = output if isinstance(output, list) else [output]
-        loss = masked_loss(scales, target_brdhw, weight_brdhw, training.nesting_weight, training.bce_weights)
+        loss = masked_loss(scales, target_brdhw, weight_brdhw, LossWeights.of(training))
         loss.total.backward()
     return memory.peak_bytes

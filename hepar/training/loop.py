@@ -30,7 +30,7 @@ from hepar.runtime.stored_checkpoint import StoredCheckpoint
 from hepar.training import distributed
 from hepar.training.batches import Batch, LoaderWait, batches
 from hepar.training.checkpoint import load_checkpoint, save_checkpoint
-from hepar.training.losses import consistency, masked_loss
+from hepar.training.losses import LossWeights, consistency, masked_loss
 from hepar.training.resource_errors import explain_resource_errors
 from hepar.training.sampling import PatchSampler
 from hepar.training.schedules import consistency_weight, learning_rate
@@ -177,7 +177,7 @@ class Trainer:
                 with torch.no_grad():
                     teacher_logits_brdhw = self.state.ema.module(batch.plain_bcdhw)
         scales = output if isinstance(output, list) else [output]
-        parts = masked_loss(scales, batch.target_brdhw, batch.weight_brdhw, params.nesting_weight, params.bce_weights)
+        parts = masked_loss(scales, batch.target_brdhw, batch.weight_brdhw, LossWeights.of(params))
         for name in ("bce", "dice", "nesting"):
             self._recent.setdefault(name, []).append(getattr(parts, name).detach())
         if teacher_logits_brdhw is None:

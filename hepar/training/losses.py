@@ -18,11 +18,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hepar.cases import LIVER, TUMOUR
+from hepar.params import TrainingParams
 from hepar.training.distributed import all_reduce_sum
 
 FALSE_POSITIVE_VOXELS = 100.0  # of probability 1, at which the loss of an absent structure is one half
 SMOOTHING = 1.0  # of the Dice: voxels added above and below
+INSIDE_VOXELS = 20.0  # of a structure in a batch, below which its own cross entropy fades
 _BATCH_AND_SPACE = (0, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What the terms of the loss weigh against Dice; of liver and tumour where there are two numbers.
+
+    `bce` is of the cross entropy over all known voxels, `inside` of that over the voxels of a structure alone.
+    """
+
+    bce: tuple[float, float] = (1.0, 1.0)
+    inside: tuple[float, float] = (0.0, 0.0)
+    nesting: float = 0.0
+
+    @classmethod
+    def of(cls, params: TrainingParams) -> LossWeights:
+        """Those of a training."""
+        return cls(params.bce_weights, params.inside_weights, params.nesting_weight)
 
 
 @dataclass(frozen=True)
@@ -39,13 +58,11 @@ def masked_loss(
     logits_per_scale: Sequence[Tensor],
     target_brdhw: Tensor,
     weight_brdhw: Tensor,
-    nesting_weight: float,
-    bce_weights: tuple[float, float],
+    weights: LossWeights,
 ) -> LossParts:
     """Cross entropy and Dice over known voxels at every scale, and the nesting penalty at the first.
 
     Each item of `logits_per_scale` is brdhw on the grid of the targets; scale s weighs 2**-s, normalised to a sum of 1.
-    `bce_weights` weigh liver and tumour in the cross entropy.
     """
     scale_weights = [0.5**scale for scale in range(len(logits_per_scale))]
     bce = torch.zeros((), device=target_brdhw.device)
@@ -53,23 +70,25 @@ def masked_loss(
     for scale_weight, logits_brdhw in zip(scale_weights, logits_per_scale, strict=True):
         logits_brdhw = logits_brdhw.float()
         share = scale_weight / sum(scale_weights)
-        bce = bce + share * masked_bce(logits_brdhw, target_brdhw, weight_brdhw, bce_weights)
+        bce = bce + share * masked_bce(logits_brdhw, target_brdhw, weight_brdhw, weights)
         dice = dice + share * masked_dice(logits_brdhw.sigmoid(), target_brdhw, weight_brdhw)
     nesting = nesting_penalty(logits_per_scale[0].float().sigmoid())
-    return LossParts(bce + dice + nesting_weight * nesting, bce, dice, nesting)
+    return LossParts(bce + dice + weights.nesting * nesting, bce, dice, nesting)
 
 
-def masked_bce(
-    logits_brdhw: Tensor, target_brdhw: Tensor, weight_brdhw: Tensor, bce_weights: Sequence[float]
-) -> Tensor:
-    """Binary cross entropy averaged over known voxels, summed over structures with `bce_weights`.
+def masked_bce(logits_brdhw: Tensor, target_brdhw: Tensor, weight_brdhw: Tensor, weights: LossWeights) -> Tensor:
+    """Binary cross entropy: its means over the known voxels, and over those of them inside a structure, weighted.
 
-    A structure without a known voxel contributes 0.
+    In the first a lesion vanishes among the voxels around it, and the Dice of one with a probability near 0 has next to
+    no gradient, so without the second a network takes long to find a first lesion. Of fewer than `INSIDE_VOXELS` voxels
+    the second is the sum divided by that. A structure without a known voxel contributes 0.
     """
     bce_brdhw = weight_brdhw * F.binary_cross_entropy_with_logits(logits_brdhw, target_brdhw, reduction="none")
-    sum_r, known_r = _sums_per_structure(bce_brdhw, weight_brdhw)
-    mean_r = sum_r / known_r.clamp(min=1)
-    return (mean_r * mean_r.new_tensor(bce_weights)).sum()
+    sum_r, known_r, inside_sum_r, inside_r = _sums_per_structure(
+        bce_brdhw, weight_brdhw, bce_brdhw * target_brdhw, weight_brdhw * target_brdhw
+    )
+    mean_r, inside_mean_r = sum_r / known_r.clamp(min=1), inside_sum_r / inside_r.clamp(min=INSIDE_VOXELS)
+    return (mean_r * mean_r.new_tensor(weights.bce) + inside_mean_r * mean_r.new_tensor(weights.inside)).sum()
 
 
 def masked_dice(probability_brdhw: Tensor, target_brdhw: Tensor, weight_brdhw: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from hepar.networks import BUILDERS, OUTPUT_LAYERS, build_network, cost
 from hepar.networks.medformer import MedFormer
 from hepar.networks.strides import choose_kernels, choose_strides
 from hepar.params import NetworkParams, Params
-from hepar.training.losses import masked_loss
+from hepar.training.losses import LossWeights, masked_loss
 
 PATCH = (32, 32, 32)
 
@@ -39,7 +39,7 @@ def test_a_network_returns_logits_of_the_patch_and_every_weight_gets_a_gradient(
     output = network.train()(image_bcdhw)
     scales = output if isinstance(output, list) else [output]
     assert {tuple(logits.shape) for logits in scales} == {(2, 2, *patch)}
-    masked_loss(scales, target_brdhw, weight_brdhw, 0.1, (1.0, 1.0)).total.backward()
+    masked_loss(scales, target_brdhw, weight_brdhw, LossWeights(nesting=0.1)).total.backward()
     without_gradient = [
         name for name, weight in network.named_parameters() if weight.requires_grad and weight.grad is None
     ]

@@ -14,14 +14,13 @@ from hepar.cases import LIVER, TUMOUR, LabelState
 from hepar.pool.targets import FULL, Targets
 from hepar.training.losses import (
     FALSE_POSITIVE_VOXELS,
+    LossWeights,
     consistency,
     masked_bce,
     masked_dice,
     masked_loss,
     nesting_penalty,
 )
-
-EQUAL = (1.0, 1.0)
 
 
 def as_batch(targets: Targets) -> tuple[Tensor, Tensor]:
@@ -34,12 +33,12 @@ def as_batch(targets: Targets) -> tuple[Tensor, Tensor]:
 def test_only_known_voxels_change_the_loss() -> None:
     target_brdhw, weight_brdhw = as_batch(line_targets(LabelState.MANUAL, LabelState.UNKNOWN))
     logits_brdhw = torch.linspace(-2, 2, 24).reshape(1, 2, *LINE_ZYX)
-    before = masked_loss([logits_brdhw], target_brdhw, weight_brdhw, 0.0, EQUAL).total
+    before = masked_loss([logits_brdhw], target_brdhw, weight_brdhw, LossWeights()).total
     unknown, known = target_brdhw.clone(), target_brdhw.clone()
     unknown[0, TUMOUR, 0, 0, 5] = 1
     known[0, TUMOUR, 0, 0, 0] = 1  # outside the liver, where the tumour is known to be absent
-    assert masked_loss([logits_brdhw], unknown, weight_brdhw, 0.0, EQUAL).total == before
-    assert masked_loss([logits_brdhw], known, weight_brdhw, 0.0, EQUAL).total != before
+    assert masked_loss([logits_brdhw], unknown, weight_brdhw, LossWeights()).total == before
+    assert masked_loss([logits_brdhw], known, weight_brdhw, LossWeights()).total != before
 
 
 PARTLY_KNOWN = [
@@ -58,8 +57,8 @@ def test_targets_and_logits_of_unknown_voxels_are_ignored(targets: Targets) -> N
     other_target_brdhw = torch.where(weight_brdhw == 0, 1 - target_brdhw, target_brdhw)
     other_logits_brdhw = torch.where(weight_brdhw == 0, 9.0, logits_brdhw)
     assert not torch.equal(other_target_brdhw, target_brdhw)
-    parts = masked_loss([logits_brdhw], target_brdhw, weight_brdhw, 0.0, EQUAL)
-    other_parts = masked_loss([other_logits_brdhw], other_target_brdhw, weight_brdhw, 0.0, EQUAL)
+    parts = masked_loss([logits_brdhw], target_brdhw, weight_brdhw, LossWeights())
+    other_parts = masked_loss([other_logits_brdhw], other_target_brdhw, weight_brdhw, LossWeights())
     assert parts.bce == other_parts.bce
     assert parts.dice == other_parts.dice
 
@@ -69,7 +68,7 @@ def test_the_loss_follows_the_formulas() -> None:
     target = [[1, 0, 1], [1, 0, 0]]
     weight = [[1.0, 0.4, 0.0], [0.4, 1.0, 0.0]]
     scales = [[[0.3, -0.7, 1.1], [0.9, -0.2, 2.0]], [[-0.4, 0.5, 0.0], [0.1, -1.3, 0.6]]]
-    shares, bce_weights, nesting_weight = (2 / 3, 1 / 3), (1.0, 0.2), 0.1
+    shares, weights = (2 / 3, 1 / 3), LossWeights((1.0, 0.2), (0.3, 0.7), 0.1)
 
     def p(logit: float) -> float:
         return 1 / (1 + math.exp(-logit))
@@ -78,19 +77,20 @@ def test_the_loss_follows_the_formulas() -> None:
     for share, z in zip(shares, scales, strict=True):
         for r in range(2):
             y, m = target[r], weight[r]
-            bce = sum(m[v] * -(y[v] * math.log(p(z[r][v])) + (1 - y[v]) * math.log(1 - p(z[r][v]))) for v in range(3))
-            expected += share * bce_weights[r] * bce / max(sum(m), 1)
+            ce = [m[v] * -(y[v] * math.log(p(z[r][v])) + (1 - y[v]) * math.log(1 - p(z[r][v]))) for v in range(3)]
+            expected += share * weights.bce[r] * sum(ce) / max(sum(m), 1)
+            expected += share * weights.inside[r] * sum(ce[v] * y[v] for v in range(3)) / 20
             overlap = sum(m[v] * p(z[r][v]) * y[v] for v in range(3))
             in_target, predicted = sum(m[v] * y[v] for v in range(3)), sum(m[v] * p(z[r][v]) for v in range(3))
             expected += share * (1 - (2 * overlap + 1) / (predicted + in_target + 1))
     first = scales[0]
-    expected += nesting_weight * sum(max(0.0, p(first[1][v]) - p(first[0][v])) for v in range(3)) / 3
+    expected += weights.nesting * sum(max(0.0, p(first[1][v]) - p(first[0][v])) for v in range(3)) / 3
 
     def as_brdhw(values: object) -> Tensor:
         return torch.tensor(values, dtype=torch.float32).reshape(1, 2, 1, 1, 3)
 
     logits_per_scale = [as_brdhw(z) for z in scales]
-    loss = masked_loss(logits_per_scale, as_brdhw(target), as_brdhw(weight), nesting_weight, bce_weights)
+    loss = masked_loss(logits_per_scale, as_brdhw(target), as_brdhw(weight), weights)
     assert loss.total.item() == pytest.approx(expected)
 
 
@@ -100,9 +100,28 @@ def test_cross_entropy_is_the_mean_over_known_voxels() -> None:
     target_brdhw[0, LIVER, ..., 0] = 1
     logits_brdhw = torch.full((1, 2, 1, 1, 4), math.log(3))  # probability 3/4
     expected = (-math.log(0.75) - math.log(0.25)) / 2
-    assert masked_bce(logits_brdhw, target_brdhw, weight_brdhw, EQUAL).item() == pytest.approx(expected, rel=1e-6)
-    halved = masked_bce(logits_brdhw, target_brdhw, weight_brdhw, (0.5, 1.0)).item()
+    assert masked_bce(logits_brdhw, target_brdhw, weight_brdhw, LossWeights()).item() == pytest.approx(
+        expected, rel=1e-6
+    )
+    halved = masked_bce(logits_brdhw, target_brdhw, weight_brdhw, LossWeights(bce=(0.5, 1.0))).item()
     assert halved == pytest.approx(expected / 2, rel=1e-6)
+
+
+def test_the_cross_entropy_of_a_lesion_does_not_depend_on_the_voxels_around_it() -> None:
+    """40 of 50 and of 50,000 voxels at probability 1/4, beside the mean over all; 10 voxels count half of 20."""
+    weights = LossWeights(bce=(1.0, 1.0), inside=(0.0, 0.5))
+
+    def added(inside: int, voxels: int) -> float:
+        shape = (1, 2, 1, 1, voxels)
+        target_brdhw, logits_brdhw = torch.zeros(shape), torch.full(shape, -math.log(3))
+        target_brdhw[0, TUMOUR, ..., :inside] = 1
+        both = [masked_bce(logits_brdhw, target_brdhw, torch.ones(shape), one) for one in (weights, LossWeights())]
+        return float(both[0] - both[1])
+
+    for voxels in (50, 50_000):
+        assert added(40, voxels) == pytest.approx(0.5 * math.log(4), rel=1e-4)
+    assert added(10, 50) == pytest.approx(0.5 * math.log(4) / 2, rel=1e-4)
+    assert added(0, 50) == 0
 
 
 def test_dice_is_of_the_whole_batch() -> None:
@@ -143,7 +162,9 @@ def gradient_on_lesion(is_true: bool, probability: float, background_logit: floa
     logits_brdhw = background_logit * (1 - 2 * target_brdhw)  # the liver is found
     target_brdhw[inside] = float(is_true)
     logits_brdhw[inside] = math.log(probability / (1 - probability))
-    masked_loss([logits_brdhw.requires_grad_()], target_brdhw, torch.ones(shape), 0.1, EQUAL).total.backward()
+    masked_loss(
+        [logits_brdhw.requires_grad_()], target_brdhw, torch.ones(shape), LossWeights(nesting=0.1)
+    ).total.backward()
     assert logits_brdhw.grad is not None
     assert logits_brdhw.grad[inside].numel() == 42
     return float(logits_brdhw.grad[inside].abs().sum())
@@ -160,7 +181,7 @@ def test_a_false_lesion_has_a_gradient_like_that_of_a_true_one(background_logit:
 
 def test_nothing_known_gives_no_loss() -> None:
     logits_brdhw, unknown = torch.full((1, 2, 1, 1, 4), 3.0), torch.zeros(1, 2, 1, 1, 4)
-    parts = masked_loss([logits_brdhw], torch.ones(1, 2, 1, 1, 4), unknown, 1.0, EQUAL)
+    parts = masked_loss([logits_brdhw], torch.ones(1, 2, 1, 1, 4), unknown, LossWeights(nesting=1.0))
     assert parts.total.item() == parts.bce.item() == parts.dice.item() == 0
 
 
@@ -173,9 +194,9 @@ def test_nesting_penalises_tumour_in_excess_of_liver() -> None:
 def test_each_scale_weighs_half_as_much_as_the_one_before() -> None:
     target_brdhw, weight_brdhw = as_batch(line_targets(LabelState.MANUAL, LabelState.MANUAL))
     fine_brdhw, coarse_brdhw = torch.randn(1, 2, *LINE_ZYX), torch.randn(1, 2, *LINE_ZYX)
-    both = masked_loss([fine_brdhw, coarse_brdhw], target_brdhw, weight_brdhw, 0.0, EQUAL).total
+    both = masked_loss([fine_brdhw, coarse_brdhw], target_brdhw, weight_brdhw, LossWeights()).total
     fine, coarse = (
-        masked_loss([scale], target_brdhw, weight_brdhw, 0.0, EQUAL).total for scale in (fine_brdhw, coarse_brdhw)
+        masked_loss([scale], target_brdhw, weight_brdhw, LossWeights()).total for scale in (fine_brdhw, coarse_brdhw)
     )
     assert both.item() == pytest.approx((2 * fine + coarse).item() / 3, rel=1e-5)
 
