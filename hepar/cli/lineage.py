@@ -51,7 +51,7 @@ def lineage(
 ) -> None:
     """Show what a model was made from: pool, teachers, pseudo-labels, cohort and cases, and where each of them is now.
 
-    Each artifact is looked for by its hash in folders, in MLflow and, a pool, on the DVC remote.
+    Each artifact is looked for by its hash in folders, in MLflow and, a pool or cohort, in the store.
     What cannot be opened any more is said to be gone, with what is still recorded about it.
     """
     found = trace(what, look_in, remote)

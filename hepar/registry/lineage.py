@@ -1,7 +1,7 @@
 """Lineage: what a registered version or an artifact was made from, step by step, and where each of these is now.
 
 Everything is known by its hash. The tree starts at a version or a folder and follows parents. For each artifact it asks
-the folders that were given, the tracking server and, for a pool, the DVC remote: whoever has the artifact itself is
+the folders that were given, the tracking server and, for a pool or cohort, the store: whoever has the artifact itself is
 where it can be opened, and an MLflow run that only logged a record of it still tells its parents and its cases.
 """
 
@@ -26,8 +26,13 @@ from hepar.pool.table import Pool
 from hepar.registry.lineage_folders import ArtifactFolders
 from hepar.registry.lineage_records import Record, case_table
 from hepar.registry.lineage_server import EXECUTION, ServerRecords, Version
+from hepar.registry.model_registry import COHORT_VERSION
 from hepar.registry.registration import Registration
+from hepar.registry.scored_cohort import open_stored_cohort
 from hepar.runtime.artifacts import MANIFEST, read_any_manifest
+from hepar.runtime.environment import STORE_VARIABLE
+from hepar.runtime.object_store import Store
+from hepar.runtime.stored_files import read_stored
 
 VERSION = "registered version"  # a kind beside those of artifacts
 FILE = "file"  # the column of a case of a cohort that says where its image is; empty if it is gone
@@ -198,6 +203,8 @@ class LineageTracer:
             node = replace(node, places=(*node.places, *self._of_version(kind, version)))
         if kind == Pool.KIND:
             node = self._on_remote(node)
+        if kind == Cohort.KIND and version is not None and (stored := version.facts.get(COHORT_VERSION)):
+            node = self._in_store(node, stored)
         record = self._records.get(artifact_hash)
         if record is not None:
             facts = {**record.facts, **node.facts}
@@ -279,12 +286,36 @@ class LineageTracer:
             problem = str(error)
         return replace(node, places=(*node.places, Whereabouts("DVC remote", dvc_version, problem)))
 
+    def _in_store(self, node: Node, cohort_version: str) -> Node:
+        """The node of a cohort with its version in the store, if it is the one that a registered version was scored on,
+        and its cases from there if they are not known."""
+        problem = ""
+        try:
+            if (store := Store.of_environment()) is None:
+                raise NotConfigured(f"none is configured, set {STORE_VARIABLE}")
+            with open_stored_cohort(cohort_version, store) as folder:
+                record = Record.of(read_any_manifest(folder))
+                if record.hash != node.key:
+                    return node
+                self._learn(record)
+                if node.cases is None or not (node.cases[FILE] != "").any():
+                    node = replace(node, cases=_cases_in(folder, Cohort.KIND))
+        except HeparError as error:
+            problem = str(error)
+        return replace(node, places=(*node.places, Whereabouts("store", cohort_version, problem)))
+
 
 def _cases_in(folder: Path, kind: str) -> pd.DataFrame | None:
     """The table of cases with where the image of each is, as far as a cohort has it."""
     table = case_table(folder, kind)
     if table is None or kind != Cohort.KIND:
         return table
-    cohort = Cohort.load(folder)
-    images = {case.case_id: cohort.file(case.image) for case in cohort}
-    return table.assign(**{FILE: [str(images[name]) if images[name].is_file() else "" for name in table.case_id]})
+    cohort, stored = Cohort.load(folder), read_stored(folder)
+
+    def place(image: str) -> str:
+        if cohort.file(image).is_file():
+            return str(cohort.file(image))
+        return f"{image} of version {stored.version} in the store" if image in stored.files else ""
+
+    images = {case.case_id: case.image for case in cohort}
+    return table.assign(**{FILE: [place(images[name]) for name in table.case_id]})

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from hepar.errors import ArtifactError
 from hepar.runtime.artifacts import MANIFEST, Manifest, read_any_manifest
+from hepar.runtime.environment import STORE_VARIABLE
+from hepar.runtime.object_store import Store
+from hepar.runtime.stored_files import is_stored
 
 DEPTHS = ("", "*/", "*/*/")  # an artifact itself, a working directory, and a folder of models in it
 
@@ -32,9 +35,15 @@ class ArtifactFolders:
         return [(folder, manifest) for folder, manifest in self._found.items() if manifest.kind == kind]
 
     def problem(self, folder: Path) -> str:
-        """Whether files of an artifact are missing or of another size than they had; empty if none is."""
+        """Whether files of an artifact are missing or of another size than they had; empty if none is.
+
+        Files that the folder leaves to the store count as there if there is a store.
+        """
         sizes = self._found[folder].sizes
-        wrong = [name for name, size in sizes.items() if not _has_size(folder / name, size)]
+        missing = [name for name, size in sizes.items() if not _has_size(folder / name, size)]
+        wrong = [name for name in missing if not is_stored(folder, name)]
+        if len(wrong) < len(missing) and Store.of_environment() is None:
+            return f"{len(missing) - len(wrong)} of {len(sizes)} files are in a store: set {STORE_VARIABLE} to it"
         return f"{len(wrong)} of {len(sizes)} files are missing or of another size, such as {wrong[0]}" if wrong else ""
 
 

@@ -17,7 +17,7 @@ from hepar.inference.model_folder import ModelFolder
 from hepar.params import REGISTERED
 from hepar.pool.table import Pool
 from hepar.registry.lineage_records import LINEAGE, LoggedRecords, Record
-from hepar.registry.model_registry import files_of_run, find_registered
+from hepar.registry.model_registry import COHORT_VERSION, files_of_run, find_registered
 from hepar.registry.tracking import MODEL_TAG, connect, mlflow_errors, report_place, tag_name
 from hepar.runtime.artifacts import MANIFEST, read_any_manifest
 from hepar.runtime.execution import IMAGE, KFP_RUN
@@ -27,7 +27,7 @@ MAX_RUNS = 20  # that are asked about one artifact
 _TAGS_OF_RUNS = {Pool.KIND: tag_name(ModelFolder.POOL), Cohort.KIND: tag_name(Cohort.KIND)}  # that name an input
 EXECUTION = (Report.COMMIT, IMAGE, KFP_RUN)  # facts of a version and of a training
 MADE_FROM = (ModelFolder.POOL, ModelFolder.WARM_START, ModelFolder.ROLE, Cohort.KIND)  # facts of a training
-VERSION_FACTS = ("decision", Report.TEST_SET, ModelFolder.POOL_VERSION, *EXECUTION)
+VERSION_FACTS = ("decision", Report.TEST_SET, COHORT_VERSION, ModelFolder.POOL_VERSION, *EXECUTION)
 
 
 @dataclass(frozen=True)

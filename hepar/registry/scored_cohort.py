@@ -25,8 +25,18 @@ def open_scored_cohort(version: ModelVersion, given: Path | None) -> Iterator[Pa
     if given is not None or known is None or store is None:
         yield given
         return
+    with open_stored_cohort(known, store) as cohort:
+        yield cohort
+
+
+@contextmanager
+def open_stored_cohort(version: str, store: Store) -> Iterator[Path]:
+    """A cohort of the store by reference, as long as the context lasts: only its tables are fetched.
+
+    Raises DataError if the store lacks it, StorageError if the store fails.
+    """
     with scratch_folder(Cohort.KIND) as scratch:
-        open_version(known, Cohort.KIND, (Cohort.VOLUMES,), scratch / Cohort.KIND, store)
+        open_version(version, Cohort.KIND, (Cohort.VOLUMES,), scratch / Cohort.KIND, store)
         yield scratch / Cohort.KIND
 
 

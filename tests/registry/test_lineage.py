@@ -11,6 +11,7 @@ import mlflow
 import pytest
 from toy_lineage import COMMIT, IMAGE, KFP, LICENCE, NAME, PATIENT, ToyRun, copied_run, finished_run, hash_of, train
 
+from hepar.cases import Cohort
 from hepar.errors import ArtifactError, DataError, NotConfigured, StorageError
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import Params
@@ -18,9 +19,13 @@ from hepar.registry.lineage import FILE, Lineage, LinkState, Node, trace_folder,
 from hepar.registry.lineage_folders import ArtifactFolders
 from hepar.registry.lineage_records import LINEAGE, Record
 from hepar.registry.lineage_server import server_records
+from hepar.registry.model_registry import COHORT_TAG
 from hepar.registry.registration import Registration
 from hepar.registry.tracking import MODEL_TAG
 from hepar.runtime.artifacts import MANIFEST, read_any_manifest, write_artifact
+from hepar.runtime.environment import STORE_VARIABLE
+from hepar.runtime.object_store import Store
+from hepar.runtime.stored_versions import publish
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*inferred as AnyType")  # MLflow, of a type of its own
 VERSION = f"models:/{NAME}/1"
@@ -225,6 +230,35 @@ def test_a_pool_is_opened_on_the_remote_unless_that_holds_another(run: ToyRun, t
         place.problem for found in other.nodes.values() for place in found.places if place.where == "DVC remote"
     ]
     assert problems == [f"it is cohort {hash_of(kept)[:12]}"]
+
+
+def test_a_cohort_by_reference_is_there_as_long_as_the_store_has_it(
+    run: ToyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "own.db"  # the version gets a tag
+    shutil.copy(mlflow.get_tracking_uri().removeprefix("sqlite:///"), database)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    cohort_hash, store = hash_of(run.cohort), Store(str(tmp_path / "store"))
+    version = publish(run.cohort, (Cohort.VOLUMES,), store)
+    mlflow.MlflowClient(f"sqlite:///{database}").set_model_version_tag(NAME, "1", COHORT_TAG, version)
+
+    def cohort() -> Node:
+        return from_registry(run.folder).nodes[cohort_hash]
+
+    places = {place.where: place.problem for place in cohort().places}
+    assert places["folder"].endswith(f"files are in a store: set {STORE_VARIABLE} to it")
+    assert places["store"] == f"none is configured, set {STORE_VARIABLE}"
+    assert cohort().state == LinkState.RECORDED
+    monkeypatch.setenv(STORE_VARIABLE, store.url)
+    assert [(place.where, place.problem) for place in cohort().places] == [("folder", ""), ("store", "")]
+    shutil.rmtree(run.cohort)
+    (only,) = cohort().places
+    assert (only.where, only.address, only.problem) == ("store", version, "")
+    cases = cohort().cases
+    assert cases is not None
+    assert cases[FILE].str.endswith(f"of version {version} in the store").all()
+    shutil.rmtree(store.url)
+    assert cohort().state == LinkState.RECORDED
 
 
 def test_members_of_an_ensemble_lead_to_their_own_trainings(run: ToyRun, tiny: Params, tmp_path: Path) -> None:
