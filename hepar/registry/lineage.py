@@ -1,8 +1,8 @@
 """Lineage: what a registered version or an artifact was made from, step by step, and where each of these is now.
 
 Everything is known by its hash. The tree starts at a version or a folder and follows parents. For each artifact it asks
-the folders that were given, the tracking server and, for a pool or cohort, the store: whoever has the artifact itself is
-where it can be opened, and an MLflow run that only logged a record of it still tells its parents and its cases.
+the folders that were given, the tracking server and, for a pool or cohort, the store: whoever has the artifact is where
+it can be opened, and an MLflow run that only logged a record of it still tells its parents and its cases.
 """
 
 from __future__ import annotations
