@@ -132,7 +132,7 @@ class Step:
             output = self.network(batch.image_bcdhw)
         with meter.part("loss and backward"):
             scales = output if isinstance(output, list) else [output]
-            loss = masked_loss(scales, batch.target_brdhw, batch.weight_brdhw, LossWeights.of(training))
+            loss = masked_loss(scales, batch.target_brdhw, batch.weight_brdhw, LossWeights.of(training, step=0))
             loss.total.backward()
         with meter.part("optimiser"):
             nn.utils.clip_grad_norm_(self.network.parameters(), training.clip_norm)

@@ -234,7 +234,7 @@ class TrainingParams(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)]  # of the weights; the average is validated and saved
     clip_norm: Positive
     bce_weights: tuple[Positive, Positive]  # of liver and tumour in the cross entropy over all known voxels
-    inside_weights: tuple[NotNegative, NotNegative]  # the same over the voxels of the structure alone
+    inside_weights: tuple[NotNegative, NotNegative]  # over the voxels of the structure alone, falling to 0 at the end
     nesting_weight: NotNegative  # of the penalty on tumour outside the liver
     snapshots: tuple[Share, ...]  # fractions of the training at which the average is saved as an ensemble member
     validate_every: AtLeastOne  # steps between two validations

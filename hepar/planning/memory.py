@@ -92,6 +92,6 @@ def step_peak_bytes(network: nn.Module, patch_zyx: SizeZYX, batch_size: int, tra
         with autocast(image_bcdhw.device, training.precision):
             output = network(image_bcdhw.contiguous(memory_format=torch.channels_last_3d))
         scales = output if isinstance(output, list) else [output]
-        loss = masked_loss(scales, target_brdhw, weight_brdhw, LossWeights.of(training))
+        loss = masked_loss(scales, target_brdhw, weight_brdhw, LossWeights.of(training, step=0))
         loss.total.backward()
     return memory.peak_bytes

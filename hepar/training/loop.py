@@ -177,7 +177,7 @@ class Trainer:
                 with torch.no_grad():
                     teacher_logits_brdhw = self.state.ema.module(batch.plain_bcdhw)
         scales = output if isinstance(output, list) else [output]
-        parts = masked_loss(scales, batch.target_brdhw, batch.weight_brdhw, LossWeights.of(params))
+        parts = masked_loss(scales, batch.target_brdhw, batch.weight_brdhw, LossWeights.of(params, self.state.step))
         for name in ("bce", "dice", "nesting"):
             self._recent.setdefault(name, []).append(getattr(parts, name).detach())
         if teacher_logits_brdhw is None:

@@ -39,9 +39,11 @@ class LossWeights:
     nesting: float = 0.0
 
     @classmethod
-    def of(cls, params: TrainingParams) -> LossWeights:
-        """Those of a training."""
-        return cls(params.bce_weights, params.inside_weights, params.nesting_weight)
+    def of(cls, params: TrainingParams, step: int) -> LossWeights:
+        """Those of a training at a step, counted from 0."""
+        left = 1 - step / params.steps
+        liver, tumour = params.inside_weights
+        return cls(params.bce_weights, (left * liver, left * tumour), params.nesting_weight)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def masked_bce(logits_brdhw: Tensor, target_brdhw: Tensor, weight_brdhw: Tensor,
     """Binary cross entropy: its means over the known voxels, and over those of them inside a structure, weighted.
 
     In the first a lesion vanishes among the voxels around it, and the Dice of one with a probability near 0 has next to
-    no gradient, so without the second a network takes long to find a first lesion. Of fewer than `INSIDE_VOXELS` voxels
+    no gradient, so without the second a network takes long to find a first lesion. It makes lesions likely, so it fades
+    until the end of a training. Of fewer than `INSIDE_VOXELS` voxels
     the second is the sum divided by that. A structure without a known voxel contributes 0.
     """
     bce_brdhw = weight_brdhw * F.binary_cross_entropy_with_logits(logits_brdhw, target_brdhw, reduction="none")

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 from toy_targets import LINE_ZYX, line_targets
+from toy_training import toy_settings
 
 from hepar.cases import LIVER, TUMOUR, LabelState
+from hepar.params import Params
 from hepar.pool.targets import FULL, Targets
 from hepar.training.losses import (
     FALSE_POSITIVE_VOXELS,
@@ -122,6 +124,13 @@ def test_the_cross_entropy_of_a_lesion_does_not_depend_on_the_voxels_around_it()
         assert added(40, voxels) == pytest.approx(0.5 * math.log(4), rel=1e-4)
     assert added(10, 50) == pytest.approx(0.5 * math.log(4) / 2, rel=1e-4)
     assert added(0, 50) == 0
+
+
+def test_the_cross_entropy_of_lesions_fades_over_a_training(tiny: Params) -> None:
+    params = toy_settings(tiny, steps=200, inside_weights=(0.4, 0.1), bce_weights=(1.0, 0.5), nesting_weight=0.3)
+    first, half = (LossWeights.of(params, step) for step in (0, 100))
+    assert first == LossWeights((1.0, 0.5), (0.4, 0.1), 0.3)
+    assert half == LossWeights((1.0, 0.5), (0.2, 0.05), 0.3)
 
 
 def test_dice_is_of_the_whole_batch() -> None:
