@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hepar.cases import Case, Cohort, LabelState, Modality, Split
 from hepar.errors import ArtifactError
-from hepar.inference.model_folder import ModelFolder, hash_patient
-from hepar.inference.prediction import Model, load_ensemble
+from hepar.inference.model_folder import ModelFolder
+from hepar.inference.prediction import load_ensemble
 from hepar.params import PseudoLabelParams
 from hepar.pseudo_labels.finished import FinishedLivers
-from hepar.pseudo_labels.folder import LabelledCase, PseudoLabels
-from hepar.pseudo_labels.gates import ACCEPT, REJECT, REVIEW, judge
-from hepar.pseudo_labels.prediction import load_signals, predict_pseudo_liver
-from hepar.runtime.artifacts import Manifest, check_made_from, read_manifest, sha256_file, sha256_json, write_artifact
+from hepar.pseudo_labels.folder import PseudoLabels
+from hepar.pseudo_labels.gates import ACCEPT, REJECT, REVIEW
+from hepar.pseudo_labels.labelling import Labeller, Teacher
+from hepar.runtime.artifacts import Manifest, check_made_from, read_manifest, sha256_json, write_artifact
 from hepar.runtime.device import pick_device, use_threads
 from hepar.runtime.progress import current_stage, stage
 from hepar.runtime.stored_versions import Handover
@@ -55,7 +54,7 @@ def run(
             current_stage().counting(len(unlabelled), "cases") as count,
         ):
             labels, rows = PseudoLabels(folder), list[dict[str, Any]]()
-            labeller = _Labeller(labels, finished, cohort, params, _load(teachers, given, unlabelled))
+            labeller = Labeller(labels, finished, cohort, params, _load(teachers, given, unlabelled))
             for case in unlabelled:
                 rows.append(labeller.label(case))
                 count.advance(case=case.case_id, gate=rows[-1]["gate"])
@@ -66,45 +65,6 @@ def run(
         if handover is not None:
             handover.finish(pseudo)
         finished.remove([case.case_id for case in unlabelled])
-
-
-@dataclass(frozen=True)
-class _Teacher:
-    """A teacher's hash, the hashes of the patients that it learned from, and its models."""
-
-    hash: str
-    patients: frozenset[str]
-    ensemble: Sequence[Model]
-
-
-@dataclass(frozen=True)
-class _Labeller:
-    """Labels one case after another, or finds what it had predicted before it was stopped."""
-
-    labels: PseudoLabels
-    finished: FinishedLivers
-    cohort: Path
-    params: PseudoLabelParams
-    teachers: Mapping[Modality, _Teacher]
-
-    def label(self, case: Case) -> dict[str, Any]:
-        """Write the masks of a case; returns its row of the table."""
-        teacher = self.teachers[case.modality]
-        liver = self.finished.find(case.case_id)
-        if liver is None:
-            predicted = predict_pseudo_liver(case, self.cohort, teacher.ensemble, self.params)
-            liver = self.finished.keep(case.case_id, predicted)
-        self.labels.link_masks(case.case_id, liver)
-        signals = load_signals(liver)
-        verdict = judge(signals, case.modality, self.params.gates)
-        labelled = LabelledCase(
-            case_id=case.case_id,
-            modality=str(case.modality),
-            teacher=teacher.hash,
-            teacher_saw_patient=hash_patient(case.patient_id) in teacher.patients,
-            mask_sha256=sha256_file(self.labels.liver(case.case_id)),
-        )
-        return asdict(labelled) | asdict(signals) | verdict.row()
 
 
 def _unlabelled(cohort: Path) -> list[Case]:
@@ -128,11 +88,11 @@ def _teachers(folders: Mapping[Modality, Path], cohort: Path, unlabelled: Sequen
 
 def _load(
     folders: Mapping[Modality, Path], manifests: Mapping[Modality, Manifest], unlabelled: Sequence[Case]
-) -> dict[Modality, _Teacher]:
+) -> dict[Modality, Teacher]:
     """The teachers of the modalities that have something to label."""
     device = pick_device()
     return {
-        modality: _Teacher(
+        modality: Teacher(
             manifests[modality].hash,
             ModelFolder(folders[modality]).load_patients(),
             load_ensemble(folders[modality], device),
