@@ -16,6 +16,7 @@ from hepar.cases import Case, Modality
 from hepar.errors import ArtifactError
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import Params
+from hepar.pseudo_labels import labelling
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.pseudo_labels.prediction import SIGNALS_FILE
 from hepar.pseudo_labels.signals import Signals
@@ -56,7 +57,7 @@ def pseudo_label(run: Path, pseudo: Path, params: Params) -> None:
 def record_predictions(monkeypatch: pytest.MonkeyPatch, fail_at: int = 0) -> list[str]:
     """The cases predicted from here on; the `fail_at`-th prediction is interrupted."""
     predicted: list[str] = []
-    predict: Callable[..., Any] = hepar.stages.pseudo_label.predict_pseudo_liver
+    predict: Callable[..., Any] = labelling.predict_pseudo_liver
 
     def record(case: Case, *others: Any) -> Any:
         predicted.append(case.case_id)
@@ -64,7 +65,7 @@ def record_predictions(monkeypatch: pytest.MonkeyPatch, fail_at: int = 0) -> lis
             raise KeyboardInterrupt
         return predict(case, *others)
 
-    monkeypatch.setattr(hepar.stages.pseudo_label, "predict_pseudo_liver", record)
+    monkeypatch.setattr(labelling, "predict_pseudo_liver", record)
     return predicted
 
 
