@@ -205,6 +205,8 @@ def main() -> None:
     libraries = {"MONAI": monai_functions}
     if importlib.util.find_spec("medpy"):
         libraries["MedPy"] = medpy_functions
+    else:
+        print("\nMedPy is not installed")
     ratios = [compare(name, make(case), our_figures(scores), cpu) for name, make in libraries.items()]
     if min(ratios) < LEAST_RATIO:
         sys.exit(f"a library takes less than {LEAST_RATIO} times as long")

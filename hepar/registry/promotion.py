@@ -65,7 +65,7 @@ class Bound:
     """The least mean of a score over the scans that have it, or where less is better, the largest."""
 
     score: Score
-    mean: float
+    limit: float
 
     def reason(self, group: str, results: Sequence[CaseResult]) -> str | None:
         """Why these scans, which go by `group`, fail; None if they pass or none of them has the score."""
@@ -73,10 +73,12 @@ class Bound:
         if not values:
             return None
         mean = sum(values) / len(values)
-        if mean >= self.mean if self.score.higher_is_better else mean <= self.mean:
-            return None
-        sign = "<" if self.score.higher_is_better else ">"
-        return f"{group} {self.score.name} {mean:.3f} {sign} {self.mean:.3f} (n = {len(values)} scans)"
+        beyond, sign = (mean < self.limit, "<") if self.score.higher_is_better else (mean > self.limit, ">")
+        return (
+            f"{group} {self.score.name} {mean:.3f} {sign} {self.limit:.3f} (n = {len(values)} scans)"
+            if beyond
+            else None
+        )
 
 
 @dataclass(frozen=True)

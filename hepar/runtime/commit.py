@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 from functools import cache
 from pathlib import Path
 
 import hepar
+from hepar.runtime.artifacts import sha256_file, sha256_json
 
 COMMIT_VARIABLE = "HEPAR_GIT_COMMIT"
 RELEASE = "release"  # the fact of a report that names the release of hepar that scored
@@ -19,10 +19,10 @@ CODE_DIGITS = 12
 @cache
 def release() -> str:
     """The version of hepar that runs, with a hash of the code that scores depend on: they pair only if both agree."""
-    root, code = Path(hepar.__file__).parent, hashlib.sha256()
-    for path in sorted(path for folder in SCORING for path in (root / folder).rglob("*.py")):
-        code.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
-    return f"{hepar.__version__}+{code.hexdigest()[:CODE_DIGITS]}"
+    root = Path(hepar.__file__).parent
+    modules = [path for folder in SCORING for path in (root / folder).rglob("*.py")]
+    code = {path.relative_to(root).as_posix(): sha256_file(path) for path in modules}
+    return f"{hepar.__version__}+{sha256_json(code)[:CODE_DIGITS]}"
 
 
 def git_commit() -> str:

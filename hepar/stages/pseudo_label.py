@@ -43,8 +43,9 @@ def run(
     with stage("pseudo-label"):
         use_threads(params.threads)
         unlabelled = _unlabelled(cohort)
-        given = _teachers(teachers, cohort, unlabelled)
-        parents = {Cohort.KIND: read_manifest(cohort, Cohort.KIND).hash}
+        cohort_manifest = read_manifest(cohort, Cohort.KIND)
+        given = _teachers(teachers, cohort, cohort_manifest, unlabelled)
+        parents = {Cohort.KIND: cohort_manifest.hash}
         parents |= {PseudoLabels.teacher(modality): manifest.hash for modality, manifest in given.items()}
         # the key leaves out the gates: with other gates, finished predictions are judged again
         predicting = params.model_dump(mode="json", exclude={"gates", "threads"})
@@ -75,14 +76,16 @@ def _unlabelled(cohort: Path) -> list[Case]:
     return found
 
 
-def _teachers(folders: Mapping[Modality, Path], cohort: Path, unlabelled: Sequence[Case]) -> dict[Modality, Manifest]:
+def _teachers(
+    folders: Mapping[Modality, Path], cohort: Path, cohort_manifest: Manifest, unlabelled: Sequence[Case]
+) -> dict[Modality, Manifest]:
     """The manifests of the teachers. Raises ArtifactError if one is missing or was trained on another cohort."""
     manifests = {modality: read_manifest(folder, ModelFolder.KIND) for modality, folder in folders.items()}
     for case in unlabelled:
         if case.modality not in manifests:
             raise ArtifactError(f"case {case.case_id}: no teacher for {case.modality} was given")
     for modality, manifest in manifests.items():
-        check_made_from(folders[modality], manifest, cohort, read_manifest(cohort, Cohort.KIND), "train-liver")
+        check_made_from(folders[modality], manifest, cohort, cohort_manifest, "train-liver")
     return manifests
 
 
