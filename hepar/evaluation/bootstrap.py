@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 _PERCENTILES = (2.5, 97.5)
 _RESAMPLES_AT_ONCE = 100
@@ -135,10 +136,29 @@ def paired_difference(
 
     Entry i of both sequences is the same case. The two differ if the interval excludes 0.
     """
-    differences = [
-        None if one is None or other is None else other - one for one, other in zip(first, second, strict=True)
-    ]
-    return bootstrap_mean(differences, patient_ids, seed, resamples)
+    return bootstrap_mean(differences(first, second), patient_ids, seed, resamples)
+
+
+def differences(first: Sequence[float | None], second: Sequence[float | None]) -> list[float | None]:
+    """`second - first`, None where either is."""
+    return [None if one is None or other is None else other - one for one, other in zip(first, second, strict=True)]
+
+
+def widened_by_t(mean: Estimate, values: Sequence[float | None], patient_ids: Sequence[str]) -> Estimate:
+    """A mean of cases with its interval widened to Student's t of the patients' own means, where that is wider.
+
+    Resampled intervals of few patients are too narrow: of five they hold the truth in some 84 % instead of 95 %.
+    """
+    if mean.value is None or mean.ci95 is None:
+        return mean
+    of_patient: dict[str, list[float]] = defaultdict(list)
+    for value, patient in zip(values, patient_ids, strict=True):
+        if value is not None:
+            of_patient[patient].append(value)
+    means_p = np.array([math.fsum(found) / len(found) for found in of_patient.values()])
+    half = stats.t.ppf(0.975, len(means_p) - 1) * means_p.std(ddof=1) / math.sqrt(len(means_p))
+    low, high = mean.ci95
+    return replace(mean, ci95=(float(min(low, mean.value - half)), float(max(high, mean.value + half))))
 
 
 def paired_ratio_difference(

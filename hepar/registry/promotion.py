@@ -1,8 +1,9 @@
 """Whether a challenger replaces the champion: bounds that every version must keep, and margins against the champion.
 
-A margin is a test of non-inferiority: the 95 % bootstrap interval over patients of the difference between the two
-models, on the scans that both were scored on, must lie within the margin. Too few patients never promote. Where a
-single patient is enough, there is no interval, and the difference itself must.
+A margin is a test of non-inferiority: the 95 % interval over patients of the difference between the two models, on the
+scans that both were scored on, must lie within the margin. A loss within it that is certain must be paid for by a gain
+that is, or one champion after the other would be a little worse. Too few patients never promote. Where a single patient
+is enough, there is no interval, and the difference itself must lie within the margin.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hepar.cases import LIVER, PHANTOM, STRUCTURES, TUMOUR
-from hepar.evaluation.bootstrap import paired_difference
+from hepar.evaluation.bootstrap import Estimate, differences, paired_difference, widened_by_t
 from hepar.params import CHAMPION, PromotionGates
 from hepar.registry.case_results import CaseResult
 from hepar.registry.model_registry import CHALLENGER
@@ -89,29 +90,61 @@ class Margin:
     width: float
     min_patients: int
 
-    def reason(self, group: str, pairs: Sequence[tuple[CaseResult, CaseResult]], gates: PromotionGates) -> str | None:
-        """Why these pairs of champion and challenger, which go by `group`, fail; None if they pass.
-
-        A single patient, where one is enough, has no interval: then the change itself must lie within the margin. No
-        patient at all passes where none is needed.
-        """
+    def measure(self, group: str, pairs: Sequence[tuple[CaseResult, CaseResult]], gates: PromotionGates) -> Change:
+        """The change of the score over these pairs of champion and challenger, which go by `group`."""
         before, after = ([self.score.of(pair[side]) for pair in pairs] for side in (0, 1))
         patients = [champion.patient_id for champion, _ in pairs]
         change = paired_difference(before, after, patients, gates.bootstrap_seed, gates.bootstrap_resamples)
-        title = f"{group} {self.score.name}"
-        if change.patients < self.min_patients:
-            return f"{title}: not enough evidence, n = {change.patients} paired patients < {self.min_patients}"
-        if change.value is None:
+        return Change(self, f"{group} {self.score.name}", widened_by_t(change, differences(before, after), patients))
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of a score from champion to challenger, over the patients of both."""
+
+    margin: Margin
+    title: str
+    difference: Estimate
+
+    def reason(self) -> str | None:
+        """Why it fails; None if it passes, as no patient at all does where none is needed."""
+        change, margin = self.difference, self.margin
+        if change.patients < margin.min_patients:
+            return f"{self.title}: not enough evidence, n = {change.patients} paired patients < {margin.min_patients}"
+        if change.value is None or self._gain_at_least() > -margin.width:
             return None
-        low, high = change.ci95 or (change.value, change.value)
-        if (low if self.score.higher_is_better else -high) > -self.width:
-            return None
+        higher = margin.score.higher_is_better
         if change.ci95 is None:
-            within = f"above {-self.width:+.3f}" if self.score.higher_is_better else f"below {self.width:+.3f}"
-            return f"{title}: change {change.value:+.3f} is not {within} (n = 1 patient)"
-        bound = f"below {-self.width:+.3f}" if self.score.higher_is_better else f"above {self.width:+.3f}"
-        interval = f"[{low:+.3f}, {high:+.3f}]"
-        return f"{title}: change {change.value:+.3f} {interval} may lie {bound} (n = {change.patients} patients)"
+            within = f"above {-margin.width:+.3f}" if higher else f"below {margin.width:+.3f}"
+            return f"{self.title}: change {change.value:+.3f} is not {within} (n = 1 patient)"
+        bound = f"below {-margin.width:+.3f}" if higher else f"above {margin.width:+.3f}"
+        return f"{self.title}: {self._words()} may lie {bound} (n = {change.patients} patients)"
+
+    def loss(self) -> str | None:
+        """A loss that is certain, since the whole interval is one; None if there is none."""
+        if self.difference.ci95 is None or -self._with_sign(self.difference.ci95)[1] <= 0:
+            return None
+        return f"{self.title}: {self._words()} is a loss, and no score gains (n = {self.difference.patients} patients)"
+
+    def is_gain(self) -> bool:
+        """Whether the whole interval is a gain."""
+        return self.difference.ci95 is not None and self._gain_at_least() > 0
+
+    def _gain_at_least(self) -> float:
+        """The lower end of the gain, which is the change itself of a single patient."""
+        assert self.difference.value is not None
+        return self._with_sign(self.difference.ci95 or (self.difference.value, self.difference.value))[0]
+
+    def _with_sign(self, ends: tuple[float, float]) -> tuple[float, float]:
+        """An interval of changes as one of gains."""
+        low, high = ends
+        return (low, high) if self.margin.score.higher_is_better else (-high, -low)
+
+    def _words(self) -> str:
+        assert self.difference.value is not None
+        assert self.difference.ci95 is not None
+        low, high = self.difference.ci95
+        return f"change {self.difference.value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def decide(
@@ -122,28 +155,47 @@ def decide(
 ) -> Decision:
     """Judge a challenger by its scores, and by those of the champion on the same scans, which pair by case id.
 
-    `learned` names for a patient the model that learned from him or her: such patients are left out and named. Bounds
-    hold without a champion too, and so does that phantoms alone promote nothing, unless they may. Modalities are judged
-    one by one: a gain in one does not offset a loss in another. A margin applies where the champion has the score, in
-    whatever patients; that of specificity also where the champion has lesions scored but no tumour-free patient, which
-    is too few unless `min_tumour_free_patients` is 0. A challenger without any Dice is not promoted.
+    `learned` names for a patient the model that learned from him or her: such patients are left out and named.
+    Phantoms are left out too, unless they may count. Bounds hold without a champion too, and so does `min_patients` in
+    each modality. Modalities are judged one by one: a gain in one does not offset a loss beyond a margin in another. A
+    margin applies where the champion has the score, in whatever patients; that of specificity also where the champion
+    has lesions scored but no tumour-free patient, which is too few unless `min_tumour_free_patients` is 0. A challenger
+    without any Dice is not promoted.
     """
     met = sorted({result.patient_id for result in challenger if result.patient_id in learned})
     left_out = tuple(f"patient {patient} is left out: {learned[patient]} learned from this patient" for patient in met)
     unseen = [result for result in challenger if result.patient_id not in learned]
-    if all(result.liver_dice is None and result.tumour_dice is None for result in unseen):
+    counted = _counted(unseen, gates)
+    if unseen and not counted:
+        return Decision(
+            False, ("scored on phantoms alone, which register.gates.allow_phantoms does not allow",), left_out
+        )
+    if not any(map(_has_dice, counted)):
         return Decision(False, ("the challenger has no scores",), left_out)
+    before = _counted(champion or (), gates)
     against = [
-        *_on_phantoms_alone(unseen, gates),
-        *_out_of_bounds(unseen, gates),
-        *_beyond_margins(unseen, champion or (), gates),
+        *_too_few(counted, before, gates),
+        *_out_of_bounds(counted, gates),
+        *_beyond_margins(counted, before, gates),
     ]
     return Decision(not against, tuple(against), left_out)
 
 
-def _on_phantoms_alone(results: Sequence[CaseResult], gates: PromotionGates) -> Iterator[str]:
-    if not gates.allow_phantoms and all(result.source == PHANTOM for result in results):
-        yield "scored on phantoms alone, which register.gates.allow_phantoms does not allow"
+def _counted(results: Sequence[CaseResult], gates: PromotionGates) -> list[CaseResult]:
+    """The scans that count: phantoms only if they may."""
+    return [result for result in results if gates.allow_phantoms or result.source != PHANTOM]
+
+
+def _has_dice(result: CaseResult) -> bool:
+    return result.liver_dice is not None or result.tumour_dice is not None
+
+
+def _too_few(challenger: Sequence[CaseResult], champion: Sequence[CaseResult], gates: PromotionGates) -> Iterator[str]:
+    """The modalities that have too few patients to tell, where no margin asks for as many."""
+    for modality in sorted({result.modality for result in challenger} - {result.modality for result in champion}):
+        patients = {result.patient_id for result in challenger if result.modality == modality and _has_dice(result)}
+        if len(patients) < gates.min_patients:
+            yield f"{modality}: not enough evidence, n = {len(patients)} scored patients < {gates.min_patients}"
 
 
 def _out_of_bounds(results: Sequence[CaseResult], gates: PromotionGates) -> Iterator[str]:
@@ -170,6 +222,17 @@ def _out_of_bounds(results: Sequence[CaseResult], gates: PromotionGates) -> Iter
 def _beyond_margins(
     challenger: Sequence[CaseResult], champion: Sequence[CaseResult], gates: PromotionGates
 ) -> Iterator[str]:
+    changes = list(_changes(challenger, champion, gates))
+    beyond = [reason for change in changes if (reason := change.reason())]
+    if beyond or any(change.is_gain() for change in changes):
+        yield from beyond
+    else:
+        yield from filter(None, (change.loss() for change in changes))
+
+
+def _changes(
+    challenger: Sequence[CaseResult], champion: Sequence[CaseResult], gates: PromotionGates
+) -> Iterator[Change]:
     own = {result.case_id: result for result in challenger}
     for modality in sorted({result.modality for result in champion}):
         scored = [result for result in champion if result.modality == modality]
@@ -177,7 +240,7 @@ def _beyond_margins(
         for margin in _margins(gates):
             expected = FALSE_LESIONS if margin.score is SPECIFICITY else margin.score
             if any(expected.of(result) is not None for result in scored):
-                yield from filter(None, [margin.reason(modality, pairs, gates)])
+                yield margin.measure(modality, pairs, gates)
 
 
 def _margins(gates: PromotionGates) -> tuple[Margin, ...]:
