@@ -131,17 +131,17 @@ class Judge:
             decision = replace(decision, promote=True, reasons=("by force", *decision.reasons))
         return decision, champion
 
-    def decide_and_act(self, number: str, act: Callable[[Decision], Decision]) -> Decision:
+    def decide_and_act(self, number: str, act: Callable[[Decision, RegisteredModel], Decision]) -> Decision:
         """Decide on a version and act on it while no other process can change the champion; returns what `act` does.
 
-        If another process has been faster, there is a new champion to decide against.
+        `act` gets the model under the lease. If another process has been faster, there is a new champion to decide
+        against.
         """
         while True:
             decision, champion = self.decide_on(number)
             with hold_lease(self.model.mlflow, self.model.name) as lease:
                 if self.model.aliases().get(CHAMPION, "") == champion:
-                    lease.check()
-                    return act(decision)
+                    return act(decision, replace(self.model, lease=lease))
 
 
 def settle(number: str, judge: Judge) -> Registration:
@@ -150,21 +150,25 @@ def settle(number: str, judge: Judge) -> Registration:
     Its last step is a tag with the result, so a registration without that tag was cut short and can be settled again.
     Raises DataError if there is no such version.
     """
-    model = judge.model
 
-    def act(decision: Decision) -> Decision:
-        before = model.aliases().get(CHAMPION, NOBODY_MET)
-        if before != number:
-            model.tag_version(number, {MET_TAG: before})
+    def act(decision: Decision, model: RegisteredModel) -> Decision:
+        _note(number, decision, model)
         if decision.promote:
             model.make_champion(number)
         else:
             model.make_challenger(number)
         result = Registration.of(model.name, number, decision)
-        model.tag_version(number, {DECISION_TAG: decision.summary, RESULT_TAG: result.to_json()})
+        model.tag_version(number, {RESULT_TAG: result.to_json()})
         return decision
 
-    return Registration.of(model.name, number, judge.decide_and_act(number, act))
+    return Registration.of(judge.model.name, number, judge.decide_and_act(number, act))
+
+
+def _note(number: str, decision: Decision, model: RegisteredModel) -> None:
+    """Tag a version with a decision before it is carried out: no champion lacks the one that made it champion."""
+    before = model.aliases().get(CHAMPION, NOBODY_MET)
+    if before != number:
+        model.tag_version(number, {MET_TAG: before, DECISION_TAG: decision.summary})
 
 
 def promote(
@@ -180,12 +184,10 @@ def promote(
         model = RegisteredModel(connect(), params.model_name)
         judge = Judge(model, params.gates, cohort, force)
 
-        def act(decision: Decision) -> Decision:
-            before = model.aliases().get(CHAMPION, NOBODY_MET)
+        def act(decision: Decision, model: RegisteredModel) -> Decision:
+            _note(number, decision, model)
             if decision.promote:
                 model.make_champion(number)
-            if before != number:
-                model.tag_version(number, {MET_TAG: before, DECISION_TAG: decision.summary})
             return decision
 
         return judge.decide_on(number)[0] if dry_run else judge.decide_and_act(number, act)
@@ -204,8 +206,7 @@ def rollback(params: RegisterParams) -> Rollback:
         _previous(model)  # a model that does not exist gets no lease
         with hold_lease(model.mlflow, model.name) as lease:
             previous, champion = _previous(model), model.aliases().get(CHAMPION, "")
-            lease.check()
-            model.restore_previous()
+            replace(model, lease=lease).restore_previous()
             if champion in ("", previous):
                 model.tag_version(previous, {DECISION_TAG: "champion again"})
                 return Rollback(previous, "")

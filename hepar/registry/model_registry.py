@@ -15,6 +15,7 @@ from hepar.evaluation.report_folder import Report
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import CHAMPION, REGISTERED
 from hepar.registry.case_results import CaseResult, case_results
+from hepar.registry.lease import Lease
 from hepar.registry.tracking import check_server, connect, mlflow_errors, reason_of, report_place, server, tag_name
 from hepar.runtime.artifacts import MANIFEST
 from hepar.runtime.commit import RELEASE
@@ -73,10 +74,14 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """A model in the registry; `mlflow` comes from `connect` or `model_run`."""
+    """A model in the registry; `mlflow` comes from `connect` or `model_run`.
+
+    With a lease, each change of an alias looks first whether it still holds, and raises StorageError if not.
+    """
 
     mlflow: Any
     name: str
+    lease: Lease | None = None
 
     def version(self, number: str) -> ModelVersion:
         """A version by number.
@@ -240,10 +245,16 @@ class RegisteredModel:
         self._free(PREVIOUS)
 
     def _point(self, alias: str, number: str) -> None:
+        self._check_lease()
         self.mlflow.MlflowClient().set_registered_model_alias(self.name, alias, number)
 
     def _free(self, alias: str) -> None:
+        self._check_lease()
         self.mlflow.MlflowClient().delete_registered_model_alias(self.name, alias)
+
+    def _check_lease(self) -> None:
+        if self.lease is not None:
+            self.lease.check()
 
 
 def serving_requirements() -> list[str]:

@@ -14,6 +14,7 @@ from toy_versions import ToyRegistry, scores, toy_gates
 from hepar.errors import DataError, StorageError
 from hepar.params import Params, RegisterParams, dump_params
 from hepar.registry.champion import DECISION_TAG, RESULT_TAG, Judge, Rollback, promote, rollback, settle
+from hepar.registry.lease import Lease
 from hepar.registry.model_registry import RegisteredModel, pool_version
 from hepar.registry.promotion import Decision
 from hepar.registry.registration import Registration
@@ -180,6 +181,37 @@ def test_a_promotion_that_breaks_off_is_completed_by_the_next(
     assert registry.aliases["champion"] == first
     promote(second, params)
     assert registry.aliases == {"champion": second, "previous": first}  # nothing is outgoing any more
+
+
+def test_a_champion_has_its_decision_however_soon_the_promotion_dies(
+    registry: ToyRegistry, params: RegisterParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused, then promoted by force, which dies as soon as the alias is moved."""
+    registry.champion(scores(0.9))
+    second = registry.add(scores(0.8))
+    assert not promote(second, params).promote
+    move = RegisteredModel.make_champion
+
+    def move_and_die(model: RegisteredModel, number: str) -> None:
+        move(model, number)
+        raise mlflow.MlflowException("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RegisteredModel, "make_champion", move_and_die)
+        with pytest.raises(StorageError, match=r"killed$"):
+            promote(second, params, force=True)
+    promote(second, params)
+    assert registry.aliases["champion"] == second
+    assert registry.tag(second, DECISION_TAG) == f"promoted; by force; {WORSE}"
+
+
+@pytest.mark.parametrize("change", ["make_champion", "make_challenger"])
+def test_no_alias_changes_once_the_lease_ran_out(change: str, registry: ToyRegistry) -> None:
+    first, second = registry.champion(scores(0.8)), registry.add(scores(0.9))
+    late = RegisteredModel(connect(), registry.name, Lease(registry.name, end=30.0, clock=lambda: 31.0))
+    with pytest.raises(StorageError, match=r"the lease on hepar-toy ran out"):
+        getattr(late, change)(second)
+    assert registry.aliases == {"champion": first}
 
 
 def test_without_a_cohort_scores_on_another_test_set_are_not_compared(
