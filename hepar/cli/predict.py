@@ -220,7 +220,7 @@ class _Run:
                     check_replaceable(self.out / scan.name, here.hash())  # before the time that a prediction takes
                 with window_bar(scan.name) as on_window:
                     predicted = predict_scan(self.predictor, here, self.modality, on_window)
-                self._write(predicted)
+                predicted = self._write(predicted)
         except NotReplaceable as error:
             print_message(str(error))
             self.failed += 1
@@ -238,7 +238,11 @@ class _Run:
         for warning in predicted.warnings:
             print_message(f"{scan.name}: warning: {warning.message}")
 
-    def _write(self, predicted: PredictedScan) -> None:
+    def _write(self, predicted: PredictedScan) -> PredictedScan:
+        """Write the results of a scan and print its line; returns it with the warnings that came up.
+
+        Raises StorageError if results that are to be stored are not.
+        """
         from hepar.evaluation.research_use import RESEARCH_USE
         from hepar.imaging.volumes import to_image, write_image
         from hepar.prediction.folder import PredictionFolder
@@ -252,12 +256,17 @@ class _Run:
             printed = {"labels": str(self.out), "modality": str(predicted.modality), **predicted.found.rounded()}
         else:
             folder = self.out / predicted.scan.name
-            if problem := write_prediction(predicted, folder, self.outputs, self.by_lesion):
-                print_message(problem)
+            written = write_prediction(predicted, folder, self.outputs, self.by_lesion)
+            predicted = written.scan
+            if written.problem:
+                print_message(written.problem)
             printed = {"folder": str(folder), **shown(predicted.measurements())}
             if self.server:
                 printed["stored"] = store_objects(self.server, PredictionFolder(folder))
         print(json.dumps(printed))
+        if self.server and not printed["stored"]:
+            raise StorageError(f"nothing was stored on {self.server}: there is neither DICOM-SEG nor SR")
+        return predicted
 
 
 @predict_app.command(rich_help_panel=PANEL)

@@ -26,7 +26,6 @@ from hepar.imaging.masks import Mask, bounding_box, find_components
 from hepar.imaging.parallel_grids import Box, inner_box, shared_slices
 from hepar.imaging.volumes import Geometry
 from hepar.ingest.sources.dicom import ENHANCED
-from hepar.prediction.frame_of_reference import add_frame
 from hepar.prediction.predicted_scan import PredictedScan, Predictor
 
 MAX_LESION_SEGMENTS = 30  # each takes room in all frames while the object is made; more lesions are one segment
@@ -121,15 +120,6 @@ def make_segments(predicted: PredictedScan, by_lesion: bool) -> list[Segment]:
 def lesion_label(number: int) -> str:
     """The label of a lesion's segment and of its measurements."""
     return f"Lesion {number}"
-
-
-def read_sources(predicted: PredictedScan) -> list[pydicom.Dataset]:
-    """The headers of the slices of a DICOM scan, or of its multi-frame file, with a frame of reference."""
-    assert predicted.scan.stack is not None
-    paths = predicted.scan.stack.paths
-    sources: list[pydicom.Dataset] = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
-    add_frame(sources)
-    return sources
 
 
 @contextmanager

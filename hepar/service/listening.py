@@ -171,7 +171,7 @@ class Listener:
         written = PredictionFolder(self.folder / key / scan.name)
         if state is None or not (written.folder / MANIFEST).is_file():
             with scan.fetched() as here:
-                if problem := write_prediction(predict_scan(self.predictor, here), written.folder):
+                if problem := write_prediction(predict_scan(self.predictor, here), written.folder).problem:
                     self.tell(f"series {key}: {problem}")
             self.place.note(key, scan.name, ScanState.WRITTEN)
         stored = store_objects(self.server.dicomweb, written)

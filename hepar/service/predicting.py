@@ -196,10 +196,10 @@ def _predict_one(
         nameless = replace(here, source="", folder="")  # the place of the upload is nobody's business
         predicted = predict_scan(predictor, nameless, order.modality, on_window)
         folder = order.folder / RESULTS / str(number)
-        problem = write_prediction(predicted, folder)
+        written = write_prediction(predicted, folder)
     _write_image(predicted, order.folder / IMAGES / f"{number}.nii.gz")
     files = sorted(path.name for path in folder.iterdir())
-    return {"number": number, "measurements": predicted.measurements(), "files": files, "problem": problem}
+    return {"number": number, "measurements": written.scan.measurements(), "files": files, "problem": written.problem}
 
 
 def _write_image(predicted: Any, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from dicom_files import IDENTIFIERS, Placement, phantom_voxels, write_series
 from predicted import predicted
 from pydicom.uid import generate_uid
 
+import hepar.prediction.dicom_report
+import hepar.prediction.dicom_segmentation
+from hepar.errors import DataError
 from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.prediction.dicom_segmentation import make_segments
 from hepar.prediction.folder import PredictionFolder
@@ -36,7 +40,7 @@ def two_lesions() -> Array:
 
 def written(scan: PredictedScan, folder: Path, **options: Any) -> tuple[Any, Any]:
     """SEG and SR of a predicted scan, read back."""
-    assert write_prediction(scan, folder / "out", (Output.SEG, Output.SR), **options) == ""
+    assert write_prediction(scan, folder / "out", (Output.SEG, Output.SR), **options).problem == ""
     files = PredictionFolder(folder / "out")
     return highdicom.seg.segread(files.folder / files.SEG), highdicom.sr.srread(files.folder / files.SR)
 
@@ -262,7 +266,7 @@ def test_lesions_without_a_segment_of_their_own_are_reported_with_the_ends_of_th
 
 def test_a_scan_in_which_nothing_is_found_has_a_report_and_no_segmentation(tmp_path: Path) -> None:
     write_series(tmp_path / "scan", np.clip(phantom_voxels(), -1000, 20))
-    problem = write_prediction(predicted(tmp_path / "scan"), tmp_path / "out")
+    problem = write_prediction(predicted(tmp_path / "scan"), tmp_path / "out").problem
     assert problem == "series-ct-portal-venous: nothing was found, so there is no DICOM-SEG"
     files = PredictionFolder(tmp_path / "out")
     assert not (files.folder / files.SEG).exists()
@@ -287,3 +291,79 @@ def test_slices_without_a_frame_of_reference_get_one_of_their_series(tmp_path: P
     assert segmentation.FrameOfReferenceUID not in (source.SeriesInstanceUID, source.StudyInstanceUID)
     comments = [item.TextValue for item in report.ContentSequence if item.ValueType == "TEXT"]
     assert f"Warning: {warning.message}" in comments
+
+
+def rewrite(paths: list[Path], change: Callable[[pydicom.Dataset], None]) -> None:
+    for path in paths:
+        source = pydicom.dcmread(path)
+        change(source)
+        source.save_as(path)
+
+
+ANONYMISED = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"),
+    *("AccessionNumber", "ReferringPhysicianName", "SliceThickness"),
+)
+
+
+def without_all(source: pydicom.Dataset) -> None:
+    for name in ANONYMISED:
+        if name in source:
+            delattr(source, name)
+
+
+def emptied(source: pydicom.Dataset) -> None:
+    for name in ANONYMISED:
+        setattr(source, name, None)
+
+
+def malformed(source: pydicom.Dataset) -> None:
+    source.PatientBirthDate, source.StudyDate, source.StudyTime = "00000000", "2021.04.07", "10:11:12"
+    source.PatientSex = "X"
+
+
+def japanese(source: pydicom.Dataset) -> None:
+    source.SpecificCharacterSet, source.PatientName = ["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom warns of what is written on purpose
+@pytest.mark.parametrize("change", [without_all, emptied, malformed, japanese])
+def test_headers_as_anonymisers_and_scanners_leave_them_have_both_objects(
+    change: Callable[[pydicom.Dataset], None], tmp_path: Path
+) -> None:
+    paths = write_series(tmp_path / "scan", two_lesions())
+    rewrite(paths, change)
+    segmentation, report = written(predicted(tmp_path / "scan"), tmp_path)
+    liver_zyx = segmentation.get_volume(segment_numbers=[1], combine_segments=True)
+    assert np.array_equal(places_mm(liver_zyx.affine, liver_zyx.array > 0), source_places_mm(paths, 25))
+    measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    given_mm, distance_mm = 5.0, 3.0
+    assert float(measures.SliceThickness) == (distance_mm if change in (without_all, emptied) else given_mm)
+    for made in (segmentation, report):
+        if change is japanese:
+            assert str(made.PatientName) == "Yamada^Tarou=山田^太郎"
+        else:
+            assert (made.PatientSex, made.PatientBirthDate, made.StudyTime) == ("", "", "")
+
+
+def test_a_report_that_cannot_be_made_costs_no_segmentation_and_is_a_warning_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(tmp_path / "scan", two_lesions())
+    reason = "series-ct-portal-venous: no DICOM SR can be made of its headers: the date"
+
+    def refused(*words: Any) -> Any:
+        raise DataError(reason)
+
+    monkeypatch.setattr(hepar.prediction.dicom_report, "make_report", refused)
+    done = write_prediction(predicted(tmp_path / "scan"), tmp_path / "out")
+    files = PredictionFolder(tmp_path / "out")
+    assert ((files.folder / files.SEG).is_file(), (files.folder / files.SR).exists()) == (True, False)
+    assert done.problem == reason
+    assert (done.scan.warnings[-1].rule, done.scan.warnings[-1].message) == ("DICOM objects", reason)
+    assert files.load_measurements()["warnings"][-1]["message"] == reason
+    assert reason in (files.folder / files.PAGE).read_text()
+    monkeypatch.setattr(hepar.prediction.dicom_segmentation, "make_segmentation", refused)
+    with pytest.raises(DataError, match=r"^series-.*: the date$"):
+        write_prediction(done.scan, tmp_path / "objects", (Output.SEG, Output.SR))
+    assert not (tmp_path / "objects").exists()
