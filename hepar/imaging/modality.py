@@ -78,6 +78,15 @@ def find_contradiction(image: sitk.Image, modality: Modality) -> str:
     return ""
 
 
+def is_mask(image: sitk.Image) -> bool:
+    """Whether all voxels are 0 or one positive value, as those of a mask are; not if all are 0."""
+    image_zyx = to_array(image)
+    highest = image_zyx.max(initial=0)
+    if highest <= 0 or np.unique(_sample(image_zyx)).size > 2:
+        return False
+    return bool(((image_zyx == 0) | (image_zyx == highest)).all())
+
+
 def _sample(image_zyx: Array) -> Voxels:
     """Finite values of voxels at even distances, at most about `MAX_SAMPLES`; none for an empty image."""
     step = image_zyx.size // MAX_SAMPLES | 1  # odd, so that it meets every column of 512

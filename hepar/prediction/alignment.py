@@ -48,8 +48,20 @@ class Alignment:
         return ""
 
     def to_follow_up(self, labels: sitk.Image, grid: sitk.Image) -> sitk.Image:
-        """A label map of the baseline on the grid of the follow-up: the nearest label of each voxel, 0 outside."""
-        return sitk.Resample(labels, grid, self.transform, sitk.sitkNearestNeighbor, 0, labels.GetPixelID())
+        """A label map of the baseline on the grid of the follow-up: the nearest label of each voxel, 0 outside.
+
+        A label that lies between thick slices, so that no voxel is nearest to it, has the voxels nearest to its own.
+        """
+        moved = sitk.Resample(labels, grid, self.transform, sitk.sitkNearestNeighbor, 0, labels.GetPixelID())
+        labels_zyx, moved_zyx = to_array(labels), to_array(moved)
+        back, size = self.transform.GetInverse(), grid.GetSize()
+        for number in np.setdiff1d(labels_zyx, moved_zyx).tolist():
+            for z, y, x in np.argwhere(labels_zyx == number).tolist():
+                place = back.TransformPoint(labels.TransformIndexToPhysicalPoint((x, y, z)))
+                index = grid.TransformPhysicalPointToIndex(place)
+                if all(0 <= at < n for at, n in zip(index, size, strict=True)) and not moved[index]:
+                    moved[index] = number
+        return moved
 
     def covered(self, baseline: sitk.Image, follow_up: sitk.Image) -> tuple[Mask, Mask]:
         """The voxels of the baseline that the follow-up's scan covers, and the reverse, bool zyx on their own grids."""

@@ -110,6 +110,14 @@ def check_replaceable(folder: Path, scan_hash: str) -> None:
         raise NotReplaceable(f"{folder} holds the result of another scan: choose another --out, or delete that folder")
 
 
+def is_prediction(folder: Path) -> bool:
+    """Whether a folder is a predicted scan's, whole or not."""
+    try:
+        return (folder / MANIFEST).is_file() and read_any_manifest(folder).kind == PredictionFolder.KIND
+    except ArtifactError:
+        return False
+
+
 def find_prediction(place: Path) -> PredictionFolder:
     """The prediction in a folder, or the only one in the folders below it. Raises ArtifactError if it is not one."""
     if not place.exists():

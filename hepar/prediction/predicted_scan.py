@@ -13,7 +13,7 @@ from hepar.cases import Modality
 from hepar.errors import DataError, Refusal
 from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.imaging.diameters import axial_tilt_degrees, slice_axis
-from hepar.imaging.modality import guess_evidence, guess_modality
+from hepar.imaging.modality import guess_evidence, guess_modality, is_mask
 from hepar.imaging.volumes import to_array
 from hepar.inference.prediction import Model, Segmentation, segment
 from hepar.inference.settings import PredictionSettings
@@ -93,14 +93,16 @@ def predict_scan(
     """Segment and measure one scan, all of whose files are on this disk. `on_window` is told the progress.
 
     The modality is that of the DICOM header, else `modality`, else guessed from the intensities. Raises DataError if
-    the scan cannot be read or has NaN or infinite voxels, `modality` is not that of the header, the intensities fit CT
-    and MR, or the model was not trained on that modality.
+    the scan cannot be read, has NaN or infinite voxels or those of a mask, `modality` is not that of the header, the
+    intensities fit CT and MR, or the model was not trained on that modality.
     """
     image = scan.image.read()
     try:
         check_finite(sitk.GetArrayViewFromImage(image))
     except Refusal as refusal:
         raise DataError(f"{scan.source or scan.name}: {refusal}") from None
+    if is_mask(image):
+        raise DataError(f"{scan.source or scan.name} is a mask: its voxels are 0 or {to_array(image).max():g}")
     kind, evidence = _modality_of(scan, image, modality)
     found = segment(predictor.models, image, kind, predictor.settings, predictor.whole, on_window)
     measured = measure(found, to_array(image), kind)

@@ -27,6 +27,7 @@ from hepar.ingest.sources.files import folders, is_zip, safe_id
 from hepar.ingest.sources.s3 import Buckets
 from hepar.ingest.sources.source import Volume, VolumeFile
 from hepar.params import Uneven
+from hepar.prediction.folder import is_prediction
 from hepar.runtime.artifacts import sha256_file, sha256_json
 from hepar.runtime.redaction import redact_address
 from hepar.runtime.remote_cache import RemoteFile, local
@@ -107,8 +108,9 @@ def open_scans(source: str, uneven: Uneven = "refuse") -> Iterator[Found]:
     """The scans of a source; unpacked files and those of a store last as long as the context.
 
     A file is a scan. In a folder, a zip or behind an address each CT or MR series that may show the liver is one, or
-    without DICOM files each NIfTI, NRRD or MetaImage file. `uneven` says what to do with tilted or uneven slices, as
-    `ingest.uneven_slices` does. Raises DataError if the source does not exist or is or holds no scan at all.
+    without DICOM files each NIfTI, NRRD or MetaImage file that no prediction wrote. `uneven` says what to do with
+    tilted or uneven slices, as `ingest.uneven_slices` does. Raises DataError if the source does not exist or is or
+    holds no scan at all.
     """
     with scratch_folder("remote") as scratch:
         store: Server | Buckets | None = None
@@ -162,13 +164,19 @@ def _file_scan(path: Path, base: Path) -> Scan:
 
 
 def _in_folder(folder: Path, roots: tuple[Path, ...], uneven: Uneven) -> Found:
-    instances = list(scan(folder))
+    instances, files = list(scan(folder)), _volumes(folder)
     if instances:
         found = _in_instances(instances, roots, uneven)
-        return Found(_uniquely_named(found.scans), found.left_out)
-    files = [path for part in folders(folder) for path in sorted(part.iterdir()) if path.name.lower().endswith(ENDINGS)]
-    visible = [path for path in files if path.is_file() and not path.name.startswith(".")]
-    return Found(_uniquely_named([replace(_file_scan(path, folder), roots=roots) for path in visible]))
+        beside = [LeftOut(path.name, "it lies beside DICOM: give it by itself") for path in files]
+        return Found(_uniquely_named(found.scans), (*found.left_out, *beside))
+    return Found(_uniquely_named([replace(_file_scan(path, folder), roots=roots) for path in files]))
+
+
+def _volumes(folder: Path) -> list[Path]:
+    """The files in a folder that may be scans, but for hidden ones and the results of predictions."""
+    places = [part for part in folders(folder) if not is_prediction(part)]
+    files = [path for part in places for path in sorted(part.iterdir()) if path.name.lower().endswith(ENDINGS)]
+    return [path for path in files if path.is_file() and not path.name.startswith(".")]
 
 
 def _in_instances(instances: Sequence[Instance], roots: tuple[Path, ...], uneven: Uneven) -> Found:

@@ -190,6 +190,15 @@ def test_a_scan_with_voxels_that_are_not_finite_is_refused(folder: Path, ending:
     assert (done.stdout, (folder / out).exists()) == ("", False)
 
 
+def test_a_mask_is_no_scan(folder: Path) -> None:
+    mask_zyx = np.zeros((16, 16, 16), np.uint8)
+    mask_zyx[4:8, 4:8, 4:8] = 255
+    sitk.WriteImage(volume(mask_zyx), str(folder / "bone.nii.gz"))
+    done = run(folder, str(folder / "bone.nii.gz"), "-o", str(folder / "out"), "--modality", "ct", code=2)
+    assert f"hepar: {folder.name}/bone.nii.gz is a mask: its voxels are 0 or 255" in done.stderr.splitlines()
+    assert not (folder / "out").exists()
+
+
 def test_a_model_that_does_not_exist_is_refused_with_the_option_that_names_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 
 from hepar.cases import Modality
 from hepar.errors import DataError
-from hepar.imaging.modality import find_contradiction, guess_evidence, guess_modality
+from hepar.imaging.modality import find_contradiction, guess_evidence, guess_modality, is_mask
 from hepar.imaging.volumes import to_array
 from hepar.ingest.sources.table import read_table
 
@@ -172,3 +172,15 @@ def test_no_real_scan_is_taken_for_the_other_modality_and_whole_ones_are_not_ask
             assert right, f"{case.case_id} {name}"
         whole = case.modality == Modality.MR or voxels.min() < -900  # the CT of LiTS are clipped to a window
         assert asks(voxels) != whole, case.case_id
+
+
+def test_a_mask_has_the_values_0_and_one_above() -> None:
+    inside = np.zeros((4, 5, 6), np.uint8)
+    assert not is_mask(sitk.GetImageFromArray(inside))
+    inside[1, 2, 3] = 255
+    assert is_mask(sitk.GetImageFromArray(inside))
+    assert is_mask(sitk.GetImageFromArray(np.ones((4, 5, 6), np.float32)))
+    inside[1, 2, 4] = 1
+    assert not is_mask(sitk.GetImageFromArray(inside))
+    assert not is_mask(sitk.GetImageFromArray(-inside.astype(np.int16)))
+    assert not is_mask(sitk.GetImageFromArray(ct()))

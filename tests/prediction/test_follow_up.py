@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from hepar.cases import Modality
 from hepar.cli.main import app
 from hepar.errors import ArtifactError, DataError
-from hepar.imaging.volumes import Geometry, to_image
+from hepar.imaging.volumes import Geometry, to_array, to_image
 from hepar.inference.prediction import Segmentation
 from hepar.ingest.sources.source import VolumeFile
-from hepar.prediction.alignment import align_livers
+from hepar.prediction.alignment import Alignment, align_livers
 from hepar.prediction.folder import PredictionFolder
 from hepar.prediction.follow_up import (
     Fate,
@@ -110,6 +110,21 @@ def test_livers_of_other_grids_are_aligned() -> None:
     baseline = to_image(scan({}).found.liver_zyx, GRID)
     turned = sitk.DICOMOrient(to_image(scan({}, moved()).found.liver_zyx, GRID), "RAI")
     assert align_livers(baseline, turned).liver_dice > 0.95
+
+
+def test_a_lesion_between_two_thick_slices_is_not_lost() -> None:
+    """A baseline of 1 mm, a follow-up with slices at 0, 8 and 16 mm, and a lesion in the baseline's at 2 and 3 mm."""
+    thin_zyx, thick_zyx = np.zeros((24, 9, 9), np.int32), np.zeros((3, 9, 9), np.int32)
+    thin_zyx[2:4, 3:6, 3:6], thin_zyx[16, 0, 0] = 1, 2
+    axes = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    thin = to_image(thin_zyx, Geometry(thin_zyx.shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), axes))
+    thick = to_image(thick_zyx, Geometry(thick_zyx.shape, (8.0, 1.0, 1.0), (0.0, 0.0, 0.0), axes))
+    unmoved = Alignment(sitk.Euler3DTransform(), 1.0, 1.0, 1.0, 0.0, 0.0)
+    moved_zyx = to_array(unmoved.to_follow_up(thin, thick))
+    assert np.argwhere(moved_zyx == 1).tolist() == [[0, y, x] for y in range(3, 6) for x in range(3, 6)]
+    assert np.argwhere(moved_zyx == 2).tolist() == [[2, 0, 0]]
+    outside = to_image(thin_zyx, Geometry(thin_zyx.shape, (1.0, 1.0, 1.0), (50.0, 0.0, 0.0), axes))
+    assert not to_array(unmoved.to_follow_up(outside, thick)).any()
 
 
 def test_without_a_liver_nothing_is_aligned() -> None:

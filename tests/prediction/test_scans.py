@@ -12,7 +12,9 @@ from toy_case import write_noise
 
 from hepar.cases import Modality
 from hepar.errors import DataError
-from hepar.prediction.scans import Found, open_scans, unique_names
+from hepar.prediction.folder import PredictionFolder
+from hepar.prediction.scans import Found, LeftOut, open_scans, unique_names
+from hepar.runtime.artifacts import write_artifact
 
 
 def found_in(source: Path) -> Found:
@@ -53,6 +55,23 @@ def test_each_series_of_ct_and_mr_is_a_scan_and_the_others_are_left_out_with_a_r
         "series-7-ct": "its name is that of a mask of the liver",
         "series-8": "it is no image of CT or MR but Secondary Capture Image Storage",
     }
+
+
+def test_the_results_of_a_prediction_are_no_scans(tmp_path: Path) -> None:
+    write_noise(tmp_path / "a.nii.gz")
+    with write_artifact(tmp_path / "out" / "a", PredictionFolder.KIND, {}) as partial:
+        write_noise(partial / "liver.nii.gz")
+    with write_artifact(tmp_path / "cohort", "cohort", {}) as partial:
+        write_noise(partial / "b.nii.gz")
+    assert [scan.name for scan in found_in(tmp_path).scans] == ["a", "b"]
+
+
+def test_other_volumes_beside_dicom_are_named(tmp_path: Path) -> None:
+    write_series(tmp_path / "series", phantom_voxels(), SeriesNumber=2)
+    write_noise(tmp_path / "extra.nii.gz")
+    found = found_in(tmp_path)
+    assert [scan.name for scan in found.scans] == ["series-2-ct-portal-venous"]
+    assert found.left_out == (LeftOut("extra.nii.gz", "it lies beside DICOM: give it by itself"),)
 
 
 @pytest.mark.parametrize("part", ["", "ABDOMEN", "CHEST", "CHESTABDPELVIS", "ABDOMEN PELVIS", "LIVER"])
