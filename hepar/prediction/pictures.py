@@ -22,7 +22,7 @@ from hepar.evaluation.pictures import scale_bar_mm
 from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.imaging.display import CT_WINDOW_HU, display_window, largest_slice, scale_to_window
 from hepar.imaging.masks import Mask, keep_largest_component
-from hepar.imaging.volumes import Geometry, canonical, to_array, to_image
+from hepar.imaging.volumes import Array, Geometry, canonical, to_array, to_image
 from hepar.prediction.measurements import MeasuredLesion
 from hepar.prediction.predicted_scan import PredictedScan
 
@@ -41,7 +41,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class _Slice:
-    """A plane of a volume with its masks: row 0 is shown at the top, column 0 on the left."""
+    """A plane of a volume, 0…1, with its masks: row 0 is shown at the top, column 0 on the left."""
 
     image_yx: Floats
     liver_yx: Mask
@@ -85,12 +85,16 @@ class _Slice:
 
 @dataclass(frozen=True)
 class ScanPictures:
-    """What pictures are drawn from: a canonical scan scaled to 0…1, and its masks."""
+    """What pictures are drawn from: a canonical scan, its masks, and the intensities that are black and white.
+
+    Only the planes that are drawn are scaled, since a scan of the trunk has 300 MiB.
+    """
 
     image: sitk.Image
-    image_zyx: Floats
+    image_zyx: Array
     liver_zyx: Mask
     tumour_zyx: Mask
+    window: tuple[float, float]
 
     @classmethod
     def of(cls, predicted: PredictedScan) -> ScanPictures:
@@ -102,7 +106,7 @@ class ScanPictures:
             for mask_zyx in (predicted.found.liver_zyx, predicted.found.tumour_zyx)
         )
         window = display_window(image_zyx, predicted.modality, CT_WINDOW_HU, liver_zyx)
-        return cls(image, scale_to_window(image_zyx, window), liver_zyx, tumour_zyx)
+        return cls(image, image_zyx, liver_zyx, tumour_zyx, window)
 
     def overview(self, lines: Sequence[str]) -> bytes:
         """A PNG of an axial, a coronal and a sagittal plane through the largest finding, in one scale, above lines of
@@ -157,7 +161,8 @@ class ScanPictures:
         rows, columns = ((1, 2), (0, 2), (0, 1))[axis]
         parts = [np.take(array_zyx, index, axis) for array_zyx in (self.image_zyx, self.liver_zyx, self.tumour_zyx)]
         image_yx, liver_yx, tumour_yx = (part if axis == 0 else part[::-1] for part in parts)
-        return _Slice(image_yx, liver_yx, tumour_yx, (spacing_zyx_mm[rows], spacing_zyx_mm[columns]))
+        spacing_yx_mm = spacing_zyx_mm[rows], spacing_zyx_mm[columns]
+        return _Slice(scale_to_window(image_yx, self.window), liver_yx, tumour_yx, spacing_yx_mm)
 
 
 def _font() -> ImageFont.FreeTypeFont:

@@ -21,6 +21,7 @@ from hepar.prediction.pictures import BACKGROUND, LIVER_COLOUR, MARGIN, TEXT, Sc
 SPACING_ZYX_MM = (5.0, 2.0, 1.0)
 BOX = (slice(8, 20), slice(20, 60), slice(40, 160))  # 60 mm high, 80 mm deep, 120 mm wide
 SIZE_ZYX = (28, 80, 200)
+WINDOW = (0.0, 1.0)
 
 
 def overview(*lines: str, spacing_zyx_mm: tuple[float, float, float] = SPACING_ZYX_MM) -> npt.NDArray[np.uint8]:
@@ -28,7 +29,8 @@ def overview(*lines: str, spacing_zyx_mm: tuple[float, float, float] = SPACING_Z
     grid = Geometry(SIZE_ZYX, spacing_zyx_mm, (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
     image_zyx, liver_zyx = np.zeros(SIZE_ZYX, np.float32), np.zeros(SIZE_ZYX, bool)
     liver_zyx[BOX] = True
-    png = ScanPictures(to_image(image_zyx, grid), image_zyx, liver_zyx, np.zeros(SIZE_ZYX, bool)).overview(lines)
+    pictures = ScanPictures(to_image(image_zyx, grid), image_zyx, liver_zyx, np.zeros(SIZE_ZYX, bool), WINDOW)
+    png = pictures.overview(lines)
     with Image.open(io.BytesIO(png)) as picture:
         return np.asarray(picture)
 
@@ -63,7 +65,7 @@ def test_the_planes_have_one_scale_and_a_bar_of_it() -> None:
 def test_the_edge_of_a_picture_is_no_outline() -> None:
     grid = Geometry((4, 40, 40), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
     image_zyx, everywhere_zyx = np.zeros(grid.size_zyx, np.float32), np.ones(grid.size_zyx, bool)
-    pictures = ScanPictures(to_image(image_zyx, grid), image_zyx, everywhere_zyx, ~everywhere_zyx)
+    pictures = ScanPictures(to_image(image_zyx, grid), image_zyx, everywhere_zyx, ~everywhere_zyx, WINDOW)
     with Image.open(io.BytesIO(pictures.overview([]))) as picture:
         assert not is_colour(np.asarray(picture), LIVER_COLOUR).any()
 
