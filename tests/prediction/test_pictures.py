@@ -15,6 +15,7 @@ from PIL import Image
 from predicted import predicted
 
 from hepar.cases import Modality
+from hepar.imaging.display import scale_to_window
 from hepar.imaging.volumes import Geometry, to_image
 from hepar.prediction.pictures import BACKGROUND, LIVER_COLOUR, MARGIN, TEXT, ScanPictures, _font
 
@@ -93,4 +94,5 @@ def test_a_bright_organ_does_not_make_the_liver_of_mr_black(tmp_path: Path) -> N
     image_zyx = np.where(scan.found.liver_zyx, np.indices(scan.found.liver_zyx.shape).sum(axis=0) % 20 + 90, 3000)
     shown = replace(scan, image=to_image(image_zyx.astype(np.int16), scan.found.geometry), modality=Modality.MR)
     pictures = ScanPictures.of(shown)
-    assert np.median(pictures.image_zyx[pictures.liver_zyx]) == pytest.approx(0.5, abs=0.05)
+    shades_zyx = scale_to_window(pictures.image_zyx, pictures.window)
+    assert np.median(shades_zyx[pictures.liver_zyx]) == pytest.approx(0.5, abs=0.05)
