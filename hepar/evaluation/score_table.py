@@ -85,6 +85,11 @@ def parse_scores(csv: str, name: str) -> ScoreTable:
     return ScoreTable(name, columns, {row.identity.case_id: row for row in rows})
 
 
+def share_cases(first: ScoreTable, second: ScoreTable) -> bool:
+    """Whether two tables have a case in common."""
+    return not first.rows.keys().isdisjoint(second.rows)
+
+
 def pair_cases(first: ScoreTable, second: ScoreTable) -> PairedCases:
     """Pair the cases of two tables.
 
