@@ -93,6 +93,7 @@ def test_what_cannot_be_compared_is_one_sentence(work: Path, empty_database: Pat
         (("one.csv", "two.csv", "--json", "x.json"), "have no case in common"),
         (("one.csv", "experts"), "experts has no report"),
         (("one.csv", "models:/nobody/1"), "models:/nobody/1 is not in the registry"),
+        (("one.csv", "two.csv", "--metric", "liver NSD", "--by", "size"), "only lesion recall is known by lesion size"),
         (("one.csv", "two.csv", "--figure", "x.pdf"), "its name must end in .svg or .png"),
     ):
         ended = call("hepar", "compare", *arguments, cwd=work, MLFLOW_TRACKING_URI=f"sqlite:///{work / 'mlflow.db'}")
