@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hepar.cases import Modality
+from hepar.cli.messages import print_message
 from hepar.cli.options import REPORT
 from hepar.errors import DataError, ParamsError
 from hepar.evaluation.breakdown import Breakdown
@@ -99,6 +100,7 @@ def compare(
     from hepar.evaluation.comparison import DEFAULT_METRICS, RECALL, compare_tables
     from hepar.evaluation.comparison_table import comparison_table
     from hepar.evaluation.forest_plot import check_figure, write_forest_plot
+    from hepar.evaluation.scored_alike import scoring_differences
     from hepar.evaluation.summary import Bootstrap
     from hepar.runtime.artifacts import write_json
 
@@ -115,15 +117,17 @@ def compare(
         write_json(json_file, comparison.as_json())
     if figure is not None:
         write_forest_plot(comparison, figure)
+    if differences := scoring_differences(tables):
+        print_message(f"warning: not all was scored alike, so it may not be the models that differ: {differences}")
     print(comparison_table(comparison))
 
 
 def _read(place: str) -> ScoreTable:
-    from hepar.evaluation.score_table import parse_scores, read_scores
+    from hepar.evaluation.score_table import read_scores
     from hepar.params import REGISTERED
 
     if place.startswith(REGISTERED):
         from hepar.registry.version_scores import version_scores
 
-        return parse_scores(version_scores(place), place)
+        return version_scores(place)
     return read_scores(Path(place), REPORT.name)
