@@ -20,8 +20,8 @@ RULE = (
     f"A claim is about a gain: the difference of two arms in one metric, turned so that more is better. It holds if the"
     f" whole 95 % interval of the gain over patients (mean over seeds) lies above its bound and each seed's own gain"
     f" does; it does not hold if the whole interval and each seed's gain lie below the bound. Anything else, fewer than"
-    f" {MIN_PATIENTS} patients or fewer than {MIN_SEEDS} seeds that both arms have, is not enough evidence. Arms are not"
-    f" comparable if they disagree on the patient, modality, source or reference volume of a scan."
+    f" {MIN_PATIENTS} patients or fewer than {MIN_SEEDS} seeds that both arms have, is not enough evidence. Arms are"
+    " not comparable if they disagree on the patient, modality, source or reference volume of a scan."
 )
 Interval = tuple[float, float]
 Gain = tuple[float, Interval | None, int]

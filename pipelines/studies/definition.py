@@ -137,7 +137,8 @@ def _read(path: Path) -> StudyFile:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        what = "unknown key" if first["type"] == "extra_forbidden" else one_line(first["msg"]).removeprefix("Value error, ")
+        message = one_line(first["msg"]).removeprefix("Value error, ")  # as pydantic begins ours
+        what = "unknown key" if first["type"] == "extra_forbidden" else message
         raise ParamsError(f"study {path}: {f'{key}: ' if key else ''}{what}") from None
 
 
