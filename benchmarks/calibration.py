@@ -22,6 +22,7 @@ from scipy import stats
 import hepar.planning.gate_calibration
 import hepar.stages.ingest
 from hepar.evaluation.reliability import calibration_png, risk_coverage_png
+from hepar.evaluation.tables import UNDEFINED
 from hepar.params import Params, load_params
 from hepar.pseudo_labels.calibration import (
     PAIRWISE_DICE,
@@ -74,23 +75,42 @@ def split_patients(observations: Sequence[Observation]) -> tuple[list[Observatio
     return halves
 
 
+def of_share(observations: Sequence[Observation], share: float) -> list[int]:
+    """The places of the observations of teachers that were trained for about this share of their steps.
+
+    Teachers stop at whole steps, so of few steps they have done somewhat more or less: the nearest share counts.
+    """
+    shares = (*SHARES, 1.0)
+    nearest = [min(shares, key=lambda wanted: abs(wanted - item.trained_share)) for item in observations]
+    return [place for place, found in enumerate(nearest) if found == share]
+
+
+def share_line(true_n: Values, share: float) -> str:
+    """Mean and SD of the true Dice of teachers at a share of their steps."""
+    dice = f"{true_n.mean():.3f} ± {true_n.std():.3f}" if len(true_n) else UNDEFINED
+    return f"  teachers at {share:4.0%} of their steps: true Dice {dice}"
+
+
 def risk_coverage_lines(scores: Mapping[str, Values], unseen: Sequence[Observation], params: Params) -> str:
     """AURC and excess AURC of each score and their paired difference, for all labels and for each state of teachers."""
     seed, resamples = params.evaluate.bootstrap_seed, params.evaluate.bootstrap_resamples
     lines = []
     for share in (None, *SHARES, 1.0):
-        kept = [i for i, item in enumerate(unseen) if share is None or item.trained_share == share]
+        kept = list(range(len(unseen))) if share is None else of_share(unseen, share)
+        group = "all states" if share is None else f"{share:4.0%}"
+        if not kept:
+            lines.append(f"AURC, {group}: {UNDEFINED}, 0 labels")
+            continue
         dice_n, patients = np.array([unseen[i].dice for i in kept]), [unseen[i].patient_id for i in kept]
         found = risk_coverage_summary({n: v[kept] for n, v in scores.items()}, dice_n, patients, seed, resamples)
         change = found[f"minus_{PREDICTED_DICE}"][PAIRWISE_DICE]
-        low, high = change["ci95"]
+        interval = UNDEFINED if change["ci95"] is None else "[{:+.4f}, {:+.4f}]".format(*change["ci95"])
         of_scores = ", ".join(
             f"{name} {found['aurc'][name]:.4f} (excess {found['excess_aurc'][name]:.4f})" for name in scores
         )
-        group = "all states" if share is None else f"{share:4.0%}"
         lines.append(
             f"AURC, {group}: {of_scores}; {PAIRWISE_DICE} minus {PREDICTED_DICE} {change['value']:+.4f}"
-            f" [{low:+.4f}, {high:+.4f}], {change['patients']} patients, {len(kept)} labels"
+            f" {interval}, {change['patients']} patients, {len(kept)} labels"
         )
     return "\n".join(lines)
 
@@ -113,8 +133,7 @@ def main() -> None:
     signals = ", ".join(found.predictor.signals)
     print(f"{len(known)} pseudo-livers calibrate with {signals}; {len(unseen)} of other patients evaluate:")
     for share in (*SHARES, 1.0):
-        own_n = true_n[[observation.trained_share == share for observation in unseen]]
-        print(f"  teachers at {share:4.0%} of their steps: true Dice {own_n.mean():.3f} ± {own_n.std():.3f}")
+        print(share_line(true_n[of_share(unseen, share)], share))
     spearman, error = float(stats.spearmanr(predicted_n, true_n).statistic), np.abs(predicted_n - true_n).mean()
     print(f"predicted against true Dice: Spearman {spearman:.3f}, mean absolute error {error:.3f}\n")
     evaluation = DicePredictions(predicted_n, true_n, pass_other_gates(unseen, gates))

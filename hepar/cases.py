@@ -25,6 +25,8 @@ class Modality(StrEnum):
 LIVER, TUMOUR = 0, 1  # the channels of targets, weights and predictions: the whole liver, and the tumour in it
 STRUCTURES = ("liver", "tumour")  # their names, in that order
 PHANTOM = "phantom"  # the source of the cases that hepar draws itself
+YES, NO = ("yes", "true", "1"), ("no", "false", "0")  # in the cells of a table
+NOMINAL = (*NO, "approximate")  # of a voxel size that is not that of the scanner
 
 
 class LabelState(StrEnum):
@@ -191,6 +193,16 @@ def parse_enum(kind: type[StrEnum], value: object, case_id: str, column: str) ->
     except ValueError:
         allowed = ", ".join(member.value for member in kind)
         raise DataError(f"case {case_id}: {column} is {str(value)!r} but must be one of {allowed}") from None
+
+
+def parse_flag(cell: str, case_id: str, column: str, no: Sequence[str] = NO) -> bool:
+    """Whether a cell says yes, in capitals or not; `no` are the words for no.
+
+    Raises DataError naming case, column and value if it is any other word.
+    """
+    if (word := cell.lower()) in (*YES, *no):
+        return word in YES
+    raise DataError(f"case {case_id}: {column} is {cell!r} but must be one of {', '.join((*YES, *no))}")
 
 
 def check_case_ids(case_ids: Iterable[str]) -> None:

@@ -43,14 +43,16 @@ def write_study(folder: Path, **changes: object) -> Path:
 class FakeStages:
     """Runs steps by writing empty artifacts and reports of given scores; notes what has run, and fails as told.
 
-    `dice` gives the liver Dice of a case by arm (the part of a title before the comma) and case number.
+    `dice` gives the liver Dice of a case by arm (the part of a title before the comma) and case number, None for none;
+    `liver_ml` the volume of its reference liver by arm.
     """
 
-    def __init__(self, dice: Callable[[str, int], float] = lambda arm, case: 0.5, cases: int = 2) -> None:
+    def __init__(self, dice: Callable[[str, int], float | None] = lambda arm, case: 0.5, cases: int = 2) -> None:
         self.ran: list[str] = []
         self.environments: list[Mapping[str, str]] = []
         self.fail: Callable[[Step, Mapping[str, Any]], Exception | None] = lambda step, params: None
         self.dice, self.cases = dice, cases
+        self.liver_ml: Callable[[str], float] = lambda arm: 100.0
 
     def __call__(
         self, step: Step, folder: Path, held: tuple[int, int], environment: Mapping[str, str], log: Path
@@ -69,9 +71,9 @@ class FakeStages:
         rows = []
         for modality in params["modalities"]:
             for number in range(self.cases):
-                dice = self.dice("CT only" if params["modalities"] == ["CT"] else "universal", number)
-                row = {"case_id": f"{modality}-{number}", "modality": modality, "liver_dice": dice, "specific": 1}
-                rows.append(row)
+                arm = "CT only" if params["modalities"] == ["CT"] else "universal"
+                scores = {"liver_dice": self.dice(arm, number), "liver_reference_volume_ml": self.liver_ml(arm)}
+                rows.append({"case_id": f"{modality}-{number}", "modality": modality, "specific": 1, **scores})
         write_text(report.folder / Report.CASES, scores_csv(rows))
         write_json(report.folder / Report.FACTS, {Report.COMMIT: "abc"})
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hepar.cases import Modality
+from hepar.cli.messages import print_message
 from hepar.cli.options import REPORT
-from hepar.errors import DataError
+from hepar.errors import DataError, ParamsError
 from hepar.evaluation.breakdown import Breakdown
 
 if TYPE_CHECKING:
@@ -94,11 +95,12 @@ def compare(
 ) -> None:
     """Compare models on the patients that both were scored on: differences with intervals, tests and effect sizes.
 
-    Prints a table in Markdown. Holm's correction takes every row into account, so ask for few.
+    Prints a table in Markdown. Holm's correction takes every row of enough patients into account, so ask for few.
     """
-    from hepar.evaluation.comparison import DEFAULT_METRICS, compare_tables
+    from hepar.evaluation.comparison import DEFAULT_METRICS, RECALL, compare_tables
     from hepar.evaluation.comparison_table import comparison_table
     from hepar.evaluation.forest_plot import check_figure, write_forest_plot
+    from hepar.evaluation.scored_alike import scoring_differences
     from hepar.evaluation.summary import Bootstrap
     from hepar.runtime.artifacts import write_json
 
@@ -106,21 +108,26 @@ def compare(
         raise DataError(f"{scores[0]} alone has nothing to be compared with: give two or more")
     if figure is not None:
         check_figure(figure)
+    metrics = metric or DEFAULT_METRICS
+    if Breakdown.SIZE in (by or ()) and RECALL not in metrics:
+        raise ParamsError(f"--by is size, but only {RECALL} is known by lesion size: add --metric {RECALL!r}")
     tables = [_read(place) for place in scores]
-    comparison = compare_tables(tables, metric or DEFAULT_METRICS, by or tuple(Breakdown), Bootstrap(seed, resamples))
+    comparison = compare_tables(tables, metrics, by or tuple(Breakdown), Bootstrap(seed, resamples))
     if json_file is not None:
         write_json(json_file, comparison.as_json())
     if figure is not None:
         write_forest_plot(comparison, figure)
+    if differences := scoring_differences(tables):
+        print_message(f"warning: not all was scored alike, so it may not be the models that differ: {differences}")
     print(comparison_table(comparison))
 
 
 def _read(place: str) -> ScoreTable:
-    from hepar.evaluation.score_table import parse_scores, read_scores
+    from hepar.evaluation.score_table import read_scores
     from hepar.params import REGISTERED
 
     if place.startswith(REGISTERED):
         from hepar.registry.version_scores import version_scores
 
-        return parse_scores(version_scores(place), place)
+        return version_scores(place)
     return read_scores(Path(place), REPORT.name)

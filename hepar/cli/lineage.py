@@ -147,10 +147,17 @@ def _details(node: Node, cases: bool) -> list[str]:
         else:
             lines.append(f"not in {place.where}: {place.address} ({place.problem})")
     lines += [f"recorded in MLflow run: {run}" for run in node.records]
-    lines += [f"{name}: {UNKNOWN if value is None else _short(value) or EMPTY}" for name, value in node.facts.items()]
+    lines += [f"{name}: {_fact(name, value)}" for name, value in node.facts.items()]
     if node.parameters:
         lines.append(f"parameters: {len(node.parameters)} in that run, listed by --json")
     return lines + (_case_lines(node, cases) if node.cases is not None else [])
+
+
+def _fact(name: str, value: str | None) -> str:
+    """The value of a fact; without one, a commit, image or KFP run was not recorded, and anything else is none."""
+    from hepar.registry.lineage_server import EXECUTION
+
+    return _short(value) if value else UNKNOWN if value is None or name in EXECUTION else EMPTY
 
 
 def _case_lines(node: Node, all_of_them: bool) -> list[str]:

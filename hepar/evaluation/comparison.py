@@ -40,7 +40,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class ComparedMetric:
-    """One metric in one group of cases: a modality, or a source of it. `p_holm` is None where `result.p` is."""
+    """One metric in one group of cases: a modality, or a source of it.
+
+    `p_holm` is None where `result.p` is, and where `result.too_few` patients keep the test out of the family.
+    """
 
     versus: str
     modality: str
@@ -56,7 +59,7 @@ class ComparedMetric:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first table against the others. `rows` are the family of Holm's correction.
+    """The first table against the others. The `rows` of enough patients are the family of Holm's correction.
 
     `cases` and `lacking` are by the name of the other table; `lacking` holds the metrics that one of the two tables
     has no columns for.
@@ -146,6 +149,7 @@ def _burden_terms(values: Values) -> Terms | None:
     return (abs(values["burden_error"]), 1.0) if "burden_error" in values else None
 
 
+_RECALL = _lesion_metric(RECALL, _LESIONS, lambda counts: counts.sensitivity_terms)
 METRICS = (
     _mean("liver Dice", "liver_dice"),
     _mean("liver NSD", "liver_nsd_2mm"),
@@ -155,7 +159,7 @@ METRICS = (
     _mean("tumour NSD", "tumour_nsd_2mm"),
     _mean("tumour HD95", "tumour_hd95_mm", "mm", higher_is_better=False),
     Metric("tumour burden error", ("burden_error",), _burden_terms, higher_is_better=False),
-    _lesion_metric(RECALL, _LESIONS, lambda counts: counts.sensitivity_terms),
+    _RECALL,
     _lesion_metric("lesion F1", _LESIONS, lambda counts: counts.f1_terms),
     _lesion_metric(
         "false lesions", _LESIONS, lambda counts: (counts.false_positives, 1), "per case", higher_is_better=False
@@ -182,7 +186,8 @@ def compare_tables(
     """Compare the first table with each of the others, over the cases that both have.
 
     There is a row for each metric in each modality; also in each source of a modality that has several, and lesion
-    recall by lesion size, if `breakdowns` have them. A row without a defined value in either table is left out.
+    recall by lesion size, if `breakdowns` have them. A row without a defined value in either table is left out, and so
+    is a size that all lesions of the modality have.
 
     Raises ParamsError if a metric is unknown, DataError if two tables have the same name or cannot be paired.
     """
@@ -228,8 +233,10 @@ def _compare_group(
 ) -> Iterator[ComparedMetric]:
     modality, source, cases = group
     for metric in metrics:
-        if source and metric in _RECALL_BY_SIZE:
-            continue  # too few lesions a source, and each row costs all others power
+        if metric in _RECALL_BY_SIZE and (
+            source or _reference_lesions(metric, cases) == _reference_lesions(_RECALL, cases)
+        ):
+            continue  # too few lesions a source, or the row of all lesions again; each row costs all others power
         patients, firsts, seconds = [], [], []
         for one, other in cases.pairs:
             terms, other_terms = metric.terms(one.values), metric.terms(other.values)
@@ -243,9 +250,19 @@ def _compare_group(
             yield ComparedMetric(versus, modality, source, metric, result)
 
 
+def _reference_lesions(recall: Metric, cases: PairedCases) -> list[float]:
+    """The number of reference lesions that a recall is about, in each row of each pair."""
+    terms = [recall.terms(row.values) for pair in cases.pairs for row in pair]
+    return [0.0 if found is None else found[1] for found in terms]
+
+
 def _with_holm(rows: Sequence[ComparedMetric]) -> tuple[ComparedMetric, ...]:
-    adjusted = iter(holm([row.result.p for row in rows if row.result.p is not None]))
-    return tuple(row if row.result.p is None else replace(row, p_holm=next(adjusted)) for row in rows)
+    """The rows with their corrected p; those that cannot reach p < 0.05, whatever they show, cost others no power."""
+    p_values = [None if row.result.too_few else row.result.p for row in rows]
+    adjusted = iter(holm([p for p in p_values if p is not None]))
+    return tuple(
+        row if p is None else replace(row, p_holm=next(adjusted)) for row, p in zip(rows, p_values, strict=True)
+    )
 
 
 def _row_json(row: ComparedMetric) -> dict[str, Any]:

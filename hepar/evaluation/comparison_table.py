@@ -88,8 +88,9 @@ def _legend(comparison: Comparison) -> str:
     resamples = comparison.bootstrap.resamples
     return (
         f"Intervals: 95 %, {resamples} bootstrap resamples of patients. p: two-sided Wilcoxon signed-rank test over"
-        f" patients, with Holm's correction for all {comparison.family} tests shown. Effect: {EFFECT}, from −1 (every"
-        f" change is a decrease) to +1 (every one an increase). Lesions count as detected at IoU > {IOU_ABOVE:g}."
+        f" patients, with Holm's correction for the number of tests of at least {MIN_PATIENTS} patients,"
+        f" {comparison.family}. Effect: {EFFECT}, from −1 (every change is a decrease) to +1 (every one an increase)."
+        f" Lesions count as detected at IoU > {IOU_ABOVE:g}."
     )
 
 

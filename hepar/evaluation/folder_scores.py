@@ -21,7 +21,7 @@ from hepar.evaluation.summary import Bootstrap
 from hepar.inference.model_folder import ModelFolder
 from hepar.runtime.artifacts import read_manifest, sha256_file, sha256_json, write_artifact
 from hepar.runtime.bounded_map import bounded_map
-from hepar.runtime.commit import git_commit
+from hepar.runtime.commit import RELEASE, git_commit, release
 from hepar.runtime.device import available_cores
 from hepar.runtime.progress import current_stage, stage
 
@@ -47,8 +47,8 @@ def score_folders(folders: MaskFolders, out: Path, bootstrap: Bootstrap) -> Repo
     """Score all cases of two folders and write a report to `out`, with the tables and the page of `hepar evaluate`.
 
     The page shows outlines on black, since there are no images, and masks are not copied. Raises DataError as
-    `match_masks` and `read_pair` do, or if `out` holds something other than an earlier report, ParamsError if the label
-    maps have no structure in common; then nothing is written.
+    `match_masks` and `read_pair` do, or if `out` holds something other than an earlier report of masks, ParamsError if
+    the label maps have no structure in common; then nothing is written.
     """
     with stage("score"):
         if not folders.scored:
@@ -80,6 +80,8 @@ def _check_out(out: Path, folders: MaskFolders) -> None:
         read_manifest(out, Report.KIND)
     except ArtifactError:
         raise DataError(f"{out} exists and is not a report: choose another --out") from None
+    if ModelFolder.KIND in Report(out).facts():
+        raise DataError(f"{out} holds the evaluation of a model with its predicted masks: choose another --out")
 
 
 def _score(pair: MaskPair, folders: MaskFolders) -> ScoredCase:
@@ -100,6 +102,7 @@ def _facts(pairs: Sequence[MaskPair], folders: MaskFolders) -> dict[str, str]:
         Report.REFERENCE_LABELS: folders.labels.describe(),
         Report.PREDICTION_LABELS: folders.prediction_labels.describe(),
         **left_out,
+        RELEASE: release(),
         Report.COMMIT: git_commit(),
     }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from hepar.cases import LIVER, STRUCTURES, TUMOUR, LabelState, Modality, parse_enum
+from hepar.cases import LIVER, NOMINAL, STRUCTURES, TUMOUR, LabelState, Modality, parse_enum, parse_flag
 from hepar.errors import DataError, ParamsError
 from hepar.evaluation.label_pairs import CaseIdentity, LabelPair, SegmentedCase
 from hepar.imaging.headers import ENDINGS, volume_stem
@@ -127,18 +127,18 @@ def list_masks(folder: Path) -> dict[str, Path]:
 
 
 def read_pair(pair: MaskPair, labels: LabelValues, prediction_labels: LabelValues) -> SegmentedCase:
-    """Reference and prediction of a case in the canonical orientation.
+    """Reference and prediction of a case in the canonical orientation, whatever order and direction their axes have.
 
     The liver includes the tumours. A structure that is unknown, or that one of the two label maps does not show, has no
     reference. Raises DataError naming the case if a file cannot be read, the grids differ, a value has no name, or a
     structure that is absent by the table is in the reference.
     """
     case_id = pair.facts.identity.case_id
-    reference, prediction = (_read(case_id, path, pair.facts) for path in (pair.reference, pair.prediction))
+    reference, prediction = (canonical(_read(case_id, path, pair.facts)) for path in (pair.reference, pair.prediction))
     if difference := grid_difference(Geometry.of(prediction), Geometry.of(reference)):
         difference = difference.replace("the mask has", "the prediction has").replace("the image", "the reference")
         raise DataError(f"case {case_id}: {difference}")
-    reference_zyx, prediction_zyx = to_array(canonical(reference)), to_array(canonical(prediction))
+    reference_zyx, prediction_zyx = to_array(reference), to_array(prediction)
     for path, array_zyx, values in (
         (pair.reference, reference_zyx, labels),
         (pair.prediction, prediction_zyx, prediction_labels),
@@ -153,7 +153,7 @@ def read_pair(pair: MaskPair, labels: LabelValues, prediction_labels: LabelValue
         pair.facts.identity,
         LabelPair(liver_zyx if known[LIVER] else None, predicted_liver_zyx),
         LabelPair(tumour_zyx if known[TUMOUR] else None, predicted_tumour_zyx),
-        Geometry.of(canonical(reference)).spacing_zyx_mm,
+        Geometry.of(reference).spacing_zyx_mm,
         pair.facts.distances_known,
     )
 
@@ -218,14 +218,21 @@ def _facts(case_id: str, row: Mapping[str, str], default_modality: str) -> CaseF
             source=row.get("source") or "folder",
         ),
         (states[LIVER], states[TUMOUR]),
-        _is_true(row.get("spacing_known") or row.get("distances_known")),
+        _distances_known(case_id, row),
     )
+
+
+def _distances_known(case_id: str, row: Mapping[str, str]) -> bool:
+    """Whether the voxel size is real, by the column of a source, or else by that of a report; without either it is."""
+    if spacing := row.get("spacing_known"):
+        return parse_flag(spacing, case_id, "spacing_known", NOMINAL)
+    return _known(case_id, "distances", row)
 
 
 def _state(case_id: str, structure: str, row: Mapping[str, str]) -> LabelState:
     """The state of a structure: that of its column as in the table of a source, or else what that of a report tells."""
     column = f"{structure}_state"
-    cell = row.get(column) or (LabelState.MANUAL if _is_true(row.get(f"{structure}_known")) else LabelState.UNKNOWN)
+    cell = row.get(column) or (LabelState.MANUAL if _known(case_id, structure, row) else LabelState.UNKNOWN)
     state = parse_enum(LabelState, cell, case_id=case_id, column=column)
     if state not in _REFERENCE_STATES:
         raise DataError(
@@ -234,6 +241,7 @@ def _state(case_id: str, structure: str, row: Mapping[str, str]) -> LabelState:
     return LabelState(state)
 
 
-def _is_true(cell: str | None) -> bool:
-    """The truth of a cell; an empty or missing one is true."""
-    return (cell or "yes").lower() in ("yes", "true", "1")
+def _known(case_id: str, what: str, row: Mapping[str, str]) -> bool:
+    """Whether the table of a report knows something about a case; an empty or missing cell says yes."""
+    column = f"{what}_known"
+    return not row.get(column) or parse_flag(row[column], case_id, column)

@@ -38,6 +38,18 @@ def list_not_scored(scores: Sequence[CaseScores], facts: Mapping[str, str]) -> l
             rows += _row(scores, _everything(structure), f"the reference {structure} is unknown", _unknown(structure))
     rows += _row(
         scores,
+        "Liver Dice",
+        "neither reference nor prediction has a liver",
+        lambda case: case.liver.both_empty,
+    )
+    rows += _row(
+        scores,
+        "Liver Dice above 0",
+        "the reference has no liver, so that any predicted liver scores 0",
+        lambda case: case.liver.known and not case.liver.present and not case.liver.both_empty,
+    )
+    rows += _row(
+        scores,
         "Volumes, distances and lesion sizes",
         "the voxel size is nominal, so that lengths mean nothing",
         lambda case: not case.distances_known,

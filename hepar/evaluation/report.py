@@ -107,6 +107,7 @@ def write_report(
     }
     page = environment.get_template("report.html.j2").render(
         steps=trace(facts),
+        of_model=ModelFolder.KIND in facts,
         use=RESEARCH_USE,
         modalities=modalities,
         cards=_cards(metrics),

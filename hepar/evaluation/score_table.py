@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pandas as pd
@@ -29,11 +29,12 @@ class ScoredRow:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """A named table of scores, one row per case, by case id."""
+    """A named table of scores, one row per case, by case id. `facts` are those of its report, as far as it is known."""
 
     name: str
     columns: frozenset[str]
     rows: Mapping[str, ScoredRow]
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,25 +49,36 @@ class PairedCases:
 def read_scores(place: Path, report_name: str) -> ScoreTable:
     """The scores of a CSV file, of a report folder, or of a folder that holds a report named `report_name`.
 
-    Raises DataError if there are no scores at the place or the table breaks a rule, ArtifactError if the report is
-    damaged.
+    A CSV file has the facts of the report that it lies in. Raises DataError if there are no scores at the place or the
+    table breaks a rule, ArtifactError if the report is damaged.
     """
     if place.is_file():
         try:
             text = place.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{place} cannot be read: {one_line(error)}") from None
-        return parse_scores(text, str(place))
+        return parse_scores(text, str(place), _facts_around(place))
     if not place.exists():
         raise DataError(f"{place} does not exist")
     if not (place / MANIFEST).is_file() and (place / report_name).is_dir():
-        return parse_scores(Report.load(place / report_name).cases_csv(), str(place))
+        return _of_report(Report.load(place / report_name), str(place))
     if not (place / MANIFEST).is_file():
         raise DataError(f"{place} has no report: neither {MANIFEST} nor a folder {report_name} is in it")
-    return parse_scores(Report.load(place).cases_csv(), str(place))
+    return _of_report(Report.load(place), str(place))
 
 
-def parse_scores(csv: str, name: str) -> ScoreTable:
+def _of_report(report: Report, name: str) -> ScoreTable:
+    return parse_scores(report.cases_csv(), name, report.facts())
+
+
+def _facts_around(table: Path) -> Mapping[str, str]:
+    """The facts of the report that a table lies in; none for a table that lies elsewhere."""
+    report = Report(table.parent)
+    is_there = table.name == Report.CASES and (report.folder / Report.FACTS).is_file()
+    return report.facts() if is_there else {}
+
+
+def parse_scores(csv: str, name: str, facts: Mapping[str, str] | None = None) -> ScoreTable:
     """A table of scores. Raises DataError naming table, case, column and value if it breaks a rule or has no cases."""
     try:
         frame = frame_from_csv(csv, Report.TEXTS)
@@ -82,7 +94,12 @@ def parse_scores(csv: str, name: str) -> ScoreTable:
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
     columns = frozenset(str(column) for column in frame.columns)
-    return ScoreTable(name, columns, {row.identity.case_id: row for row in rows})
+    return ScoreTable(name, columns, {row.identity.case_id: row for row in rows}, facts or {})
+
+
+def share_cases(first: ScoreTable, second: ScoreTable) -> bool:
+    """Whether two tables have a case in common."""
+    return not first.rows.keys().isdisjoint(second.rows)
 
 
 def pair_cases(first: ScoreTable, second: ScoreTable) -> PairedCases:

@@ -20,7 +20,7 @@ import SimpleITK as sitk
 
 from hepar.errors import DataError, Refusal
 from hepar.imaging import headers
-from hepar.imaging.grid_rules import MISSING_SPACING_RULE, check_grid, size_text
+from hepar.imaging.grid_rules import DIRECTION_TOLERANCE, MISSING_SPACING_RULE, check_grid, numbers, size_text
 from hepar.imaging.headers import check_regular
 from hepar.imaging.masks import Mask, voxel_mm3
 from hepar.runtime.whole_files import whole_file
@@ -56,6 +56,11 @@ class Geometry:
         """Volume of a voxel."""
         return voxel_mm3(self.spacing_zyx_mm) / 1000
 
+    @property
+    def orientation(self) -> str:
+        """Where the axes x, y and z mostly point, as three letters: LPS is the canonical orientation."""
+        return str(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(self.direction))
+
     def to_lps_mm(self, index_zyx: tuple[float, float, float]) -> tuple[float, float, float]:
         """The place of an index, which may lie between voxels, in LPS millimetres."""
         offset_xyz_mm = np.array(index_zyx[::-1]) * self.spacing_zyx_mm[::-1]
@@ -87,7 +92,7 @@ class Geometry:
             self.size_zyx == other.size_zyx
             and bool(np.allclose(self.spacing_zyx_mm, other.spacing_zyx_mm, atol=1e-3))
             and bool(np.allclose(self.origin_xyz_mm, other.origin_xyz_mm, atol=ORIGIN_TOLERANCE_MM))
-            and bool(np.allclose(self.direction, other.direction, atol=1e-3))
+            and bool(np.allclose(self.direction, other.direction, atol=DIRECTION_TOLERANCE))
         )
 
 
@@ -95,12 +100,21 @@ def grid_difference(mask: Geometry, image: Geometry) -> str:
     """The grids of a mask and its image, for messages, if they differ; empty if they are the same."""
     if mask.agrees_with(image):
         return ""
-    return f"the mask has {_describe_grid(mask)}, but the image has {_describe_grid(image)}"
+    parallel = np.allclose(mask.direction, image.direction, atol=DIRECTION_TOLERANCE)
+    axes = ("", "") if parallel else (_describe_axes(mask, image), _describe_axes(image, mask))
+    return f"the mask has {_describe_grid(mask)}{axes[0]}, but the image has {_describe_grid(image)}{axes[1]}"
 
 
 def _describe_grid(grid: Geometry) -> str:
     spacing, origin = (" ".join(f"{mm:g}" for mm in values) for values in (grid.spacing_zyx_mm, grid.origin_xyz_mm))
     return f"{size_text(grid.size_zyx)} voxels, spacing {spacing} mm zyx and origin {origin} mm xyz"
+
+
+def _describe_axes(grid: Geometry, other: Geometry) -> str:
+    """The orientation of a grid, or its direction cosines if the orientation is that of the other grid."""
+    if grid.orientation != other.orientation:
+        return f" in orientation {grid.orientation}"
+    return f" with direction cosines {numbers(grid.direction)}"
 
 
 def read_image(path: Path, *, spacing_known: bool = True, inside: Path | None = None) -> sitk.Image:

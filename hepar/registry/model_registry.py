@@ -113,8 +113,7 @@ class RegisteredModel:
             raise StorageError(f"the registry at {server()} does not answer: {reason_of(error)}") from None
 
     def _with_scores(self, found: Any) -> ModelVersion:
-        facts = {fact: found.tags[tag_name(fact)] for fact in FACTS if tag_name(fact) in found.tags}
-        return ModelVersion(found.name, str(found.version), found.run_id, facts, self._cases(found))
+        return ModelVersion(found.name, str(found.version), found.run_id, facts_of(found), self._cases(found))
 
     def _cases(self, found: Any) -> tuple[CaseResult, ...] | None:
         """The scores by case that were logged with a version; None if it names no report."""
@@ -311,6 +310,11 @@ def find_registered(mlflow: Any, uri: str) -> Any:
         if error.error_code not in NOT_FOUND:
             raise
         raise DataError(f"{uri} is not in the registry at {server()}: {reason_of(error)}") from None
+
+
+def facts_of(found: Any) -> dict[str, str]:
+    """Those of `FACTS` that a version has, of what MLflow knows about it."""
+    return {fact: found.tags[tag_name(fact)] for fact in FACTS if tag_name(fact) in found.tags}
 
 
 def versions_of_run(mlflow: Any, run: str) -> list[Any]:

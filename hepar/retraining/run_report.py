@@ -19,7 +19,6 @@ from hepar.evaluation.comparison import DEFAULT_METRICS, Comparison, compare_tab
 from hepar.evaluation.comparison_table import comparison_table
 from hepar.evaluation.forest_plot import write_forest_plot
 from hepar.evaluation.report_folder import Report
-from hepar.evaluation.score_table import ScoreTable, parse_scores
 from hepar.evaluation.summary import Bootstrap
 from hepar.inference.model_folder import ModelFolder
 from hepar.params import CHAMPION, REGISTERED
@@ -182,15 +181,11 @@ def _with_comparison(found: RunReport, bootstrap: Bootstrap) -> RunReport:
     if not found.against:
         return replace(found, remark="There was no champion to compare it with.")
     try:
-        tables = [_scores(uri) for uri in (found.against, f"{REGISTERED}{found.model}/{found.version}")]
+        tables = [version_scores(uri) for uri in (found.against, f"{REGISTERED}{found.model}/{found.version}")]
         comparison = compare_tables(tables, DEFAULT_METRICS, tuple(Breakdown), bootstrap)
     except (ArtifactError, DataError) as error:  # other patients, or a version of an older release
         return replace(found, remark=f"Not compared with {found.against}: {error}.")
     return replace(found, comparison=comparison)
-
-
-def _scores(uri: str) -> ScoreTable:
-    return parse_scores(version_scores(uri), uri)
 
 
 def pointed_version(folder: Path, model: str) -> str:

@@ -64,7 +64,12 @@ class StudyFile(Section):
             for name in (claim.arm, claim.than):
                 if name not in self.arms:
                     raise ValueError(f"claim {claim.claim!r} names the unknown arm {name!r}")
-            choose_metrics([claim.metric])
+            if claim.arm == claim.than:
+                raise ValueError(f"claim {claim.claim!r} compares the arm {claim.arm!r} with itself")
+            try:
+                choose_metrics([claim.metric])
+            except ParamsError as error:
+                raise ValueError(f"claim {claim.claim!r}: {error}") from None
         return self
 
 
@@ -132,7 +137,8 @@ def _read(path: Path) -> StudyFile:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        what = "unknown key" if first["type"] == "extra_forbidden" else one_line(first["msg"])
+        message = one_line(first["msg"]).removeprefix("Value error, ")  # as pydantic begins ours
+        what = "unknown key" if first["type"] == "extra_forbidden" else message
         raise ParamsError(f"study {path}: {f'{key}: ' if key else ''}{what}") from None
 
 

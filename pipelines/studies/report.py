@@ -12,11 +12,11 @@ from hepar.cases import Modality
 from hepar.errors import DataError
 from hepar.evaluation.bootstrap import Estimate, bootstrap_ratio
 from hepar.evaluation.comparison import ComparedMetric, Comparison, Metric, choose_metrics, compare_tables
-from hepar.evaluation.comparison_table import metric_label, signed
+from hepar.evaluation.comparison_table import TOO_FEW, metric_label, signed
 from hepar.evaluation.forest_plot import write_forest_plot
 from hepar.evaluation.paired import MIN_PATIENTS
 from hepar.evaluation.report_folder import Report
-from hepar.evaluation.score_table import ScoreTable
+from hepar.evaluation.score_table import ScoreTable, share_cases
 from hepar.evaluation.summary import Bootstrap
 from hepar.evaluation.tables import UNDEFINED, interval, number
 from hepar.runtime.artifacts import write_json
@@ -46,11 +46,15 @@ class ArmFigure:
 
 @dataclass(frozen=True)
 class StudyFigure:
-    """A metric of all arms. `comparison` is None if no arm shares a scored scan with the first."""
+    """A metric of all arms. `comparison` is None if no arm can be compared with the first.
+
+    `incomparable` are the reasons why arms that share scans with the first are not compared, by arm.
+    """
 
     metric: Metric
     arms: tuple[ArmFigure, ...]
     comparison: Comparison | None
+    incomparable: Mapping[str, str]
 
     @property
     def plot(self) -> str:
@@ -91,14 +95,16 @@ def figure_of(metric: Metric, arms: Sequence[ArmScores], bootstrap: Bootstrap) -
     first, *others = arms
     rows: dict[tuple[str, str], ComparedMetric] = {}
     comparable: list[ScoreTable] = []
+    incomparable: dict[str, str] = {}
     own = first.pooled(first.seeds)
     for arm in others if own is not None else ():
         table, matched = arm.pooled(first.seeds), first.pooled(arm.seeds)
-        if table is None or matched is None:
+        if table is None or matched is None or not share_cases(matched, table):
             continue
         try:
             found = compare_tables([matched, table], [metric.name], (), bootstrap)
-        except DataError:  # no scan in common
+        except DataError as error:  # hours of training deserve a report of the other arms
+            incomparable[arm.name] = str(error)
             continue
         comparable.append(table)
         rows.update({(arm.name, row.modality): row for row in found.rows})
@@ -109,7 +115,7 @@ def figure_of(metric: Metric, arms: Sequence[ArmScores], bootstrap: Bootstrap) -
         for arm in arms
         if (value := _value(metric, arm, modality, bootstrap)).value is not None
     ]
-    return StudyFigure(metric, tuple(values), together)
+    return StudyFigure(metric, tuple(values), together, incomparable)
 
 
 def _value(metric: Metric, arm: ArmScores, modality: Modality, bootstrap: Bootstrap) -> Estimate:
@@ -171,8 +177,8 @@ def _page(
         RULE,
         *(part for figure in figures for part in _figure_parts(study, figure)),
         f"Intervals: 95 %, {study.base.evaluate.bootstrap_resamples} bootstrap resamples of patients, over the mean of"
-        f" the seeds; they do not cover the spread between seeds. (!) marks fewer than {MIN_PATIENTS} patients, with"
-        " which an interval means nothing.",
+        f" the seeds; they do not cover the spread between seeds. {TOO_FEW} marks a value or a difference of fewer than"
+        f" {MIN_PATIENTS} patients, with which an interval means nothing.",
         "## Arms",
         _arms_table(study, facts),
         f"One budget in {file.budget.replace('_', '-')} of each modality.",
@@ -207,7 +213,7 @@ def _claims_table(claims: Sequence[JudgedClaim]) -> str:
             signed(judged.claim.by, DIGITS),
             str(judged.patients),
             str(len(judged.seed_gains)),
-            f"**{judged.verdict}**",
+            f"**{judged.verdict}**{f': {judged.reason}' if judged.reason else ''}",
         ]
         for judged in claims
     ]
@@ -222,14 +228,16 @@ def _figure_parts(study: Study, figure: StudyFigure) -> list[str]:
     head = ["modality", "arm", "value", "95 % interval", f"minus {first}", "95 % interval", "patients", "seeds"]
     rows = [_figure_row(item) for item in figure.arms]
     plot = [f"![Differences from {first}]({figure.plot})"] if figure.comparison is not None else []
-    return [title, _table(head, rows), *plot]
+    apart = [f"{arm} is not compared with {first}: {reason}." for arm, reason in figure.incomparable.items()]
+    return [title, _table(head, rows), *apart, *plot]
 
 
 def _figure_row(item: ArmFigure) -> list[str]:
     difference, low_high = UNDEFINED, UNDEFINED
     if item.versus_first is not None and (found := item.versus_first.result.difference).value is not None:
         difference, low_high = signed(found.value, DIGITS), interval(found.ci95, DIGITS) or UNDEFINED
-    few = " (!)" if item.value.patients < MIN_PATIENTS else ""
+        difference += f" {TOO_FEW}" if item.versus_first.result.too_few else ""
+    few = f" {TOO_FEW}" if item.value.patients < MIN_PATIENTS else ""
     return [
         item.modality,
         item.arm,
@@ -265,6 +273,7 @@ def _as_json(figure: StudyFigure) -> dict[str, Any]:
             {"arm": item.arm, "modality": item.modality, "seeds": item.seeds, **asdict(item.value)}
             for item in figure.arms
         ],
+        "incomparable": dict(figure.incomparable),
         "comparison": None if figure.comparison is None else figure.comparison.as_json(),
     }
 

@@ -12,6 +12,8 @@ from conftest import call
 from label_maps import label_map, write_labels
 from score_csv import scores_csv
 
+from hepar.runtime.commit import release
+
 CASES = 7
 
 
@@ -67,6 +69,13 @@ def test_two_models_are_scored_and_compared(work: Path) -> None:
         ("CT", False),
         ("MR", True),
     ]
+    shutil.copy(work / "runs" / "better" / "report" / "cases.csv", work / "copied.csv")
+    ended = call("hepar", "compare", "runs/good", "copied.csv", "--metric", "liver Dice", cwd=work)
+    assert ended.returncode == 0
+    assert ended.stderr == (
+        "hepar: warning: not all was scored alike, so it may not be the models that differ:"
+        f" release is {release()} in runs/good and not known in copied.csv\n"
+    )
     assert "better/report/cases.csv − good, with" in (work / "out" / "forest.svg").read_text()
 
 
@@ -93,6 +102,7 @@ def test_what_cannot_be_compared_is_one_sentence(work: Path, empty_database: Pat
         (("one.csv", "two.csv", "--json", "x.json"), "have no case in common"),
         (("one.csv", "experts"), "experts has no report"),
         (("one.csv", "models:/nobody/1"), "models:/nobody/1 is not in the registry"),
+        (("one.csv", "two.csv", "--metric", "liver NSD", "--by", "size"), "only lesion recall is known by lesion size"),
         (("one.csv", "two.csv", "--figure", "x.pdf"), "its name must end in .svg or .png"),
     ):
         ended = call("hepar", "compare", *arguments, cwd=work, MLFLOW_TRACKING_URI=f"sqlite:///{work / 'mlflow.db'}")

@@ -79,10 +79,15 @@ def test_the_tree_shows_each_artifact_once_with_places_facts_and_cases(run: ToyR
     assert "liver none" in case
 
 
-def test_an_empty_fact_is_none_and_a_missing_one_not_known() -> None:
-    report = Node("a" * 64, "report", facts={"mirror_axes": "", "image": None, "variants": "1"})
+def test_an_empty_fact_is_none_but_a_commit_or_a_missing_one_not_known() -> None:
+    report = Node("a" * 64, "report", facts={"mirror_axes": "", "image": None, "variants": "1", "git commit": ""})
     lines = tree_lines(Lineage(report.key, {report.key: report}), cases=False)
-    assert [line.strip() for line in lines[1:]] == ["mirror_axes: none", "image: not known", "variants: 1"]
+    assert [line.strip() for line in lines[1:]] == [
+        "mirror_axes: none",
+        "image: not known",
+        "variants: 1",
+        "git commit: not known",
+    ]
 
 
 def test_json_from_the_registry_opens_the_pool_on_its_remote(run: ToyRun, tmp_path: Path) -> None:

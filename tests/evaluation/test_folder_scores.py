@@ -14,7 +14,9 @@ from hepar.evaluation.folder_scores import MaskFolders, score_folders
 from hepar.evaluation.mask_folders import UNKNOWN_MODALITY, LabelValues
 from hepar.evaluation.report_folder import Report
 from hepar.evaluation.summary import Bootstrap
-from hepar.runtime.artifacts import MANIFEST, write_artifact
+from hepar.inference.model_folder import ModelFolder
+from hepar.runtime.artifacts import MANIFEST, write_artifact, write_json
+from hepar.runtime.commit import RELEASE, release
 
 BOOTSTRAP = Bootstrap(1, 50)
 LABELS = LabelValues((1,), (2,))
@@ -49,6 +51,8 @@ def test_the_report_holds_the_scores_of_the_masks(tmp_path: Path, folders: MaskF
     page = report.page.read_text()
     assert page.count("<figure>") == 2
     assert "labels of the reference" in page
+    assert "hepar lineage" not in page  # there is no model to follow
+    assert report.facts()[RELEASE] == release()
 
 
 def test_the_number_of_workers_changes_no_byte(
@@ -117,7 +121,7 @@ def test_a_bad_mask_leaves_no_report_and_keeps_an_older_one(tmp_path: Path, fold
     assert Report.load(tmp_path / "out").manifest.hash == older
 
 
-def test_nothing_but_an_older_report_is_replaced(tmp_path: Path, folders: MaskFolders) -> None:
+def test_nothing_but_an_older_report_of_masks_is_replaced(tmp_path: Path, folders: MaskFolders) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("precious")
     with write_artifact(tmp_path / "cohort", "cohort", {}) as folder:
@@ -128,6 +132,11 @@ def test_nothing_but_an_older_report_is_replaced(tmp_path: Path, folders: MaskFo
     for out in (folders.prediction, tmp_path):
         with pytest.raises(DataError, match=r"would be replaced by the report, but .* lies in it"):
             score_folders(folders, out, BOOTSTRAP)
+    with write_artifact(tmp_path / "run" / "report", Report.KIND, {}) as folder:
+        write_json(folder / Report.FACTS, {ModelFolder.KIND: "a" * 64})
+    with pytest.raises(DataError, match="run/report holds the evaluation of a model with its predicted masks: choose"):
+        score_folders(folders, tmp_path / "run" / "report", BOOTSTRAP)
+    assert Report.load(tmp_path / "run" / "report").facts() == {ModelFolder.KIND: "a" * 64}
     assert (tmp_path / "mine" / "notes.txt").read_text() == "precious"
     (tmp_path / "empty").mkdir()
     score_folders(folders, tmp_path / "empty", BOOTSTRAP)

@@ -92,6 +92,16 @@ def test_masks_are_turned_to_the_canonical_orientation(tmp_path: Path) -> None:
     assert sorted(set(np.nonzero(case.tumour.prediction_zyx)[2].tolist())) == [SHAPE[2] - 1]
 
 
+def test_the_same_masks_in_another_order_of_axes_are_scored(folders: tuple[Path, Path]) -> None:
+    path = folders[1] / "a.nii.gz"
+    same = read_pair(match_masks(*folders, None, None)[0], LABELS, LABELS)
+    sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(path)), "SAR"), str(path))
+    turned = read_pair(match_masks(*folders, None, None)[0], LABELS, LABELS)
+    assert turned.spacing_zyx_mm == same.spacing_zyx_mm
+    assert np.array_equal(turned.tumour.prediction_zyx, same.tumour.prediction_zyx)
+    assert np.array_equal(turned.tumour.reference_zyx, same.tumour.reference_zyx)
+
+
 def test_two_folders_may_have_labels_of_their_own_and_other_organs(tmp_path: Path) -> None:
     reference_zyx, prediction_zyx = label_map(), label_map().astype(np.float32)
     prediction_zyx[prediction_zyx > 0] += 4  # liver 5, tumour 6
@@ -152,6 +162,15 @@ def test_columns_of_a_source_come_before_those_of_a_report(tmp_path: Path, folde
 
 
 @pytest.mark.parametrize(
+    ("cell", "known"),
+    [("YES", True), ("True", True), ("1", True), ("No", False), ("FALSE", False), ("0", False), ("approximate", False)],
+)
+def test_a_voxel_size_is_known_or_nominal(tmp_path: Path, folders: tuple[Path, Path], cell: str, known: bool) -> None:
+    table = write_table(tmp_path, f"case_id,spacing_known\na,{cell}\nb,\n")
+    assert [pair.facts.distances_known for pair in match_masks(*folders, table, None)] == [known, True]
+
+
+@pytest.mark.parametrize(
     ("rows", "problem"),
     [
         ("case_id\na\n", "case b: .*cases.csv has no row for .*b.nii.gz"),
@@ -160,6 +179,18 @@ def test_columns_of_a_source_come_before_those_of_a_report(tmp_path: Path, folde
         (
             "case_id,tumour_state\na,pseudo\nb,\n",
             "case a: tumour_state is pseudo but a reference must be one of manual",
+        ),
+        (
+            "case_id,spacing_known\na,\nb,Y\n",
+            "case b: spacing_known is 'Y' but must be one of yes, true, 1, no, .*, appr",
+        ),
+        (
+            "case_id,distances_known\na,1.0\nb,\n",
+            "case a: distances_known is '1.0' but must be one of yes, true, 1, no,",
+        ),
+        (
+            "case_id,tumour_known\na,ture\nb,\n",
+            "case a: tumour_known is 'ture' but must be one of yes, true, 1, no, fa",
         ),
         ("case_id,liver_state\na,maybe\nb,\n", "case a: liver_state is 'maybe' but must be one of"),
         ("case_id\na\nb\na\n", "case a: the id is used twice"),

@@ -22,6 +22,7 @@ from hepar.evaluation.scores import CaseScores, score_case
 from hepar.evaluation.short_page import shorten_page
 from hepar.evaluation.slices import CaseSlice, pick_slice
 from hepar.evaluation.summary import Bootstrap, summarise
+from hepar.inference.model_folder import ModelFolder
 
 SHAPE = (4, 24, 30)
 SPACING_MM = (3.0, 1.5, 1.5)
@@ -63,12 +64,16 @@ HISTORY = pd.DataFrame(
 
 
 def write(
-    folder: Path, cases: list[tuple[CaseScores, CaseSlice]], history: pd.DataFrame = HISTORY, name: str = "report.html"
+    folder: Path,
+    cases: list[tuple[CaseScores, CaseSlice]],
+    history: pd.DataFrame = HISTORY,
+    name: str = "report.html",
+    **more_facts: str,
 ) -> str:
     scores = [score for score, _ in cases]
     bootstrap = Bootstrap(seed=1, resamples=50)
     metrics = summarise(scores, bootstrap.seed, bootstrap.resamples)
-    facts = {"cohort": "sha256:12", "git <commit>": "ab&c"}
+    facts = {"cohort": "sha256:12", "git <commit>": "ab&c", **more_facts}
     write_report(folder / name, metrics, scores, [case_slice for _, case_slice in cases], history, facts, bootstrap)
     return (folder / name).read_text(encoding="utf-8")
 
@@ -103,6 +108,12 @@ def section(text: str, name: str) -> str:
 def figures(text: str, within: str = "slices") -> list[str]:
     """Case ids in the order of the figures of a section."""
     return re.findall(r"<figcaption><b>([^<]+)</b>", section(text, within))
+
+
+def test_only_the_page_of_a_model_promises_its_lineage(tmp_path: Path) -> None:
+    promise = "<code>hepar lineage</code> with the folder of this report"
+    assert promise not in write(tmp_path, [])
+    assert promise in write(tmp_path, [], **{ModelFolder.KIND: "a" * 64})
 
 
 def test_the_menu_has_the_headings_and_the_page_says_what_it_is_for(tmp_path: Path) -> None:

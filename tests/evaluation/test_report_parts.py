@@ -243,6 +243,20 @@ def test_what_was_not_scored_is_named_with_its_reason() -> None:
     assert list_not_scored([scored("a")], {}) == []
 
 
+def test_livers_that_are_missing_from_the_reference_are_named() -> None:
+    """Without a liver in the prediction either there is no Dice, with one it is 0."""
+
+    def case(name: str, predicted: int) -> CaseScores:
+        pairs = LabelPair(strip(0), strip(predicted)), LabelPair(None, strip(0))
+        return score_case(SegmentedCase(CaseIdentity(name, name, "CT", "", "A"), *pairs, (1.0, 1.0, 1.0), True))
+
+    rows = list_not_scored([case("neither", 0), case("wrong", 5), scored("right", tumour=None)], {})
+    assert [(row.what, row.cases) for row in rows if row.what.startswith("Liver Dice")] == [
+        ("Liver Dice", ("neither",)),
+        ("Liver Dice above 0", ("wrong",)),
+    ]
+
+
 def test_a_structure_that_was_left_out_is_no_unknown_reference() -> None:
     facts = {Report.NOT_SCORED: "liver: not taught to the model"}
     (row,) = list_not_scored([scored("a", liver=None)], facts)

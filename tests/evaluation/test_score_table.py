@@ -12,6 +12,7 @@ from hepar.errors import ArtifactError, DataError
 from hepar.evaluation.report_folder import Report
 from hepar.evaluation.score_table import pair_cases, parse_scores, read_scores
 from hepar.runtime.artifacts import write_artifact
+from hepar.runtime.commit import RELEASE
 
 ROWS = [{"case_id": "a", "liver_dice": 0.9, "specific": True}, {"case_id": "b", "liver_dice": None, "specific": False}]
 
@@ -28,7 +29,7 @@ def test_numbers_and_truth_values_are_numbers_and_what_is_empty_is_left_out() ->
 def write_report(folder: Path) -> None:
     cases = pd.DataFrame({name: ["NA"] for name in Report.TEXTS} | {"liver_dice": [0.5]})
     with write_artifact(folder, Report.KIND, {}) as partial:
-        Report(partial).save({}, {}, cases, pd.DataFrame({"case_id": []}))
+        Report(partial).save({}, {RELEASE: "1"}, cases, pd.DataFrame({"case_id": []}))
 
 
 def test_a_report_and_a_folder_that_holds_one_have_the_same_scores(tmp_path: Path) -> None:
@@ -38,6 +39,10 @@ def test_a_report_and_a_folder_that_holds_one_have_the_same_scores(tmp_path: Pat
         for place in (tmp_path / "run", tmp_path / "run" / "report", tmp_path / "run" / "report" / Report.CASES)
     )
     assert run.rows == report.rows == file.rows
+    assert run.facts == report.facts == file.facts == {RELEASE: "1"}
+    copied = tmp_path / "run" / Report.CASES
+    copied.write_text((tmp_path / "run" / "report" / Report.CASES).read_text())
+    assert read_scores(copied, "report").facts == {}
     assert run.rows["NA"].values == {"liver_dice": 0.5}
     assert run.name == str(tmp_path / "run")
 

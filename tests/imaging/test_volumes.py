@@ -20,6 +20,7 @@ from hepar.imaging.volumes import (
     WRITABLE_SUFFIXES,
     Geometry,
     canonical,
+    grid_difference,
     read_image,
     resample,
     resample_mask,
@@ -184,6 +185,26 @@ def test_grids_agree_up_to_rounding_in_headers() -> None:
     assert not own.agrees_with(Geometry((3, 4, 5), (1.0, 1.0, 1.1), (0.0, 0.0, 0.0), IDENTITY))
     assert not own.agrees_with(Geometry((3, 4, 6), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY))
     assert not own.agrees_with(Geometry((3, 4, 5), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (-1, 0, 0, 0, -1, 0, 0, 0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("direction", "own", "others"),
+    [
+        ((-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0), " in orientation RAS", " in orientation LPS"),
+        (
+            (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0),
+            " with direction cosines (0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1)",
+            " with direction cosines (1, 0, 0, 0, 1, 0, 0, 0, 1)",
+        ),
+        (IDENTITY, "", ""),
+    ],
+)
+def test_grids_that_differ_in_their_axes_are_told_apart(direction: tuple[float, ...], own: str, others: str) -> None:
+    mask, image = Geometry((3, 4, 5), (2.0, 1.0, 1.0), (0.0, 0.0, 0.0), direction), grid((3, 4, 5))
+    assert grid_difference(mask, image) == (
+        f"the mask has 5×4×3 voxels, spacing 2 1 1 mm zyx and origin 0 0 0 mm xyz{own}, but the image has 5×4×3 voxels,"
+        f" spacing 1 1 1 mm zyx and origin 0 0 0 mm xyz{others}"
+    )
 
 
 def test_a_written_volume_reads_back(tmp_path: Path) -> None:

@@ -44,7 +44,14 @@ def test_an_arm_changes_the_params_that_all_share(tmp_path: Path) -> None:
         ({"budget": "hours"}, "budget: "),
         ({"folds": 0}, "folds: "),
         ({"claims": [{**CLAIM, "arm": "MR only", "by": 0.0}]}, "'MR helps CT' names the unknown arm 'MR only'"),
-        ({"claims": [{**CLAIM, "metric": "Dice", "by": 0.0}]}, "metric 'Dice' is unknown: choose from liver Dice, "),
+        (
+            {"claims": [{**CLAIM, "metric": "Dice", "by": 0.0}]},
+            r"^study .*toy\.yaml: claim 'MR helps CT': metric 'Dice' is unknown: choose from liver Dice, ",
+        ),
+        (
+            {"claims": [{**CLAIM, "than": "universal", "by": 0.0}]},
+            r"^study .*toy\.yaml: claim 'MR helps CT' compares the arm 'universal' with itself$",
+        ),
         ({"claims": [CLAIM]}, r"claims\.0\.by: "),
         ({"params": "none.yaml"}, "params file .*none.yaml does not exist"),
         ({"common": {"network.size": 3}}, r"toy\.yaml: common: unknown key network\.size$"),

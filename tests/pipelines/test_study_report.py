@@ -130,6 +130,23 @@ def test_an_arm_without_a_scan_in_common_has_its_own_value_only() -> None:
     assert (judged.gain, judged.verdict) == (None, "not enough evidence")
 
 
+def test_arms_with_another_reference_are_not_comparable_and_the_report_says_why() -> None:
+    (dice,) = choose_metrics(["liver Dice"])
+    first, second = (
+        arm(name, {seed: [{"liver_dice": 0.5, "liver_reference_volume_ml": ml}] for seed in SEEDS})
+        for name, ml in (("a", 100.0), ("b", 101.0))
+    )
+    reason = (
+        "case CT-0, seed 1: the reference liver has 100.00 ml in a but 101.00 ml in b; both must be scored against the"
+        " same reference"
+    )
+    (judged,) = judge_claim(claim(), {"a": first, "b": second}, BOOTSTRAP)
+    assert (judged.gain, judged.verdict, judged.reason) == (None, ClaimVerdict.NOT_COMPARABLE, reason)
+    figure = figure_of(dice, [first, second, arm("c", {1: dices(0.9)})], BOOTSTRAP)
+    assert figure.incomparable == {"b": reason}
+    assert [item.versus_first is None for item in figure.arms] == [True, True, False]
+
+
 def test_an_arm_that_is_missing_altogether_leaves_the_others() -> None:
     (dice,) = choose_metrics(["liver Dice"])
     others = [arm("b", {}), arm("c", {1: dices(0.9)})]
@@ -155,6 +172,28 @@ def test_the_page_says_above_the_claims_that_commits_differ(tmp_path: Path, monk
     (step_folder(cells[0].steps[0], tmp_path) / COMMITS).unlink()  # as an older release left it
     text = write_study_report(study, cells, [], tmp_path).read_text()
     assert f"{said}c0ffee (5), decade (5), unknown (1)." in text
+
+
+def test_a_difference_of_few_patients_is_marked_beside_values_of_enough(tmp_path: Path) -> None:
+    """Each arm lacks the liver Dice of two other patients of eight, so that four have a difference."""
+    study = load_study(write_study(tmp_path, seeds=[1]))
+    cells = plan_cells(study)
+    lacking = {"universal": (0, 1), "CT only": (2, 3)}
+    assert run_cells(cells, tmp_path, FakeStages(lambda arm, n: None if n in lacking[arm] else 0.5, cases=8)) == []
+    text = write_study_report(study, cells, [], tmp_path).read_text()
+    assert "| CT | CT only | 0.500 | 0.500 to 0.500 | 0.000 (!) | 0.000 to 0.000 | 6 | 1 |" in text
+
+
+def test_the_page_says_which_scans_of_two_arms_cannot_be_compared(tmp_path: Path) -> None:
+    study = load_study(write_study(tmp_path, seeds=[1]))
+    cells, fake = plan_cells(study), FakeStages()
+    fake.liver_ml = {"universal": 100.0, "CT only": 101.0}.__getitem__
+    assert run_cells(cells, tmp_path, fake) == []
+    text = write_study_report(study, cells, [], tmp_path).read_text()
+    problem = "case CT-0, seed 1: the reference liver has 101.00 ml in CT only but 100.00 ml in universal; "
+    assert f"| **not comparable**: {problem}" in text
+    problem = "case CT-0, seed 1: the reference liver has 100.00 ml in universal but 101.00 ml in CT only; "
+    assert f"CT only is not compared with universal: {problem}" in text
 
 
 def test_the_page_has_claims_figures_plots_and_what_was_spent(tmp_path: Path) -> None:

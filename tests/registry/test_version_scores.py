@@ -13,6 +13,7 @@ from hepar.evaluation.report_folder import Report
 from hepar.evaluation.score_table import parse_scores
 from hepar.registry.tracking import connect
 from hepar.registry.version_scores import version_scores
+from hepar.runtime.commit import RELEASE
 
 pytestmark = pytest.mark.usefixtures("database")
 CSV = scores_csv([{"case_id": "a", "liver_dice": 0.5}])
@@ -37,16 +38,17 @@ def register(folder: Path, name: str, csv: str | None) -> None:
 def test_each_version_has_the_scores_of_its_own_report(tmp_path: Path) -> None:
     registry = ToyRegistry(tmp_path)
     registry.champion(scores(0.8))
-    registry.add(scores(0.9))
+    registry.add(scores(0.9), **{RELEASE: "2.0"})
+    assert version_scores(f"models:/{registry.name}/2").facts[RELEASE] == "2.0"
     for key, dice in (("/1", 0.8), ("@champion", 0.8), ("/2", 0.9)):
-        table = parse_scores(version_scores(f"models:/{registry.name}{key}"), key)
+        table = version_scores(f"models:/{registry.name}{key}")
         assert {row.values["liver_dice"] for row in table.rows.values()} == {dice}
 
 
 def test_versions_of_older_releases_are_found_by_number_and_alias(tmp_path: Path) -> None:
     register(tmp_path, "livers", CSV)
-    assert version_scores("models:/livers/1") == CSV
-    assert version_scores("models:/livers@champion") == CSV
+    for uri in ("models:/livers/1", "models:/livers@champion"):
+        assert version_scores(uri) == parse_scores(CSV, uri)  # without a fact about the report
 
 
 def test_versions_that_do_not_exist_or_have_no_scores_are_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from pandas.errors import ParserWarning
 
-from hepar.cases import STRUCTURES, LabelState, Modality, Split, parse_enum
+from hepar.cases import NOMINAL, STRUCTURES, LabelState, Modality, Split, parse_enum, parse_flag
 from hepar.errors import DataError, Refusal, one_line
 from hepar.ingest.sources.source import SourceCase, VolumeFile, refused_case
 from hepar.runtime.csv_cells import original_text
@@ -144,7 +144,7 @@ def _case(row: Mapping[str, str], patient_id: str, find: Callable[[str], Path]) 
         if (state == LabelState.MANUAL) != bool(row[structure]):
             given = repr(row[structure]) if row[structure] else "empty"
             raise DataError(f"case {case_id}: {name} is {state} but column {structure} is {given}")
-    distances_known = row["spacing_known"].lower() in ("yes", "true", "1")
+    distances_known = parse_flag(row["spacing_known"], case_id, "spacing_known", NOMINAL)
     return SourceCase(
         case_id=case_id,
         patient_id=patient_id,

@@ -73,6 +73,18 @@ def test_a_bad_row_is_refused_and_the_others_are_read(row: str, case_id: str, va
     assert refused.value == bad.fault.value
 
 
+@pytest.mark.parametrize(("cell", "known"), [("TRUE", True), ("0", False), ("approximate", False), ("y", None)])
+def test_a_voxel_size_is_known_or_nominal_and_any_other_word_is_refused(
+    cell: str, known: bool | None, tmp_path: Path
+) -> None:
+    (case,) = read_table(written(tmp_path, f"{HEADER},spacing_known", f"{ROW},{cell}"))
+    if known is None:
+        assert case.fault is not None
+        assert case.fault.value == "spacing_known is 'y' but must be one of yes, true, 1, no, false, 0, approximate"
+    else:
+        assert (case.fault, case.distances_known) == (None, known)
+
+
 @pytest.mark.parametrize("patient", ["NA", "null", "None", "nan", "N/A", "-", "007"])
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_patient_may_have_any_name(suffix: str, patient: str, tmp_path: Path) -> None:
