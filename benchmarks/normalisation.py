@@ -4,13 +4,13 @@
 
 Reads the manual livers of MR scans of the table's training and validation split. Brightness is counted in spreads of
 the normalised intensities inside a liver (quartiles, as the SD of a normal distribution; median over the scans), since
-ways to normalise differ in scale. For each way: SD and range of the livers' median brightness over the scans, and by how
-much a stomach three to five times as bright as the liver, 8 % of the body (`folds/lights.py`), moves a liver's median.
-Nothing is trained: what a network makes of it is measured by `real_folds.py`.
+ways to normalise differ in scale. For each way: SD and range of the livers' median brightness over the scans, and by
+how much a stomach three to five times as bright as the liver, 8 % of the body (`folds/lights.py`), moves a liver's
+median. Nothing is trained: what a network makes of it is measured by `real_folds.py`.
 
-The ways: those of `preprocessing.mr_scale`; mean and SD of the body without its brightest mode, the upper class of three
-after Otsu; and quartiles after N4 bias correction (Tustison et al., "N4ITK: improved N3 bias correction", IEEE TMI
-2010), or of the body that Otsu's threshold separates from air (Otsu, "A threshold selection method from gray-level
+The ways: those of `preprocessing.mr_scale`; mean and SD of the body without its brightest mode, the upper of three
+classes after Otsu; and quartiles after N4 bias correction (Tustison et al., "N4ITK: improved N3 bias correction", IEEE
+TMI 2010), or of the body that Otsu's threshold separates from air (Otsu, "A threshold selection method from gray-level
 histograms", IEEE TSMC 1979).
 """
 
@@ -66,7 +66,12 @@ def read_scans(source: Path) -> Iterator[Scan]:
     for scan in (scan for patient in patients if patient.split != Split.TEST for scan in patient.scans):
         if scan["modality"] == Modality.MR and scan["liver_state"] == LabelState.MANUAL:
             image, liver = (canonical(read_image(source.parent / scan[column])) for column in ("image", "liver"))
-            yield Scan(scan["case_id"], to_array(image).astype(np.float32), to_array(liver) > 0, Geometry.of(image).spacing_zyx_mm)
+            yield Scan(
+                scan["case_id"],
+                to_array(image).astype(np.float32),
+                to_array(liver) > 0,
+                Geometry.of(image).spacing_zyx_mm,
+            )
 
 
 def row(name: str, normalise: Callable[[Image], Image], scans: list[Scan]) -> str:
