@@ -55,8 +55,9 @@ class _Archives:
 def unpacked(source: Path) -> Iterator[Unpacked]:
     """The folder `source`, or a temporary one with every zip unpacked and links to all else.
 
-    In a folder, a zip is refused alone if it is damaged, a member would leave the folder or is a link, or it expands
-    too far; the same raises DataError if `source` is the zip. Raises StorageError if the disk is too small.
+    In a folder or in `source` itself, a zip is refused alone if it is damaged, a member would leave the folder or is a
+    link, or it expands too far; the same raises DataError if `source` is the zip. Zips deeper inside stay as they are.
+    Raises StorageError if the disk is too small.
     """
     zips = tuple(_zips(source)) if source.is_dir() else (source,)
     if not zips:
@@ -70,11 +71,22 @@ def unpacked(source: Path) -> Iterator[Unpacked]:
             _mirror(source, root, archives)
             yield Unpacked(root, tuple(archives.refused))
             return
+        limit_bytes = _limit_bytes(source.stat().st_size)
         try:
-            _unpack(source, root, _limit_bytes(source.stat().st_size))
+            used_bytes = _unpack(source, root, limit_bytes)
         except Refusal as fault:
             raise DataError(f"{source} cannot be unpacked: {fault.value}") from None
-        yield Unpacked(root)
+        yield Unpacked(root, _unpack_inside(root, limit_bytes - used_bytes))
+
+
+def _unpack_inside(root: Path, bytes_left: int) -> tuple[SourceCase, ...]:
+    """Replace the zips in an unpacked archive by what they hold; returns a refused case for each that cannot be."""
+    archives = _Archives(tuple(_zips(root)))
+    archives.bytes_left = min(archives.bytes_left, bytes_left)
+    for path in archives.paths:
+        archives.unpack(path, path.with_suffix(""))
+        path.unlink()
+    return tuple(archives.refused)
 
 
 def _limit_bytes(size_bytes: int) -> int:

@@ -268,6 +268,30 @@ def test_all_zips_of_a_folder_have_one_limit_together(
     ]
 
 
+def test_a_zip_of_zips_reads_as_the_folders_inside(
+    tmp_path: Path, tiny: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 3D-IRCADb is published; a damaged zip, or one beyond what the outer zip may unpack to, is refused alone."""
+    lits(tmp_path / "LiTS")
+    for path in sorted((tmp_path / "LiTS").rglob("*.nii")):
+        with zipfile.ZipFile(path.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(path, path.name)
+        path.unlink()
+    (tmp_path / "LiTS" / "a-damaged.zip").write_bytes(b"PK")
+    zipped(tmp_path / "LiTS" / "z-bomb.zip", bytes(10**7))
+    monkeypatch.setattr("hepar.ingest.sources.archive.MIN_LIMIT_BYTES", 1_000_000)
+    with zipfile.ZipFile(tmp_path / "LiTS.zip", "w") as outer:
+        for path in sorted((tmp_path / "LiTS").rglob("*.zip")):
+            outer.write(path, path.relative_to(tmp_path))
+    with open_source(str(tmp_path / "LiTS.zip"), tiny.ingest) as cases:
+        read = [case for case in cases if case.fault is None]
+        faults = [case.fault.value for case in cases if case.fault is not None]
+        assert np.array_equal(voxels(read[0], "tumour"), labels(0, 1))
+    damaged, bomb = faults
+    assert damaged == "zip 1 of 6, ordered by path: it is damaged (BadZipFile)"
+    assert bomb.startswith("zip 6 of 6, ordered by path: it unpacks to 10000000 bytes, more than ")
+
+
 def test_a_disk_too_small_for_a_zip_is_no_fault_of_the_zip(
     tmp_path: Path, tiny: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
