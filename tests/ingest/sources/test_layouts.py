@@ -286,10 +286,11 @@ def test_a_zip_of_zips_reads_as_the_folders_inside(
     with open_source(str(tmp_path / "LiTS.zip"), tiny.ingest) as cases:
         read = [case for case in cases if case.fault is None]
         faults = [case.fault.value for case in cases if case.fault is not None]
+        assert len(read) == 2
         assert np.array_equal(voxels(read[0], "tumour"), labels(0, 1))
     damaged, bomb = faults
     assert damaged == "zip 1 of 6, ordered by path: it is damaged (BadZipFile)"
-    assert bomb.startswith("zip 6 of 6, ordered by path: it unpacks to 10000000 bytes, more than ")
+    assert "it unpacks to 10000000 bytes, more than " in bomb
 
 
 def test_a_disk_too_small_for_a_zip_is_no_fault_of_the_zip(
