@@ -100,12 +100,11 @@ class Jobs:
             self._queue.append(job)
             self._changed.notify()
 
-    def take(self) -> Job | None:
-        """The next job, as soon as there is one; None once closed."""
+    def take(self, seconds: float | None = None) -> Job | None:
+        """The next job, as soon as there is one; None once closed, or if none arrives within `seconds`."""
         with self._changed:
-            while not self._queue and not self.closed:
-                self._changed.wait()
-            if self.closed:
+            self._changed.wait_for(lambda: self._queue or self.closed, seconds)
+            if self.closed or not self._queue:
                 return None
             job = self._queue.pop(0)
             job.state = JobState.RUNNING
