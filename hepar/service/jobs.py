@@ -111,11 +111,11 @@ class Jobs:
             return job
 
     def finish(self, job: Job, state: JobState, **values: Any) -> None:
-        """Note the end of a job; `values` are fields of it. The results of a job deleted meanwhile are removed."""
+        """Note the end of a job; `values` are fields of it. The files of a failed or deleted one are removed."""
         with self._changed:
             for name, value in {**values, "state": state, "finished": time.monotonic()}.items():
                 setattr(job, name, value)
-            if job.deleted:
+            if job.deleted or state == JobState.FAILED:
                 shutil.rmtree(job.folder, ignore_errors=True)
 
     def find(self, job_id: str) -> Job | None:

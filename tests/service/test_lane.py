@@ -22,7 +22,7 @@ from hepar.service import lane
 from hepar.service.jobs import FINISHED, Job, Jobs, JobState
 from hepar.service.lane import Lane, PredictionProcess
 from hepar.service.limits import ServiceLimits
-from hepar.service.predicting import FAILED_SENTENCE, NotPredicted, Predicted, PredictionStep, Served
+from hepar.service.predicting import FAILED_SENTENCE, UNPACKED, NotPredicted, Predicted, PredictionStep, Served
 
 
 class Scripted(PredictionProcess):
@@ -169,3 +169,15 @@ def test_a_process_that_cannot_start_is_tried_again_from_time_to_time(
         wait_until(lambda: process.alive)
     assert len(starts) == 4
     assert min(later - earlier for earlier, later in pairwise(starts)) > 0.04
+
+
+def test_a_job_whose_process_dies_leaves_no_files_behind(tmp_path: Path) -> None:
+    with working(tmp_path, Scripted(lambda theirs: theirs.close())) as (jobs, _):
+        job = jobs.reserve(0)
+        (job.folder / UNPACKED).mkdir()
+        for name in ("upload.zip", f"{UNPACKED}/000001"):
+            (job.folder / name).write_text("voxels")
+        jobs.submit(job)
+        wait_until(lambda: job.state == JobState.FAILED)
+        assert jobs.find(job.id) is job  # so that its uploader learns why
+        assert list(tmp_path.iterdir()) == []
