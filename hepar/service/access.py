@@ -22,12 +22,12 @@ COOKIE = "hepar_serve"
 OPEN_PATHS = ("/healthz", "/readyz")
 
 
-def service_token() -> str:
-    """The token of the environment, else a new one. Raises ParamsError if it is too short."""
+def service_token() -> tuple[str, bool]:
+    """The token of the environment, else a new one, and whether it is new. Raises ParamsError if it is too short."""
     given = os.environ.get(TOKEN_VARIABLE, "")
     if given and len(given) < MIN_TOKEN:
         raise ParamsError(f"{TOKEN_VARIABLE} has {len(given)} characters but must have at least {MIN_TOKEN}")
-    return given or secrets.token_urlsafe(24)
+    return given or secrets.token_urlsafe(24), not given
 
 
 class Access:

@@ -15,7 +15,7 @@ import uvicorn
 from hepar.errors import DataError, HeparError
 from hepar.runtime.device import catch_sigterm
 from hepar.runtime.scratch import scratch_folder
-from hepar.service.access import service_token
+from hepar.service.access import TOKEN_VARIABLE, service_token
 from hepar.service.app import make_service
 from hepar.service.jobs import Jobs
 from hepar.service.lane import Lane, PredictionProcess
@@ -42,17 +42,19 @@ class Address:
 
 
 def serve_predictions(served: Served, address: Address, limits: ServiceLimits, ready: Callable[[str], None]) -> None:
-    """Serve until interrupted; `ready` receives the address with the token once the model is loaded.
+    """Serve until interrupted; `ready` receives the address of the page once the model is loaded.
 
+    The address has the token if it was drawn here, and else the name of the variable that sets it, which may be secret.
     Uploads and results are deleted at the end. Raises DataError if the model cannot be loaded or the address is taken.
     """
-    token = service_token()
+    token, is_new = service_token()
     with _listening(address) as listener, scratch_folder("serve") as root:
         jobs = Jobs(root, limits)
         metrics = ServiceMetrics(jobs)
         lanes = [Lane(jobs, PredictionProcess(served, device), metrics.ended) for device in visible_devices()]
         with _running(jobs, lanes):
-            ready(f"http://{replace(address, port=listener.getsockname()[1])}/?token={token}")
+            shown = token if is_new else f"${TOKEN_VARIABLE}"
+            ready(f"http://{replace(address, port=listener.getsockname()[1])}/?token={shown}")
             app = make_service(jobs, lanes, metrics, token)
             configuration = uvicorn.Config(
                 app,

@@ -13,6 +13,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from waiting import wait_until
 from hepar.cases import Modality
 from hepar.errors import DataError
 from hepar.prediction.folder import PredictionFolder
-from hepar.service import app
+from hepar.service import app, server
+from hepar.service.access import TOKEN_VARIABLE
 from hepar.service.jobs import DISK_FULL, Job, Jobs, JobState, QueueFull
 from hepar.service.limits import ServiceLimits
 from hepar.service.predicting import Served
@@ -288,15 +290,28 @@ def test_results_are_given_out_by_fixed_names_alone(client: Client, jobs: Jobs) 
 
 
 def test_results_are_deleted_after_their_time(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path, replace(LIMITS, kept_seconds=0.0, kept=1))
+    jobs = Jobs(tmp_path, replace(LIMITS, kept_seconds=0.0))
     job = finished(jobs)
     assert job.folder.exists()
     jobs.sweep()
     assert jobs.find(job.id) is None
     assert list(tmp_path.iterdir()) == []
-    jobs.reserve(0)
-    with pytest.raises(QueueFull, match="1 are kept"):
+
+
+def test_the_oldest_results_make_room_for_a_new_job_and_open_jobs_never_do(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, replace(LIMITS, kept=3))
+    waiting, older, newer = jobs.reserve(0), finished(jobs), finished(jobs)
+    jobs.submit(waiting)
+    last = jobs.reserve(0)
+    assert [jobs.find(job.id) is job for job in (waiting, older, newer, last)] == [True, False, True, True]
+    assert {path.name for path in tmp_path.iterdir()} == {waiting.id, newer.id, last.id}
+    with pytest.raises(QueueFull, match=r"^2 jobs wait: try again later$"):
         jobs.reserve(0)
+    assert jobs.find(newer.id) is newer
+    for job in (waiting, last):
+        jobs.finish(job, JobState.DONE)
+    jobs.reserve(0)
+    assert jobs.find(newer.id) is None
 
 
 def test_strangers_and_other_origins_are_refused(client: Client) -> None:
@@ -330,6 +345,17 @@ def test_an_address_of_ipv6_has_brackets_in_urls() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(DataError, match=re.escape(f"[::1]:{port} is not available")):
             serve_predictions(Served("model"), Address("::1", port), LIMITS, print)
+
+
+@pytest.mark.parametrize("given", [TOKEN, ""])
+def test_a_token_of_the_environment_is_not_printed(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, given)
+    monkeypatch.setattr(server, "_running", lambda *_: nullcontext())
+    monkeypatch.setattr(server.uvicorn.Server, "run", lambda *_, **__: None)
+    addresses: list[str] = []
+    serve_predictions(Served("model"), Address(), LIMITS, addresses.append)
+    shown = r"\$HEPAR_SERVE_TOKEN" if given else r"[\w-]{32}"
+    assert re.fullmatch(rf"http://127\.0\.0\.1:\d+/\?token={shown}", addresses[0])
 
 
 def test_a_zip_is_unpacked_under_numbers_and_masks_stay_masks(tmp_path: Path) -> None:
