@@ -13,7 +13,8 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from waiting import wait_until
 from hepar.cases import Modality
 from hepar.errors import DataError
 from hepar.prediction.folder import PredictionFolder
-from hepar.service import app, server
+from hepar.service import app, server, uploads
 from hepar.service.access import TOKEN_VARIABLE
 from hepar.service.jobs import DISK_FULL, Job, Jobs, JobState, QueueFull
 from hepar.service.limits import ServiceLimits
@@ -236,6 +237,24 @@ def test_an_upload_that_is_cancelled_while_it_is_checked_becomes_no_job(
     assert jobs.count(JobState.QUEUED) == 0
     assert list(jobs.root.iterdir()) == []
     assert 'hepar_uploads_refused_total{status="408"} 1.0' in client.get("/metrics").text
+
+
+def test_as_many_uploads_are_checked_at_a_time_as_there_are_cores(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=20)
+
+    @contextmanager
+    def check_together(*_: object) -> Iterator[Iterator[None]]:
+        both.wait()
+        yield iter([None])
+
+    monkeypatch.setattr(app, "available_cores", lambda: 2)
+    monkeypatch.setattr(uploads, "parallel_map", check_together)
+    content = scan(tmp_path)
+    with served_jobs(jobs, TOKEN) as address, ThreadPoolExecutor(2) as pool:
+        answers = pool.map(lambda _: Client(address).post("/api/jobs", content=content).status_code, range(2))
+        assert list(answers) == [202, 202]
 
 
 def test_an_upload_waits_under_a_name_of_the_service_until_there_is_no_room(
