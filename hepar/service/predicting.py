@@ -19,6 +19,7 @@ from typing import Any
 
 from hepar.cases import Modality
 from hepar.errors import DataError, DiskFull, HeparError
+from hepar.imaging.modality import UnclearModality
 from hepar.inference.settings import PredictionSettings
 from hepar.params import Uneven
 from hepar.runtime import whole_files
@@ -30,6 +31,7 @@ RESULTS, IMAGES, UNPACKED, ARCHIVE = "results", "images", "unpacked", "results.z
 TELL_SECONDS = 0.2
 FAST_COMPRESSION = 1  # of a scan that the page shows
 FAILED_SENTENCE = "the prediction failed because of an error in hepar; its log has the details"
+CHOOSE_MODALITY = "choose CT or MR above and upload it again"
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _outcome(
         if sentence := _shortage(error):
             return NotPredicted(sentence)
         if isinstance(error, HeparError):
-            return NotPredicted(_without_paths(str(error), order.folder))
+            return NotPredicted(_for_the_page(error, order.folder))
         return NotPredicted(FAILED_SENTENCE, traceback.format_exc())
     finally:
         shutil.rmtree(order.folder / UNPACKED, ignore_errors=True)
@@ -174,7 +176,7 @@ def _predict(predictor: Any, uneven: Uneven, order: Order, tell: Callable[[Predi
             except DataError as error:
                 if len(found.scans) == 1:
                     raise
-                left_out.append({"name": scan.name, "reason": _without_paths(str(error), order.folder)})
+                left_out.append({"name": scan.name, "reason": _for_the_page(error, order.folder)})
         if not scans:
             reasons = "; ".join(f"{item['name']}: {item['reason']}" for item in left_out)
             raise DataError(f"no scan was predicted: {reasons}")
@@ -233,6 +235,12 @@ def _archive(folder: Path, names: list[str]) -> None:
         for number, name in enumerate(names, start=1):
             for path in sorted((folder / RESULTS / str(number)).iterdir()):
                 archive.write(path, f"{name}/{path.name}")
+
+
+def _for_the_page(error: HeparError, folder: Path) -> str:
+    """The sentence of an error for somebody who sees no option and no path."""
+    sentence = f"{error.finding}: {CHOOSE_MODALITY}" if isinstance(error, UnclearModality) else str(error)
+    return _without_paths(sentence, folder)
 
 
 def _without_paths(text: str, folder: Path) -> str:

@@ -20,6 +20,7 @@ import hepar.prediction.opening
 import hepar.prediction.scans
 from hepar.cases import Modality
 from hepar.errors import DataError, DiskFull
+from hepar.imaging.modality import UnclearModality
 from hepar.params import Uneven
 from hepar.service import predicting
 from hepar.service.jobs import DISK_FULL
@@ -79,13 +80,17 @@ ENDS: list[tuple[Exception, str]] = [
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), NO_MEMORY),
     (DataError("1.nii.gz cannot be read: Failed to allocate memory for image."), NO_MEMORY),
     (DataError("the scan has no liver"), "the scan has no liver"),
+    (
+        UnclearModality("the upload may be CT or MR by its values, 0 to 199"),
+        "the upload may be CT or MR by its values, 0 to 199: choose CT or MR above and upload it again",
+    ),
     (OSError(errno.EIO, "Input/output error"), FAILED_SENTENCE),
     (RuntimeError("shapes differ"), FAILED_SENTENCE),
 ]
 
 
 @pytest.mark.parametrize(("error", "sentence"), ENDS, ids=lambda value: type(value).__name__)
-def test_what_the_machine_lacks_is_told_from_a_bug(
+def test_an_error_is_said_in_the_words_of_the_page_and_told_from_a_bug(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str
 ) -> None:
     def fail(*_: object) -> None:
