@@ -7,19 +7,18 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import uvicorn
-
 from hepar.service.app import make_service
 from hepar.service.jobs import Jobs
 from hepar.service.lane import Lane
 from hepar.service.metrics import ServiceMetrics
+from hepar.service.server import web_server
 
 
 @contextmanager
 def served_jobs(jobs: Jobs, token: str, lanes: Sequence[Lane] = ()) -> Iterator[str]:
     """The address of a service of these jobs."""
     app = make_service(jobs, list(lanes), ServiceMetrics(jobs), token)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5))
+    server = web_server(app)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from threading import Event, Thread
 
 import uvicorn
+from fastapi import FastAPI
 
 from hepar.errors import DataError, HeparError
 from hepar.runtime.device import catch_sigterm
 from hepar.runtime.scratch import scratch_folder
 from hepar.service.access import TOKEN_VARIABLE, service_token
 from hepar.service.app import make_service
+from hepar.service.connections import PromptProtocol
 from hepar.service.jobs import Jobs
 from hepar.service.lane import Lane, PredictionProcess
 from hepar.service.limits import ServiceLimits
@@ -55,17 +57,23 @@ def serve_predictions(served: Served, address: Address, limits: ServiceLimits, r
         with _running(jobs, lanes):
             shown = token if is_new else f"${TOKEN_VARIABLE}"
             ready(f"http://{replace(address, port=listener.getsockname()[1])}/?token={shown}")
-            app = make_service(jobs, lanes, metrics, token)
-            configuration = uvicorn.Config(
-                app,
-                log_config=None,  # a log of requests would show tokens
-                access_log=False,
-                server_header=False,
-                limit_concurrency=CONNECTIONS,
-                timeout_graceful_shutdown=GRACE_SECONDS,
-            )
+            server = web_server(make_service(jobs, lanes, metrics, token))
             with suppress(KeyboardInterrupt), catch_sigterm():  # which uvicorn raises again once it has stopped
-                uvicorn.Server(configuration).run(sockets=[listener])
+                server.run(sockets=[listener])
+
+
+def web_server(app: FastAPI) -> uvicorn.Server:
+    """The web server of an application."""
+    configuration = uvicorn.Config(
+        app,
+        http=PromptProtocol,
+        log_config=None,  # a log of requests would show tokens
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    return uvicorn.Server(configuration)
 
 
 def visible_devices() -> list[str]:

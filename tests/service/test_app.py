@@ -28,7 +28,7 @@ from waiting import wait_until
 from hepar.cases import Modality
 from hepar.errors import DataError
 from hepar.prediction.folder import PredictionFolder
-from hepar.service import app, server, uploads
+from hepar.service import app, connections, server, uploads
 from hepar.service.access import TOKEN_VARIABLE
 from hepar.service.jobs import DISK_FULL, Job, Jobs, JobState, QueueFull
 from hepar.service.limits import ServiceLimits
@@ -356,6 +356,28 @@ def test_strangers_and_other_origins_are_refused(client: Client) -> None:
     client.session.cookies.clear()
     assert client.get("/api/service", headers={"Authorization": f"bearer {TOKEN}"}).status_code == 200
     assert client.get("/api/service", headers={"Authorization": TOKEN}).status_code == 401
+
+
+def test_a_connection_without_a_request_is_closed_and_a_slow_upload_is_not(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.5)
+    with served_jobs(jobs, TOKEN) as address:
+        client = Client(address)
+        place = ("127.0.0.1", int(address.rpartition(":")[2]))
+        silent, partial, again = (socket.create_connection(place, timeout=30) for _ in range(3))
+        slow = begin_upload(client, 4, b"no")
+        partial.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n")
+        again.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert again.recv(2**16).startswith(b"HTTP/1.1 200")
+        again.sendall(b"G")
+        for waiting in (silent, partial, again):
+            with waiting, waiting.makefile("rb") as received:
+                assert received.read() in (b"", b"ok")  # the service has closed it
+        slow.send(b"ne")
+        assert slow.getresponse().status == 415
+        slow.close()
+        client.session.close()
 
 
 def test_an_address_of_ipv6_has_brackets_in_urls() -> None:
