@@ -133,8 +133,7 @@ def _add_jobs(app: FastAPI, jobs: Jobs, metrics: ServiceMetrics) -> None:
             try:
                 size_bytes = await receive(request, job, limits)
                 job.modality = modality
-                checked = (checks, check_apart, job.folder / job.upload, limits)
-                await asyncio.get_running_loop().run_in_executor(*checked)
+                await asyncio.get_running_loop().run_in_executor(checks, check_apart, job.folder / job.upload, limits)
                 if await request.is_disconnected():
                     raise UploadRefused(TIMED_OUT, BROKEN_OFF)
             except BaseException:

@@ -82,7 +82,7 @@ class FeedPlace:
 
     def postpone(self, key: str) -> float:
         """Have a series that failed wait for its next try; returns for how many seconds."""
-        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (self.tries[key] - 1))
+        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (self.tries[key] - 1))
         self.due[key] = self.clock() + pause
         return pause
 

@@ -393,7 +393,7 @@ def test_an_address_of_ipv6_has_brackets_in_urls() -> None:
 def test_a_token_of_the_environment_is_not_printed(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, given)
     monkeypatch.setattr(server, "_running", lambda *_: nullcontext())
-    monkeypatch.setattr(server.uvicorn.Server, "run", lambda *_, **__: None)
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
     addresses: list[str] = []
     serve_predictions(Served("model"), Address(), LIMITS, addresses.append)
     shown = r"\$HEPAR_SERVE_TOKEN" if given else r"[\w-]{32}"

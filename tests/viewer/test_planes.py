@@ -25,7 +25,8 @@ LONGEST_MS = 600_000  # on a busy machine; a core alone takes some 20 s
 ORANGE = (255, 140, 60)
 PAGE = """<!doctype html><body class="hepar"><link rel="stylesheet" href="viewer.css">
 <div class="planes" style="height: 600px"><canvas id="view"></canvas></div><table></table>
-<script src="niivue.js"></script><script src="page.js"></script><script src="viewer.js"></script><script src="pen.js"></script><script>
+<script src="niivue.js"></script><script src="page.js"></script><script src="viewer.js"></script>
+<script src="pen.js"></script><script>
 const LAYERS = [
   { name: "liver", colour: "green", visible: true, url: "liver.nii.gz" },
   { name: "tumour", colour: "orange", visible: true, url: "tumour.nii.gz" },
