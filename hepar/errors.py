@@ -6,6 +6,7 @@ HeparError
 │   ├── Refusal     one case breaks a rule: it is quarantined and the others go on
 │   └── NotConfigured   nothing says where a store is
 ├── StorageError    a store or server fails; no case is at fault
+│   └── DiskFull    a disk, a quota or the size limit of the process has no room
 ├── Preempted       the run was stopped and can be resumed: exit code 75
 └── ArtifactError   a folder passed between stages is missing, incomplete or of the wrong kind
 """
@@ -43,6 +44,10 @@ class NotConfigured(DataError):
 
 class StorageError(HeparError):
     """A store or server is unreachable, denies access or fails; no case is at fault."""
+
+
+class DiskFull(StorageError):
+    """A disk, a quota or the size limit of the process has no room for a file."""
 
 
 class Preempted(HeparError):

@@ -49,7 +49,7 @@ def serve(
 ) -> None:
     """Serve a page and an API that predict uploaded scans. Research use only.
 
-    The printed address holds the token; HEPAR_SERVE_TOKEN sets one.
+    The printed address holds the token, unless HEPAR_SERVE_TOKEN sets one.
     """
     from hepar.service.predicting import Served
     from hepar.service.server import Address, serve_predictions

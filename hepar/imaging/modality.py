@@ -33,10 +33,21 @@ MAX_UNDERSHOOT = 0.01  # of the maximum, which interpolation leaves below zero i
 Voxels = npt.NDArray[np.float32]
 
 
+class UnclearModality(DataError):
+    """Values fit CT and MR; `finding` says so without how the command line is told which it is."""
+
+    def __init__(self, finding: str) -> None:
+        super().__init__(f"{finding}: pass --modality CT or MR (in a table, the column modality)")
+        self.finding = finding
+
+    def __reduce__(self) -> tuple[type[UnclearModality], tuple[str]]:
+        return type(self), (self.finding,)  # an exception is otherwise rebuilt from its message
+
+
 def guess_modality(image: sitk.Image, scan: Path) -> Modality:
     """The modality of an image, if its values leave no doubt.
 
-    Raises DataError, which names the file `scan`, if they fit CT and MR, or if the image has no voxels.
+    Raises UnclearModality, which names the file `scan`, if they fit CT and MR, and DataError if there are no voxels.
     """
     voxels_n = _sample(to_array(image))
     if voxels_n.size == 0:
@@ -45,10 +56,7 @@ def guess_modality(image: sitk.Image, scan: Path) -> Modality:
         return Modality.CT
     if _is_magnitude(voxels_n):
         return Modality.MR
-    raise DataError(
-        f"{scan} may be CT or MR by its values, {voxels_n.min():g} to {voxels_n.max():g}: pass --modality CT or MR"
-        " (in a table, the column modality)"
-    )
+    raise UnclearModality(f"{scan} may be CT or MR by its values, {voxels_n.min():g} to {voxels_n.max():g}")
 
 
 def guess_evidence(image: sitk.Image, modality: Modality) -> str:

@@ -26,6 +26,7 @@ from hepar.imaging.masks import Mask, voxel_mm3
 from hepar.runtime.whole_files import whole_file
 
 CANONICAL = "LPS"
+DEFAULT_LEVEL = -1  # of compression: the choice of the format
 WRITABLE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 MAX_VOXELS_PER_BYTE = 1100  # of a file: gzip packs zeros to about a thousandth
 ALLOWED_VOXELS = 2**27  # whatever the size of the file
@@ -188,13 +189,13 @@ def without_metadata(image: sitk.Image) -> sitk.Image:
     return bare
 
 
-def write_image(image: sitk.Image, path: Path, note: str = "") -> None:
+def write_image(image: sitk.Image, path: Path, note: str = "", level: int = DEFAULT_LEVEL) -> None:
     """Write a volume, compressed and without header texts but for a note, and make its folder if needed.
 
-    A note of at most 79 characters becomes the `descrip` of a NIfTI header.
+    A note of at most 79 characters becomes the `descrip` of a NIfTI header; `level` is that of the compression, 1 to 9.
 
     What was written is read back, since ITK ignores a full disk. Raises DataError as `check_writable` does, or if the
-    format cannot hold the volume, and StorageError if the disk is full; then nothing is left.
+    format cannot hold the volume, and DiskFull if the disk is full; then nothing is left.
     """
     check_writable(path)
     with whole_file(path) as partial:
@@ -202,7 +203,7 @@ def write_image(image: sitk.Image, path: Path, note: str = "") -> None:
             bare = without_metadata(image)
             if note:
                 bare.SetMetaData("ITK_FileNotes", note)
-            sitk.WriteImage(bare, str(partial), useCompression=True)
+            sitk.WriteImage(bare, str(partial), useCompression=True, compressionLevel=level)
             problem = _compare_written(image, partial)
         except RuntimeError as error:
             problem = str(error).strip().splitlines()[-1]

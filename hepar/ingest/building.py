@@ -24,13 +24,13 @@ from hepar.ingest.sources.files import VOLUME_ENDINGS
 from hepar.ingest.sources.source import SourceCase, Volume
 from hepar.runtime.artifacts import sha256_file, sha256_json
 from hepar.runtime.remote_cache import digests, local
+from hepar.runtime.shortages import is_out_of_memory
 
 RULES_VERSION = 6  # raise it when a rule changes: every case is then checked and written anew
 READABLE = "every file can be read"
 MIN_SECONDS = 600.0  # for a case, whatever its size; a CT of 512 × 512 × 1000 with two masks takes some minutes
 MIN_BYTES_PER_SECOND = 2**18  # of its files; a slow core reads and checks ten times as many
 FETCH_SECONDS = 4 * 3600.0  # more for files of a store, whose client has time limits of its own
-OUT_OF_MEMORY = ("bad_alloc", "allocate memory")  # as ITK says it
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _check(source: SourceCase) -> _Checked:
         _check_anatomy(image, masks, source.distances_known)
         return _Checked(image, masks, states, _header(original, source.facts))
     except (HeparError, MemoryError) as error:
-        if any(words in str(error) for words in OUT_OF_MEMORY):
+        if is_out_of_memory(error):
             raise MemoryError from error
         raise
     except Exception as error:

@@ -1,7 +1,8 @@
 """Processes in which untrusted files are read: each may crash, hang or run out of memory without taking others along.
 
 One process, the nursery, imports the code once and forks every worker, so a worker starts, and is replaced, within
-milliseconds. It reads no file and ends with this process, however that ends, and all workers end with it.
+milliseconds; threads may ask for workers at the same time. It reads no file and ends with this process, however that
+ends, and all workers end with it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Lock
 from typing import Any, NoReturn
 
 import psutil
@@ -142,8 +144,9 @@ class _Nursery:
     def bury(self, pid: int) -> int:
         """Kill a worker, unless it is dead; its exit code, or minus the signal that ended it."""
         try:
-            self._messages.send(pid)
-            return int(self._messages.recv())
+            with _talking:
+                self._messages.send(pid)
+                return int(self._messages.recv())
         except (OSError, EOFError):
             return -signal.SIGKILL  # the nursery is dead, and so are its workers
 
@@ -159,6 +162,7 @@ class _Nursery:
 
 
 _nurseries: list[_Nursery] = []  # one, or none
+_talking = Lock()  # to the nursery: an answer belongs to the message before it
 
 
 @atexit.register
@@ -171,12 +175,13 @@ def _close_nursery() -> None:
 
 def _fork_worker(order: _Order, theirs: Connection) -> tuple[_Nursery, int]:
     """A worker from the nursery of this process, which is started where there is none or it died."""
-    for _ in range(2):
-        if not _nurseries or _nurseries[0].owner != os.getpid() or not _nurseries[0].alive:
-            _nurseries[:] = [_Nursery()]
-        with suppress(OSError, EOFError):
-            return _nurseries[0], _nurseries[0].fork(order, theirs)
-        _close_nursery()
+    with _talking:
+        for _ in range(2):
+            if not _nurseries or _nurseries[0].owner != os.getpid() or not _nurseries[0].alive:
+                _nurseries[:] = [_Nursery()]
+            with suppress(OSError, EOFError):
+                return _nurseries[0], _nurseries[0].fork(order, theirs)
+            _close_nursery()
     raise WorkersFailed("worker processes cannot be started to read files")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hepar.errors import StorageError, one_line
+from hepar.errors import DiskFull, StorageError, one_line
 
 PROBE_BYTES = 2**20  # a disk that has no room for these is full
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota or size limit of the process
@@ -22,7 +22,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yields a path of the same name in a temporary folder; what the block writes there is then renamed to `path`.
 
     Files that the block writes beside it come along, such as the voxels of an `.mhd`. On an error nothing is left and
-    an older file stays. Raises StorageError with path and reason if the disk is full or the place not writable, in
+    an older file stays. Raises DiskFull, or StorageError if the place is not writable, with path and reason, in
     whatever words a library reports it; an error with another cause passes.
     """
     place = Path(os.path.realpath(path))  # a link is followed
@@ -69,9 +69,10 @@ def check_archive(path: Path, partial: Path) -> None:
 
 
 def unwritable(path: Path, error: Exception) -> StorageError:
-    """The error that says why `path` cannot be written."""
+    """The error that says why `path` cannot be written: `DiskFull` if there is no room."""
     code = error.errno if isinstance(error, OSError) else None
-    return StorageError(f"{path} cannot be written: {os.strerror(code) if code else one_line(error)}")
+    kind = DiskFull if code in FULL else StorageError
+    return kind(f"{path} cannot be written: {os.strerror(code) if code else one_line(error)}")
 
 
 def cause_on_disk(error: Exception, written: Iterable[Path]) -> OSError | None:

@@ -22,12 +22,12 @@ COOKIE = "hepar_serve"
 OPEN_PATHS = ("/healthz", "/readyz")
 
 
-def service_token() -> str:
-    """The token of the environment, else a new one. Raises ParamsError if it is too short."""
+def service_token() -> tuple[str, bool]:
+    """The token of the environment, else a new one, and whether it is new. Raises ParamsError if it is too short."""
     given = os.environ.get(TOKEN_VARIABLE, "")
     if given and len(given) < MIN_TOKEN:
         raise ParamsError(f"{TOKEN_VARIABLE} has {len(given)} characters but must have at least {MIN_TOKEN}")
-    return given or secrets.token_urlsafe(24)
+    return given or secrets.token_urlsafe(24), not given
 
 
 class Access:
@@ -72,7 +72,7 @@ class Access:
         if not self._is_token(given):
             return 401, "the token is missing or wrong: send it as Authorization: Bearer TOKEN, or open /?token=TOKEN"
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("Host"):
+        if origin is not None and _host(origin) != request.headers.get("Host"):
             return 403, "requests from another origin are refused"
         if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
             return 403, "requests from another origin are refused"
@@ -80,6 +80,14 @@ class Access:
 
     def _is_token(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self.token.encode())
+
+
+def _host(origin: str) -> str:
+    """Host and port of an origin; empty if it has none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _cookie(request: Request) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from hepar.cases import Modality
 from hepar.evaluation.research_use import RESEARCH_USE
 from hepar.prediction.folder import PredictionFolder
 from hepar.runtime import whole_files
+from hepar.runtime.device import available_cores
 from hepar.service.access import Access
 from hepar.service.jobs import DISK_FULL, Job, Jobs, JobState, QueueFull
 from hepar.service.lane import Lane
@@ -111,6 +113,7 @@ def _add_pages(app: FastAPI, lanes: list[Lane], metrics: ServiceMetrics) -> None
 
 def _add_jobs(app: FastAPI, jobs: Jobs, metrics: ServiceMetrics) -> None:
     limits = jobs.limits
+    checks = ThreadPoolExecutor(available_cores(), "check")  # of their own: many wait here while others are received
 
     def known(job_id: str) -> Job:
         job = jobs.find(job_id)
@@ -130,7 +133,7 @@ def _add_jobs(app: FastAPI, jobs: Jobs, metrics: ServiceMetrics) -> None:
             try:
                 size_bytes = await receive(request, job, limits)
                 job.modality = modality
-                await asyncio.to_thread(check_apart, job.folder / job.upload, limits)
+                await asyncio.get_running_loop().run_in_executor(checks, check_apart, job.folder / job.upload, limits)
                 if await request.is_disconnected():
                     raise UploadRefused(TIMED_OUT, BROKEN_OFF)
             except BaseException:

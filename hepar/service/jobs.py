@@ -75,15 +75,19 @@ class Jobs:
         self._changed = Condition()
 
     def reserve(self, upload_bytes: int) -> Job:
-        """A place for an upload of at most `upload_bytes`, with a new folder.
+        """A place for an upload of at most `upload_bytes`, with a new folder; the oldest results may have to go for it.
 
-        Raises QueueFull if too many jobs wait or are kept, or if the disk has no room for all uploads under way.
+        Raises QueueFull if too many jobs wait, or if the disk has no room for all uploads under way.
         """
         with self._changed:
             self._sweep()
-            open_jobs = sum(job.state not in FINISHED for job in self._by_id.values())
-            if open_jobs >= self.limits.waiting or len(self._by_id) >= self.limits.kept:
-                raise QueueFull(f"{open_jobs} jobs wait and {len(self._by_id)} are kept: try again later")
+            finished = [job for job in self._by_id.values() if job.state in FINISHED]
+            open_jobs = len(self._by_id) - len(finished)
+            if open_jobs >= self.limits.waiting:
+                raise QueueFull(f"{open_jobs} jobs wait: try again later")
+            too_many = max(0, len(self._by_id) + 1 - self.limits.kept)
+            for oldest in sorted(finished, key=lambda job: job.finished)[:too_many]:
+                self._remove(oldest)
             under_way = sum(job.unwritten for job in self._by_id.values())
             if shutil.disk_usage(self.root).free < self.limits.free_bytes + under_way + upload_bytes:
                 raise QueueFull(DISK_FULL)
@@ -100,23 +104,22 @@ class Jobs:
             self._queue.append(job)
             self._changed.notify()
 
-    def take(self) -> Job | None:
-        """The next job, as soon as there is one; None once closed."""
+    def take(self, seconds: float | None = None) -> Job | None:
+        """The next job, as soon as there is one; None once closed, or if none arrives within `seconds`."""
         with self._changed:
-            while not self._queue and not self.closed:
-                self._changed.wait()
-            if self.closed:
+            self._changed.wait_for(lambda: self._queue or self.closed, seconds)
+            if self.closed or not self._queue:
                 return None
             job = self._queue.pop(0)
             job.state = JobState.RUNNING
             return job
 
     def finish(self, job: Job, state: JobState, **values: Any) -> None:
-        """Note the end of a job; `values` are fields of it. The results of a job deleted meanwhile are removed."""
+        """Note the end of a job; `values` are fields of it. The files of a failed or deleted one are removed."""
         with self._changed:
             for name, value in {**values, "state": state, "finished": time.monotonic()}.items():
                 setattr(job, name, value)
-            if job.deleted:
+            if job.deleted or state == JobState.FAILED:
                 shutil.rmtree(job.folder, ignore_errors=True)
 
     def find(self, job_id: str) -> Job | None:

@@ -27,6 +27,7 @@ from hepar.service.predicting import (
 
 START_SECONDS = 600.0  # to load a model, perhaps from a registry
 LOOK_SECONDS = 0.5  # between two looks whether a running job was deleted
+RESTART_SECONDS = 30.0  # between two starts of the process, if one fails and no job arrives
 LOG = logging.getLogger("hepar.service")
 Ended = Callable[[JobState, float], None]  # state of a job, and how long its prediction took
 
@@ -85,15 +86,32 @@ class Lane(Thread):
         self.jobs, self.process, self.ended = jobs, process, ended
 
     def run(self) -> None:
-        while (job := self.jobs.take()) is not None:
-            began = time.monotonic()
-            try:
-                outcome = self._predict(job, began + self.jobs.limits.prediction_seconds)
-            except Exception:  # a bug: the job fails, the lane goes on
-                outcome = NotPredicted(FAILED_SENTENCE, traceback.format_exc())
-                self.process.end()
-            self._finish(job, outcome, time.monotonic() - began)
+        while not self.jobs.closed:
+            if (job := self.jobs.take(RESTART_SECONDS)) is not None:
+                self._work_on(job)
+            self._restart()
         self.process.end()
+
+    def _work_on(self, job: Job) -> None:
+        began = time.monotonic()
+        try:
+            outcome = self._predict(job, began + self.jobs.limits.prediction_seconds)
+        except Exception:  # a bug: the job fails, the lane goes on
+            outcome = NotPredicted(FAILED_SENTENCE, traceback.format_exc())
+            self.process.end()
+        self._finish(job, outcome, time.monotonic() - began)
+
+    def _restart(self) -> None:
+        """Start the process if it is gone, so that the service is ready again before the next job arrives."""
+        if self.process.alive or self.jobs.closed:
+            return
+        try:
+            self.process.start()
+        except HeparError as error:
+            LOG.error("%s", redact(str(error)))
+        except Exception:  # of the system, such as no memory for another process: the lane goes on
+            LOG.error("%s", redact(traceback.format_exc()))
+            self.process.end()
 
     def _finish(self, job: Job, outcome: Predicted | NotPredicted, seconds: float) -> None:
         if isinstance(outcome, Predicted):

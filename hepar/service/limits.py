@@ -14,7 +14,7 @@ class ServiceLimits:
     files: int = 5000  # in a zip
     voxels: int = 2**29  # of a scan: 1000 slices of 724²
     waiting: int = 16  # jobs that are uploaded, wait or run
-    kept: int = 200  # jobs in all
+    kept: int = 200  # jobs in all; the results of the oldest make room for a new one
     upload_seconds: float = 600.0
     check_seconds: float = 120.0
     prediction_seconds: float = 1800.0  # of one job

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -21,6 +22,7 @@ from hepar.runtime.artifacts import MANIFEST, write_json
 from hepar.service.orthanc import Arrival, OrthancServer
 
 MAX_TRIES = 10  # of a series whose server fails, or which ends the listener
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 10.0, 600.0  # after a try that failed; each pause is twice the last one
 PLACE = "listener.json"
 
 
@@ -36,12 +38,15 @@ class FeedPlace:
     """How far the feed was read, and the series that are not finished, by their keys; kept in a file.
 
     `tries` counts how often each was begun, `scans` has the state of those of its scans that were predicted, by name.
+    When a series is due again, in seconds of `clock`, is not kept: after a restart all are tried at once.
     """
 
     path: Path
     last: int
     tries: dict[str, int] = field(default_factory=dict)
     scans: dict[str, dict[str, ScanState]] = field(default_factory=dict)
+    clock: Callable[[], float] = field(default=time.monotonic, compare=False)
+    due: dict[str, float] = field(default_factory=dict, compare=False)
 
     @classmethod
     def load(cls, folder: Path, newest: Callable[[], int], from_start: bool) -> FeedPlace:
@@ -69,6 +74,17 @@ class FeedPlace:
         """Take a series as one to predict, from the beginning; its first try saves that."""
         self.last, self.tries[arrival.key] = arrival.number, 0
         self.scans.pop(arrival.key, None)
+        self.due.pop(arrival.key, None)
+
+    def is_due(self, key: str) -> bool:
+        """Whether the pause after the last try of a series is over."""
+        return self.clock() >= self.due.get(key, float("-inf"))
+
+    def postpone(self, key: str) -> float:
+        """Have a series that failed wait for its next try; returns for how many seconds."""
+        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (self.tries[key] - 1))
+        self.due[key] = self.clock() + pause
+        return pause
 
     def begin(self, key: str) -> None:
         """Count a try of a series."""
@@ -84,6 +100,7 @@ class FeedPlace:
         """Forget a series."""
         del self.tries[key]
         self.scans.pop(key, None)
+        self.due.pop(key, None)
         self.save()
 
     def save(self) -> None:
@@ -108,8 +125,12 @@ class Listener:
         self.tell, self.show, self.uneven = tell, show, uneven
 
     def look(self) -> None:
-        """Try again what failed, then predict all that is complete now. Raises StorageError if Orthanc fails."""
-        for key in list(self.place.tries):
+        """Try again what failed and is due, then predict all that is complete now.
+
+        Raises StorageError if Orthanc fails, which counts as a try of no series.
+        """
+        for key in [key for key in self.place.tries if self.place.is_due(key)]:
+            self.server.last()
             self._handle(key)
         done = False
         while not done:
@@ -133,9 +154,11 @@ class Listener:
         try:
             self._predict(key)
         except StorageError as error:
-            self.tell(f"{error}; try {self.place.tries[key]} of {MAX_TRIES} for series {key}")
+            tried = f"{error}; try {self.place.tries[key]} of {MAX_TRIES} for series {key}"
             if self.place.tries[key] < MAX_TRIES:
+                self.tell(f"{tried}, the next one in {self.place.postpone(key):.0f} s")
                 return
+            self.tell(tried)
         except DataError as error:
             self.tell(f"series {key} is left out: {error}")
         self.place.finish(key)

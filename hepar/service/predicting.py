@@ -18,15 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from hepar.cases import Modality
-from hepar.errors import DataError, HeparError
+from hepar.errors import DataError, DiskFull, HeparError
+from hepar.imaging.modality import UnclearModality
 from hepar.inference.settings import PredictionSettings
 from hepar.params import Uneven
+from hepar.runtime import whole_files
+from hepar.runtime.shortages import is_out_of_memory
+from hepar.service.jobs import DISK_FULL
 from hepar.service.uploads import UploadKind
 
 RESULTS, IMAGES, UNPACKED, ARCHIVE = "results", "images", "unpacked", "results.zip"
 TELL_SECONDS = 0.2
 FAST_COMPRESSION = 1  # of a scan that the page shows
 FAILED_SENTENCE = "the prediction failed because of an error in hepar; its log has the details"
+CHOOSE_MODALITY = "choose CT or MR above and upload it again"
 
 
 @dataclass(frozen=True)
@@ -133,15 +138,22 @@ def _outcome(
 ) -> Predicted | NotPredicted:
     try:
         return _predict(predictor, uneven, order, tell)
-    except HeparError as error:
-        return NotPredicted(_without_paths(str(error), order.folder))
-    except MemoryError:
-        return NotPredicted("the scan needs more memory than there is")
-    except Exception:
+    except Exception as error:
+        if sentence := _shortage(error):
+            return NotPredicted(sentence)
+        if isinstance(error, HeparError):
+            return NotPredicted(_for_the_page(error, order.folder))
         return NotPredicted(FAILED_SENTENCE, traceback.format_exc())
     finally:
         shutil.rmtree(order.folder / UNPACKED, ignore_errors=True)
         (order.folder / order.upload).unlink(missing_ok=True)
+
+
+def _shortage(error: Exception) -> str:
+    """What the machine has too little of, in a sentence, if that is why an error came; empty if it is not."""
+    if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in whole_files.FULL):
+        return DISK_FULL
+    return "the scan needs more memory than there is" if is_out_of_memory(error) else ""
 
 
 def _predict(predictor: Any, uneven: Uneven, order: Order, tell: Callable[[PredictionStep], None]) -> Predicted:
@@ -164,7 +176,7 @@ def _predict(predictor: Any, uneven: Uneven, order: Order, tell: Callable[[Predi
             except DataError as error:
                 if len(found.scans) == 1:
                     raise
-                left_out.append({"name": scan.name, "reason": _without_paths(str(error), order.folder)})
+                left_out.append({"name": scan.name, "reason": _for_the_page(error, order.folder)})
         if not scans:
             reasons = "; ".join(f"{item['name']}: {item['reason']}" for item in left_out)
             raise DataError(f"no scan was predicted: {reasons}")
@@ -203,19 +215,18 @@ def _predict_one(
 
 
 def _write_image(predicted: Any, path: Path) -> None:
-    """Write the scan for the page: HU as int16, intensities of MR as they are, without texts of the header."""
+    """Write the scan for the page: HU as int16, intensities of MR as they are. Raises DiskFull."""
     import SimpleITK as sitk
 
-    from hepar.imaging.volumes import without_metadata
+    from hepar.imaging.volumes import write_image
 
-    path.parent.mkdir(exist_ok=True)
-    image = without_metadata(predicted.image)
+    image = predicted.image
     if predicted.modality == Modality.CT:
         image = sitk.Cast(
             sitk.Round(sitk.Clamp(sitk.Cast(image, sitk.sitkFloat32), lowerBound=-2048, upperBound=16383)),
             sitk.sitkInt16,
         )
-    sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=FAST_COMPRESSION)
+    write_image(image, path, level=FAST_COMPRESSION)
 
 
 def _archive(folder: Path, names: list[str]) -> None:
@@ -224,6 +235,12 @@ def _archive(folder: Path, names: list[str]) -> None:
         for number, name in enumerate(names, start=1):
             for path in sorted((folder / RESULTS / str(number)).iterdir()):
                 archive.write(path, f"{name}/{path.name}")
+
+
+def _for_the_page(error: HeparError, folder: Path) -> str:
+    """The sentence of an error for somebody who sees no option and no path."""
+    sentence = f"{error.finding}: {CHOOSE_MODALITY}" if isinstance(error, UnclearModality) else str(error)
+    return _without_paths(sentence, folder)
 
 
 def _without_paths(text: str, folder: Path) -> str:

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from threading import Event, Thread
 
 import uvicorn
+from fastapi import FastAPI
 
 from hepar.errors import DataError, HeparError
 from hepar.runtime.device import catch_sigterm
 from hepar.runtime.scratch import scratch_folder
-from hepar.service.access import service_token
+from hepar.service.access import TOKEN_VARIABLE, service_token
 from hepar.service.app import make_service
+from hepar.service.connections import PromptProtocol
 from hepar.service.jobs import Jobs
 from hepar.service.lane import Lane, PredictionProcess
 from hepar.service.limits import ServiceLimits
@@ -42,28 +44,36 @@ class Address:
 
 
 def serve_predictions(served: Served, address: Address, limits: ServiceLimits, ready: Callable[[str], None]) -> None:
-    """Serve until interrupted; `ready` receives the address with the token once the model is loaded.
+    """Serve until interrupted; `ready` receives the address of the page once the model is loaded.
 
+    The address has the token if it was drawn here, and else the name of the variable that sets it, which may be secret.
     Uploads and results are deleted at the end. Raises DataError if the model cannot be loaded or the address is taken.
     """
-    token = service_token()
+    token, is_new = service_token()
     with _listening(address) as listener, scratch_folder("serve") as root:
         jobs = Jobs(root, limits)
         metrics = ServiceMetrics(jobs)
         lanes = [Lane(jobs, PredictionProcess(served, device), metrics.ended) for device in visible_devices()]
         with _running(jobs, lanes):
-            ready(f"http://{replace(address, port=listener.getsockname()[1])}/?token={token}")
-            app = make_service(jobs, lanes, metrics, token)
-            configuration = uvicorn.Config(
-                app,
-                log_config=None,  # a log of requests would show tokens
-                access_log=False,
-                server_header=False,
-                limit_concurrency=CONNECTIONS,
-                timeout_graceful_shutdown=GRACE_SECONDS,
-            )
+            shown = token if is_new else f"${TOKEN_VARIABLE}"
+            ready(f"http://{replace(address, port=listener.getsockname()[1])}/?token={shown}")
+            server = web_server(make_service(jobs, lanes, metrics, token))
             with suppress(KeyboardInterrupt), catch_sigterm():  # which uvicorn raises again once it has stopped
-                uvicorn.Server(configuration).run(sockets=[listener])
+                server.run(sockets=[listener])
+
+
+def web_server(app: FastAPI) -> uvicorn.Server:
+    """The web server of an application."""
+    configuration = uvicorn.Config(
+        app,
+        http=PromptProtocol,
+        log_config=None,  # a log of requests would show tokens
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    return uvicorn.Server(configuration)
 
 
 def visible_devices() -> list[str]:

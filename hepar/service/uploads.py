@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from threading import Lock
 
 from hepar.errors import DataError, HeparError, Refusal
 from hepar.imaging.grid_rules import size_text
@@ -25,7 +24,6 @@ ACCEPTED = "NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha), a DICOM file or a zip
 NIFTI_MAGICS = ((344, b"n+1\0"), (4, b"n+2\0"))
 META_MAGICS = (b"ObjectType", b"NDims")
 ENCRYPTED = 1  # of a member's flags
-_checking = Lock()  # the processes that read files are handed out one at a time
 
 
 class UploadRefused(HeparError):
@@ -71,7 +69,7 @@ def check_apart(upload: Path, limits: ServiceLimits) -> None:
 
     Raises UploadRefused with the sentence for the user, in which the upload has no path.
     """
-    with _checking, parallel_map(_Check(limits), [upload], lambda _: limits.check_seconds) as results:
+    with parallel_map(_Check(limits), [upload], lambda _: limits.check_seconds) as results:
         outcome = next(results)
     if isinstance(outcome, Died):
         raise UploadRefused(DAMAGED, f"the upload cannot be checked: {outcome.reason}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 
 from hepar.errors import HeparError, one_line
 from hepar.params import TrainingParams
+from hepar.runtime.shortages import is_out_of_memory
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def explain_resource_errors(network: nn.Module, params: TrainingParams, step: Ca
                 f"training.compile is true, but torch cannot compile the network ({reason}): set it to false, or"
                 " install a C++ compiler"
             ) from None
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         checkpointing = ", or set gradient_checkpointing" if hasattr(network, "gradient_checkpointing") else ""
         raise HeparError(
@@ -31,11 +31,6 @@ def explain_resource_errors(network: nn.Module, params: TrainingParams, step: Ca
             f" patch_zyx ({params.patch_zyx}){checkpointing}; cached arrays take up to cache_gib"
             f" ({params.cache_gib:g})"
         ) from None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # numpy raises MemoryError, torch on a GPU OutOfMemoryError, and torch on a CPU a plain RuntimeError
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _compiler_message(error: Exception) -> str:

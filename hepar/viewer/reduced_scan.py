@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from hepar.cases import Modality
 from hepar.imaging.masks import Mask, bounding_box, enlarged
 from hepar.imaging.parallel_grids import whole_box
-from hepar.imaging.volumes import Array, Geometry, resample, resample_mask, to_array, to_image
+from hepar.imaging.volumes import Array, Geometry, resample, resample_mask, to_array, to_image, write_image
 from hepar.runtime.scratch import scratch_folder
 
 MAX_VOXELS = 6_000_000  # of a byte each: image and masks take at most some 10 MB as base64, usually half of that
@@ -97,10 +97,10 @@ def _range_of_mr(image_zyx: Array) -> tuple[float, float]:
 
 
 def _nifti(array_zyx: Array, grid: Geometry, slope: float = 1.0, intercept: float = 0.0) -> bytes:
-    """A compressed NIfTI file of bytes that stand for `slope` · byte + `intercept`."""
+    """A compressed NIfTI file of bytes that stand for `slope` · byte + `intercept`. Raises DiskFull."""
     with scratch_folder("page") as folder:
         path = folder / "volume.nii"
-        sitk.WriteImage(to_image(array_zyx, grid), str(path))
+        write_image(to_image(array_zyx, grid), path)
         content = bytearray(path.read_bytes())
     struct.pack_into("<2f", content, SLOPE_AT, slope, intercept)
     return gzip.compress(bytes(content), COMPRESSION, mtime=0)

@@ -6,6 +6,7 @@ data lie.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,8 +132,11 @@ def test_the_modality_of_a_changed_mr_is_asked_for(edit: Callable[[Voxels], Voxe
 
 def test_the_question_names_the_scan_and_its_values() -> None:
     voxels = np.arange(512).reshape(8, 8, 8) % 200
-    with pytest.raises(DataError, match=r"^scan\.nii\.gz may be CT or MR by its values, 0 to 199: pass --modality "):
+    with pytest.raises(
+        DataError, match=r"^scan\.nii\.gz may be CT or MR by its values, 0 to 199: pass --modality "
+    ) as asked:
         guess_modality(image_of(voxels.astype(np.uint8)), SCAN)
+    assert str(pickle.loads(pickle.dumps(asked.value))) == str(asked.value)
 
 
 def test_the_modality_of_an_image_without_values_cannot_be_guessed() -> None:

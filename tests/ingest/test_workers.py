@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,16 @@ def test_processes_are_used_again_and_end_with_the_map() -> None:
         found = set(results)
     assert len(found) <= len(os.sched_getaffinity(0))
     assert not any(psutil.pid_exists(pid) for pid in found)
+
+
+def test_threads_get_workers_of_their_own_at_the_same_time() -> None:
+    def doubled(number: int) -> list[int | Died]:
+        with parallel_map(double_or_die, [number], seconds) as results:
+            return list(results)
+
+    numbers = list(range(40))
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(doubled, numbers)) == [[2 * number] for number in numbers]
 
 
 def test_jobs_see_the_folder_and_variables_of_their_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from full_disk import FULL, SmallDisk
 
-from hepar.errors import StorageError
+from hepar.errors import DiskFull, StorageError
 from hepar.runtime.artifacts import link_or_copy, write_artifact, write_json
 from hepar.runtime.chunked import write_chunked
 from hepar.runtime.whole_files import whole_file, write_bytes, write_text
@@ -78,14 +78,14 @@ def test_a_place_that_is_a_folder_is_named(tmp_path: Path) -> None:
 def test_on_a_full_disk_the_path_and_the_reason_are_named_and_nothing_is_left(disk: SmallDisk) -> None:
     path = disk.folder / "a.bin"
     for kib in (0, 4, 60):
-        with disk.room(kib), pytest.raises(StorageError, match=f"^{path} cannot be written: {FULL}$"):
+        with disk.room(kib), pytest.raises(DiskFull, match=f"^{path} cannot be written: {FULL}$"):
             write_bytes(path, bytes(64 * 1024))
     assert disk.left_behind() == []
 
 
 def test_a_full_disk_is_the_reason_whatever_a_library_reports(disk: SmallDisk) -> None:
     path = disk.folder / "a.bin"
-    with disk.room(16), pytest.raises(StorageError, match=f"^{path} cannot be written: {FULL}$"):
+    with disk.room(16), pytest.raises(DiskFull, match=f"^{path} cannot be written: {FULL}$"):
         fail_after_writing(path, bytes(16 * 1024), RuntimeError("unexpected pos 64 vs 0"))
     assert disk.left_behind() == []
 

@@ -13,6 +13,8 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ from waiting import wait_until
 from hepar.cases import Modality
 from hepar.errors import DataError
 from hepar.prediction.folder import PredictionFolder
-from hepar.service import app
+from hepar.service import app, connections, server, uploads
+from hepar.service.access import TOKEN_VARIABLE
 from hepar.service.jobs import DISK_FULL, Job, Jobs, JobState, QueueFull
 from hepar.service.limits import ServiceLimits
 from hepar.service.predicting import Served
@@ -236,6 +239,24 @@ def test_an_upload_that_is_cancelled_while_it_is_checked_becomes_no_job(
     assert 'hepar_uploads_refused_total{status="408"} 1.0' in client.get("/metrics").text
 
 
+def test_as_many_uploads_are_checked_at_a_time_as_there_are_cores(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=20)
+
+    @contextmanager
+    def check_together(*_: object) -> Iterator[Iterator[None]]:
+        both.wait()
+        yield iter([None])
+
+    monkeypatch.setattr(app, "available_cores", lambda: 2)
+    monkeypatch.setattr(uploads, "parallel_map", check_together)
+    content = scan(tmp_path)
+    with served_jobs(jobs, TOKEN) as address, ThreadPoolExecutor(2) as pool:
+        answers = pool.map(lambda _: Client(address).post("/api/jobs", content=content).status_code, range(2))
+        assert list(answers) == [202, 202]
+
+
 def test_an_upload_waits_under_a_name_of_the_service_until_there_is_no_room(
     client: Client, jobs: Jobs, tmp_path: Path
 ) -> None:
@@ -288,15 +309,28 @@ def test_results_are_given_out_by_fixed_names_alone(client: Client, jobs: Jobs) 
 
 
 def test_results_are_deleted_after_their_time(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path, replace(LIMITS, kept_seconds=0.0, kept=1))
+    jobs = Jobs(tmp_path, replace(LIMITS, kept_seconds=0.0))
     job = finished(jobs)
     assert job.folder.exists()
     jobs.sweep()
     assert jobs.find(job.id) is None
     assert list(tmp_path.iterdir()) == []
-    jobs.reserve(0)
-    with pytest.raises(QueueFull, match="1 are kept"):
+
+
+def test_the_oldest_results_make_room_for_a_new_job_and_open_jobs_never_do(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, replace(LIMITS, kept=3))
+    waiting, older, newer = jobs.reserve(0), finished(jobs), finished(jobs)
+    jobs.submit(waiting)
+    last = jobs.reserve(0)
+    assert [jobs.find(job.id) is job for job in (waiting, older, newer, last)] == [True, False, True, True]
+    assert {path.name for path in tmp_path.iterdir()} == {waiting.id, newer.id, last.id}
+    with pytest.raises(QueueFull, match=r"^2 jobs wait: try again later$"):
         jobs.reserve(0)
+    assert jobs.find(newer.id) is newer
+    for job in (waiting, last):
+        jobs.finish(job, JobState.DONE)
+    jobs.reserve(0)
+    assert jobs.find(newer.id) is None
 
 
 def test_strangers_and_other_origins_are_refused(client: Client) -> None:
@@ -304,7 +338,8 @@ def test_strangers_and_other_origins_are_refused(client: Client) -> None:
         assert client.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401
     assert client.get("/healthz", headers={"Authorization": ""}).status_code == 200
     assert client.get("/readyz").status_code == 503  # nothing predicts
-    for headers in ({"Origin": "http://evil.example.org"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+    origins = ("http://evil.example.org", "http://[", "null")
+    for headers in (*({"Origin": origin} for origin in origins), {"Sec-Fetch-Site": "cross-site"}):
         assert client.post("/api/jobs", content=b"x", headers=headers).status_code == 403
     opened = client.get(f"/?token={TOKEN}", headers={"Authorization": ""})
     assert opened.headers["Set-Cookie"].endswith(f"={TOKEN}; HttpOnly; Path=/; SameSite=Strict")
@@ -323,6 +358,28 @@ def test_strangers_and_other_origins_are_refused(client: Client) -> None:
     assert client.get("/api/service", headers={"Authorization": TOKEN}).status_code == 401
 
 
+def test_a_connection_without_a_request_is_closed_and_a_slow_upload_is_not(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.5)
+    with served_jobs(jobs, TOKEN) as address:
+        client = Client(address)
+        place = ("127.0.0.1", int(address.rpartition(":")[2]))
+        silent, partial, again = (socket.create_connection(place, timeout=30) for _ in range(3))
+        slow = begin_upload(client, 4, b"no")
+        partial.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n")
+        again.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert again.recv(2**16).startswith(b"HTTP/1.1 200")
+        again.sendall(b"G")
+        for waiting in (silent, partial, again):
+            with waiting, waiting.makefile("rb") as received:
+                assert received.read() in (b"", b"ok")  # the service has closed it
+        slow.send(b"ne")
+        assert slow.getresponse().status == 415
+        slow.close()
+        client.session.close()
+
+
 def test_an_address_of_ipv6_has_brackets_in_urls() -> None:
     assert f"http://{Address('::1', 8000)}/" == "http://[::1]:8000/"
     assert f"http://{Address('127.0.0.1', 8000)}/" == "http://127.0.0.1:8000/"
@@ -330,6 +387,17 @@ def test_an_address_of_ipv6_has_brackets_in_urls() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(DataError, match=re.escape(f"[::1]:{port} is not available")):
             serve_predictions(Served("model"), Address("::1", port), LIMITS, print)
+
+
+@pytest.mark.parametrize("given", [TOKEN, ""])
+def test_a_token_of_the_environment_is_not_printed(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, given)
+    monkeypatch.setattr(server, "_running", lambda *_: nullcontext())
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    addresses: list[str] = []
+    serve_predictions(Served("model"), Address(), LIMITS, addresses.append)
+    shown = r"\$HEPAR_SERVE_TOKEN" if given else r"[\w-]{32}"
+    assert re.fullmatch(rf"http://127\.0\.0\.1:\d+/\?token={shown}", addresses[0])
 
 
 def test_a_zip_is_unpacked_under_numbers_and_masks_stay_masks(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,7 +31,7 @@ from hepar.prediction.predicted_scan import PredictedScan, Predictor, predict_sc
 from hepar.prediction.scans import Scan
 from hepar.prediction.storing import store_objects
 from hepar.service.listening import MAX_TRIES, PLACE, FeedPlace, Listener, ScanState
-from hepar.service.orthanc import OrthancServer
+from hepar.service.orthanc import Arrival, OrthancServer
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,8 @@ def test_a_retry_stores_only_what_is_not_stored_and_sends_the_same_objects(
     heard.listener.look()
     assert [found["name"] for found in heard.shown] == [first]
     assert "try 1 of 10" in heard.sentences[0]
+    heard.listener.look()
+    assert sent == [first, second]  # until the pause is over
     again = Heard(orthanc, tmp_path / "out")  # as after a restart
     again.listener.look()
     assert [(found["name"], found["stored"]) for found in again.shown] == [(second, ["segmentation.dcm", "report.dcm"])]
@@ -261,6 +264,49 @@ def test_predict_goes_on_with_the_other_series_if_storing_the_results_of_one_fai
     assert sorted([*refused, stored]) == ["series-5-ct-portal-venous", "series-6-ct-portal-venous"]
     assert f"{refused[0]}: {orthanc}/dicom-web refuses segmentation.dcm" in done.stderr
     assert modalities(orthanc, study) == ["CT", "CT", "SEG", "SR"]
+
+
+def test_while_orthanc_does_not_answer_no_try_counts(tmp_path: Path) -> None:
+    FeedPlace(tmp_path / PLACE, 7, {"a": 0, "b": 3}, {"b": {"series-4-ct": ScanState.WRITTEN}}).save()
+    heard = Heard("http://localhost:1", tmp_path)
+    for _ in range(MAX_TRIES + 1):
+        with pytest.raises(StorageError, match="does not answer"):
+            heard.listener.look()
+    assert heard.place == FeedPlace(tmp_path / PLACE, 7, {"a": 0, "b": 3}, {"b": {"series-4-ct": ScanState.WRITTEN}})
+    assert heard.sentences == []
+
+
+class Refusing(OrthancServer):
+    """One that answers, but not about its series."""
+
+    def last(self) -> int:
+        return 7
+
+    def arrivals(self, since: int) -> tuple[list[Arrival], int, bool]:
+        return [], since, True
+
+    def source(self, key: str) -> str:
+        raise StorageError("500 Internal Server Error")
+
+
+def test_the_tries_of_a_series_that_fails_are_ever_further_apart(tmp_path: Path) -> None:
+    now, sentences, tried = 0.0, [], []
+    place = FeedPlace(tmp_path / PLACE, 7, {"a": 0}, clock=lambda: now)
+    server = Refusing("http://localhost:1", "dicom-web")
+    listener = Listener(server, predictor(), tmp_path, place, sentences.append, lambda _: None)
+    while place.tries:
+        assert now < 3600
+        before = place.tries["a"]
+        listener.look()
+        if place.tries.get("a") != before:
+            tried.append(now)
+        now += 5
+    assert [later - earlier for earlier, later in pairwise(tried)] == [10, 20, 40, 80, 160, 320, 600, 600, 600]
+    assert sentences[1] == "500 Internal Server Error; try 2 of 10 for series a, the next one in 20 s"
+    assert sentences[-1] == "500 Internal Server Error; try 10 of 10 for series a"
+    assert place.due == {}
+    place.add(Arrival(8, "a"))
+    assert place.is_due("a")
 
 
 def test_a_wrong_address_and_a_damaged_place_are_refused(tmp_path: Path) -> None:

@@ -25,12 +25,13 @@ LONGEST_MS = 600_000  # on a busy machine; a core alone takes some 20 s
 ORANGE = (255, 140, 60)
 PAGE = """<!doctype html><body class="hepar"><link rel="stylesheet" href="viewer.css">
 <div class="planes" style="height: 600px"><canvas id="view"></canvas></div><table></table>
-<script src="niivue.js"></script><script src="page.js"></script><script src="viewer.js"></script><script>
+<script src="niivue.js"></script><script src="page.js"></script><script src="viewer.js"></script>
+<script src="pen.js"></script><script>
 const LAYERS = [
   { name: "liver", colour: "green", visible: true, url: "liver.nii.gz" },
   { name: "tumour", colour: "orange", visible: true, url: "tumour.nii.gz" },
 ];
-const planes = new HeparViewer(byId("view")), table = new HeparLesions(planes), drawn = [];
+const planes = new HeparViewer(byId("view")), table = new HeparLesions(planes), pen = new HeparPen(planes), drawn = [];
 async function show() {
   await planes.attach();
   const draw = planes.niivue.refreshLayers.bind(planes.niivue);
@@ -100,6 +101,28 @@ def test_outlines_have_the_colour_of_their_layer_and_fills_lie_over_each_other(p
     assert orange_pixels(page) == 0
     page.evaluate("planes.setVisible('tumour', true)")
     assert orange_pixels(page) > 100
+
+
+def test_a_click_in_a_plane_grows_the_region_there_and_one_beside_the_planes_nothing(
+    page: Page, tmp_path: Path
+) -> None:
+    grid = Geometry((9, 40, 40), (3.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
+    image_zyx, liver_zyx = np.zeros(grid.size_zyx), np.zeros(grid.size_zyx, np.uint8)
+    image_zyx[2:7, 10:20, 10:20], liver_zyx[4, 30, 30] = 100, 1
+    write_volumes(tmp_path, image_zyx, {"liver": liver_zyx, "tumour": liver_zyx}, grid)
+    show(page, tmp_path, [])
+    page.evaluate("pen.begin('liver')")
+    page.evaluate("pen.use('grow')")
+    box = page.locator("#view").bounding_box()
+    assert box is not None
+    page.evaluate("planes.goTo([24, 24, 4])")  # in the bright block
+    page.mouse.click(box["x"] + box["width"] - 5, box["y"] + box["height"] - 5)
+    assert page.evaluate("pen.voxels") == 1
+    left, top = page.evaluate("[...planes.niivue.frac2canvasPos(planes.niivue.scene.crosshairPos)]")
+    page.evaluate("planes.goTo([0, 0, 4])")  # elsewhere in the axial plane
+    page.mouse.click(box["x"] + left, box["y"] + top)
+    assert page.evaluate("planes.voxel") == [24, 24, 4]
+    assert page.evaluate("pen.voxels") == 1 + 5 * 10 * 10
 
 
 def test_masks_on_different_grids_are_not_drawn_over_each_other(page: Page, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from full_disk import SmallDisk
 
 from hepar.cases import Modality
+from hepar.errors import DiskFull
 from hepar.imaging.volumes import Geometry, to_array, to_image
 from hepar.viewer.reduced_scan import ReducedScan, reduce_scan
 
@@ -75,3 +77,9 @@ def test_an_mr_keeps_its_range_and_without_masks_all_of_the_scan_is_shown(tmp_pa
     assert "cropped" not in reduced.reduced
     constant = reduce_scan(to_image(np.full(GRID.size_zyx, 7.0, np.float32), GRID), Modality.MR, empty)
     assert (to_array(opened(constant.image, tmp_path)) == 7).all()
+
+
+def test_a_full_disk_ends_it_instead_of_leaving_voxels_out(tmp_path: Path) -> None:
+    noise_zyx = np.random.default_rng(1).integers(-300, 500, GRID.size_zyx).astype(np.int16)
+    with SmallDisk(tmp_path, mounted=False).room(4), pytest.raises(DiskFull):
+        scan(noise_zyx)

@@ -15,7 +15,7 @@ class HeparPen {
       this.tell();
     };
     viewer.canvas.addEventListener("click", (event) => {
-      if (this.tool === "grow") this.grow(viewer.voxel, event.shiftKey);
+      if (this.tool === "grow" && viewer.isOnPlane(event)) this.grow(viewer.voxel, event.shiftKey);
     });
   }
 

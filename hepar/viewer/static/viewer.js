@@ -177,6 +177,12 @@ class HeparViewer {
     return this.goTo(this.sizes.map((size) => Math.floor(size / 2)));
   }
 
+  // Whether an event of the mouse lies on the scan in one of the planes, and so moved the crosshair there.
+  isOnPlane({ offsetX, offsetY }) {
+    const { dpr } = this.niivue.uiData;
+    return this.niivue.canvasPos2frac([offsetX * dpr, offsetY * dpr])[0] >= 0;
+  }
+
   get voxel() {
     return [...this.niivue.frac2vox(this.niivue.scene.crosshairPos)].map(Math.round);
   }
