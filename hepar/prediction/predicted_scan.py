@@ -116,7 +116,7 @@ def _modality_of(scan: Scan, image: sitk.Image, given: Modality | None) -> tuple
             raise DataError(f"{scan.name} is {scan.modality} by its DICOM header, not {given}")
         return scan.modality, "DICOM header"
     if given is not None:
-        return given, "--modality"
+        return given, "the user's choice"
     guessed = guess_modality(image, scan.image.files[0])
     return guessed, f"intensities: {guess_evidence(image, guessed)}"
 

@@ -127,7 +127,7 @@ def test_a_folder_has_every_output_of_a_scan_and_each_says_what_it_is_for(writte
 def test_tables_and_json_have_the_same_measurements(written: Path) -> None:
     measured = json.loads((written / "measurements.json").read_text())
     lesions, scans = pd.read_csv(written / "lesions.csv"), pd.read_csv(written / "measurements.csv")
-    assert measured["scan"]["modality_from"] == "--modality"
+    assert measured["scan"]["modality_from"] == "the user's choice"
     assert measured["scan"]["source"].endswith("/scan.nii.gz")
     assert lesions["longest_diameter_mm"].tolist() == [measured["lesions"][0]["longest_diameter_mm"]]
     assert lesions["centre_lps_mm_3"].tolist() == [measured["lesions"][0]["centre_lps_mm"][2]]
