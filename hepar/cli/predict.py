@@ -257,15 +257,15 @@ class _Run:
         else:
             folder = self.out / predicted.scan.name
             written = write_prediction(predicted, folder, self.outputs, self.by_lesion)
-            predicted = written.scan
-            if written.problem:
+            predicted, warned = written.scan, [warning.message for warning in written.scan.warnings]
+            if written.problem and written.problem not in warned:  # else it is printed as a warning
                 print_message(written.problem)
             printed = {"folder": str(folder), **shown(predicted.measurements())}
             if self.server:
                 printed["stored"] = store_objects(self.server, PredictionFolder(folder))
+            if written.problem in warned and printed.get("stored") == []:
+                raise StorageError(f"nothing is stored on {self.server}: {written.problem}")
         print(json.dumps(printed))
-        if self.server and not printed["stored"]:
-            raise StorageError(f"nothing was stored on {self.server}: there is neither DICOM-SEG nor SR")
         return predicted
 
 
