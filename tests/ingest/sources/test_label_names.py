@@ -18,10 +18,11 @@ TOTALSEGMENTATOR = (
     "spleen, kidney_right, gallbladder, stomach, pancreas, adrenal_gland_right, lung_upper_lobe_left, esophagus,"
     " trachea, thyroid_gland, small_bowel, duodenum, colon, urinary_bladder, prostate, kidney_cyst_left, sacrum,"
     " vertebrae_L1, heart, aorta, pulmonary_vein, brachiocephalic_trunk, subclavian_artery_right,"
-    " common_carotid_artery_left, atrial_appendage_left, superior_vena_cava, inferior_vena_cava, portal_vein_and_splenic_vein,"
-    " iliac_vena_left, humerus_left, scapula_left, clavicula_left, femur_left, hip_left, spinal_cord, gluteus_maximus_left,"
-    " autochthon_left, iliopsoas_left, brain, skull, rib_left_1, sternum, costal_cartilages, intervertebral_discs,"
-    " fibula, tibia, quadriceps_femoris_left, thigh_medial_compartment_left, sartorius_left, liver"
+    " common_carotid_artery_left, atrial_appendage_left, superior_vena_cava, inferior_vena_cava,"
+    " portal_vein_and_splenic_vein, iliac_vena_left, humerus_left, scapula_left, clavicula_left, femur_left,"
+    " hip_left, spinal_cord, gluteus_maximus_left, autochthon_left, iliopsoas_left, brain, skull, rib_left_1,"
+    " sternum, costal_cartilages, intervertebral_discs, fibula, tibia, quadriceps_femoris_left,"
+    " thigh_medial_compartment_left, sartorius_left, liver"
 )
 SHORT = "liver, rkid, spleen, pancreas, aorta, IVC, RAG, LAG, gallbladder, duodenum, bones, lymph nodes, other_organ"
 Read = tuple[set[int] | None, set[int] | None]

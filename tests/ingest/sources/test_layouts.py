@@ -165,6 +165,15 @@ def test_the_test_volumes_of_the_challenge_are_left_out(tmp_path: Path, tiny: Pa
     assert sorted(found(tmp_path, tiny)) == ["lits-003", "lits-028"]
 
 
+@pytest.mark.parametrize(("name", "prefix"), [("volume-{}.nii", "lits"), ("imagesTr/liver_{}.nii.gz", "msd03")])
+def test_scans_of_one_lits_patient_share_it(name: str, prefix: str, tmp_path: Path, tiny: Params) -> None:
+    for number in range(6, 17):
+        write(tmp_path / name.format(number))
+    shared = {8: 7, 9: 7, 10: 7, 15: 14}
+    patients = {case_id: case.patient_id for case_id, case in found(tmp_path, tiny).items()}
+    assert patients == {f"{prefix}-{n:03d}": f"{prefix}-{shared.get(n, n):03d}" for n in range(6, 17)}
+
+
 def test_a_value_that_the_layout_does_not_declare_is_refused(tmp_path: Path, tiny: Params) -> None:
     write(tmp_path / "volume-1.nii")
     write(tmp_path / "segmentation-1.nii", labels(1, 2, 7))
