@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hepar.runtime import remote_cache
+from hepar.runtime.artifacts import sha256_file
 from hepar.runtime.remote_cache import Cache
 
 CONTENT = b"voxels " * 100
@@ -57,10 +58,13 @@ def test_a_file_without_a_hash_is_fetched_again(cache: Cache, tmp_path: Path) ->
 
 def test_a_sound_file_is_hashed_once(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     remote, hashed = Remote(), []
+
+    def note(path: Path) -> str:
+        hashed.append(path)
+        return sha256_file(path)
+
     cache.digests([remote])
-    monkeypatch.setattr(
-        remote_cache, "sha256_file", lambda path, sha256=remote_cache.sha256_file: hashed.append(path) or sha256(path)
-    )
+    monkeypatch.setattr(remote_cache, "sha256_file", note)
     for number in range(3):
         cache.place(remote, tmp_path / f"{number}")
     assert hashed == [cache._kept(remote)]
