@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import pandas as pd
 
 from hepar.cases import Case, Cohort, LabelState, Modality, Split, parse_enum
 from hepar.errors import DataError
@@ -34,21 +36,34 @@ def assign_splits(cases: Sequence[SourceCase], params: SplitParams) -> list[Sour
     return [replace(case, split=case.split or split_of(case.patient_id, params)) for case in cases]
 
 
-def assign_official_splits(cases: Sequence[SourceCase], official: Mapping[str, Split]) -> list[SourceCase]:
-    """The cases with the splits that `official` gives to their ids or their patients' ids; the others keep theirs.
+@dataclass(frozen=True)
+class OfficialSplits:
+    """Splits by case id and by patient id; a table with only one of them gives both, since a case may be a patient."""
+
+    cases: Mapping[str, Split]
+    patients: Mapping[str, Split]
+
+    def of(self, case: SourceCase) -> Split | None:
+        """The split of a case, else that of its patient; None if neither is listed."""
+        return self.cases.get(case.case_id) or self.patients.get(case.patient_id)
+
+
+def assign_official_splits(cases: Sequence[SourceCase], official: OfficialSplits) -> list[SourceCase]:
+    """The cases with the splits that `official` gives to them or their patients; the others keep theirs.
 
     Raises DataError if it names no case and no patient.
     """
-    splits = {case.case_id: official.get(case.case_id, official.get(case.patient_id)) for case in cases}
+    splits = {case.case_id: official.of(case) for case in cases}
     if not any(splits.values()):
         raise DataError(f"ingest.split_from names no case or patient of the source, such as {cases[0].case_id}")
     return [replace(case, split=splits[case.case_id] or case.split) for case in cases]
 
 
-def read_splits(source: str) -> dict[str, Split]:
+def read_splits(source: str) -> OfficialSplits:
     """Official splits by case or patient id, from a CSV or Parquet table or a cohort's folder, on this disk or in S3.
 
-    Raises DataError naming table, id and value if there is no such table, a value is not a split, or an id has two.
+    With both columns, a row may lack the patient. Raises DataError naming table, id and value if there is no such
+    table, a value is not a split, or an id has two.
     """
     with scratch_folder("remote") as name:
         path = s3.Buckets(name).mirror(source) if source.startswith(SCHEME) else Path(source)
@@ -56,15 +71,20 @@ def read_splits(source: str) -> dict[str, Split]:
         if not path.is_file():
             raise DataError(f"ingest.split_from {source}: no such table")
         frame = read_frame(path)
-    column = next((name for name in ("case_id", "patient_id") if name in frame.columns), None)
-    if column is None or "split" not in frame.columns:
+    columns = [name for name in ("case_id", "patient_id") if name in frame.columns]
+    if not columns or "split" not in frame.columns:
         raise DataError(f"ingest.split_from {source}: needs a column split and a column case_id or patient_id")
+    if not (unnamed := frame[frame[columns[0]] == ""]).empty:
+        value = unnamed["split"].iloc[0]
+        raise DataError(f"ingest.split_from {source}: {columns[0]} is empty in a row with split {value!r}")
+    return OfficialSplits(*(_splits_by(column, frame, source) for column in (columns[0], columns[-1])))
+
+
+def _splits_by(column: str, frame: pd.DataFrame, source: str) -> dict[str, Split]:
     splits: dict[str, Split] = {}
     for name, value in zip(frame[column], frame["split"], strict=True):
-        if not name:
-            raise DataError(f"ingest.split_from {source}: {column} is empty in a row with split {value!r}")
         split = parse_enum(Split, value, case_id=name, column="split")
-        if splits.setdefault(name, split) != split:
+        if name and splits.setdefault(name, split) != split:
             raise DataError(f"ingest.split_from {source}: {name} is in both {splits[name]} and {split}")
     return splits
 

@@ -100,7 +100,7 @@ def _may_hold_dicom(source: str, layout: str, listed: list[str]) -> bool:
 
 def _check_split(params: PipelineParams) -> str:
     place = params.ingest.split_from
-    return f"{len(read_splits(place)):,} entries of {redact_address(place)}" if place else ""
+    return f"{len(read_splits(place).cases):,} entries of {redact_address(place)}" if place else ""
 
 
 def _check_reviews(params: PipelineParams) -> str:

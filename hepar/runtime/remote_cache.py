@@ -5,7 +5,7 @@ case maps its placeholders to remote files (`SourceCase.remote`); `local` fetche
 
 The cache lies in HEPAR_CACHE, or the user's cache folder, or in a container where temporary files are, and takes at
 most HEPAR_CACHE_GIB (20). It remembers the SHA-256 of every version that was ever fetched, so an unchanged case is
-recognised without fetching it.
+recognised without fetching it. A file in it is compared with this hash once in each process that uses it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
@@ -35,6 +37,7 @@ CONNECTIONS = 8
 BATCH = 256
 STALE_SECONDS = 24 * 3600  # an unfinished download that old was abandoned
 BUSY_SECONDS = 60  # to wait for another process that locks the index of digests
+_CREATION = Lock()  # closing a file drops the locks that SQLite holds on it in other threads
 Located = TypeVar("Located")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -74,12 +77,7 @@ class Cache:
 
     def digests(self, files: Sequence[RemoteFile]) -> list[str]:
         """SHA-256 of each file; versions never fetched before are fetched."""
-        known: dict[str, str] = {}
-        with self._digests() as table:
-            for some in batches(files):
-                marks = ", ".join("?" * len(some))
-                query = f"SELECT version, sha256 FROM digest WHERE version IN ({marks})"
-                known.update(table.execute(query, [file.version for file in some]))
+        known = self._known(files)
         missing = [file for file in files if file.version not in known]
         known.update(
             (file.version, digest) for file, digest in zip(missing, in_parallel(self._fetch, missing), strict=True)
@@ -87,14 +85,14 @@ class Cache:
         return [known[file.version] for file in files]
 
     def place(self, file: RemoteFile, target: Path) -> None:
-        """Link or copy a file to `target`, from the cache or else its store."""
+        """Link or copy a file to `target`, from the cache or, if it is missing or damaged there, its store."""
         kept = self._kept(file)
         target.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            if not kept.is_file():
+            if not self._is_sound(file):
                 self._fetch(file)
             with suppress(FileNotFoundError):  # another process trimmed it meanwhile
-                os.utime(kept)
+                os.utime(kept, ns=(time.time_ns(), kept.stat().st_mtime_ns))  # of use alone: the file is unchanged
                 try:
                     os.link(kept, target)
                 except FileNotFoundError:
@@ -111,12 +109,32 @@ class Cache:
                 state = entry.stat()
                 if entry.name.startswith(".") and time.time() - state.st_mtime < STALE_SECONDS:
                     continue
-                found.append((entry.name.startswith("."), state.st_mtime, state.st_size, Path(entry.path)))
+                found.append((entry.name.startswith("."), state.st_atime, state.st_size, Path(entry.path)))
         total = sum(size for partial, _, size, _ in found if not partial)
         for partial, _, size, path in sorted(found):
             if partial or total > self.limit_bytes:
                 path.unlink(missing_ok=True)
                 total -= 0 if partial else size
+
+    def _known(self, files: Sequence[RemoteFile]) -> dict[str, str]:
+        """SHA-256 by version of the files that were fetched before."""
+        known: dict[str, str] = {}
+        with self._digests() as table:
+            for some in batches(files):
+                marks = ", ".join("?" * len(some))
+                query = f"SELECT version, sha256 FROM digest WHERE version IN ({marks})"
+                known.update(table.execute(query, [file.version for file in some]))
+        return known
+
+    def _is_sound(self, file: RemoteFile) -> bool:
+        """Whether a file is in the cache with the content that was fetched."""
+        kept = self._kept(file)
+        try:
+            state = kept.stat()
+            found = _sha256(kept, state.st_ino, state.st_mtime_ns, state.st_size)
+        except OSError:  # not there, or the disk cannot read it
+            return False
+        return self._known([file]).get(file.version) == found
 
     def _fetch(self, file: RemoteFile) -> str:
         kept = self._kept(file)
@@ -124,11 +142,13 @@ class Cache:
         try:
             file.download(partial)
             digest = sha256_file(partial)
+            with partial.open("rb") as stream:
+                os.fsync(stream.fileno())  # else a power cut could leave a short file under the final name
+            with self._digests() as table:
+                table.execute("INSERT OR REPLACE INTO digest VALUES (?, ?)", (file.version, digest))
             partial.replace(kept)
         finally:
             partial.unlink(missing_ok=True)
-        with self._digests() as table:
-            table.execute("INSERT OR REPLACE INTO digest VALUES (?, ?)", (file.version, digest))
         return digest
 
     def _kept(self, file: RemoteFile) -> Path:
@@ -143,9 +163,20 @@ class Cache:
     @contextmanager
     def _digests(self) -> Iterator[sqlite3.Connection]:
         self._files()
-        with closing(sqlite3.connect(self.folder / "digests.sqlite", timeout=BUSY_SECONDS)) as connection, connection:
+        index = self.folder / "digests.sqlite"
+        with _CREATION:
+            if not index.exists():
+                index.touch(mode=0o600)
+        with suppress(PermissionError):
+            index.chmod(0o600)  # one of an earlier version; SQLite gives its journal the same mode
+        with closing(sqlite3.connect(index, timeout=BUSY_SECONDS)) as connection, connection:
             connection.execute("CREATE TABLE IF NOT EXISTS digest (version TEXT PRIMARY KEY, sha256 TEXT)")
             yield connection
+
+
+@lru_cache(maxsize=2**16)
+def _sha256(path: Path, inode: int, mtime_ns: int, size: int) -> str:
+    return sha256_file(path)
 
 
 def _default_folder() -> Path:

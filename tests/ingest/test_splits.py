@@ -12,7 +12,7 @@ from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.errors import DataError
 from hepar.ingest.sources.source import SourceCase
 from hepar.ingest.sources.table import read_table
-from hepar.ingest.splits import assign_splits, read_splits, split_of
+from hepar.ingest.splits import assign_official_splits, assign_splits, read_splits, split_of
 from hepar.params import Params, SplitParams
 
 SPLIT = SplitParams(test=0.2, val=0.1)
@@ -120,7 +120,7 @@ def test_two_scans_of_a_patient_with_a_strange_name_never_meet_in_two_splits(
         assert {case.patient_id for case in listed} == {patient}
         assert len({case.split for case in listed}) == 1
     (tmp_path / "split.csv").write_text(f"patient_id,split\n{patient},val\n")
-    assert read_splits(str(tmp_path / "split.csv")) == {patient: Split.VAL}
+    assert read_splits(str(tmp_path / "split.csv")).patients == {patient: Split.VAL}
 
 
 @pytest.mark.parametrize("column", ["case_id", "patient_id"])
@@ -148,9 +148,21 @@ def test_the_splits_of_an_earlier_cohort_are_kept(source: PhantomFolder, tiny: P
     assert splits == {case.case_id: case.split for case in Cohort.load(earlier)}
 
 
+def test_new_and_renamed_scans_of_a_known_patient_get_its_split(tmp_path: Path) -> None:
+    held_out = next(f"p{number}" for number in range(99) if split_of(f"p{number}", SPLIT) == Split.TRAIN)
+    (tmp_path / "split.csv").write_text(f"case_id,patient_id,split\na,{held_out},test\n{held_out},b,val\nc,,train\n")
+    official = read_splits(str(tmp_path / "split.csv"))
+    named = replace(scan_of("somebody"), case_id=held_out)  # a case may be called as another case's patient
+    scans = [replace(scan_of(held_out), case_id="a"), scan_of(held_out), named, replace(scan_of("new"), case_id="d")]
+    splits = [case.split for case in assign_official_splits(scans, official)]
+    assert splits == [Split.TEST, Split.TEST, Split.VAL, None]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        ("case_id,patient_id,split\nx,p,test\ny,p,train\n", "p is in both test and train"),
+        ("case_id,patient_id,split\n,p,test\n", "case_id is empty in a row with split 'test'"),
         ("case_id,split\nphantom-ct-0000,testing\n", "split is 'testing'"),
         ("case_id,split\nx,test\nx,train\n", "x is in both test and train"),
         ("case_id,part\nx,test\n", "needs a column split and a column case_id or patient_id"),

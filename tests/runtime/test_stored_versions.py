@@ -111,6 +111,18 @@ def test_what_arrives_damaged_is_refused(store: Store, tmp_path: Path) -> None:
         pass
 
 
+def test_what_is_damaged_in_the_cache_is_fetched_again(store: Store, tmp_path: Path) -> None:
+    artifact = write_toy(tmp_path / "artifact", VOLUMES)
+    publish(artifact, BULK, store)
+    path, content = artifact / "volumes/a/image", VOLUMES["volumes/a/image"]
+    with fetched(path):
+        pass
+    kept = remote_cache.Cache.of_user()._kept(store.object(md5_bytes(content)))
+    kept.write_bytes(content[:-1])
+    with fetched(path) as here:
+        assert here[path].read_bytes() == kept.read_bytes() == content
+
+
 def test_without_the_store_the_variable_is_named(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = write_toy(tmp_path / "artifact", VOLUMES)
     publish(artifact, BULK, store)

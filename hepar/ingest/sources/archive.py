@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
 from hepar.errors import DataError, HeparError, Refusal, StorageError
@@ -40,8 +41,9 @@ class _Archives:
     def __post_init__(self) -> None:
         self.bytes_left = _limit_bytes(sum(path.stat().st_size for path in self.paths))
 
-    def unpack(self, archive: Path, folder: Path) -> None:
-        """Unpack a zip into a folder; one that cannot be is noted among the refused ones, by its number."""
+    def unpack(self, archive: Path, parent: Path) -> None:
+        """Unpack a zip into a new folder of its name; one that cannot be is noted among the refused, by its number."""
+        folder = _free_place(archive.stem, parent, archive.parent)
         try:
             self.bytes_left -= _unpack(archive, folder, self.bytes_left)
         except Refusal as fault:
@@ -56,8 +58,8 @@ def unpacked(source: Path) -> Iterator[Unpacked]:
     """The folder `source`, or a temporary one with every zip unpacked and links to all else.
 
     In a folder or in `source` itself, a zip is refused alone if it is damaged, a member would leave the folder or is a
-    link, or it expands too far; the same raises DataError if `source` is the zip. Zips deeper inside stay as they are.
-    Raises StorageError if the disk is too small.
+    link, or it expands too far; the same raises DataError if `source` is the zip. Zips deeper inside stay as they are,
+    hidden ones are left out. Raises StorageError if the disk is too small.
     """
     zips = tuple(_zips(source)) if source.is_dir() else (source,)
     if not zips:
@@ -84,7 +86,7 @@ def _unpack_inside(root: Path, bytes_left: int) -> tuple[SourceCase, ...]:
     archives = _Archives(tuple(_zips(root)))
     archives.bytes_left = min(archives.bytes_left, bytes_left)
     for path in archives.paths:
-        archives.unpack(path, path.with_suffix(""))
+        archives.unpack(path, path.parent)
         path.unlink()
     return tuple(archives.refused)
 
@@ -96,7 +98,15 @@ def _limit_bytes(size_bytes: int) -> int:
 
 def _zips(folder: Path) -> Iterator[Path]:
     for part in folders(folder):
-        yield from (path for path in sorted(part.iterdir()) if is_zip(path) and path.is_file())
+        for path in sorted(part.iterdir()):
+            if is_zip(path) and path.is_file() and not path.name.startswith("."):
+                yield path
+
+
+def _free_place(name: str, parent: Path, beside: Path) -> Path:
+    """A path in `parent` with this name, or the name and a number, that exists neither there nor in `beside`."""
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return parent / next(name for name in names if not any((place / name).exists() for place in (parent, beside)))
 
 
 def _mirror(source: Path, root: Path, archives: _Archives) -> None:
@@ -105,7 +115,7 @@ def _mirror(source: Path, root: Path, archives: _Archives) -> None:
         there.mkdir(exist_ok=True)
         for path in sorted(part.iterdir()):
             if path in archives.paths:
-                archives.unpack(path, there / path.stem)
+                archives.unpack(path, there)
             elif path.is_file() and not path.name.startswith("."):
                 (there / path.name).symlink_to(path.resolve())
 
@@ -137,8 +147,8 @@ def _unpack(archive: Path, folder: Path, bytes_left: int) -> int:
         encrypted = isinstance(error, RuntimeError) and "password" in str(error)
         raise Refusal(RULE, "it is encrypted" if encrypted else f"it is damaged ({type(error).__name__})") from None
     only = list(folder.iterdir())
-    if len(only) == 1 and only[0].is_dir() and only[0].name == folder.name:
-        inner = folder.with_name(f"{folder.name}.inner")
+    if len(only) == 1 and only[0].is_dir() and only[0].name == archive.stem:
+        inner = _free_place(f"{folder.name}.inner", folder.parent, folder.parent)
         only[0].rename(inner)
         folder.rmdir()
         inner.rename(folder)

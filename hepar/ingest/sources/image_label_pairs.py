@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hepar.cases import LabelState, Modality
 from hepar.ingest.sources.files import by_key
+from hepar.ingest.sources.lits import FIRST_SCANS
 from hepar.ingest.sources.source import ABSENT_IF_EMPTY, LabelMap, SourceCase, VolumeFile
 
 
@@ -15,7 +16,8 @@ from hepar.ingest.sources.source import ABSENT_IF_EMPTY, LabelMap, SourceCase, V
 class PairLayout:
     """`images/IMAGE` and `labels/LABEL`; the first group of both patterns is the case's key.
 
-    `liver` and `tumour` are values of the label map; None if the data set does not segment the structure.
+    `liver` and `tumour` are values of the label map; None if the data set does not segment the structure. `first_scans`
+    maps the later scans of a patient to the first, by their numbers; every other scan is a patient.
     """
 
     name: str
@@ -29,6 +31,7 @@ class PairLayout:
     modality: Callable[[str], Modality]
     sequence: str
     case_id: str
+    first_scans: Mapping[int, int] = field(default_factory=dict)
 
     def recognise(self, folder: Path) -> str:
         """What marks this layout in a folder, for a message; empty if nothing does."""
@@ -45,7 +48,7 @@ class PairLayout:
         return sorted(cases, key=lambda case: case.case_id)
 
     def _case(self, key: str, image: Path, label: Path | None) -> SourceCase:
-        case_id = self.case_id.format(int(key))
+        number = int(key)
         declared = frozenset(range(self.values + 1))
 
         def mask(values: frozenset[int] | None) -> LabelMap | None:
@@ -53,8 +56,8 @@ class PairLayout:
 
         liver, tumour = mask(self.liver), mask(self.tumour)
         return SourceCase(
-            case_id=case_id,
-            patient_id=case_id,
+            case_id=self.case_id.format(number),
+            patient_id=self.case_id.format(self.first_scans.get(number, number)),
             modality=self.modality(key),
             sequence=self.sequence,
             image=VolumeFile(image),
@@ -86,6 +89,7 @@ MSD_LIVER = PairLayout(
     modality=_always(Modality.CT),
     sequence="portal-venous",
     case_id="msd03-{:03d}",
+    first_scans=FIRST_SCANS,  # the scans of LiTS, with their numbers
 )
 # vessels are 1, tumours 2; the liver is not segmented
 MSD_VESSEL = PairLayout(

@@ -9,6 +9,7 @@ from hepar.ingest.sources.files import by_key, folders
 from hepar.ingest.sources.source import ABSENT_IF_EMPTY, LabelMap, SourceCase, VolumeFile
 
 LABELS = frozenset({0, 1, 2})  # 1 liver, 2 tumour
+FIRST_SCANS = {8: 7, 9: 7, 10: 7, 15: 14}  # of patients with several scans, by the numbers of the later ones
 
 
 def recognise(folder: Path) -> str:
@@ -37,7 +38,7 @@ def _case(number: int, volume: Path, segmentation: Path | None) -> SourceCase:
     state = LabelState.MANUAL if labels else LabelState.UNKNOWN
     return SourceCase(
         case_id=case_id,
-        patient_id=case_id,
+        patient_id=f"lits-{FIRST_SCANS.get(number, number):03d}",
         modality=Modality.CT,
         sequence="portal-venous",
         image=VolumeFile(volume),

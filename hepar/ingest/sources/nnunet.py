@@ -10,12 +10,11 @@ from typing import Any
 from hepar.cases import LabelState, Modality
 from hepar.errors import DataError, one_line
 from hepar.ingest.sources.files import by_key, safe_id
+from hepar.ingest.sources.label_names import liver_and_tumour
 from hepar.ingest.sources.source import ABSENT_IF_EMPTY, LabelMap, SourceCase, VolumeFile
 
 DESCRIPTION = "dataset.json"
 FIRST_CHANNEL = "0000"
-LIVER = re.compile(r"(whole[ _-]?)?liver", re.IGNORECASE)
-TUMOUR = re.compile(r"(liver[ _-]?)?(tumou?rs?|lesions?|cancer)", re.IGNORECASE)
 
 
 def recognise(folder: Path) -> str:
@@ -27,7 +26,7 @@ def recognise(folder: Path) -> str:
 
 
 def read(folder: Path) -> list[SourceCase]:
-    """Cases of one channel, CT or MR by its name. Raises DataError if there are more, or neither liver nor tumour."""
+    """Cases of one channel, CT or MR by its name. Raises DataError if there are more, or as `liver_and_tumour`."""
     description = _describe(folder)
     channels = description.get("channel_names", {})
     if list(channels) != ["0"]:
@@ -39,12 +38,8 @@ def read(folder: Path) -> list[SourceCase]:
     except (TypeError, ValueError):
         raise DataError(f"{folder / DESCRIPTION}: labels must map names to numbers, but are {labels}") from None
     declared = frozenset().union(*values.values(), {0})
-    tumour = _matching(values, TUMOUR)
-    liver = _matching(values, LIVER)
-    if not liver and not tumour:
-        raise DataError(f"{folder / DESCRIPTION}: labels name neither liver nor tumour, but {', '.join(labels)}")
-    if liver and tumour and not liver & tumour:
-        liver |= tumour  # without regions, liver voxels exclude the tumour
+    source = str(description.get("name", folder.name))
+    liver, tumour = liver_and_tumour(values, folder / DESCRIPTION, source)
     ending = re.escape(str(description.get("file_ending", ".nii.gz")))
     cases = []
     for part in ("Tr", "Ts"):
@@ -67,7 +62,7 @@ def read(folder: Path) -> list[SourceCase]:
                     liver_state=LabelState.MANUAL if maps["liver"] else LabelState.UNKNOWN,
                     tumour_state=LabelState.MANUAL if maps["tumour"] else LabelState.UNKNOWN,
                     split=None,
-                    source=str(description.get("name", folder.name)),
+                    source=source,
                     licence=str(description.get("licence", description.get("license", ""))),
                     if_empty=ABSENT_IF_EMPTY,
                 )
@@ -87,8 +82,3 @@ def _describe(folder: Path) -> dict[str, Any]:
 
 def _values(value: int | list[int]) -> frozenset[int]:
     return frozenset(value) if isinstance(value, list) else frozenset({int(value)})
-
-
-def _matching(values: dict[str, frozenset[int]], pattern: re.Pattern[str]) -> frozenset[int]:
-    found = [numbers for name, numbers in values.items() if pattern.fullmatch(name)]
-    return frozenset().union(*found)

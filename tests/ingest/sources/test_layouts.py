@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from hepar.errors import DataError, Refusal, StorageError
 from hepar.ingest.building import build_case
 from hepar.ingest.quarantine import Refused
 from hepar.ingest.sources import LAYOUTS, open_source
+from hepar.ingest.sources.archive import unpacked
 from hepar.ingest.sources.source import SourceCase
 from hepar.params import Params
 
@@ -165,6 +167,15 @@ def test_the_test_volumes_of_the_challenge_are_left_out(tmp_path: Path, tiny: Pa
     assert sorted(found(tmp_path, tiny)) == ["lits-003", "lits-028"]
 
 
+@pytest.mark.parametrize(("name", "prefix"), [("volume-{}.nii", "lits"), ("imagesTr/liver_{}.nii.gz", "msd03")])
+def test_scans_of_one_lits_patient_share_it(name: str, prefix: str, tmp_path: Path, tiny: Params) -> None:
+    for number in range(6, 17):
+        write(tmp_path / name.format(number))
+    shared = {8: 7, 9: 7, 10: 7, 15: 14}
+    patients = {case_id: case.patient_id for case_id, case in found(tmp_path, tiny).items()}
+    assert patients == {f"{prefix}-{n:03d}": f"{prefix}-{shared.get(n, n):03d}" for n in range(6, 17)}
+
+
 def test_a_value_that_the_layout_does_not_declare_is_refused(tmp_path: Path, tiny: Params) -> None:
     write(tmp_path / "volume-1.nii")
     write(tmp_path / "segmentation-1.nii", labels(1, 2, 7))
@@ -291,6 +302,33 @@ def test_a_zip_of_zips_reads_as_the_folders_inside(
     damaged, bomb = faults
     assert damaged == "zip 1 of 6, ordered by path: it is damaged (BadZipFile)"
     assert "it unpacks to 10000000 bytes, more than " in bomb
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("within", ["folder", "zip"])
+def test_a_zip_harms_nothing_that_lies_beside_it(within: str, tmp_path: Path) -> None:
+    """Neither the folder that was unpacked from it, nor a file of its name; what a Macintosh adds is no zip."""
+    source = tmp_path / "scans"
+    for name in ("P1", "P3"):
+        (source / name).mkdir(parents=True)
+        (source / name / "file").write_bytes(b"beside")
+    (source / "P2").write_bytes(b"a file without an ending")
+    (source / "._P1.zip").write_bytes(b"left by a Macintosh")
+    for name in ("P1", "P2", "P4"):
+        zipped(source / f"{name}.zip", b"inside")
+    (source / "P3.zip").write_bytes(b"PK damaged")
+    if within == "zip":
+        source = Path(shutil.make_archive(str(source), "zip", source))
+    with unpacked(source) as opened:
+        read = {name: content for name, content in tree(opened.folder).items() if not name.startswith(".")}
+        assert [case.fault.value for case in opened.refused if case.fault] == [
+            "zip 3 of 4, ordered by path: it is damaged (BadZipFile)"
+        ]
+    inside = dict.fromkeys(("P1-2/file", "P2-2/file", "P4/file"), b"inside")
+    assert read == {"P1/file": b"beside", "P3/file": b"beside", "P2": b"a file without an ending", **inside}
 
 
 def test_a_disk_too_small_for_a_zip_is_no_fault_of_the_zip(
