@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,9 @@ from hepar.ingest.sources.dicom_volume import DicomVolume
 from hepar.ingest.sources.drawn_masks import Drawn, DrawnMask, Outline, Undrawable, find_drawn
 from hepar.ingest.sources.pseudonyms import keyed_hash
 from hepar.ingest.sources.source import SourceCase, Union, Volume, refused_case
+from hepar.ingest.sources.structure_names import meaning
 from hepar.params import Uneven
+from hepar.runtime.progress import current_stage
 
 EmptyRoi = Literal["unknown", "absent"]
 
@@ -53,7 +54,9 @@ def read(folder: Path, reading: Reading) -> list[SourceCase]:
     cases += [*refused_folders(instances), *_unmatched(undrawable, images)]
     for image in images:
         own = [stack for stack in masks if _belongs(stack[1], image, images)]
-        case = _case(image, own, [item for item in drawn if item.series == image.series], reading)
+        drawn_on = [item for item in drawn if item.series == image.series]
+        _log_unclear(_case_id(image, reading), drawn_on)
+        case = _case(image, own, drawn_on, reading)
         fault = next((item.fault for item in undrawable if image.series in item.series), None)
         cases.append(replace(case, fault=fault))
     return sorted(cases, key=lambda case: case.case_id)
@@ -85,6 +88,17 @@ def _unmatched(undrawable: Sequence[Undrawable], images: Sequence[Stack]) -> lis
     ]
 
 
+def _log_unclear(case_id: str, drawn: Sequence[Drawn]) -> None:
+    """Log which ROIs and segments leave a structure unknown, by number: their names may hold anything."""
+    for item in drawn:
+        if item.outline == Outline.UNCLEAR:
+            what = "segment" if item.kind == SEGMENTATION else "ROI"
+            numbers = ", ".join(map(str, item.numbers))
+            current_stage().log(
+                f"case {case_id}: {item.structure} unknown, as the name of {what} {numbers} is not understood"
+            )
+
+
 def _case_id(stack: Stack, reading: Reading) -> str:
     return f"{stack.modality.lower()}-{keyed_hash(reading.key)(f'{stack.series}/{stack.number}')[:12]}"
 
@@ -100,10 +114,7 @@ def structure_of(stack: Stack) -> str:
 
 def named_structure(name: str) -> str:
     """`liver` or `tumour` if a text is the name of its masks alone, empty otherwise."""
-    bare = re.sub(r"mask|seg(mentation)?|label|[\d_. -]+", "", name, flags=re.IGNORECASE)
-    if re.fullmatch(r"(liver)?(tumou?rs?|lesions?|cancer|metastases)", bare, re.IGNORECASE):
-        return "tumour"
-    return "liver" if re.fullmatch(r"liver|leber|foie", bare, re.IGNORECASE) else ""
+    return meaning([name.replace("-", " ")]).structure
 
 
 @dataclass(frozen=True)
@@ -148,9 +159,10 @@ def _case(image: Stack, masks: Sequence[tuple[str, Stack]], drawn: Sequence[Draw
 def _label(series: Sequence[Volume], drawn: Sequence[Drawn], image: DicomVolume, empty_roi: LabelState) -> _Label:
     """The label of a structure from its mask series and what is drawn of it.
 
-    Where something is marked but not outlined, the structure is unknown. Outlines too small for a voxel are not empty.
+    Where something is marked but not outlined, or has an unclear name, the structure is unknown. Outlines too small
+    for a voxel are not empty.
     """
-    if any(item.outline == Outline.MARKS for item in drawn):
+    if any(item.outline in (Outline.MARKS, Outline.UNCLEAR) for item in drawn):
         return _Label(None, LabelState.UNKNOWN, LabelState.UNKNOWN)
     outlined = [item for item in drawn if item.outline != Outline.NONE]
     volumes = [*(DrawnMask(item, image) for item in outlined), *series]

@@ -5,7 +5,6 @@ Positions are LPS millimetres.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,16 +21,12 @@ from hepar.imaging.masks import Mask
 from hepar.imaging.volumes import Geometry
 from hepar.ingest.sources.dicom import RTSTRUCT, SEGMENTATION, Instance
 from hepar.ingest.sources.dicom_volume import DicomVolume
+from hepar.ingest.sources.structure_names import Meaning, meaning
 
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")  # of the types of contours; the first if none is given
 MIN_EXTENT_MM = 1e-3  # of a region
 CONTOUR_TOLERANCE = 0.4  # of the step between slices
-WORDS = {
-    "liver": re.compile(r"\b(whole[ _-]?)?(liver|hepar|leber|foie)\b", re.IGNORECASE),
-    "tumour": re.compile(
-        r"(tumou?rs?|lesions?|metastas[ei]s|\bhcc\b|cancer|neoplasm|carcinoma)(?![a-z])", re.IGNORECASE
-    ),
-}
+NOTHING = Meaning()
 
 
 class Outline(StrEnum):
@@ -41,6 +36,7 @@ class Outline(StrEnum):
     MARKS = "marks"  # one of its ROIs has points or open lines only, which enclose nothing
     REGIONS = "regions"  # each ROI that is not empty encloses something
     UNREAD = "unread"  # segments, whose pixels are not read yet
+    UNCLEAR = "unclear"  # something whose name is not understood, but may concern the structure
 
 
 @dataclass(frozen=True)
@@ -112,18 +108,34 @@ def find_segments(instances: Iterable[Instance]) -> list[Drawn]:
             continue
         header = _read_without_pixels(instance.path)
         referenced = [str(item.SeriesInstanceUID) for item in header.get("ReferencedSeriesSequence", [])]
-        numbers: dict[str, list[int]] = {}
-        for segment in header.get("SegmentSequence", []):
-            types = segment.get("SegmentedPropertyTypeCodeSequence", [])
-            names = [str(segment.get("SegmentLabel", "")), *(str(item.get("CodeMeaning", "")) for item in types)]
-            if structure := _structure_in(names):
-                numbers.setdefault(structure, []).append(int(segment.SegmentNumber))
+        segments = [(item, meaning(_names(item))) for item in header.get("SegmentSequence", [])]
+        named = [(int(item.SegmentNumber), means) for item, means in segments if means != NOTHING]
         found += [
-            Drawn(structure, SEGMENTATION, instance.path, tuple(values), series)
+            Drawn(structure, SEGMENTATION, instance.path, values, series, outline)
+            for outline, numbers in ((Outline.UNREAD, _meant(named)), (Outline.UNCLEAR, _unclear(named)))
             for structure, values in numbers.items()
             for series in referenced
         ]
     return found
+
+
+def _names(segment: pydicom.Dataset) -> tuple[str, ...]:
+    """The label of a segment, its type and the region of the body that it lies in."""
+    codes = ("SegmentedPropertyTypeCodeSequence", "AnatomicRegionSequence")
+    meanings = [str(code.get("CodeMeaning", "")) for name in codes for code in segment.get(name, [])]
+    return (str(segment.get("SegmentLabel", "")), *meanings)
+
+
+def _meant(named: Sequence[tuple[int, Meaning]]) -> dict[str, tuple[int, ...]]:
+    """The numbers of the ROIs or segments that are each structure."""
+    found = {means.structure for _, means in named if means.structure}
+    return {key: tuple(number for number, means in named if means.structure == key) for key in sorted(found)}
+
+
+def _unclear(named: Sequence[tuple[int, Meaning]]) -> dict[str, tuple[int, ...]]:
+    """The numbers of the ROIs or segments that may concern each structure, but are not understood."""
+    found = {key for _, means in named for key in means.unclear}
+    return {key: tuple(number for number, means in named if key in means.unclear) for key in sorted(found)}
 
 
 def find_contours(instances: Iterable[Instance]) -> list[Drawn]:
@@ -139,13 +151,15 @@ def find_contours(instances: Iterable[Instance]) -> list[Drawn]:
             for study in frame.get("RTReferencedStudySequence", [])
             for series in study.get("RTReferencedSeriesSequence", [])
         ]
-        numbers: dict[str, list[int]] = {}
-        for roi in header.get("StructureSetROISequence", []):
-            if structure := _structure_in([str(roi.get("ROIName", ""))]):
-                numbers.setdefault(structure, []).append(int(roi.ROINumber))
+        rois = [(roi, meaning([str(roi.get("ROIName", ""))])) for roi in header.get("StructureSetROISequence", [])]
+        named = [(int(roi.ROINumber), means) for roi, means in rois if means != NOTHING]
+        shown = [(number, means) for number, means in named if any(_contours(header, number))]
         found += [
-            Drawn(structure, RTSTRUCT, instance.path, tuple(values), series, _outline(header, values))
-            for structure, values in numbers.items()
+            Drawn(structure, RTSTRUCT, instance.path, values, series, outline)
+            for structure, values, outline in (
+                *((key, values, _outline(header, values)) for key, values in _meant(named).items()),
+                *((key, values, Outline.UNCLEAR) for key, values in _unclear(shown).items()),
+            )
             for series in referenced
         ]
     return found
@@ -182,12 +196,6 @@ def _read_without_pixels(path: Path) -> pydicom.Dataset:
         return pydicom.dcmread(path, stop_before_pixels=True)
     except Exception as error:
         raise DataError(f"{path.name} cannot be read as DICOM: {type(error).__name__}") from error
-
-
-def _structure_in(names: Iterable[str]) -> str:
-    """The structure that the names mention, empty if none; a liver tumour is a tumour."""
-    text = " ".join(names)
-    return next((structure for structure in ("tumour", "liver") if WORDS[structure].search(text)), "")
 
 
 def _read_segments(drawn: Drawn, image: sitk.Image) -> sitk.Image:

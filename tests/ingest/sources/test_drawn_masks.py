@@ -36,7 +36,9 @@ LOWER: Corners = ((4.5, 7.5), (12.5, 7.5), (12.5, 13.5), (4.5, 13.5))
 EmptyRoi = Literal["unknown", "absent"]
 
 
-def write_rois(folder: Path, rois: Sequence[Sequence[Contour]], name: str = "Tumour {}") -> None:
+def write_rois(
+    folder: Path, rois: Sequence[Sequence[Contour]], names: Sequence[str] = ("Tumour 1", "Tumour 2")
+) -> None:
     """A scan, and an RTSTRUCT with these ROIs."""
     first = pydicom.dcmread(write_series(folder / "scan", phantom_voxels())[0])
     (case,) = dicom_tree.read(folder / "scan", Reading(KEY))
@@ -50,7 +52,7 @@ def write_rois(folder: Path, rois: Sequence[Sequence[Contour]], name: str = "Tum
     for number, contours in enumerate(rois, start=1):
         roi, drawn = Dataset(), Dataset()
         roi.ROINumber = drawn.ReferencedROINumber = number
-        roi.ROIName = name.format(number)
+        roi.ROIName = names[number - 1]
         drawn.ContourSequence = Items([_contour(image, kind, corners) for kind, corners in contours])
         structures.StructureSetROISequence.append(roi)
         structures.ROIContourSequence.append(drawn)
@@ -116,6 +118,32 @@ def test_an_empty_roi_beside_an_outlined_one_changes_nothing(tmp_path: Path) -> 
     assert case.tumour_state == LabelState.MANUAL
     assert case.tumour is not None
     assert int(sitk.GetArrayFromImage(case.tumour.read()).sum()) == 8 * 6
+
+
+@pytest.mark.parametrize("other", ["Kidney tumor", "PTV liver", "Liver minus tumor"])
+def test_an_roi_of_something_else_is_neither_liver_nor_tumour(other: str, tmp_path: Path) -> None:
+    write_rois(tmp_path, [[("CLOSED_PLANAR", SQUARE)], [("CLOSED_PLANAR", LOWER)]], ("HCC1", other))
+    case = read_one(tmp_path)
+    assert (case.liver_state, case.tumour_state) == (LabelState.UNKNOWN, LabelState.MANUAL)
+    assert case.tumour is not None
+    assert int(sitk.GetArrayFromImage(case.tumour.read()).sum()) == 8 * 6
+
+
+def test_an_roi_with_an_unclear_name_leaves_its_structures_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("Tumour 1", "HCC of Grimaldi")
+    write_rois(tmp_path, [[("CLOSED_PLANAR", SQUARE)], [("CLOSED_PLANAR", LOWER)]], names)
+    case = read_one(tmp_path)
+    assert (case.tumour, case.tumour_state) == (None, LabelState.UNKNOWN)
+    logged = " ".join("".join(capsys.readouterr()).split())
+    assert f"case {case.case_id}: tumour unknown, as the name of ROI 2 is not understood" in logged
+    assert "Grimaldi" not in logged
+
+
+def test_an_empty_roi_with_an_unclear_name_changes_nothing(tmp_path: Path) -> None:
+    write_rois(tmp_path, [[("CLOSED_PLANAR", SQUARE)], []], ("Tumour 1", "Tumour bed"))
+    assert read_one(tmp_path).tumour_state == LabelState.MANUAL
 
 
 def test_rois_that_overlap_are_united(tmp_path: Path) -> None:
