@@ -18,7 +18,17 @@ from hepar.imaging.headers import ENDINGS, volume_stem
 from hepar.imaging.volumes import check_inside
 from hepar.ingest.sources import is_remote
 from hepar.ingest.sources.archive import unpacked
-from hepar.ingest.sources.dicom import CLASSIC, ENHANCED, MIN_SLICES, Instance, Stack, read_header, stacks
+from hepar.ingest.sources.dicom import (
+    CLASSIC,
+    ENHANCED,
+    MIN_SLICES,
+    Instance,
+    Stack,
+    is_localiser,
+    is_placed,
+    read_header,
+    stacks,
+)
 from hepar.ingest.sources.dicom_scan import refused_folders, scan
 from hepar.ingest.sources.dicom_tree import structure_of
 from hepar.ingest.sources.dicom_volume import DicomVolume
@@ -223,7 +233,10 @@ def _why_no_volume(members: Sequence[Instance]) -> str:
         return f"it is no image of CT or MR but {pydicom.uid.UID(str(kind)).name}"
     if len(members) < MIN_SLICES:
         return f"a series has at least {MIN_SLICES} slices: {len(members)}"
-    return f"none of its {len(members)} files is a slice with a place: localisers, projections or captures"
+    slices = [member for member in members if is_placed(member) and not is_localiser(member)]
+    if not slices:
+        return f"none of its {len(members)} files is a slice with a place: localisers, projections or captures"
+    return f"no {MIN_SLICES} of its {len(slices)} slices have one orientation, spacing and size"
 
 
 def _stack_name(stack: Stack) -> str:

@@ -38,6 +38,9 @@ def test_each_series_of_ct_and_mr_is_a_scan_and_the_others_are_left_out_with_a_r
     write_series(tmp_path / "d", voxels[:3], SeriesNumber=5)
     write_series(tmp_path / "e", voxels, SeriesNumber=6, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     write_series(tmp_path / "f", voxels, SeriesNumber=7, SeriesDescription="liver")
+    for number, rows in enumerate((20, 18)):
+        uid = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2"}
+        write_series(tmp_path / f"h{number}", voxels[:5, :rows], SeriesNumber=9, **uid)
     (capture,) = write_series(tmp_path / "g", voxels[:1], SeriesNumber=8)
     dataset = pydicom.dcmread(capture)
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
@@ -54,6 +57,7 @@ def test_each_series_of_ct_and_mr_is_a_scan_and_the_others_are_left_out_with_a_r
         "series-6": "none of its 12 files is a slice with a place: localisers, projections or captures",
         "series-7-ct": "its name is that of a mask of the liver",
         "series-8": "it is no image of CT or MR but Secondary Capture Image Storage",
+        "series-9": "no 8 of its 10 slices have one orientation, spacing and size",
     }
 
 

@@ -21,6 +21,7 @@ from hepar.imaging.volumes import Geometry, canonical
 from hepar.ingest.building import hash_source
 from hepar.ingest.sources import dicom_tree
 from hepar.ingest.sources.dicom import ENHANCED_CT
+from hepar.ingest.sources.dicom_facts import named_sequence
 from hepar.ingest.sources.dicom_tree import Reading
 from hepar.ingest.sources.source import SourceCase
 
@@ -132,6 +133,42 @@ def test_doubled_slices_that_no_tag_separates_are_refused(tmp_path: Path) -> Non
     write_series(tmp_path, phantom_voxels(seed=1)[:2], names="again{}", **uids)
     with pytest.raises(Refusal, match=r"no two slices share a position: 2 of 14"):
         one(tmp_path).image.read()
+
+
+@pytest.mark.parametrize("tag", ["AcquisitionTime", "AcquisitionNumber"])
+def test_a_slice_that_is_stored_twice_refuses_its_series_whatever_its_tags(tag: str, tmp_path: Path) -> None:
+    paths = write_series(tmp_path, phantom_voxels(30))
+    for index, path in enumerate(paths):
+        header = pydicom.dcmread(path)
+        # a time of each slice, or a number of each slab of fifteen, which share a slice
+        setattr(header, tag, f"1015{index:02d}" if tag == "AcquisitionTime" else index // 15)
+        header.save_as(path)
+    header = pydicom.dcmread(paths[15])
+    header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    setattr(header, tag, "101559" if tag == "AcquisitionTime" else 0)
+    header.save_as(tmp_path / "again")
+    with pytest.raises(Refusal, match=r"^no two slices share a position: 1 of 31 slices are duplicates$"):
+        one(tmp_path).image.read()
+
+
+@pytest.mark.parametrize(
+    ("description", "sequence"),
+    [
+        ("CT AP WITH IV CONTRAST", ""),
+        ("Abd/Pel AP", ""),
+        ("Abdomen intravenous contrast arterial", "arterial"),
+        ("ABD_VENOUS_5.0", "portal-venous"),
+        ("twin phase", ""),
+        ("T1 vibe in phase", "T1-in-phase"),
+        ("T1 out-of-phase", "T1-opposed-phase"),
+        ("T2W_SPIR", "T2-SPIR"),
+        ("T2SPIR", "T2-SPIR"),
+        ("Late arterial", "arterial"),
+        ("AX T1 pre", "non-contrast"),
+    ],
+)
+def test_a_phase_is_named_by_whole_words(description: str, sequence: str) -> None:
+    assert named_sequence(description) == sequence
 
 
 def test_uneven_steps_are_refused_or_resampled(tmp_path: Path) -> None:
