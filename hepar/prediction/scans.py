@@ -30,10 +30,10 @@ from hepar.ingest.sources.dicom import (
     stacks,
 )
 from hepar.ingest.sources.dicom_scan import refused_folders, scan
-from hepar.ingest.sources.dicom_tree import structure_of
 from hepar.ingest.sources.dicom_volume import DicomVolume
 from hepar.ingest.sources.dicomweb import SCHEMES, Server
 from hepar.ingest.sources.files import folders, is_zip, safe_id
+from hepar.ingest.sources.mask_series import find_mask_series
 from hepar.ingest.sources.s3 import Buckets
 from hepar.ingest.sources.source import Volume, VolumeFile
 from hepar.params import Uneven
@@ -192,8 +192,9 @@ def _volumes(folder: Path) -> list[Path]:
 def _in_instances(instances: Sequence[Instance], roots: tuple[Path, ...], uneven: Uneven) -> Found:
     scans, left_out = [], [LeftOut(case.case_id, str(case.fault)) for case in refused_folders(instances)]
     every = stacks(instances)
+    masks = {series.stack.paths: series.structure for series in find_mask_series(every) if series.is_read}
     for stack in every:
-        if reason := _why_not(stack):
+        if reason := _why_not(stack, masks):
             left_out.append(LeftOut(_stack_name(stack), reason))
         else:
             volume = DicomVolume(stack.paths, uneven)
@@ -214,12 +215,12 @@ def _by_series(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
     return series
 
 
-def _why_not(stack: Stack) -> str:
-    """Why a volume is not predicted; empty if it is."""
+def _why_not(stack: Stack, masks: Mapping[tuple[Path, ...], str]) -> str:
+    """Why a volume is not predicted; empty if it is. `masks` are structures by the files of their masks."""
     if stack.fault is not None:
         return str(stack.fault)
-    if structure := structure_of(stack):
-        return f"its name is that of a mask of the {structure}"
+    if structure := masks.get(stack.paths):
+        return f"it is a mask of the {structure} by its name and two values"
     words = re.findall(r"[A-Z]+", str(stack.first.get("BodyPartExamined") or "").upper())
     if words and all(word in OTHER_PARTS for word in words):
         return f"BodyPartExamined is {' '.join(words)}, which does not show the liver"

@@ -1,4 +1,4 @@
-"""Any tree of DICOM files: images, and masks as DICOM-SEG, RTSTRUCT, or series named liver or tumour."""
+"""Any tree of DICOM files: images, and masks as DICOM-SEG, RTSTRUCT, or series of two values named liver or tumour."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hepar.ingest.sources.dicom import RTSTRUCT, SEGMENTATION, Instance, Stack, 
 from hepar.ingest.sources.dicom_scan import RULE, holds_images, refused_folders, scan, seconds_to_read
 from hepar.ingest.sources.dicom_volume import DicomVolume
 from hepar.ingest.sources.drawn_masks import Drawn, DrawnMask, Outline, Undrawable, find_drawn
+from hepar.ingest.sources.mask_series import find_mask_series
 from hepar.ingest.sources.pseudonyms import keyed_hash
 from hepar.ingest.sources.source import SourceCase, Union, Volume, refused_case
-from hepar.ingest.sources.structure_names import meaning
 from hepar.params import Uneven
 from hepar.runtime.progress import current_stage
 
@@ -47,8 +47,8 @@ def read(folder: Path, reading: Reading) -> list[SourceCase]:
     instances = list(scan(folder))
     every = stacks(instances)
     found = [stack for stack in every if stack.fault is None]
-    masks = [(structure, stack) for stack in found if (structure := structure_of(stack))]
-    images = [stack for stack in found if not structure_of(stack)]
+    masks = [(series.structure, series.stack) for series in find_mask_series(found)]
+    images = [stack for stack in found if stack not in [mask for _, mask in masks]]
     drawn, undrawable = _drawn_in(instances)
     cases = [refused_case(_case_id(stack, reading), stack.first.path, stack.fault) for stack in every if stack.fault]
     cases += [*refused_folders(instances), *_unmatched(undrawable, images)]
@@ -101,20 +101,6 @@ def _log_unclear(case_id: str, drawn: Sequence[Drawn]) -> None:
 
 def _case_id(stack: Stack, reading: Reading) -> str:
     return f"{stack.modality.lower()}-{keyed_hash(reading.key)(f'{stack.series}/{stack.number}')[:12]}"
-
-
-def structure_of(stack: Stack) -> str:
-    """`liver` or `tumour` if the description or folder of a series names a mask; empty for an image.
-
-    Headers do not show that a series is a mask, so the name must be the structure's alone, perhaps with a number.
-    """
-    names = (str(stack.first.get("SeriesDescription") or ""), stack.first.path.parent.name)
-    return next(filter(None, map(named_structure, names)), "")
-
-
-def named_structure(name: str) -> str:
-    """`liver` or `tumour` if a text is the name of its masks alone, empty otherwise."""
-    return meaning([name.replace("-", " ")]).structure
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from hepar.ingest.sources import dicom_tree
 from hepar.ingest.sources.dicom import ENHANCED_CT
 from hepar.ingest.sources.dicom_facts import named_sequence
 from hepar.ingest.sources.dicom_tree import Reading
+from hepar.ingest.sources.dicom_volume import DicomVolume
 from hepar.ingest.sources.source import SourceCase
 
 KEY = b"a key of the tests"
@@ -215,21 +216,50 @@ def test_ids_are_keyed_hashes_that_stay_the_same(tmp_path: Path) -> None:
     assert "7730021" not in first.patient_id + first.case_id
 
 
-def test_mask_series_are_found_by_their_names_and_joined_with_their_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("inside", "intercept"), [(1, 0), (255, 0), (255, -1024)])
+def test_mask_series_are_found_by_their_names_and_joined_with_their_image(
+    inside: int, intercept: int, tmp_path: Path
+) -> None:
     voxels, study = phantom_voxels(), {"StudyInstanceUID": generate_uid()}
-    as_stored = Encoding(intercept=0.0)
     liver = np.zeros_like(voxels)
     liver[2:8, 5:15, 5:15] = 1
+
+    def write_mask(name: str, mask_zyx: np.ndarray[tuple[int, ...], np.dtype[Any]]) -> None:
+        """Stored values are 0 and `inside`, whatever the intercept."""
+        write_series(
+            tmp_path / "seg" / name, mask_zyx * inside + intercept, encoding=Encoding(intercept=intercept), **study
+        )
+
     write_series(tmp_path / "scan", voxels, **study)
-    write_series(tmp_path / "seg" / "liver", liver, encoding=as_stored, **study)
-    write_series(tmp_path / "seg" / "livertumor1", liver * (liver.cumsum(0) > 3), encoding=as_stored, **study)
-    write_series(tmp_path / "seg" / "livertumor2", liver * (liver.cumsum(0) < 3), encoding=as_stored, **study)
+    write_mask("liver", liver)
+    write_mask("livertumor1", liver * (liver.cumsum(0) > 3))
+    write_mask("livertumor2", liver * (liver.cumsum(0) < 3))
     case = one(tmp_path)
     assert (case.liver_state, case.tumour_state) == (LabelState.MANUAL, LabelState.MANUAL)
     assert case.liver is not None
     assert case.tumour is not None
     assert np.array_equal(array(case.liver.read()), liver)
     assert np.array_equal(array(case.tumour.read()), liver * (liver.cumsum(0) != 3))
+
+
+def test_a_series_named_as_a_mask_with_more_than_two_values_is_an_image(tmp_path: Path) -> None:
+    write_series(tmp_path / "liver", phantom_voxels(), SeriesDescription="arterial")
+    write_series(tmp_path / "b", phantom_voxels(14, 1), SeriesDescription="LIVER 5.0")
+    assert [len(case.image.files) for case in dicom_tree.read(tmp_path, Reading(KEY))] in ([12, 14], [14, 12])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0, 1, 2), "a mask series has at most two values: more than two from 0 to 2"),
+        ((1, 2), "a mask series is 0 outside of its structure: its lowest value is 1"),
+    ],
+)
+def test_a_mask_series_of_other_values_is_refused(values: tuple[int, ...], message: str, tmp_path: Path) -> None:
+    values_zyx = np.resize(np.array(values, np.int16), (12, 20, 24))
+    paths = write_series(tmp_path, values_zyx, encoding=Encoding(intercept=0.0))
+    with pytest.raises(Refusal, match=message):
+        DicomVolume(tuple(paths), mask=True).read()
 
 
 def test_contours_of_an_rtstruct_fill_their_slices(tmp_path: Path) -> None:
