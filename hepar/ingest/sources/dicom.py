@@ -160,6 +160,11 @@ class Stack:
         return str(self.first.get("SeriesInstanceUID"))
 
     @property
+    def uids(self) -> frozenset[str]:
+        """The SOPInstanceUIDs of its files."""
+        return frozenset(str(instance.get("SOPInstanceUID")) for instance in self.instances)
+
+    @property
     def description(self) -> str:
         return f"{self.first.get('SeriesDescription') or ''} {self.first.get('ProtocolName') or ''}"
 

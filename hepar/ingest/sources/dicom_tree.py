@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from hepar.cases import STRUCTURES, LabelState
 from hepar.errors import Refusal
 from hepar.ingest.parallel import Died, parallel_map
@@ -16,6 +14,7 @@ from hepar.ingest.sources.dicom import RTSTRUCT, SEGMENTATION, Instance, Stack, 
 from hepar.ingest.sources.dicom_scan import RULE, holds_images, refused_folders, scan, seconds_to_read
 from hepar.ingest.sources.dicom_volume import DicomVolume
 from hepar.ingest.sources.drawn_masks import Drawn, DrawnMask, Outline, Undrawable, find_drawn
+from hepar.ingest.sources.mask_matching import MasksOfImage, Matching
 from hepar.ingest.sources.mask_series import find_mask_series
 from hepar.ingest.sources.pseudonyms import keyed_hash
 from hepar.ingest.sources.source import SourceCase, Union, Volume, refused_case
@@ -47,18 +46,22 @@ def read(folder: Path, reading: Reading) -> list[SourceCase]:
     instances = list(scan(folder))
     every = stacks(instances)
     found = [stack for stack in every if stack.fault is None]
-    masks = [(series.structure, series.stack) for series in find_mask_series(found)]
-    images = [stack for stack in found if stack not in [mask for _, mask in masks]]
+    masks = find_mask_series(found)
+    of_masks = {mask.stack.paths for mask in masks}
     drawn, undrawable = _drawn_in(instances)
+    matching = Matching(
+        [stack for stack in found if stack.paths not in of_masks], {stack.series for stack in every if stack.fault}
+    )
+    for mask in masks:
+        matching.add_series(mask)
+    for item in drawn:
+        matching.add_drawn(item)
     cases = [refused_case(_case_id(stack, reading), stack.first.path, stack.fault) for stack in every if stack.fault]
-    cases += [*refused_folders(instances), *_unmatched(undrawable, images)]
-    for image in images:
-        own = [stack for stack in masks if _belongs(stack[1], image, images)]
-        drawn_on = [item for item in drawn if item.series == image.series]
-        _log_unclear(_case_id(image, reading), drawn_on)
-        case = _case(image, own, drawn_on, reading)
-        fault = next((item.fault for item in undrawable if image.series in item.series), None)
-        cases.append(replace(case, fault=fault))
+    cases += [*refused_folders(instances), *_refused_masks(undrawable, matching, reading)]
+    for own in matching.images:
+        _log_unclear(_case_id(own.image, reading), own.drawn)
+        fault = next((item.fault for item in undrawable if own.image.series in item.series), None)
+        cases.append(replace(_case(own, reading), fault=fault))
     return sorted(cases, key=lambda case: case.case_id)
 
 
@@ -78,14 +81,19 @@ def _drawn_in(instances: Sequence[Instance]) -> tuple[list[Drawn], list[Undrawab
     return drawn, undrawable
 
 
-def _unmatched(undrawable: Sequence[Undrawable], images: Sequence[Stack]) -> list[SourceCase]:
-    """A refused case for each file that cannot be used and names no image, by its number."""
-    known = {image.series for image in images}
-    return [
-        refused_case(f"dicom-drawn-{number}", item.path, item.fault)
-        for number, item in enumerate(undrawable, start=1)
-        if not item.series & known
-    ]
+def _refused_masks(undrawable: Sequence[Undrawable], matching: Matching, reading: Reading) -> list[SourceCase]:
+    """A refused case for each mask series and file that belongs to no image or cannot be used; files by number."""
+    known = {own.image.series for own in matching.images}
+    faults = {item.path: item.fault for item in undrawable if not item.series & known}
+    refused = []
+    for unplaced in matching.unplaced:
+        if isinstance(unplaced.mask, Drawn):
+            faults.setdefault(unplaced.mask.path, unplaced.fault)
+        else:
+            stack = unplaced.mask.stack
+            refused.append(refused_case(_case_id(stack, reading), stack.first.path, unplaced.fault))
+    files = enumerate(faults.items(), start=1)
+    return refused + [refused_case(f"dicom-drawn-{number}", path, fault) for number, (path, fault) in files]
 
 
 def _log_unclear(case_id: str, drawn: Sequence[Drawn]) -> None:
@@ -112,17 +120,22 @@ class _Label:
     if_empty: LabelState
 
 
-def _case(image: Stack, masks: Sequence[tuple[str, Stack]], drawn: Sequence[Drawn], reading: Reading) -> SourceCase:
+def _case(own: MasksOfImage, reading: Reading) -> SourceCase:
     """The case of an image with the mask series and the drawn masks that belong to it."""
+    image = own.image
     hashed = keyed_hash(reading.key)
     volume = DicomVolume(image.paths, reading.uneven)
     labels: dict[str, _Label] = {}
     for structure in STRUCTURES:
         series: list[Volume] = [
-            DicomVolume(stack.paths, reading.uneven, mask=True) for name, stack in masks if name == structure
+            DicomVolume(mask.stack.paths, reading.uneven, mask=True)
+            for mask in own.series
+            if mask.structure == structure
         ]
-        of_structure = [item for item in drawn if item.structure == structure]
-        labels[structure] = _label(series, of_structure, volume, LabelState(reading.empty_roi))
+        drawn = [item for item in own.drawn if item.structure == structure]
+        labels[structure] = _label(series, drawn, volume, LabelState(reading.empty_roi))
+        if structure in own.unknown:
+            labels[structure] = _Label(None, LabelState.UNKNOWN, LabelState.UNKNOWN)
     patient = str(image.first.get("PatientID") or image.first.get("StudyInstanceUID") or image.series)
     return SourceCase(
         case_id=_case_id(image, reading),
@@ -158,22 +171,3 @@ def _label(series: Sequence[Volume], drawn: Sequence[Drawn], image: DicomVolume,
     volume = volumes[0] if len(volumes) == 1 else Union(tuple(volumes))
     is_drawn = any(item.outline == Outline.REGIONS for item in outlined)
     return _Label(volume, LabelState.MANUAL, LabelState.UNKNOWN if is_drawn else empty_roi)
-
-
-def _belongs(mask: Stack, image: Stack, images: Sequence[Stack]) -> bool:
-    """Whether a mask series was drawn on an image: same patient, position, rows and number of slices."""
-
-    def fits(other: Stack) -> bool:
-        return (
-            other.first.get("PatientID") == mask.first.get("PatientID")
-            and len(other.instances) == len(mask.instances)
-            and other.first.get("Rows") == mask.first.get("Rows")
-            and bool(np.allclose(other.first.position_xyz_mm, mask.first.position_xyz_mm, atol=0.1))
-        )
-
-    if not fits(image):
-        return False
-    fitting = [other for other in images if fits(other)]
-    study = mask.first.get("StudyInstanceUID")
-    same_study = [other for other in fitting if other.first.get("StudyInstanceUID") == study]
-    return image is (same_study or fitting)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,44 @@ def test_a_series_named_as_a_mask_with_more_than_two_values_is_an_image(tmp_path
     write_series(tmp_path / "liver", phantom_voxels(), SeriesDescription="arterial")
     write_series(tmp_path / "b", phantom_voxels(14, 1), SeriesDescription="LIVER 5.0")
     assert [len(case.image.files) for case in dicom_tree.read(tmp_path, Reading(KEY))] in ([12, 14], [14, 12])
+
+
+def test_a_mask_series_that_fits_two_images_is_refused_by_itself(tmp_path: Path) -> None:
+    study = {"StudyInstanceUID": generate_uid()}
+    liver = np.zeros((12, 20, 24), np.int16)
+    liver[3:6, 5:15, 5:15] = 1
+    for seed, name in enumerate(("arterial", "venous")):
+        write_series(tmp_path / name, phantom_voxels(seed=seed), **study)
+    write_series(tmp_path / "liver", liver, **study)
+    cases = dicom_tree.read(tmp_path, Reading(KEY))
+    assert [case.liver_state for case in cases if not case.fault] == [LabelState.UNKNOWN, LabelState.UNKNOWN]
+    (fault,) = [case.fault for case in cases if case.fault]
+    assert str(fault).endswith("the liver mask fits 2 images of the source, and nothing says which")
+
+
+def test_a_mask_series_at_another_place_is_refused_by_itself(tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", phantom_voxels())
+    shifted = Placement(heights_mm=[1 + 3 * index for index in range(12)])
+    write_series(tmp_path / "liver", np.zeros((12, 20, 24), np.int16), shifted)
+    image, refused = sorted(dicom_tree.read(tmp_path, Reading(KEY)), key=lambda case: case.fault is not None)
+    assert (image.fault, image.liver_state) == (None, LabelState.UNKNOWN)
+    assert str(refused.fault).endswith("the liver mask belongs to no image of the source")
+
+
+def test_a_multi_frame_mask_series_has_no_place_in_its_header_and_is_refused_by_itself(tmp_path: Path) -> None:
+    import highdicom
+
+    for name, voxels in (("Liver", np.zeros((12, 20, 24), np.int16)), ("T1", phantom_voxels())):
+        paths = write_series(tmp_path / "classic", voxels, encoding=Encoding(intercept=-1000.0))
+        frames = highdicom.legacy.LegacyConvertedEnhancedCTImage(
+            [pydicom.dcmread(path) for path in paths], generate_uid(), 1, generate_uid(), 1
+        )
+        frames.SeriesDescription = name
+        frames.save_as(tmp_path / f"{name}.dcm")
+        shutil.rmtree(tmp_path / "classic")
+    image, refused = sorted(dicom_tree.read(tmp_path, Reading(KEY)), key=lambda case: case.fault is not None)
+    assert image.fault is None
+    assert str(refused.fault).endswith("the liver mask belongs to no image of the source")
 
 
 @pytest.mark.parametrize(
