@@ -249,6 +249,23 @@ def test_a_series_named_as_a_mask_with_more_than_two_values_is_an_image(tmp_path
     assert [len(case.image.files) for case in dicom_tree.read(tmp_path, Reading(KEY))] in ([12, 14], [14, 12])
 
 
+def test_a_series_named_as_a_mask_whose_pixels_are_in_a_store_counts_as_one_until_it_is_read(tmp_path: Path) -> None:
+    study, whole_files = {"StudyInstanceUID": generate_uid()}, tmp_path / ".whole"
+    whole_files.mkdir()
+    write_series(tmp_path / "scan", phantom_voxels(), **study)
+    for path in write_series(tmp_path / "liver", phantom_voxels(), **study):
+        whole, header = path.read_bytes(), pydicom.dcmread(path, stop_before_pixels=True)
+        header.save_as(path)
+        (whole_files / path.name).write_bytes(whole)
+    case = one(tmp_path)
+    assert case.liver_state == LabelState.MANUAL
+    assert case.liver is not None
+    for path in (tmp_path / "liver").iterdir():
+        (whole_files / path.name).replace(path)
+    with pytest.raises(Refusal, match="a mask series has at most two values"):
+        case.liver.read()
+
+
 def test_a_mask_series_that_fits_two_images_is_refused_by_itself(tmp_path: Path) -> None:
     study = {"StudyInstanceUID": generate_uid()}
     liver = np.zeros((12, 20, 24), np.int16)
