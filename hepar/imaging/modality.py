@@ -89,10 +89,18 @@ def find_contradiction(image: sitk.Image, modality: Modality) -> str:
 def is_mask(image: sitk.Image) -> bool:
     """Whether all voxels are 0 or one positive value, as those of a mask are; not if all are 0."""
     image_zyx = to_array(image)
-    highest = image_zyx.max(initial=0)
-    if highest <= 0 or np.unique(_sample(image_zyx)).size > 2:
+    if image_zyx.size == 0 or image_zyx.max() <= 0:
         return False
-    return bool(((image_zyx == 0) | (image_zyx == highest)).all())
+    return image_zyx.min() in (0, image_zyx.max()) and has_two_values(image_zyx)
+
+
+def has_two_values(image_zyx: Array) -> bool:
+    """Whether voxels have at most two values; an image without any has."""
+    if image_zyx.size == 0:
+        return True
+    if np.unique(_sample(image_zyx)).size > 2:
+        return False
+    return bool(((image_zyx == image_zyx.min()) | (image_zyx == image_zyx.max())).all())
 
 
 def _sample(image_zyx: Array) -> Voxels:

@@ -18,12 +18,22 @@ from hepar.imaging.headers import ENDINGS, volume_stem
 from hepar.imaging.volumes import check_inside
 from hepar.ingest.sources import is_remote
 from hepar.ingest.sources.archive import unpacked
-from hepar.ingest.sources.dicom import CLASSIC, ENHANCED, MIN_SLICES, Instance, Stack, read_header, stacks
+from hepar.ingest.sources.dicom import (
+    CLASSIC,
+    ENHANCED,
+    MIN_SLICES,
+    Instance,
+    Stack,
+    is_localiser,
+    is_placed,
+    read_header,
+    stacks,
+)
 from hepar.ingest.sources.dicom_scan import refused_folders, scan
-from hepar.ingest.sources.dicom_tree import structure_of
 from hepar.ingest.sources.dicom_volume import DicomVolume
 from hepar.ingest.sources.dicomweb import SCHEMES, Server
 from hepar.ingest.sources.files import folders, is_zip, safe_id
+from hepar.ingest.sources.mask_series import find_mask_series
 from hepar.ingest.sources.s3 import Buckets
 from hepar.ingest.sources.source import Volume, VolumeFile
 from hepar.params import Uneven
@@ -182,8 +192,9 @@ def _volumes(folder: Path) -> list[Path]:
 def _in_instances(instances: Sequence[Instance], roots: tuple[Path, ...], uneven: Uneven) -> Found:
     scans, left_out = [], [LeftOut(case.case_id, str(case.fault)) for case in refused_folders(instances)]
     every = stacks(instances)
+    masks = {series.stack.paths: series.structure for series in find_mask_series(every) if series.is_read}
     for stack in every:
-        if reason := _why_not(stack):
+        if reason := _why_not(stack, masks):
             left_out.append(LeftOut(_stack_name(stack), reason))
         else:
             volume = DicomVolume(stack.paths, uneven)
@@ -204,12 +215,12 @@ def _by_series(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
     return series
 
 
-def _why_not(stack: Stack) -> str:
-    """Why a volume is not predicted; empty if it is."""
+def _why_not(stack: Stack, masks: Mapping[tuple[Path, ...], str]) -> str:
+    """Why a volume is not predicted; empty if it is. `masks` are structures by the files of their masks."""
     if stack.fault is not None:
         return str(stack.fault)
-    if structure := structure_of(stack):
-        return f"its name is that of a mask of the {structure}"
+    if structure := masks.get(stack.paths):
+        return f"it is a mask of the {structure} by its name and two values"
     words = re.findall(r"[A-Z]+", str(stack.first.get("BodyPartExamined") or "").upper())
     if words and all(word in OTHER_PARTS for word in words):
         return f"BodyPartExamined is {' '.join(words)}, which does not show the liver"
@@ -223,7 +234,10 @@ def _why_no_volume(members: Sequence[Instance]) -> str:
         return f"it is no image of CT or MR but {pydicom.uid.UID(str(kind)).name}"
     if len(members) < MIN_SLICES:
         return f"a series has at least {MIN_SLICES} slices: {len(members)}"
-    return f"none of its {len(members)} files is a slice with a place: localisers, projections or captures"
+    slices = [member for member in members if is_placed(member) and not is_localiser(member)]
+    if not slices:
+        return f"none of its {len(members)} files is a slice with a place: localisers, projections or captures"
+    return f"no {MIN_SLICES} of its {len(slices)} slices have one orientation, spacing and size"
 
 
 def _stack_name(stack: Stack) -> str:

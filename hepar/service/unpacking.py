@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from hepar.errors import DataError, StorageError
-from hepar.ingest.sources.dicom_tree import named_structure
+from hepar.ingest.sources.mask_series import named_structure
 from hepar.service.uploads import UploadKind
 
 COPY_BYTES = 2**20

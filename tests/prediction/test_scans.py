@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 from dicom_files import IDENTIFIERS, phantom_voxels, write_series
@@ -37,13 +38,18 @@ def test_each_series_of_ct_and_mr_is_a_scan_and_the_others_are_left_out_with_a_r
     write_series(tmp_path / "c", voxels, SeriesNumber=4, BodyPartExamined="HEAD")
     write_series(tmp_path / "d", voxels[:3], SeriesNumber=5)
     write_series(tmp_path / "e", voxels, SeriesNumber=6, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    write_series(tmp_path / "f", voxels, SeriesNumber=7, SeriesDescription="liver")
+    write_series(tmp_path / "f", np.where(voxels == 300, 1, 0), SeriesNumber=7, SeriesDescription="liver")
+    write_series(tmp_path / "i", voxels, SeriesNumber=10, SeriesDescription="LIVER 5.0")
+    for number, rows in enumerate((20, 18)):
+        uid = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2"}
+        write_series(tmp_path / f"h{number}", voxels[:5, :rows], SeriesNumber=9, **uid)
     (capture,) = write_series(tmp_path / "g", voxels[:1], SeriesNumber=8)
     dataset = pydicom.dcmread(capture)
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
     dataset.save_as(capture)
     found = found_in(tmp_path)
-    assert [(scan.name, scan.modality) for scan in found.scans] == [
+    assert sorted((scan.name, scan.modality) for scan in found.scans) == [
+        ("series-10-ct", Modality.CT),
         ("series-2-ct-arterial", Modality.CT),
         ("series-3-mr-t2-spir", Modality.MR),
     ]
@@ -52,8 +58,9 @@ def test_each_series_of_ct_and_mr_is_a_scan_and_the_others_are_left_out_with_a_r
         "series-4-ct-portal-venous": "BodyPartExamined is HEAD, which does not show the liver",
         "series-5": "a series has at least 8 slices: 3",
         "series-6": "none of its 12 files is a slice with a place: localisers, projections or captures",
-        "series-7-ct": "its name is that of a mask of the liver",
+        "series-7-ct": "it is a mask of the liver by its name and two values",
         "series-8": "it is no image of CT or MR but Secondary Capture Image Storage",
+        "series-9": "no 8 of its 10 slices have one orientation, spacing and size",
     }
 
 

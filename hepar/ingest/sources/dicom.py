@@ -9,7 +9,6 @@ Positions are LPS millimetres (DICOM PS3.3, C.7.6.2).
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from pydicom.errors import InvalidDicomError
 from hepar.cases import Modality
 from hepar.errors import Refusal
 from hepar.imaging.grid_rules import MISSING_SPACING_RULE
-from hepar.ingest.sources.dicom_facts import FACTS, known_facts
+from hepar.ingest.sources.dicom_facts import FACTS, known_facts, named_sequence
 from hepar.ingest.sources.dicom_header import RULE, check_tags, is_dicom
 
 Vector = npt.NDArray[np.float64]
@@ -44,6 +43,7 @@ KINDS = {*CLASSIC, *ENHANCED, SEGMENTATION, RTSTRUCT}  # that are read
 DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR, which lists files
 NO_SPACING = (MISSING_SPACING_RULE, "PixelSpacing is missing")
 MIN_SLICES = 8
+MIN_SHARED = 0.75  # of the heights of a series, which each of its volumes covers; slabs on each other cover less
 IDENTITY = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")  # that all slices of a series share
 # tags that separate the volumes of a series, the most specific first
 DISTINCTIONS = (
@@ -78,20 +78,6 @@ TAGS = [
     *FACTS,
     *DISTINCTIONS,
 ]
-# words that name a phase or sequence; the description itself may hold anything and is dropped
-VOCABULARY = (
-    ("hepatobiliary", r"hepato ?biliary|\bhbp\b|primovist|eovist"),
-    ("portal-venous", r"portal|venous|\bpv\b|\bvp\b|portalven"),
-    ("arterial", r"arterial|\bart\b|\bap\b"),
-    ("delayed", r"delay|\blate\b|equilib"),
-    ("non-contrast", r"non[ -]?contrast|native|nativ|unenhanced|\bpre\b|without contrast"),
-    ("DWI", r"\bdwi\b|diffusion|\badc\b"),
-    ("T1-in-phase", r"in[ -]?phase"),
-    ("T1-opposed-phase", r"(?:opp(?:osed)?|out)[ -]?(?:of[ -]?)?phase"),
-    ("T2-SPIR", r"spir\b"),
-    ("T2", r"\bt2"),
-    ("T1", r"\bt1"),
-)
 
 
 @dataclass(frozen=True)
@@ -147,7 +133,7 @@ def read_header(path: Path) -> Instance | None:
 
 def _lacks_spacing(instance: Instance) -> bool:
     """Whether a slice has a place in the patient but no size of its pixels."""
-    is_slice = instance.get("SOPClassUID") in CLASSIC and instance.fault is None and not _is_localiser(instance)
+    is_slice = instance.get("SOPClassUID") in CLASSIC and instance.fault is None and not is_localiser(instance)
     placed = instance.get("ImagePositionPatient") and instance.get("ImageOrientationPatient")
     return bool(is_slice and placed and not instance.get("PixelSpacing"))
 
@@ -174,13 +160,18 @@ class Stack:
         return str(self.first.get("SeriesInstanceUID"))
 
     @property
+    def uids(self) -> frozenset[str]:
+        """The SOPInstanceUIDs of its files."""
+        return frozenset(str(instance.get("SOPInstanceUID")) for instance in self.instances)
+
+    @property
     def description(self) -> str:
         return f"{self.first.get('SeriesDescription') or ''} {self.first.get('ProtocolName') or ''}"
 
     @property
     def sequence(self) -> str:
-        """The phase or sequence that the description names first in `VOCABULARY`; empty if it names none."""
-        return next((name for name, words in VOCABULARY if re.search(words, self.description, re.IGNORECASE)), "")
+        """The phase or sequence that the description names, empty if it names none."""
+        return named_sequence(self.description)
 
     def facts(self) -> dict[str, str]:
         """Numbers and known words of the tags of `FACTS` that the header has."""
@@ -201,7 +192,7 @@ def stacks(instances: Iterable[Instance]) -> list[Stack]:
 
 def _is_image(instance: Instance) -> bool:
     kind = instance.get("SOPClassUID")
-    return kind in ENHANCED or (kind in CLASSIC and not _is_localiser(instance))
+    return kind in ENHANCED or (kind in CLASSIC and not is_localiser(instance))
 
 
 def _with_faults(found: Sequence[Stack], broken: Sequence[Instance], sound: Sequence[Instance]) -> list[Stack]:
@@ -231,7 +222,7 @@ def _sound_stacks(instances: Iterable[Instance]) -> list[Stack]:
         seen.add(uid)
         if instance.get("SOPClassUID") in ENHANCED:
             found.append(Stack((instance,), ENHANCED[instance.get("SOPClassUID")], 0))
-        elif instance.get("SOPClassUID") in CLASSIC and not _is_localiser(instance) and _is_placed(instance):
+        elif instance.get("SOPClassUID") in CLASSIC and not is_localiser(instance) and is_placed(instance):
             series[_grid(instance)].append(instance)
     numbers: dict[str, int] = defaultdict(int)
     for members, is_mixed in _by_grid(series):
@@ -263,12 +254,14 @@ def mixed_identity(instances: Iterable[Instance]) -> str:
     return next((name for name in IDENTITY if len({str(member.get(name) or "") for member in members}) > 1), "")
 
 
-def _is_localiser(instance: Instance) -> bool:
+def is_localiser(instance: Instance) -> bool:
+    """Whether the image type is that of a scout, a projection or a screen."""
     kinds = {str(value).upper() for value in instance.get("ImageType") or ()}
     return bool(kinds & {"LOCALIZER", "SCOUT", "SCREEN SAVE", "PROJECTION IMAGE", "MIP"})
 
 
-def _is_placed(instance: Instance) -> bool:
+def is_placed(instance: Instance) -> bool:
+    """Whether a header gives one grey slice its place in the patient."""
     tags = instance.tags
     needed = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
     return all(tags.get(name) for name in needed) and int(tags.get("SamplesPerPixel") or 1) == 1
@@ -288,16 +281,27 @@ def _grid(instance: Instance) -> tuple[object, ...]:
 
 
 def _split_volumes(members: Sequence[Instance]) -> list[list[Instance]]:
-    """Slices by volume, ordered by height, split by the first of `DISTINCTIONS` that leaves no two at one height."""
+    """Slices by volume, ordered by height, split by the first of `DISTINCTIONS` that leaves no two at one height.
+
+    The volumes lie at about the same heights and have enough slices, as phases do. Otherwise the series stays whole.
+    """
     if _distinct(members):
         return [sorted(members, key=lambda item: item.height_mm)]
     for name in DISTINCTIONS:
         parts: dict[str, list[Instance]] = defaultdict(list)
         for member in members:
             parts[str(member.get(name))].append(member)
-        if len(parts) > 1 and all(_distinct(part) for part in parts.values()):
+        if len(parts) > 1 and all(_is_volume(part, members) for part in parts.values()):
             return [sorted(parts[key], key=lambda item: item.height_mm) for key in sorted(parts)]
     return [sorted(members, key=lambda item: item.height_mm)]  # reading will refuse it
+
+
+def _is_volume(part: Sequence[Instance], members: Sequence[Instance]) -> bool:
+    """Whether a part of a series has enough slices, no two at one height, and covers most of the heights of all."""
+    if len(part) < MIN_SLICES or not _distinct(part):
+        return False
+    own_mm, all_mm = ([item.height_mm for item in items] for items in (part, members))
+    return max(own_mm) - min(own_mm) >= MIN_SHARED * (max(all_mm) - min(all_mm))
 
 
 def _distinct(members: Sequence[Instance]) -> bool:
@@ -309,5 +313,5 @@ def by_height(instances: Iterable[Instance]) -> tuple[Path, ...]:
     instances = list(instances)
     if fault := next((instance.fault for instance in instances if instance.fault), None):
         raise fault
-    placed = [instance for instance in instances if _is_placed(instance)]
+    placed = [instance for instance in instances if is_placed(instance)]
     return tuple(instance.path for instance in sorted(placed, key=lambda item: item.height_mm))

@@ -51,6 +51,20 @@ KNOWN_WORDS = {
 }
 NUMBERS = ("MagneticFieldStrength", "KVP", "SliceThickness", "RepetitionTime", "EchoTime", "FlipAngle")
 NUMBER = re.compile(r"[+-]?\d{1,5}(\.\d{0,17})?([eE][+-]?\d{1,2})?")  # longer ones may be the number of a patient
+# words that name a phase or sequence; the description itself may hold anything and is dropped
+VOCABULARY = (
+    ("hepatobiliary", r"\bhepato ?biliary|\bhbp\b|\bprimovist|\beovist"),
+    ("portal-venous", r"\bportal|\bporto ?venous|\bvenous|\bpv\b|\bvp\b"),
+    ("arterial", r"\barterial|\bart\b"),
+    ("delayed", r"\bdelay|\blate\b|\bequilib"),
+    ("non-contrast", r"\bnon[ -]?contrast|\bnativ|\bunenhanced|\bpre\b|\bwithout contrast"),
+    ("DWI", r"\bdwi\b|\bdiffusion|\badc\b"),
+    ("T1-in-phase", r"\bin[ -]?phase"),
+    ("T1-opposed-phase", r"\b(?:opp(?:osed)?|out)[ -]?(?:of[ -]?)?phase"),
+    ("T2-SPIR", r"(?:\b|\bt2w?)spir\b"),
+    ("T2", r"\bt2"),
+    ("T1", r"\bt1"),
+)
 FACTS = (
     "Manufacturer",
     "MagneticFieldStrength",
@@ -69,6 +83,12 @@ def known_facts(tags: pydicom.Dataset) -> dict[str, str]:
     """The tags of `FACTS` that hold a number or known words; unknown words are left out, one by one."""
     kept = {name: _known(name, tags.get(name)) for name in FACTS}
     return {name: text for name, text in kept.items() if text}
+
+
+def named_sequence(description: str) -> str:
+    """The phase or sequence of `VOCABULARY` that a description names, the first of several; empty if it names none."""
+    text = description.replace("_", " ")
+    return next((name for name, words in VOCABULARY if re.search(words, text, re.IGNORECASE)), "")
 
 
 def _known(name: str, value: Any) -> str:

@@ -1,14 +1,11 @@
-"""Any tree of DICOM files: images, and masks as DICOM-SEG, RTSTRUCT, or series named liver or tumour."""
+"""Any tree of DICOM files: images, and masks as DICOM-SEG, RTSTRUCT, or series of two values named liver or tumour."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
-
-import numpy as np
 
 from hepar.cases import STRUCTURES, LabelState
 from hepar.errors import Refusal
@@ -17,9 +14,12 @@ from hepar.ingest.sources.dicom import RTSTRUCT, SEGMENTATION, Instance, Stack, 
 from hepar.ingest.sources.dicom_scan import RULE, holds_images, refused_folders, scan, seconds_to_read
 from hepar.ingest.sources.dicom_volume import DicomVolume
 from hepar.ingest.sources.drawn_masks import Drawn, DrawnMask, Outline, Undrawable, find_drawn
+from hepar.ingest.sources.mask_matching import MasksOfImage, Matching
+from hepar.ingest.sources.mask_series import find_mask_series
 from hepar.ingest.sources.pseudonyms import keyed_hash
 from hepar.ingest.sources.source import SourceCase, Union, Volume, refused_case
 from hepar.params import Uneven
+from hepar.runtime.progress import current_stage
 
 EmptyRoi = Literal["unknown", "absent"]
 
@@ -46,16 +46,22 @@ def read(folder: Path, reading: Reading) -> list[SourceCase]:
     instances = list(scan(folder))
     every = stacks(instances)
     found = [stack for stack in every if stack.fault is None]
-    masks = [(structure, stack) for stack in found if (structure := structure_of(stack))]
-    images = [stack for stack in found if not structure_of(stack)]
+    masks = find_mask_series(found)
+    of_masks = {mask.stack.paths for mask in masks}
     drawn, undrawable = _drawn_in(instances)
+    matching = Matching(
+        [stack for stack in found if stack.paths not in of_masks], {stack.series for stack in every if stack.fault}
+    )
+    for mask in masks:
+        matching.add_series(mask)
+    for item in drawn:
+        matching.add_drawn(item)
     cases = [refused_case(_case_id(stack, reading), stack.first.path, stack.fault) for stack in every if stack.fault]
-    cases += [*refused_folders(instances), *_unmatched(undrawable, images)]
-    for image in images:
-        own = [stack for stack in masks if _belongs(stack[1], image, images)]
-        case = _case(image, own, [item for item in drawn if item.series == image.series], reading)
-        fault = next((item.fault for item in undrawable if image.series in item.series), None)
-        cases.append(replace(case, fault=fault))
+    cases += [*refused_folders(instances), *_refused_masks(undrawable, matching, reading)]
+    for own in matching.images:
+        _log_unclear(_case_id(own.image, reading), own.drawn)
+        fault = next((item.fault for item in undrawable if own.image.series in item.series), None)
+        cases.append(replace(_case(own, reading), fault=fault))
     return sorted(cases, key=lambda case: case.case_id)
 
 
@@ -75,35 +81,34 @@ def _drawn_in(instances: Sequence[Instance]) -> tuple[list[Drawn], list[Undrawab
     return drawn, undrawable
 
 
-def _unmatched(undrawable: Sequence[Undrawable], images: Sequence[Stack]) -> list[SourceCase]:
-    """A refused case for each file that cannot be used and names no image, by its number."""
-    known = {image.series for image in images}
-    return [
-        refused_case(f"dicom-drawn-{number}", item.path, item.fault)
-        for number, item in enumerate(undrawable, start=1)
-        if not item.series & known
-    ]
+def _refused_masks(undrawable: Sequence[Undrawable], matching: Matching, reading: Reading) -> list[SourceCase]:
+    """A refused case for each mask series and file that belongs to no image or cannot be used; files by number."""
+    known = {own.image.series for own in matching.images}
+    faults = {item.path: item.fault for item in undrawable if not item.series & known}
+    refused = []
+    for unplaced in matching.unplaced:
+        if isinstance(unplaced.mask, Drawn):
+            faults.setdefault(unplaced.mask.path, unplaced.fault)
+        else:
+            stack = unplaced.mask.stack
+            refused.append(refused_case(_case_id(stack, reading), stack.first.path, unplaced.fault))
+    files = enumerate(faults.items(), start=1)
+    return refused + [refused_case(f"dicom-drawn-{number}", path, fault) for number, (path, fault) in files]
+
+
+def _log_unclear(case_id: str, drawn: Sequence[Drawn]) -> None:
+    """Log which ROIs and segments leave a structure unknown, by number: their names may hold anything."""
+    for item in drawn:
+        if item.outline == Outline.UNCLEAR:
+            what = "segment" if item.kind == SEGMENTATION else "ROI"
+            numbers = ", ".join(map(str, item.numbers))
+            current_stage().log(
+                f"case {case_id}: {item.structure} unknown, as the name of {what} {numbers} is not understood"
+            )
 
 
 def _case_id(stack: Stack, reading: Reading) -> str:
     return f"{stack.modality.lower()}-{keyed_hash(reading.key)(f'{stack.series}/{stack.number}')[:12]}"
-
-
-def structure_of(stack: Stack) -> str:
-    """`liver` or `tumour` if the description or folder of a series names a mask; empty for an image.
-
-    Headers do not show that a series is a mask, so the name must be the structure's alone, perhaps with a number.
-    """
-    names = (str(stack.first.get("SeriesDescription") or ""), stack.first.path.parent.name)
-    return next(filter(None, map(named_structure, names)), "")
-
-
-def named_structure(name: str) -> str:
-    """`liver` or `tumour` if a text is the name of its masks alone, empty otherwise."""
-    bare = re.sub(r"mask|seg(mentation)?|label|[\d_. -]+", "", name, flags=re.IGNORECASE)
-    if re.fullmatch(r"(liver)?(tumou?rs?|lesions?|cancer|metastases)", bare, re.IGNORECASE):
-        return "tumour"
-    return "liver" if re.fullmatch(r"liver|leber|foie", bare, re.IGNORECASE) else ""
 
 
 @dataclass(frozen=True)
@@ -115,17 +120,22 @@ class _Label:
     if_empty: LabelState
 
 
-def _case(image: Stack, masks: Sequence[tuple[str, Stack]], drawn: Sequence[Drawn], reading: Reading) -> SourceCase:
+def _case(own: MasksOfImage, reading: Reading) -> SourceCase:
     """The case of an image with the mask series and the drawn masks that belong to it."""
+    image = own.image
     hashed = keyed_hash(reading.key)
     volume = DicomVolume(image.paths, reading.uneven)
     labels: dict[str, _Label] = {}
     for structure in STRUCTURES:
         series: list[Volume] = [
-            DicomVolume(stack.paths, reading.uneven, mask=True) for name, stack in masks if name == structure
+            DicomVolume(mask.stack.paths, reading.uneven, mask=True)
+            for mask in own.series
+            if mask.structure == structure
         ]
-        of_structure = [item for item in drawn if item.structure == structure]
-        labels[structure] = _label(series, of_structure, volume, LabelState(reading.empty_roi))
+        drawn = [item for item in own.drawn if item.structure == structure]
+        labels[structure] = _label(series, drawn, volume, LabelState(reading.empty_roi))
+        if structure in own.unknown:
+            labels[structure] = _Label(None, LabelState.UNKNOWN, LabelState.UNKNOWN)
     patient = str(image.first.get("PatientID") or image.first.get("StudyInstanceUID") or image.series)
     return SourceCase(
         case_id=_case_id(image, reading),
@@ -148,9 +158,10 @@ def _case(image: Stack, masks: Sequence[tuple[str, Stack]], drawn: Sequence[Draw
 def _label(series: Sequence[Volume], drawn: Sequence[Drawn], image: DicomVolume, empty_roi: LabelState) -> _Label:
     """The label of a structure from its mask series and what is drawn of it.
 
-    Where something is marked but not outlined, the structure is unknown. Outlines too small for a voxel are not empty.
+    Where something is marked but not outlined, or has an unclear name, the structure is unknown. Outlines too small
+    for a voxel are not empty.
     """
-    if any(item.outline == Outline.MARKS for item in drawn):
+    if any(item.outline in (Outline.MARKS, Outline.UNCLEAR) for item in drawn):
         return _Label(None, LabelState.UNKNOWN, LabelState.UNKNOWN)
     outlined = [item for item in drawn if item.outline != Outline.NONE]
     volumes = [*(DrawnMask(item, image) for item in outlined), *series]
@@ -160,22 +171,3 @@ def _label(series: Sequence[Volume], drawn: Sequence[Drawn], image: DicomVolume,
     volume = volumes[0] if len(volumes) == 1 else Union(tuple(volumes))
     is_drawn = any(item.outline == Outline.REGIONS for item in outlined)
     return _Label(volume, LabelState.MANUAL, LabelState.UNKNOWN if is_drawn else empty_roi)
-
-
-def _belongs(mask: Stack, image: Stack, images: Sequence[Stack]) -> bool:
-    """Whether a mask series was drawn on an image: same patient, position, rows and number of slices."""
-
-    def fits(other: Stack) -> bool:
-        return (
-            other.first.get("PatientID") == mask.first.get("PatientID")
-            and len(other.instances) == len(mask.instances)
-            and other.first.get("Rows") == mask.first.get("Rows")
-            and bool(np.allclose(other.first.position_xyz_mm, mask.first.position_xyz_mm, atol=0.1))
-        )
-
-    if not fits(image):
-        return False
-    fitting = [other for other in images if fits(other)]
-    study = mask.first.get("StudyInstanceUID")
-    same_study = [other for other in fitting if other.first.get("StudyInstanceUID") == study]
-    return image is (same_study or fitting)[0]

@@ -18,6 +18,8 @@ import SimpleITK as sitk
 from pydicom.dataelem import RawDataElement
 
 from hepar.errors import DataError, Refusal, one_line
+from hepar.imaging.modality import has_two_values
+from hepar.imaging.volumes import to_array
 from hepar.ingest.sources.dicom import ENHANCED, MIN_SLICES, Instance, Vector, mixed_identity, read_header
 from hepar.params import Uneven
 
@@ -38,7 +40,7 @@ def with_option(error: DataError) -> str:
 
 @dataclass(frozen=True)
 class DicomVolume:
-    """A stack as a volume: CT in HU, MR in its own units, a mask as 1 where the stored value is above 0."""
+    """A stack as a volume: CT in HU, MR in its own units, a mask as 1 where the stored value is not 0."""
 
     paths: tuple[Path, ...]  # from low to high
     uneven: Uneven = "refuse"
@@ -49,7 +51,7 @@ class DicomVolume:
         return self.paths
 
     def read(self) -> sitk.Image:
-        """Raises Refusal if slices are missing, doubled, of several patients or show text.
+        """Raises Refusal if slices are missing, doubled, of several patients or show text, or a mask has three values.
 
         Uneven or tilted ones are refused too, unless `uneven` is resample.
         """
@@ -65,7 +67,23 @@ class DicomVolume:
             image = _read_enhanced(self.paths[0])
         else:
             image = _read_classic(instances, self.uneven, self.mask)
-        return image > 0 if self.mask else image
+        return _as_mask(image, self.paths[0]) if self.mask else image
+
+
+def _as_mask(image: sitk.Image, path: Path) -> sitk.Image:
+    """1 at the upper of two values. A mask may keep the intercept of its CT, so the lower one is 0 or a stored 0.
+
+    `path` is one of its files.
+    """
+    values_zyx = to_array(image)
+    lowest = float(values_zyx.min())
+    if not has_two_values(values_zyx):
+        raise Refusal("a mask series has at most two values", f"more than two from {lowest:g} to {values_zyx.max():g}")
+    header = pydicom.dcmread(path, stop_before_pixels=True)
+    intercepts = {float(item.value) for item in header.iterall() if item.keyword == "RescaleIntercept"}
+    if not np.isclose(lowest, [0.0, *intercepts]).any():
+        raise Refusal("a mask series is 0 outside of its structure", f"its lowest value is {lowest:g}")
+    return image > lowest
 
 
 def _check_identity(instances: Sequence[Instance]) -> None:

@@ -5,7 +5,6 @@ Positions are LPS millimetres.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,16 +21,13 @@ from hepar.imaging.masks import Mask
 from hepar.imaging.volumes import Geometry
 from hepar.ingest.sources.dicom import RTSTRUCT, SEGMENTATION, Instance
 from hepar.ingest.sources.dicom_volume import DicomVolume
+from hepar.ingest.sources.structure_names import Meaning, meaning
 
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")  # of the types of contours; the first if none is given
 MIN_EXTENT_MM = 1e-3  # of a region
+MIN_GAPS_OF_ROI, MIN_GAPS_OF_SEGMENT = 2, 4  # in a row and alike: fewer may lie between parts of one slice each
 CONTOUR_TOLERANCE = 0.4  # of the step between slices
-WORDS = {
-    "liver": re.compile(r"\b(whole[ _-]?)?(liver|hepar|leber|foie)\b", re.IGNORECASE),
-    "tumour": re.compile(
-        r"(tumou?rs?|lesions?|metastas[ei]s|\bhcc\b|cancer|neoplasm|carcinoma)(?![a-z])", re.IGNORECASE
-    ),
-}
+NOTHING = Meaning()
 
 
 class Outline(StrEnum):
@@ -41,17 +37,19 @@ class Outline(StrEnum):
     MARKS = "marks"  # one of its ROIs has points or open lines only, which enclose nothing
     REGIONS = "regions"  # each ROI that is not empty encloses something
     UNREAD = "unread"  # segments, whose pixels are not read yet
+    UNCLEAR = "unclear"  # something whose name is not understood, but may concern the structure
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One structure of a DICOM-SEG or RTSTRUCT file, and the series it was drawn on."""
+    """One structure of a DICOM-SEG or RTSTRUCT file, and the UIDs of the series and slices that it was drawn on."""
 
     structure: str
     kind: str  # the file's SOP class
     path: Path
     numbers: tuple[int, ...]  # of its segments or ROIs
-    series: str
+    series: frozenset[str]
+    slices: frozenset[str]  # empty if the file names none
     outline: Outline = Outline.UNREAD
 
 
@@ -111,19 +109,49 @@ def find_segments(instances: Iterable[Instance]) -> list[Drawn]:
         if instance.get("SOPClassUID") != SEGMENTATION:
             continue
         header = _read_without_pixels(instance.path)
-        referenced = [str(item.SeriesInstanceUID) for item in header.get("ReferencedSeriesSequence", [])]
-        numbers: dict[str, list[int]] = {}
-        for segment in header.get("SegmentSequence", []):
-            types = segment.get("SegmentedPropertyTypeCodeSequence", [])
-            names = [str(segment.get("SegmentLabel", "")), *(str(item.get("CodeMeaning", "")) for item in types)]
-            if structure := _structure_in(names):
-                numbers.setdefault(structure, []).append(int(segment.SegmentNumber))
+        series = [str(item.SeriesInstanceUID) for item in header.get("ReferencedSeriesSequence", [])]
+        segments = [(item, meaning(_names(item))) for item in header.get("SegmentSequence", [])]
+        named = [(int(item.SegmentNumber), means) for item, means in segments if means != NOTHING]
         found += [
-            Drawn(structure, SEGMENTATION, instance.path, tuple(values), series)
+            Drawn(
+                structure, SEGMENTATION, instance.path, values, frozenset(series), _slices_of_segments(header), outline
+            )
+            for outline, numbers in ((Outline.UNREAD, _meant(named)), (Outline.UNCLEAR, _unclear(named)))
             for structure, values in numbers.items()
-            for series in referenced
         ]
     return found
+
+
+def _slices_of_segments(header: pydicom.Dataset) -> frozenset[str]:
+    """The SOPInstanceUIDs of the slices that the frames of a DICOM-SEG come from, or of all that it names."""
+    frames = header.get("PerFrameFunctionalGroupsSequence", [])
+    derivations = [item for frame in frames for item in frame.get("DerivationImageSequence", [])]
+    series = header.get("ReferencedSeriesSequence", [])
+    return _referenced(derivations, "SourceImageSequence") or _referenced(series, "ReferencedInstanceSequence")
+
+
+def _referenced(items: Iterable[pydicom.Dataset], name: str) -> frozenset[str]:
+    """The SOPInstanceUIDs in a sequence of each item."""
+    return frozenset(str(slice_.ReferencedSOPInstanceUID) for item in items for slice_ in item.get(name) or ())
+
+
+def _names(segment: pydicom.Dataset) -> tuple[str, ...]:
+    """The label of a segment, its type and the region of the body that it lies in."""
+    codes = ("SegmentedPropertyTypeCodeSequence", "AnatomicRegionSequence")
+    meanings = [str(code.get("CodeMeaning", "")) for name in codes for code in segment.get(name, [])]
+    return (str(segment.get("SegmentLabel", "")), *meanings)
+
+
+def _meant(named: Sequence[tuple[int, Meaning]]) -> dict[str, tuple[int, ...]]:
+    """The numbers of the ROIs or segments that are each structure."""
+    found = {means.structure for _, means in named if means.structure}
+    return {key: tuple(number for number, means in named if means.structure == key) for key in sorted(found)}
+
+
+def _unclear(named: Sequence[tuple[int, Meaning]]) -> dict[str, tuple[int, ...]]:
+    """The numbers of the ROIs or segments that may concern each structure, but are not understood."""
+    found = {key for _, means in named for key in means.unclear}
+    return {key: tuple(number for number, means in named if key in means.unclear) for key in sorted(found)}
 
 
 def find_contours(instances: Iterable[Instance]) -> list[Drawn]:
@@ -134,20 +162,23 @@ def find_contours(instances: Iterable[Instance]) -> list[Drawn]:
             continue
         header = _read_without_pixels(instance.path)
         referenced = [
-            str(series.SeriesInstanceUID)
+            series
             for frame in header.get("ReferencedFrameOfReferenceSequence", [])
             for study in frame.get("RTReferencedStudySequence", [])
             for series in study.get("RTReferencedSeriesSequence", [])
         ]
-        numbers: dict[str, list[int]] = {}
-        for roi in header.get("StructureSetROISequence", []):
-            if structure := _structure_in([str(roi.get("ROIName", ""))]):
-                numbers.setdefault(structure, []).append(int(roi.ROINumber))
-        found += [
-            Drawn(structure, RTSTRUCT, instance.path, tuple(values), series, _outline(header, values))
-            for structure, values in numbers.items()
-            for series in referenced
-        ]
+        rois = [(roi, meaning([str(roi.get("ROIName", ""))])) for roi in header.get("StructureSetROISequence", [])]
+        named = [(int(roi.ROINumber), means) for roi, means in rois if means != NOTHING]
+        shown = [(number, means) for number, means in named if any(_contours(header, number))]
+        series = frozenset(str(item.SeriesInstanceUID) for item in referenced)
+        listed = _referenced(referenced, "ContourImageSequence")
+        for structure, values, outline in (
+            *((key, values, _outline(header, values)) for key, values in _meant(named).items()),
+            *((key, values, Outline.UNCLEAR) for key, values in _unclear(shown).items()),
+        ):
+            contours = [contour for number in values for contour in _contours(header, number)]
+            slices = _referenced(contours, "ContourImageSequence") or listed
+            found.append(Drawn(structure, RTSTRUCT, instance.path, values, series, slices, outline))
     return found
 
 
@@ -184,12 +215,6 @@ def _read_without_pixels(path: Path) -> pydicom.Dataset:
         raise DataError(f"{path.name} cannot be read as DICOM: {type(error).__name__}") from error
 
 
-def _structure_in(names: Iterable[str]) -> str:
-    """The structure that the names mention, empty if none; a liver tumour is a tumour."""
-    text = " ".join(names)
-    return next((structure for structure in ("tumour", "liver") if WORDS[structure].search(text)), "")
-
-
 def _read_segments(drawn: Drawn, image: sitk.Image) -> sitk.Image:
     """Segments of a DICOM-SEG as a mask on an image's grid. Raises Refusal if they lie on another grid."""
     import highdicom
@@ -199,8 +224,12 @@ def _read_segments(drawn: Drawn, image: sitk.Image) -> sitk.Image:
         volume = segmentation.get_volume(segment_numbers=list(drawn.numbers), dtype=np.uint8)
     except (ValueError, RuntimeError) as error:
         raise Refusal("the frames of a DICOM-SEG form one volume", one_line(error)) from None
-    segments = np.asarray(volume.array)  # of several segments, the last axis
-    merged = volume.with_array(segments.max(axis=-1) if segments.ndim == 4 else segments)
+    voxels_zyxn = np.asarray(volume.array)
+    if voxels_zyxn.ndim == 3:
+        voxels_zyxn = voxels_zyxn[..., None]
+    for index, number in enumerate(drawn.numbers):
+        _check_gaps(voxels_zyxn[..., index], f"segment {number}", MIN_GAPS_OF_SEGMENT)
+    merged = volume.with_array(voxels_zyxn.max(axis=-1))
     mask = sitk.DICOMOrient(merged.to_simpleitk(), _orientation(image))
     grid, own = Geometry.of(image), Geometry.of(mask)
     axes = np.array(grid.direction).reshape(3, 3)
@@ -223,6 +252,20 @@ def _read_segments(drawn: Drawn, image: sitk.Image) -> sitk.Image:
     return placed
 
 
+def _check_gaps(part_zyx: Mask, name: str, enough: int) -> None:
+    """Raise Refusal if a part of a mask skips slices at `enough` even distances in a row, to one slice.
+
+    So does what was drawn on every second or third slice to be interpolated later. One larger gap separates two parts.
+    """
+    slices = np.flatnonzero(part_zyx.any(axis=(1, 2)))
+    steps = np.diff(slices)
+    for first in range(len(steps) - enough + 1):
+        run = steps[first : first + enough]
+        if run.min() > 1 and np.ptp(run) <= 1:
+            value = f"{enough + 1} of the {len(slices)} slices of {name} lie {run.min()} apart"
+            raise Refusal("a mask is drawn on every slice of its structure", value)
+
+
 def _orientation(image: sitk.Image) -> str:
     return str(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()))
 
@@ -230,7 +273,7 @@ def _orientation(image: sitk.Image) -> str:
 def _read_contours(drawn: Drawn, image: sitk.Image) -> sitk.Image:
     """ROIs of an RTSTRUCT on an image's grid: their closed contours, filled by the odd-even rule at voxel centres.
 
-    Raises Refusal if a contour lies between slices or outside the image.
+    Raises Refusal if a contour lies between slices or outside the image, or an ROI skips slices.
     """
     header = pydicom.dcmread(drawn.path)
     size_zyx = Geometry.of(image).size_zyx
@@ -243,6 +286,7 @@ def _read_contours(drawn: Drawn, image: sitk.Image) -> sitk.Image:
                 roi_zyx,
                 np.array([image.TransformPhysicalPointToContinuousIndex(point.tolist()) for point in points_mm]),
             )
+        _check_gaps(roi_zyx, f"ROI {number}", MIN_GAPS_OF_ROI)
         mask_zyx |= roi_zyx
     result = sitk.GetImageFromArray(mask_zyx.astype(np.uint8))
     result.CopyInformation(image)

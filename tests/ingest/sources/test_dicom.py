@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from hepar.imaging.volumes import Geometry, canonical
 from hepar.ingest.building import hash_source
 from hepar.ingest.sources import dicom_tree
 from hepar.ingest.sources.dicom import ENHANCED_CT
+from hepar.ingest.sources.dicom_facts import named_sequence
 from hepar.ingest.sources.dicom_tree import Reading
+from hepar.ingest.sources.dicom_volume import DicomVolume
 from hepar.ingest.sources.source import SourceCase
 
 KEY = b"a key of the tests"
@@ -134,6 +137,42 @@ def test_doubled_slices_that_no_tag_separates_are_refused(tmp_path: Path) -> Non
         one(tmp_path).image.read()
 
 
+@pytest.mark.parametrize("tag", ["AcquisitionTime", "AcquisitionNumber"])
+def test_a_slice_that_is_stored_twice_refuses_its_series_whatever_its_tags(tag: str, tmp_path: Path) -> None:
+    paths = write_series(tmp_path, phantom_voxels(30))
+    for index, path in enumerate(paths):
+        header = pydicom.dcmread(path)
+        # a time of each slice, or a number of each slab of fifteen, which share a slice
+        setattr(header, tag, f"1015{index:02d}" if tag == "AcquisitionTime" else index // 15)
+        header.save_as(path)
+    header = pydicom.dcmread(paths[15])
+    header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    setattr(header, tag, "101559" if tag == "AcquisitionTime" else 0)
+    header.save_as(tmp_path / "again")
+    with pytest.raises(Refusal, match=r"^no two slices share a position: 1 of 31 slices are duplicates$"):
+        one(tmp_path).image.read()
+
+
+@pytest.mark.parametrize(
+    ("description", "sequence"),
+    [
+        ("CT AP WITH IV CONTRAST", ""),
+        ("Abd/Pel AP", ""),
+        ("Abdomen intravenous contrast arterial", "arterial"),
+        ("ABD_VENOUS_5.0", "portal-venous"),
+        ("twin phase", ""),
+        ("T1 vibe in phase", "T1-in-phase"),
+        ("T1 out-of-phase", "T1-opposed-phase"),
+        ("T2W_SPIR", "T2-SPIR"),
+        ("T2SPIR", "T2-SPIR"),
+        ("Late arterial", "arterial"),
+        ("AX T1 pre", "non-contrast"),
+    ],
+)
+def test_a_phase_is_named_by_whole_words(description: str, sequence: str) -> None:
+    assert named_sequence(description) == sequence
+
+
 def test_uneven_steps_are_refused_or_resampled(tmp_path: Path) -> None:
     heights_mm = [0, 3, 6, 9, 12, 15, 18, 22, 26, 30, 34, 38]
     ramp = np.broadcast_to(np.array(heights_mm, float)[:, None, None] * 10, (12, 20, 24))
@@ -178,21 +217,105 @@ def test_ids_are_keyed_hashes_that_stay_the_same(tmp_path: Path) -> None:
     assert "7730021" not in first.patient_id + first.case_id
 
 
-def test_mask_series_are_found_by_their_names_and_joined_with_their_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("inside", "intercept"), [(1, 0), (255, 0), (255, -1024)])
+def test_mask_series_are_found_by_their_names_and_joined_with_their_image(
+    inside: int, intercept: int, tmp_path: Path
+) -> None:
     voxels, study = phantom_voxels(), {"StudyInstanceUID": generate_uid()}
-    as_stored = Encoding(intercept=0.0)
     liver = np.zeros_like(voxels)
     liver[2:8, 5:15, 5:15] = 1
+
+    def write_mask(name: str, mask_zyx: np.ndarray[tuple[int, ...], np.dtype[Any]]) -> None:
+        """Stored values are 0 and `inside`, whatever the intercept."""
+        write_series(
+            tmp_path / "seg" / name, mask_zyx * inside + intercept, encoding=Encoding(intercept=intercept), **study
+        )
+
     write_series(tmp_path / "scan", voxels, **study)
-    write_series(tmp_path / "seg" / "liver", liver, encoding=as_stored, **study)
-    write_series(tmp_path / "seg" / "livertumor1", liver * (liver.cumsum(0) > 3), encoding=as_stored, **study)
-    write_series(tmp_path / "seg" / "livertumor2", liver * (liver.cumsum(0) < 3), encoding=as_stored, **study)
+    write_mask("liver", liver)
+    write_mask("livertumor1", liver * (liver.cumsum(0) > 3))
+    write_mask("livertumor2", liver * (liver.cumsum(0) < 3))
     case = one(tmp_path)
     assert (case.liver_state, case.tumour_state) == (LabelState.MANUAL, LabelState.MANUAL)
     assert case.liver is not None
     assert case.tumour is not None
     assert np.array_equal(array(case.liver.read()), liver)
     assert np.array_equal(array(case.tumour.read()), liver * (liver.cumsum(0) != 3))
+
+
+def test_a_series_named_as_a_mask_with_more_than_two_values_is_an_image(tmp_path: Path) -> None:
+    write_series(tmp_path / "liver", phantom_voxels(), SeriesDescription="arterial")
+    write_series(tmp_path / "b", phantom_voxels(14, 1), SeriesDescription="LIVER 5.0")
+    assert [len(case.image.files) for case in dicom_tree.read(tmp_path, Reading(KEY))] in ([12, 14], [14, 12])
+
+
+def test_a_series_named_as_a_mask_whose_pixels_are_in_a_store_counts_as_one_until_it_is_read(tmp_path: Path) -> None:
+    study, whole_files = {"StudyInstanceUID": generate_uid()}, tmp_path / ".whole"
+    whole_files.mkdir()
+    write_series(tmp_path / "scan", phantom_voxels(), **study)
+    for path in write_series(tmp_path / "liver", phantom_voxels(), **study):
+        whole, header = path.read_bytes(), pydicom.dcmread(path, stop_before_pixels=True)
+        header.save_as(path)
+        (whole_files / path.name).write_bytes(whole)
+    case = one(tmp_path)
+    assert case.liver_state == LabelState.MANUAL
+    assert case.liver is not None
+    for path in (tmp_path / "liver").iterdir():
+        (whole_files / path.name).replace(path)
+    with pytest.raises(Refusal, match="a mask series has at most two values"):
+        case.liver.read()
+
+
+def test_a_mask_series_that_fits_two_images_is_refused_by_itself(tmp_path: Path) -> None:
+    study = {"StudyInstanceUID": generate_uid()}
+    liver = np.zeros((12, 20, 24), np.int16)
+    liver[3:6, 5:15, 5:15] = 1
+    for seed, name in enumerate(("arterial", "venous")):
+        write_series(tmp_path / name, phantom_voxels(seed=seed), **study)
+    write_series(tmp_path / "liver", liver, **study)
+    cases = dicom_tree.read(tmp_path, Reading(KEY))
+    assert [case.liver_state for case in cases if not case.fault] == [LabelState.UNKNOWN, LabelState.UNKNOWN]
+    (fault,) = [case.fault for case in cases if case.fault]
+    assert str(fault).endswith("the liver mask fits 2 images of the source, and nothing says which")
+
+
+def test_a_mask_series_at_another_place_is_refused_by_itself(tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", phantom_voxels())
+    shifted = Placement(heights_mm=[1 + 3 * index for index in range(12)])
+    write_series(tmp_path / "liver", np.zeros((12, 20, 24), np.int16), shifted)
+    image, refused = sorted(dicom_tree.read(tmp_path, Reading(KEY)), key=lambda case: case.fault is not None)
+    assert (image.fault, image.liver_state) == (None, LabelState.UNKNOWN)
+    assert str(refused.fault).endswith("the liver mask belongs to no image of the source")
+
+
+def test_a_multi_frame_mask_series_has_no_place_in_its_header_and_is_refused_by_itself(tmp_path: Path) -> None:
+    import highdicom
+
+    for name, voxels in (("Liver", np.zeros((12, 20, 24), np.int16)), ("T1", phantom_voxels())):
+        paths = write_series(tmp_path / "classic", voxels, encoding=Encoding(intercept=-1000.0))
+        frames = highdicom.legacy.LegacyConvertedEnhancedCTImage(
+            [pydicom.dcmread(path) for path in paths], generate_uid(), 1, generate_uid(), 1
+        )
+        frames.SeriesDescription = name
+        frames.save_as(tmp_path / f"{name}.dcm")
+        shutil.rmtree(tmp_path / "classic")
+    image, refused = sorted(dicom_tree.read(tmp_path, Reading(KEY)), key=lambda case: case.fault is not None)
+    assert image.fault is None
+    assert str(refused.fault).endswith("the liver mask belongs to no image of the source")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0, 1, 2), "a mask series has at most two values: more than two from 0 to 2"),
+        ((1, 2), "a mask series is 0 outside of its structure: its lowest value is 1"),
+    ],
+)
+def test_a_mask_series_of_other_values_is_refused(values: tuple[int, ...], message: str, tmp_path: Path) -> None:
+    values_zyx = np.resize(np.array(values, np.int16), (12, 20, 24))
+    paths = write_series(tmp_path, values_zyx, encoding=Encoding(intercept=0.0))
+    with pytest.raises(Refusal, match=message):
+        DicomVolume(tuple(paths), mask=True).read()
 
 
 def test_contours_of_an_rtstruct_fill_their_slices(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_files import Encoding, phantom_voxels, write_series
 
 from hepar.cases import LabelState, Modality
 from hepar.errors import DataError, Refusal, StorageError
@@ -160,6 +161,19 @@ def test_no_other_layout_recognises_it(layout: str, make: Callable[[Path], None]
     make(tmp_path)
     others = [name for name, other in LAYOUTS.items() if name != layout and other.recognise(tmp_path)]
     assert others == []
+
+
+def test_masks_of_ircadb_that_keep_the_intercept_of_the_ct_are_not_empty(tmp_path: Path, tiny: Params) -> None:
+    patient, hu_of_zero = tmp_path / "3Dircadb1.4", -1024
+    mask_zyx = np.zeros((12, 20, 24), np.int16)
+    mask_zyx[3:6, 5:10, 5:10] = 255
+    write_series(patient / "PATIENT_DICOM", phantom_voxels())
+    for name in ("liver", "livertumor1"):
+        write_series(patient / "MASKS_DICOM" / name, mask_zyx + hu_of_zero, encoding=Encoding(intercept=hu_of_zero))
+    case = found(tmp_path, tiny)["ircadb-04"]
+    assert case.tumour_state == MANUAL
+    for structure in ("liver", "tumour"):
+        assert np.array_equal(voxels(case, structure), mask_zyx // 255)
 
 
 def test_the_test_volumes_of_the_challenge_are_left_out(tmp_path: Path, tiny: Params) -> None:
