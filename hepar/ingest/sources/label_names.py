@@ -8,6 +8,7 @@ from enum import StrEnum, auto
 from pathlib import Path
 
 from hepar.errors import DataError
+from hepar.ingest.sources.organ_words import ORGANS, OTHERS
 
 LIVER = r"(?:liver|hepar|leber|foie)"
 TUMOUR = r"(?:tumou?rs?|lesions?|cancers?|metastas[ei]s|mets?|neoplasms?|carcinomas?|hccs?)"
@@ -16,18 +17,8 @@ ADJECTIVE = rf"(?:{LIVER}|hepatic|hepatocellular|hcc|primary|secondary|malignant
 WHOLE_LIVER = re.compile(rf"(?:(?:whole|healthy|normal) ?)?{LIVER}(?: ?(?:parenchyma|tissue))?")
 LESION = re.compile(rf"(?:{ADJECTIVE} ?)*(?:{TUMOUR}|(?P<cyst>{CYST}))(?: (?:in |of )?(?:the )?{LIVER})?")
 OF_LIVER = re.compile(rf"{LIVER}|hepat|hcc")
-# tumours may grow in these
-ORGANS = re.compile(
-    r"\b(spleen|[lr]?kid(neys?)?|renal|pancrea(s|tic)|gall ?bladder|o?esophag(us|eal)|stomach|gastric|adrenals?|[lr]ag"
-    r"|duodenum|(small )?bowel|intestines?|jejunum|ileum|appendix|colon|colorectal|sigmoid|rect(um|al)|bladder|prostate"
-    r"|uter(us|ine)|ovar(y|ies|ian)|cervix|test[ei]s|lungs?|pleura|heart|atri(um|al)|ventricle|myocardium|trachea"
-    r"|bronch(us|i)|thyroid|thymus|breasts?|brain|lymph nodes?|spin(e|al)|bones?|vertebrae?|sacrum|ribs?|sternum|skull"
-    r"|humer(us|i)|scapulae?|clavicul(a|ae)|clavicles?|fem(ur|urs|ora|oral)|hips?|pelvis|tibia|fibula|other)\b"
-)
-OTHERS = re.compile(
-    r"\b(aorta|arota|vena|veins?|(post)?cava|[is]vc|arter(y|ies)|vessels?|trunk|(bile )?ducts?|body|skin|fat|muscles?"
-    r"|ascites|thrombus|discs?|cartilages?|gluteus|autochthon|(ilio)?psoas|quadriceps|thigh|sartorius)\b"
-)
+TUMOUR_HOSTS = re.compile(rf"\b(?:{ORGANS}|other)\b")
+OUTSIDE = re.compile(rf"\b(?:{OTHERS})\b")
 REMEDY = "or list the cases in a table"
 
 
@@ -91,9 +82,9 @@ def _lesions(
 
 def _kind(name: str) -> Kind:
     words = _words(name)
-    if ORGANS.search(words):
+    if TUMOUR_HOSTS.search(words):
         return Kind.UNKNOWN if OF_LIVER.search(words) else Kind.ORGAN
-    if OTHERS.search(words):
+    if OUTSIDE.search(words):
         return Kind.OTHER
     if WHOLE_LIVER.fullmatch(words):
         return Kind.LIVER

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hepar.ingest.sources.organ_words import ORGANS, OTHERS
+
 LIVER = r"liver|hepar|leber|foie"
 TUMOUR = r"tumou?rs?|lesions?|hccs?|gtvs?|mets?|metastas(?:is|es|en?)|cancers?|carcinomas?|neoplasms?|crlms?"
 NEUTRAL = r"whole|masks?|segmentations?|seg|labels?|rois?|manual|organ|tissue|structure"
@@ -21,12 +23,7 @@ WORDS_OF_PART = re.compile(rf"{WORDS_OF_LIVER.pattern}|hepatic|{PLACE}")
 WORDS_OF_TUMOUR = re.compile(rf"{WORDS_OF_PART.pattern}|hepatocellular|intrahepatic|{TUMOUR}|{OF_TUMOUR}")
 NEGATION = re.compile(r"minus|without|no|non|not")
 MARGIN = re.compile(r"[pci]tvs?|prvs?|margins?|rings?|shells?")
-OTHER = re.compile(
-    r"\b(kidneys?|renal|lungs?|pulmonary|pancrea(s|tic)|spleen|splenic|bones?|osseous|vertebra[el]?|spin(e|al)|ribs?"
-    r"|adrenals?|stomach|gastric|colon|colonic|rectum|rectal|bowel|duodenum|duodenal|gallbladder|bladder|prostate"
-    r"|breast|brain|heart|lymph|nodes?|nodal|ovar(y|ies|ian)|uter(us|ine)|o?esophag(us|eal)|thyroid|skin|aorta"
-    r"|vessels?|veins?|arter(y|ies)|ducts?|bile|biliary|cysts?)\b"
-)
+OTHER = re.compile(rf"\b(?:{ORGANS}|{OTHERS}|cysts?)\b")
 SUBTRACTED = re.compile(rf"\b({LIVER}) (\d+ )?- ({TUMOUR})\b")
 MENTIONS_LIVER = re.compile(r"(?<!o)liver|hepa[rt]|leber|foie|hcc")
 MENTIONS_TUMOUR = re.compile(
