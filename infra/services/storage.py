@@ -37,6 +37,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 CONNECTIONS = 8
 CHUNK_BYTES = 2**20
+FAR_SMALLER = 0.5  # a snapshot with less than this share of another may be that of a site that was lost
 MISSING = {"404", "NoSuchKey", "NoSuchBucket"}
 TABLES = "select count(*) from pg_class where relkind in ('r', 'p') and relnamespace = 'public'::regnamespace"
 
@@ -77,6 +78,19 @@ class Snapshot:
         for found in self.buckets.values():
             yield from found
 
+    def sizes(self) -> tuple[int, int, int]:
+        """The number of objects, their bytes, and the bytes of the dump; a missing dump has none."""
+        listed, dump = list(self.objects()), dump_file(self.folder)
+        return len(listed), sum(found.size for found in listed), dump.stat().st_size if dump.is_file() else 0
+
+    def is_far_smaller_than(self, other: Snapshot) -> bool:
+        """Whether it has less than half of another's objects, of their bytes, or of the bytes of its dump."""
+        return any(own < FAR_SMALLER * size for own, size in zip(self.sizes(), other.sizes(), strict=True))
+
+    def __str__(self) -> str:
+        count, size, dump = self.sizes()
+        return f"{self.folder.name} ({count:,} objects with {size:,} bytes, a dump of {dump:,} bytes)"
+
 
 def main() -> int:
     """Run the command of the command line; 1 and one sentence on standard error if it fails."""
@@ -107,7 +121,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     saved.add_argument("folder", type=Path)
     saved.add_argument("--buckets", nargs="+", required=True, metavar="BUCKET")
     saved.add_argument(
-        "--keep", type=int, choices=range(1, 1000), metavar="N", help="delete all snapshots but the last N"
+        "--keep",
+        type=int,
+        choices=range(1, 1000),
+        metavar="N",
+        help="delete all snapshots but the last N, and those than which the newest is far smaller",
     )
     saved.set_defaults(run=lambda given: print(backup(given.folder, given.buckets, given.keep)))
 
@@ -115,9 +133,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     restored = commands.add_parser("restore", help="fill an empty database and empty buckets from a snapshot")
     for command in (checked, restored):
         command.add_argument("folder", type=Path)
-        command.add_argument("--snapshot", default="", help="default: the newest")
+        command.add_argument("--snapshot", default="", help="its name; default: the newest")
     checked.set_defaults(run=lambda given: verify(given.folder, find_snapshot(given.folder, given.snapshot)))
-    restored.set_defaults(run=lambda given: restore(given.folder, find_snapshot(given.folder, given.snapshot)))
+    restored.set_defaults(run=lambda given: restore(given.folder, snapshot_to_restore(given.folder, given.snapshot)))
     return parser.parse_args(words)
 
 
@@ -216,9 +234,16 @@ def store(body: Any, folder: Path) -> tuple[str, int]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest snapshots, and the contents that no snapshot names any more."""
+    """Delete all but the newest snapshots, and the contents that no snapshot names any more.
+
+    A snapshot than which the newest is far smaller is kept, and named on standard error.
+    """
+    newest = find_snapshot(folder, "")
     for old in snapshots(folder)[:-keep]:
-        shutil.rmtree(old)
+        if newest.is_far_smaller_than(before := Snapshot.load(old)):
+            print(f"snapshot {before} is not deleted: the newest, {newest}, is far smaller", file=sys.stderr)
+        else:
+            shutil.rmtree(old)
     needed = {found.sha256 for kept in snapshots(folder) for found in Snapshot.load(kept).objects()}
     for file in (folder / "objects").glob("*/*"):
         if file.name not in needed:
@@ -268,6 +293,20 @@ def find_snapshot(folder: Path, name: str) -> Snapshot:
     if not found or (name and name not in found):
         raise StorageFailure(f"{folder} has no snapshot {name}".rstrip())
     return Snapshot.load(found[name] if name else found[max(found)])
+
+
+def snapshot_to_restore(folder: Path, name: str) -> Snapshot:
+    """The snapshot of that name; the newest without one.
+
+    Raises StorageFailure if there is none, or if the newest is far smaller than an earlier one and was not named.
+    """
+    chosen = find_snapshot(folder, name)
+    for path in () if name else reversed(snapshots(folder)):
+        if chosen.is_far_smaller_than(before := Snapshot.load(path)):
+            raise StorageFailure(
+                f"the newest snapshot, {chosen}, is far smaller than {before}: choose one of them with --snapshot NAME"
+            )
+    return chosen
 
 
 def snapshots(folder: Path) -> list[Path]:
