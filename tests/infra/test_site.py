@@ -255,7 +255,8 @@ def test_registry_and_pool_come_back_on_empty_services(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On services as in Kubernetes, where each client of S3 has a key of its own; that of webhooks was kept."""
-    secrets = {one["metadata"]["name"]: one["stringData"] for one in load_script(MAKE_SECRETS).make_secrets()}
+    script = load_script(MAKE_SECRETS)
+    secrets = {one["metadata"]["name"]: one["stringData"] for one in script.make_secrets(script.new_keys())}
     identities = tmp_path / "identities.json"
     identities.write_text(secrets["s3-identities"]["identities.json"])
     command = container(manifests, "StatefulSet", "s3")["command"]
