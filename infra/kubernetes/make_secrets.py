@@ -28,7 +28,7 @@ IDENTITIES, IDENTITIES_FILE = "s3-identities", "identities.json"
 ACTIONS = {
     "operator": ["Admin"],
     "mlflow": ["Read:mlflow", "Write:mlflow", "List:mlflow", "Tagging:mlflow"],
-    "pipeline": ["Read:pools", "Write:pools", "List:pools", "Tagging:pools"],
+    "pipeline": ["Read:pools", "Write:pools", "List:pools", "Tagging:pools", "Read:scans", "List:scans"],
     "backup": ["Read:mlflow", "List:mlflow", "Read:pools", "List:pools"],
 }
 
@@ -108,7 +108,7 @@ def known_keys(found: list[dict[str, Any]]) -> Keys:
 
 
 def make_secrets(keys: Keys) -> list[dict[str, Any]]:
-    """Secrets with these keys of S3, else random values, under the names and keys by which the manifests refer to them."""
+    """Secrets with these keys of S3, else random values, under the names and keys that the manifests refer to."""
     found = [
         secret(RUNS if user == "pipeline" else SERVICES, user_secret(user), dict(values))
         for user, values in keys.items()

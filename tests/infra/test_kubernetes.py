@@ -225,6 +225,17 @@ def test_the_steps_of_runs_get_settings_and_secrets_that_exist(overlays: dict[st
     assert variables[URI_VARIABLE].removeprefix("http://") in allowed.partition("=")[2].split(",")
 
 
+def test_the_steps_may_read_the_bucket_of_scans_that_the_documents_name(gpu: Manifests) -> None:
+    (bucket,) = set(re.findall(r"s3://([\w-]+)/liver", (ROOT / "docs" / "submitting.md").read_text()))
+    actions = load_script(KUBERNETES / "make_secrets.py").ACTIONS
+    assert {f"Read:{bucket}", f"List:{bucket}"} <= set(actions["pipeline"])
+    assert f"Write:{bucket}" not in actions["pipeline"]
+    made = container(gpu, "Deployment", "mlflow", "buckets")["command"]
+    rights = [right for found in actions.values() for right in found if ":" in right]
+    assert {right.partition(":")[2] for right in rights} == set(made[2:])
+    assert made == ComposeFile.load(dict.fromkeys(example_variables(), "x")).command("buckets")
+
+
 def test_pods_reach_only_what_a_policy_names(gpu: Manifests) -> None:
     """Each selector of a policy finds a workload, and each service admits somebody."""
     names = {
