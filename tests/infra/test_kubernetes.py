@@ -27,6 +27,7 @@ from infra.deployment_files import (
 
 from hepar.params import load_params
 from hepar.registry.tracking import URI_VARIABLE
+from hepar.runtime.remote_cache import LIMIT_VARIABLE
 from pipelines.pod_settings import KEYS, SETTINGS
 
 KUBERNETES = INFRA / "kubernetes"
@@ -207,7 +208,7 @@ def test_the_steps_of_runs_get_settings_and_secrets_that_exist(overlays: dict[st
     (settings,) = [one for one in overlays["cpu"] if one["kind"] == "ConfigMap"]
     assert (settings["metadata"]["name"], settings["metadata"]["namespace"]) == (cluster.settings, "hepar-runs")
     variables = settings["data"]
-    assert set(variables) == set(SETTINGS)
+    assert set(variables) == set(SETTINGS) - {LIMIT_VARIABLE}  # which has a default
     named = {kind: name for kind, name in cluster.secrets.model_dump().items() if name}
     assert {"s3", "patient_key"} <= named.keys()
     assert {("hepar-runs", name, key) for kind, name in named.items() for key in KEYS[kind]} <= keys_of(made_secrets())
