@@ -7,10 +7,12 @@ boto3's (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY). A backup i
     objects/ab/abcd…            the content of objects, named by its SHA-256, each content once
     snapshots/TIME/database     a dump of `pg_dump --format=custom`
     snapshots/TIME/objects.json key, size, ETag and SHA-256 of every object, by bucket; the SHA-256 of the dump
+    unfinished.jsonl            the same of what a backup has stored that runs, or that was killed
 
-A snapshot appears by one rename, so every snapshot is whole. The database is dumped before the buckets are listed, and
-MLflow and DVC upload files before they record them, so all that the database names is among the objects. Metadata of
-objects, older versions of objects, secrets, and what Kubeflow Pipelines stores itself are not backed up.
+A snapshot appears by one rename, so every snapshot is whole; the next backup goes on from what a killed one has stored.
+The database is dumped before the buckets are listed, and MLflow and DVC upload files before they record them, so all
+that the database names is among the objects. Metadata of objects, older versions of objects, secrets, and what Kubeflow
+Pipelines stores itself are not backed up.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,6 +156,7 @@ def backup(folder: Path, buckets: list[str], keep: int | None) -> str:
     with only_one(folder):
         earlier = snapshots(folder)
         known = Snapshot.load(earlier[-1]).buckets if earlier else {}
+        unfinished = Unfinished(folder)
         name = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%S.%fZ")
         partial = folder / "snapshots" / f".{name}"
         partial.mkdir(parents=True)
@@ -161,7 +165,7 @@ def backup(folder: Path, buckets: list[str], keep: int | None) -> str:
             values = {
                 "dump_sha256": hash_file(dump_file(partial)),
                 "buckets": {
-                    bucket: [asdict(found) for found in copy_bucket(bucket, known.get(bucket, []), folder)]
+                    bucket: [asdict(found) for found in copy_bucket(bucket, known.get(bucket, []), unfinished)]
                     for bucket in buckets
                 },
             }
@@ -170,6 +174,7 @@ def backup(folder: Path, buckets: list[str], keep: int | None) -> str:
                 sync(file)
             partial.rename(folder / "snapshots" / name)
             sync(folder / "snapshots")
+            unfinished.file.unlink(missing_ok=True)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -178,10 +183,33 @@ def backup(folder: Path, buckets: list[str], keep: int | None) -> str:
         return name
 
 
-def copy_bucket(bucket: str, known: list[StoredObject], folder: Path) -> list[StoredObject]:
+class Unfinished:
+    """The objects that a backup has stored so far, so that the next one goes on from there if it is killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file = folder, folder / "unfinished.jsonl"
+        self._lock = threading.Lock()
+
+    def load(self, bucket: str) -> list[StoredObject]:
+        """Those of a bucket; a line that a killed backup has not finished is left out."""
+        found = []
+        for line in self.file.read_text().splitlines() if self.file.is_file() else ():
+            with suppress(ValueError):
+                of_bucket, values = json.loads(line)
+                if of_bucket == bucket:
+                    found.append(StoredObject(**values))
+        return found
+
+    def add(self, bucket: str, stored: StoredObject) -> None:
+        """Add an object whose content is in the folder."""
+        with self._lock, self.file.open("a") as stream:
+            stream.write(f"\n{json.dumps([bucket, asdict(stored)])}")  # a new line, lest the one before was cut off
+
+
+def copy_bucket(bucket: str, known: list[StoredObject], unfinished: Unfinished) -> list[StoredObject]:
     """Download what is new in a bucket; an object that is deleted meanwhile is left out and named on standard error."""
-    client = boto3.client("s3")
-    same = {(found.key, found.size, found.etag): found for found in known}
+    client, folder = boto3.client("s3"), unfinished.folder
+    same = {(found.key, found.size, found.etag): found for found in (*known, *unfinished.load(bucket))}
 
     def copy(listed: dict[str, Any]) -> StoredObject | None:
         before = same.get((listed["Key"], listed["Size"], listed["ETag"]))
@@ -195,7 +223,9 @@ def copy_bucket(bucket: str, known: list[StoredObject], folder: Path) -> list[St
                 return None
             raise
         sha256, size = store(body["Body"], folder)
-        return StoredObject(listed["Key"], size, body["ETag"], sha256)
+        stored = StoredObject(listed["Key"], size, body["ETag"], sha256)
+        unfinished.add(bucket, stored)
+        return stored
 
     with ThreadPoolExecutor(CONNECTIONS) as executor:
         return [found for found in executor.map(copy, list_bucket(client, bucket)) if found is not None]

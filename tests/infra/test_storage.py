@@ -1,13 +1,17 @@
-"""infra/services/storage.py on folders alone; tests/infra/test_site.py runs it against real services."""
+"""infra/services/storage.py on folders, or with S3 alone; tests/infra/test_site.py runs it on a site."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
+import services
 import yaml
 from infra.deployment_files import INFRA, STORAGE, container, load_script, rendered
 
@@ -84,3 +88,44 @@ def test_snapshots_of_before_a_disaster_outlive_the_nights_after_it(
     write_snapshot(tmp_path, "night-6", FULL)  # the site is restored
     storage.prune(tmp_path, 1)
     assert [path.name for path in storage.snapshots(tmp_path)] == ["night-6"]
+
+
+@pytest.fixture
+def s3_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of S3 with the bucket `mlflow` for the tool, to which a dump is an empty file."""
+    with services.s3_server(tmp_path / "s3", buckets=("mlflow",)) as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+        monkeypatch.setattr(storage, "run_client", lambda *command: Path(command[-1].partition("=")[2]).touch())
+        monkeypatch.setattr(storage, "CONNECTIONS", 1)  # objects arrive in the order of their keys
+        yield services.s3_client(variables)
+
+
+def test_a_backup_goes_on_from_one_that_was_killed(
+    s3_alone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("a", "b", "c"):
+        s3_alone.put_object(Bucket="mlflow", Key=key, Body=key.encode())
+    store, arrived, folder = storage.store, [], tmp_path / "backup"
+
+    def store_two(body: Any, place: Path) -> Any:
+        if len(arrived) == 2:
+            raise storage.StorageFailure("killed")
+        arrived.append(store(body, place))
+        return arrived[-1]
+
+    monkeypatch.setattr(storage, "store", store_two)
+    with pytest.raises(storage.StorageFailure, match="killed"):
+        storage.backup(folder, ["mlflow"], 1)
+    with (folder / "unfinished.jsonl").open("a") as stream:
+        stream.write('\n["mlflow", {"key"')  # killed while it wrote
+    s3_alone.put_object(Bucket="mlflow", Key="b", Body=b"changed since")
+
+    arrived.clear()  # two more may arrive: what changed, and what is new
+    name = storage.backup(folder, ["mlflow"], 1)
+    found = storage.find_snapshot(folder, name)
+    storage.verify(folder, found)
+    assert [(one.key, one.size) for one in found.objects()] == [("a", 1), ("b", 13), ("c", 1)]
+    assert len(arrived) == 2
+    assert not (folder / "unfinished.jsonl").exists()
