@@ -107,7 +107,8 @@ def test_a_backup_goes_on_from_one_that_was_killed(
 ) -> None:
     for key in ("a", "b", "c"):
         s3_alone.put_object(Bucket="mlflow", Key=key, Body=key.encode())
-    store, arrived, folder = storage.store, [], tmp_path / "backup"
+    store, folder = storage.store, tmp_path / "backup"
+    arrived: list[Any] = []
 
     def store_two(body: Any, place: Path) -> Any:
         if len(arrived) == 2:
