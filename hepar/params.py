@@ -472,7 +472,7 @@ class ClusterSecrets(Section):
 
     s3: str  # its keys: access-key, secret-key
     mlflow: str  # username, password
-    dicomweb: str  # token
+    dicomweb: str  # token, query
     patient_key: str  # key
     notify: str  # url
 

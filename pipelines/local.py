@@ -29,10 +29,11 @@ from hepar.registry import tracking
 from hepar.runtime import progress
 from hepar.runtime.commit import COMMIT_VARIABLE, git_commit
 from hepar.runtime.device import SHUTDOWN_SECONDS, catch_sigterm
-from hepar.runtime.environment import IMAGE_VARIABLE, STORE_VARIABLE
+from hepar.runtime.environment import IMAGE_VARIABLE
 from hepar.runtime.redaction import QUERY_VARIABLE, redact
 from hepar.runtime.unfinished import CHECKPOINTS_VARIABLE
 from pipelines.execution import ONE_MACHINE_VARIABLE, PARAMS_VARIABLE, is_local
+from pipelines.places import absolute_variables
 from pipelines.results import PARAMS_FILE, finish_placing, place_results, score_table, summary
 from pipelines.run_lock import only_run
 from pipelines.stage_progress import STAGES, read_statuses, show_while
@@ -117,18 +118,16 @@ def _absolute(place: str) -> str:
 
 def _environment(workdir: Path, status_folder: Path, runner: str, image: str) -> dict[str, str]:
     """Environment variables of the stages, in any process or container."""
-    database = f"{tracking.SQLITE}{workdir / tracking.DATABASE}"
     environment = {
-        tracking.URI_VARIABLE: os.environ.get(tracking.URI_VARIABLE) or database,
+        tracking.URI_VARIABLE: f"{tracking.SQLITE}{workdir / tracking.DATABASE}",
+        CHECKPOINTS_VARIABLE: str(workdir / "checkpoints"),
+        **absolute_variables(),
         progress.FOLDER_VARIABLE: str(status_folder),
-        CHECKPOINTS_VARIABLE: os.environ.get(CHECKPOINTS_VARIABLE) or str(workdir / "checkpoints"),
         COMMIT_VARIABLE: git_commit(),
         IMAGE_VARIABLE: image,
         ONE_MACHINE_VARIABLE: "1",
         "GOMP_SPINCOUNT": "100000",  # stages run one after another, so idle threads may spin without holding up others
     }
-    if remote := os.environ.get(STORE_VARIABLE):
-        environment[STORE_VARIABLE] = remote if "://" in remote else str(Path(remote).resolve())
     if runner == "docker":
         environment.update(HOME="/tmp", USER="hepar")  # the container has no account for the caller's user id
     return environment

@@ -14,9 +14,10 @@ from components.images import check_digests
 from hepar.ingest.sources import pseudonyms
 from hepar.params import ClusterParams, Params, StepResources, TrainingParams
 from hepar.registry.tracking import PASSWORD_VARIABLE, URI_VARIABLE, USER_VARIABLE
-from hepar.runtime import notification
+from hepar.runtime import notification, remote_cache
 from hepar.runtime.environment import STORE_VARIABLE
 from hepar.runtime.execution import KFP_RUN_VARIABLE, STAGE_IMAGE_VARIABLE
+from hepar.runtime.redaction import QUERY_VARIABLE
 from pipelines.execution import ONE_MACHINE_VARIABLE
 
 IMAGE_ANNOTATION, DOCS_ANNOTATION, SCRATCH_ANNOTATION = "hepar-image", "hepar-docs", "hepar-scratch"  # of a pod
@@ -27,7 +28,7 @@ WAIT_SECONDS = 24 * 3600  # for a free node, in each attempt; Argo's window goes
 
 S3_SECRET = {"access-key": "AWS_ACCESS_KEY_ID", "secret-key": "AWS_SECRET_ACCESS_KEY"}
 MLFLOW_SECRET = {"username": USER_VARIABLE, "password": PASSWORD_VARIABLE}
-SETTINGS = (URI_VARIABLE, STORE_VARIABLE, "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+SETTINGS = (URI_VARIABLE, STORE_VARIABLE, "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", remote_cache.LIMIT_VARIABLE)
 READING = ("s3", "mlflow", "dicomweb", "patient_key")  # secrets of the steps that open the source
 SECRETS_OF: Mapping[str, tuple[str, ...]] = {
     "check": READING,
@@ -44,7 +45,7 @@ SECRETS_OF: Mapping[str, tuple[str, ...]] = {
 KEYS: Mapping[str, Mapping[str, str]] = {  # of each secret: the variable that each of its keys becomes
     "s3": S3_SECRET,
     "mlflow": MLFLOW_SECRET,
-    "dicomweb": {"token": "HEPAR_DICOMWEB_TOKEN"},
+    "dicomweb": {"token": "HEPAR_DICOMWEB_TOKEN", "query": QUERY_VARIABLE},
     "patient_key": {"key": pseudonyms.VARIABLE},
     "notify": {"url": notification.URL_VARIABLE},
 }

@@ -17,6 +17,7 @@ from hepar.errors import ArtifactError, HeparError, Preempted, one_line
 from hepar.runtime.artifacts import read_manifest
 from hepar.runtime.commit import COMMIT_VARIABLE, git_commit
 from hepar.runtime.device import catch_sigterm
+from pipelines.places import absolute_variables
 from pipelines.run_lock import guarded
 
 HEPAR = str(Path(sys.executable).with_name("hepar"))
@@ -56,7 +57,8 @@ def run_step(
     fails, with the last line of its log.
     """
     # idle threads may spin without holding up others, since stages run one after another
-    variables = {**os.environ, COMMIT_VARIABLE: git_commit(), "GOMP_SPINCOUNT": "100000", **(environment or {})}
+    own = {COMMIT_VARIABLE: git_commit(), "GOMP_SPINCOUNT": "100000"}
+    variables = {**os.environ, **absolute_variables(), **own, **(environment or {})}
     with ExitStack() as stack:
         output = stack.enter_context(log.open("a")) if log is not None else None
         child = subprocess.Popen(

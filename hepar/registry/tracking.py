@@ -96,6 +96,14 @@ def server() -> str:
     return redact(tracking_uri())
 
 
+def absolute_uri(uri: str) -> str:
+    """The address of an SQLite database with the absolute path of its file; another address as it is."""
+    from sqlalchemy.engine import make_url
+
+    database = _database(uri)
+    return uri if database is None else make_url(uri).set(database=str(database.resolve())).render_as_string()
+
+
 def _without_credentials(uri: str) -> str:
     """An HTTP address without user name and password, which MLflow then takes from its variables.
 

@@ -7,10 +7,12 @@ boto3's (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY). A backup i
     objects/ab/abcd…            the content of objects, named by its SHA-256, each content once
     snapshots/TIME/database     a dump of `pg_dump --format=custom`
     snapshots/TIME/objects.json key, size, ETag and SHA-256 of every object, by bucket; the SHA-256 of the dump
+    unfinished.jsonl            the same of what a backup has stored that runs, or that was killed
 
-A snapshot appears by one rename, so every snapshot is whole. The database is dumped before the buckets are listed, and
-MLflow and DVC upload files before they record them, so all that the database names is among the objects. Metadata of
-objects, older versions of objects, secrets, and what Kubeflow Pipelines stores itself are not backed up.
+A snapshot appears by one rename, so every snapshot is whole; the next backup goes on from what a killed one has stored.
+The database is dumped before the buckets are listed, and MLflow and DVC upload files before they record them, so all
+that the database names is among the objects. Metadata of objects, older versions of objects, secrets, and what Kubeflow
+Pipelines stores itself are not backed up.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +40,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 CONNECTIONS = 8
 CHUNK_BYTES = 2**20
+FAR_SMALLER = 0.5  # a snapshot with less than this share of another may be that of a site that was lost
 MISSING = {"404", "NoSuchKey", "NoSuchBucket"}
 TABLES = "select count(*) from pg_class where relkind in ('r', 'p') and relnamespace = 'public'::regnamespace"
 
@@ -77,6 +81,19 @@ class Snapshot:
         for found in self.buckets.values():
             yield from found
 
+    def sizes(self) -> tuple[int, int, int]:
+        """The number of objects, their bytes, and the bytes of the dump; a missing dump has none."""
+        listed, dump = list(self.objects()), dump_file(self.folder)
+        return len(listed), sum(found.size for found in listed), dump.stat().st_size if dump.is_file() else 0
+
+    def is_far_smaller_than(self, other: Snapshot) -> bool:
+        """Whether it has less than half of another's objects, of their bytes, or of the bytes of its dump."""
+        return any(own < FAR_SMALLER * size for own, size in zip(self.sizes(), other.sizes(), strict=True))
+
+    def __str__(self) -> str:
+        count, size, dump = self.sizes()
+        return f"{self.folder.name} ({count:,} objects with {size:,} bytes, a dump of {dump:,} bytes)"
+
 
 def main() -> int:
     """Run the command of the command line; 1 and one sentence on standard error if it fails."""
@@ -107,7 +124,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     saved.add_argument("folder", type=Path)
     saved.add_argument("--buckets", nargs="+", required=True, metavar="BUCKET")
     saved.add_argument(
-        "--keep", type=int, choices=range(1, 1000), metavar="N", help="delete all snapshots but the last N"
+        "--keep",
+        type=int,
+        choices=range(1, 1000),
+        metavar="N",
+        help="delete all snapshots but the last N, and those than which the newest is far smaller",
     )
     saved.set_defaults(run=lambda given: print(backup(given.folder, given.buckets, given.keep)))
 
@@ -115,9 +136,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     restored = commands.add_parser("restore", help="fill an empty database and empty buckets from a snapshot")
     for command in (checked, restored):
         command.add_argument("folder", type=Path)
-        command.add_argument("--snapshot", default="", help="default: the newest")
+        command.add_argument("--snapshot", default="", help="its name; default: the newest")
     checked.set_defaults(run=lambda given: verify(given.folder, find_snapshot(given.folder, given.snapshot)))
-    restored.set_defaults(run=lambda given: restore(given.folder, find_snapshot(given.folder, given.snapshot)))
+    restored.set_defaults(run=lambda given: restore(given.folder, snapshot_to_restore(given.folder, given.snapshot)))
     return parser.parse_args(words)
 
 
@@ -135,6 +156,7 @@ def backup(folder: Path, buckets: list[str], keep: int | None) -> str:
     with only_one(folder):
         earlier = snapshots(folder)
         known = Snapshot.load(earlier[-1]).buckets if earlier else {}
+        unfinished = Unfinished(folder)
         name = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%S.%fZ")
         partial = folder / "snapshots" / f".{name}"
         partial.mkdir(parents=True)
@@ -143,7 +165,7 @@ def backup(folder: Path, buckets: list[str], keep: int | None) -> str:
             values = {
                 "dump_sha256": hash_file(dump_file(partial)),
                 "buckets": {
-                    bucket: [asdict(found) for found in copy_bucket(bucket, known.get(bucket, []), folder)]
+                    bucket: [asdict(found) for found in copy_bucket(bucket, known.get(bucket, []), unfinished)]
                     for bucket in buckets
                 },
             }
@@ -152,6 +174,7 @@ def backup(folder: Path, buckets: list[str], keep: int | None) -> str:
                 sync(file)
             partial.rename(folder / "snapshots" / name)
             sync(folder / "snapshots")
+            unfinished.file.unlink(missing_ok=True)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -160,10 +183,33 @@ def backup(folder: Path, buckets: list[str], keep: int | None) -> str:
         return name
 
 
-def copy_bucket(bucket: str, known: list[StoredObject], folder: Path) -> list[StoredObject]:
+class Unfinished:
+    """The objects that a backup has stored so far, so that the next one goes on from there if it is killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file = folder, folder / "unfinished.jsonl"
+        self._lock = threading.Lock()
+
+    def load(self, bucket: str) -> list[StoredObject]:
+        """Those of a bucket; a line that a killed backup has not finished is left out."""
+        found = []
+        for line in self.file.read_text().splitlines() if self.file.is_file() else ():
+            with suppress(ValueError):
+                of_bucket, values = json.loads(line)
+                if of_bucket == bucket:
+                    found.append(StoredObject(**values))
+        return found
+
+    def add(self, bucket: str, stored: StoredObject) -> None:
+        """Add an object whose content is in the folder."""
+        with self._lock, self.file.open("a") as stream:
+            stream.write(f"\n{json.dumps([bucket, asdict(stored)])}")  # a new line, lest the one before was cut off
+
+
+def copy_bucket(bucket: str, known: list[StoredObject], unfinished: Unfinished) -> list[StoredObject]:
     """Download what is new in a bucket; an object that is deleted meanwhile is left out and named on standard error."""
-    client = boto3.client("s3")
-    same = {(found.key, found.size, found.etag): found for found in known}
+    client, folder = boto3.client("s3"), unfinished.folder
+    same = {(found.key, found.size, found.etag): found for found in (*known, *unfinished.load(bucket))}
 
     def copy(listed: dict[str, Any]) -> StoredObject | None:
         before = same.get((listed["Key"], listed["Size"], listed["ETag"]))
@@ -177,7 +223,9 @@ def copy_bucket(bucket: str, known: list[StoredObject], folder: Path) -> list[St
                 return None
             raise
         sha256, size = store(body["Body"], folder)
-        return StoredObject(listed["Key"], size, body["ETag"], sha256)
+        stored = StoredObject(listed["Key"], size, body["ETag"], sha256)
+        unfinished.add(bucket, stored)
+        return stored
 
     with ThreadPoolExecutor(CONNECTIONS) as executor:
         return [found for found in executor.map(copy, list_bucket(client, bucket)) if found is not None]
@@ -216,9 +264,16 @@ def store(body: Any, folder: Path) -> tuple[str, int]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest snapshots, and the contents that no snapshot names any more."""
+    """Delete all but the newest snapshots, and the contents that no snapshot names any more.
+
+    A snapshot than which the newest is far smaller is kept, and named on standard error.
+    """
+    newest = find_snapshot(folder, "")
     for old in snapshots(folder)[:-keep]:
-        shutil.rmtree(old)
+        if newest.is_far_smaller_than(before := Snapshot.load(old)):
+            print(f"snapshot {before} is not deleted: the newest, {newest}, is far smaller", file=sys.stderr)
+        else:
+            shutil.rmtree(old)
     needed = {found.sha256 for kept in snapshots(folder) for found in Snapshot.load(kept).objects()}
     for file in (folder / "objects").glob("*/*"):
         if file.name not in needed:
@@ -268,6 +323,20 @@ def find_snapshot(folder: Path, name: str) -> Snapshot:
     if not found or (name and name not in found):
         raise StorageFailure(f"{folder} has no snapshot {name}".rstrip())
     return Snapshot.load(found[name] if name else found[max(found)])
+
+
+def snapshot_to_restore(folder: Path, name: str) -> Snapshot:
+    """The snapshot of that name; the newest without one.
+
+    Raises StorageFailure if there is none, or if the newest is far smaller than an earlier one and was not named.
+    """
+    chosen = find_snapshot(folder, name)
+    for path in () if name else reversed(snapshots(folder)):
+        if chosen.is_far_smaller_than(before := Snapshot.load(path)):
+            raise StorageFailure(
+                f"the newest snapshot, {chosen}, is far smaller than {before}: choose one of them with --snapshot NAME"
+            )
+    return chosen
 
 
 def snapshots(folder: Path) -> list[Path]:

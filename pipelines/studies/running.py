@@ -6,7 +6,6 @@ it are missing from the report, and the others go on.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -21,6 +20,7 @@ from hepar.runtime.artifacts import write_json
 from hepar.runtime.commit import git_commit
 from hepar.runtime.device import catch_sigterm
 from hepar.runtime.whole_files import write_text
+from pipelines.places import absolute_variables
 from pipelines.results import PARAMS_FILE
 from pipelines.run_lock import only_run
 from pipelines.steps import Step, run_step, say, stop_steps
@@ -175,6 +175,9 @@ def listed(cells: Sequence[StudyCell], folder: Path) -> str:
 
 def _environment(folder: Path, jobs: int) -> dict[str, str]:
     """One tracking database for all studies of the folder, unless a server is given."""
-    given = os.environ.get(tracking.URI_VARIABLE)
-    alone = {} if jobs == 1 else {"GOMP_SPINCOUNT": SHORT_SPIN}
-    return {tracking.URI_VARIABLE: given or f"{tracking.SQLITE}{folder / tracking.DATABASE}", **alone}
+    beside_others = {} if jobs == 1 else {"GOMP_SPINCOUNT": SHORT_SPIN}
+    return {
+        tracking.URI_VARIABLE: f"{tracking.SQLITE}{folder / tracking.DATABASE}",
+        **absolute_variables(),
+        **beside_others,
+    }

@@ -224,13 +224,14 @@ def volumes(found: Compiled, step: str) -> Iterator[str]:
 
 
 def secrets(found: Compiled, step: str) -> Iterator[str]:
-    """Addresses and credentials come from objects of the cluster, and only to the steps that need them."""
+    """Settings and credentials come from objects of the cluster, and only to the steps that need them."""
     given, reads = found.variables(step), step in ("check", "ingest")
-    addresses = {"MLFLOW_TRACKING_URI", "HEPAR_STORE", "AWS_ENDPOINT_URL"}
-    if missing := ({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} | addresses) - given:
+    settings = {"MLFLOW_TRACKING_URI", "HEPAR_STORE", "AWS_ENDPOINT_URL", "HEPAR_CACHE_GIB"}
+    if missing := ({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} | settings) - given:
         yield f"missing {missing}"
     for name, needed in {
         "HEPAR_DICOMWEB_TOKEN": reads,
+        "HEPAR_DICOMWEB_QUERY": reads,
         "HEPAR_PATIENT_KEY": reads,
         "HEPAR_NOTIFY_URL": step == "notify",
         "MLFLOW_TRACKING_PASSWORD": step.removesuffix("-2") not in ("gather-folds", "pseudo-label", "evaluate"),

@@ -70,11 +70,13 @@ def rendered(folder: Path) -> str:
     return done.stdout
 
 
-def container(manifests: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
-    """The container of a workload that has the workload's name."""
+def container(manifests: list[dict[str, Any]], kind: str, name: str, own_name: str = "") -> dict[str, Any]:
+    """The container of a workload that has the workload's name, or that of this name, which may run before it."""
     (found,) = [one for one in manifests if (one["kind"], one["metadata"]["name"]) == (kind, name)]
     spec = found["spec"]["jobTemplate"]["spec"] if kind == "CronJob" else found["spec"]
-    (own,) = [one for one in spec["template"]["spec"]["containers"] if one["name"] == name]
+    pod = spec["template"]["spec"]
+    own_name = own_name or name
+    (own,) = [one for one in (*pod.get("initContainers", ()), *pod["containers"]) if one["name"] == own_name]
     return dict(own)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 import shutil
 import subprocess
@@ -15,7 +14,6 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from cryptography.fernet import Fernet
 from infra.deployment_files import (
     INFRA,
     OVERLAYS,
@@ -29,6 +27,7 @@ from infra.deployment_files import (
 
 from hepar.params import load_params
 from hepar.registry.tracking import URI_VARIABLE
+from hepar.runtime.remote_cache import LIMIT_VARIABLE
 from pipelines.pod_settings import KEYS, SETTINGS
 
 KUBERNETES = INFRA / "kubernetes"
@@ -183,12 +182,22 @@ def references(manifests: Manifests) -> Iterator[tuple[str, str, str]]:
                     yield namespace, reference["name"], reference["key"]
 
 
-def test_the_secrets_that_are_made_are_those_that_are_needed(manifests: Manifests) -> None:
-    secrets = load_script(KUBERNETES / "make_secrets.py").make_secrets()
-    made = {
+def made_secrets() -> Manifests:
+    """Those of a new site."""
+    script = load_script(KUBERNETES / "make_secrets.py")
+    return list(script.make_secrets(script.new_keys()))
+
+
+def keys_of(secrets: Manifests) -> set[tuple[str, str, str]]:
+    """Namespace, name and key of each."""
+    return {
         (one["metadata"]["namespace"], one["metadata"]["name"], key) for one in secrets for key in one["stringData"]
     }
-    assert set(references(manifests)) <= made
+
+
+def test_the_secrets_that_are_made_are_those_that_are_needed(manifests: Manifests) -> None:
+    secrets = made_secrets()
+    assert set(references(manifests)) <= keys_of(secrets)
     for one in secrets:
         validate(one)
 
@@ -199,15 +208,10 @@ def test_the_steps_of_runs_get_settings_and_secrets_that_exist(overlays: dict[st
     (settings,) = [one for one in overlays["cpu"] if one["kind"] == "ConfigMap"]
     assert (settings["metadata"]["name"], settings["metadata"]["namespace"]) == (cluster.settings, "hepar-runs")
     variables = settings["data"]
-    assert set(variables) == set(SETTINGS)
-    made = {
-        (one["metadata"]["namespace"], one["metadata"]["name"], key)
-        for one in load_script(KUBERNETES / "make_secrets.py").make_secrets()
-        for key in one["stringData"]
-    }
+    assert set(variables) == set(SETTINGS) - {LIMIT_VARIABLE}  # which has a default
     named = {kind: name for kind, name in cluster.secrets.model_dump().items() if name}
     assert {"s3", "patient_key"} <= named.keys()
-    assert {("hepar-runs", name, key) for kind, name in named.items() for key in KEYS[kind]} <= made
+    assert {("hepar-runs", name, key) for kind, name in named.items() for key in KEYS[kind]} <= keys_of(made_secrets())
     services = {
         f"{one['metadata']['name']}.{one['metadata']['namespace']}": one
         for one in overlays["cpu"]
@@ -222,14 +226,15 @@ def test_the_steps_of_runs_get_settings_and_secrets_that_exist(overlays: dict[st
     assert variables[URI_VARIABLE].removeprefix("http://") in allowed.partition("=")[2].split(",")
 
 
-def test_secrets_are_new_each_time() -> None:
-    make = [sys.executable, str(KUBERNETES / "make_secrets.py")]
-    once, again = (json.loads(subprocess.run(make, capture_output=True, check=True).stdout)["items"] for _ in range(2))
-    values = [set(secret["stringData"].values()) for secret in (*once, *again)]
-    assert len(set.union(*values)) == sum(map(len, values))
-    assert all(len(value) >= 20 for found in values for value in found)
-    (key,) = [one["stringData"]["encryption-key"] for one in once if one["metadata"]["name"] == "mlflow-webhooks"]
-    Fernet(key)  # MLflow does not start with another
+def test_the_steps_may_read_the_bucket_of_scans_that_the_documents_name(gpu: Manifests) -> None:
+    (bucket,) = set(re.findall(r"s3://([\w-]+)/liver", (ROOT / "docs" / "submitting.md").read_text()))
+    actions = load_script(KUBERNETES / "make_secrets.py").ACTIONS
+    assert {f"Read:{bucket}", f"List:{bucket}"} <= set(actions["pipeline"])
+    assert f"Write:{bucket}" not in actions["pipeline"]
+    made = container(gpu, "Deployment", "mlflow", "buckets")["command"]
+    rights = [right for found in actions.values() for right in found if ":" in right]
+    assert {right.partition(":")[2] for right in rights} == set(made[2:])
+    assert made == ComposeFile.load(dict.fromkeys(example_variables(), "x")).command("buckets")
 
 
 def test_pods_reach_only_what_a_policy_names(gpu: Manifests) -> None:

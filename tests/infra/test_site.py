@@ -255,7 +255,8 @@ def test_registry_and_pool_come_back_on_empty_services(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On services as in Kubernetes, where each client of S3 has a key of its own; that of webhooks was kept."""
-    secrets = {one["metadata"]["name"]: one["stringData"] for one in load_script(MAKE_SECRETS).make_secrets()}
+    script = load_script(MAKE_SECRETS)
+    secrets = {one["metadata"]["name"]: one["stringData"] for one in script.make_secrets(script.new_keys())}
     identities = tmp_path / "identities.json"
     identities.write_text(secrets["s3-identities"]["identities.json"])
     command = container(manifests, "StatefulSet", "s3")["command"]
@@ -282,6 +283,7 @@ def test_registry_and_pool_come_back_on_empty_services(
                 monkeypatch.setenv(name, value)
             pool_versions.pull(f"models:/{MODEL}@champion", tmp_path / "pool", "s3://pools/dvc")
             assert content(tmp_path / "pool") == content(saved.pool)
+        done(container(manifests, "Deployment", "mlflow", "buckets")["command"], users["operator"])
         check_rights(users)
         again = [str(tmp_path / "again") if word == str(saved.backup) else word for word in saved.words]
         done(again, {**database, **users["backup"]})  # with a key that may only read
@@ -298,12 +300,17 @@ def as_variables(secret: Mapping[str, str]) -> dict[str, str]:
 
 def check_rights(users: Mapping[str, Mapping[str, str]]) -> None:
     """Each user of S3 may do in each bucket what its work needs, and no more."""
-    allowed = {"mlflow": {"mlflow": "rw"}, "pipeline": {"pools": "rw"}, "backup": {"mlflow": "r", "pools": "r"}}
+    allowed = {
+        "mlflow": {"mlflow": "rw"},
+        "pipeline": {"pools": "rw", "scans": "r"},
+        "backup": {"mlflow": "r", "pools": "r"},
+    }
     for user, rights in allowed.items():
         client = services.s3_client(users[user])
-        for bucket in ("mlflow", "pools"):
+        for bucket in ("mlflow", "pools", "scans"):
             own = rights.get(bucket, "")
             assert may(client.list_objects_v2, Bucket=bucket) == ("r" in own)
+            assert may(client.get_object, Bucket=bucket, Key="scan.nii.gz") == ("r" in own)
             assert may(client.put_object, Bucket=bucket, Key="x", Body=b"x") == ("w" in own)
             if "w" in own:
                 client.delete_object(Bucket=bucket, Key="x")
