@@ -136,15 +136,16 @@ def submit_run(request: RunRequest) -> bool:
     return not request.wait or follow(server, run_id) == SUCCEEDED
 
 
-def run_on_cluster(params: Params, workdir: Path, image: str) -> None:
+def run_on_cluster(params: Params, workdir: Path, image: str) -> str:
     """A runner of the whole pipeline: submit `build/two_stage.yaml` with these params to KFP, and wait for its end.
 
-    `workdir` stays empty and `image` is not used: the compiled file names its images. Raises HeparError if the run
-    does not succeed.
+    Returns the id of the run. `workdir` stays empty and `image` is not used: the compiled file names its images. Raises
+    HeparError if the run does not succeed.
     """
     server, run = _begun(params)
     if (state := follow(server, run.run_id)) != SUCCEEDED:
         raise HeparError(f"run {run.display_name} ended with {state}: {server.link(run.run_id)}")
+    return str(run.run_id)
 
 
 def submit_to_cluster(params: Params, workdir: Path, image: str) -> str:
@@ -153,7 +154,7 @@ def submit_to_cluster(params: Params, workdir: Path, image: str) -> str:
 
 
 def outcome_on_cluster(run_id: str) -> str:
-    """How a run that `submit_to_cluster` has begun stands: RUNNING, FINISHED or FAILED."""
+    """How a run that a runner above has begun stands: RUNNING, FINISHED or FAILED."""
     state = KfpServer("", os.environ.get(NAMESPACE_VARIABLE, "")).run(run_id).state
     if state == SUCCEEDED:
         return FINISHED

@@ -35,7 +35,7 @@ RUN_NAME = "retrain"
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # as MLflow has them
 MAX_ATTEMPTS = 1000  # that are read; there are at most a few
 MAX_TAG = 4000  # characters; MLflow allows 8000
-Train = Callable[[], str | None]  # the id of a run that goes on elsewhere; None if the training has ended
+Train = Callable[[], str | None]  # the id of a run on a cluster, which may go on; None if the training has ended here
 Outcome = Callable[[str], str]  # from the id of such a run to a status as MLflow has them
 
 
@@ -130,7 +130,7 @@ def submit(
             run_id, reason = _begun(mlflow, submission, outcome, interruption)
             if reason:
                 return reason
-            _carry_out(mlflow.MlflowClient(), run_id, train, interruption)
+            _carry_out(mlflow, run_id, train, interruption)
             interruption.check()
     except Interrupted:
         raise Preempted("stopped by SIGTERM: the same command goes on from there") from None
@@ -153,9 +153,9 @@ def _begun(mlflow: Any, submission: Submission, outcome: Outcome, interruption: 
             return str(made.info.run_id), ""
 
 
-def _carry_out(client: Any, run_id: str, train: Train, interruption: Interruption) -> None:
-    """Train, and record how that ended or where it goes on."""
-    status, elsewhere = FAILED, None
+def _carry_out(mlflow: Any, run_id: str, train: Train, interruption: Interruption) -> None:
+    """Train, and record how that ended or where it goes on: a run that has registered a version has ended."""
+    client, status, elsewhere = mlflow.MlflowClient(), FAILED, None
     try:
         with _heartbeat(client, run_id), interruption.allowed():
             elsewhere = train()
@@ -167,7 +167,7 @@ def _carry_out(client: Any, run_id: str, train: Train, interruption: Interruptio
         with mlflow_errors():
             if elsewhere:
                 client.set_tag(run_id, RUN_TAG, elsewhere)
-            else:
+            if not elsewhere or versions_of_run(mlflow, elsewhere):
                 client.set_terminated(run_id, status)
 
 
@@ -221,6 +221,20 @@ def _attempts(mlflow: Any, submission: Submission, outcome: Outcome, record: boo
     return attempts
 
 
+def registered_by(model: str, run: str) -> str:
+    """The version of a model that a run on a cluster has registered, and the last decision on it; empty if none.
+
+    Raises StorageError if the registry fails.
+    """
+    with mlflow_errors():
+        found = RegisteredModel(connect(), model).find_version({RUN_TAG: run})
+    return "" if found is None else _summary(model, *found)
+
+
+def _summary(model: str, number: str, tags: Mapping[str, str]) -> str:
+    return f"{model} version {number}, {tags.get(DECISION_TAG, 'no decision is recorded')}"
+
+
 def _describe_version(mlflow: Any, model: str, tags: Mapping[str, str]) -> str:
     """The version with these tags, the last decision on it, and what can be done; empty if there is none.
 
@@ -229,8 +243,7 @@ def _describe_version(mlflow: Any, model: str, tags: Mapping[str, str]) -> str:
     if (found := RegisteredModel(mlflow, model).find_version(tags)) is None:
         return ""
     number, known = found
-    decision = known.get(DECISION_TAG, "no decision is recorded")
-    text = f"{model} version {number}, {decision}; new scans, labels, reviews or params would make another state"
-    if decision.startswith(ROLLED_BACK):
+    text = f"{_summary(model, number, known)}; new scans, labels, reviews or params would make another state"
+    if known.get(DECISION_TAG, "").startswith(ROLLED_BACK):
         return text
     return f"{text}; `hepar promote {number}` decides again, and with --force overrules the gates"
