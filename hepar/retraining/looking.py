@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import hepar.stages.ingest
@@ -157,14 +156,11 @@ class _Inspection:
             raise DataError(f"{self.champion.uri}: its evaluation cannot be repeated: {one_line(error)}") from None
 
     def _refused(self, learned: Node) -> list[Refused]:
-        """The cases that ingest refuses, without those that it refused when the champion learned, if that is known."""
-        before = set[str]()
-        for place in learned.places:
-            quarantine = Path(place.address) / Cohort.QUARANTINE
-            if not place.problem and quarantine.is_file():
-                before |= {line.case_id for line in read_quarantine(quarantine)}
+        """The cases that ingest refuses but did not when the champion learned; none if that is not known."""
+        if learned.refused is None:
+            return []
         now = read_quarantine(self.folder.cohort / Cohort.QUARANTINE)
-        return [line for line in now if line.case_id not in before]
+        return [line for line in now if line.case_id not in learned.refused]
 
     def _suspects(
         self, changes: CaseChanges, results: Sequence[CaseResult], refused: Sequence[Refused], reviews: Reviews

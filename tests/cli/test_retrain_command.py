@@ -35,11 +35,12 @@ CT, MR = LATER = ("phantom-ct-0004", "phantom-mr-0005")  # whose livers are draw
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, phantom_source: Path, tiny: Params) -> Path:
-    """A source in which some livers are not drawn yet, and a run on it, with its MLflow database."""
+    """A source in which some livers are not drawn yet and a scan occurs twice, and a run on it, with its database."""
 
     def write(folder: Path) -> None:
         source = PhantomFolder(Path(shutil.copytree(phantom_source, folder / "source")))
-        source.rewrite([_undrawn(row) if row["case_id"] in LATER else row for row in source.rows()])
+        rows = [_undrawn(row) if row["case_id"] in LATER else row for row in source.rows()]
+        source.rewrite([*rows, {**rows[0], "case_id": "zy-known-copy", "patient_id": "yet another"}])
         (folder / "run").mkdir()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'run' / 'mlflow.db'}")
@@ -183,6 +184,24 @@ def test_a_copy_of_a_known_patient_makes_its_batch_suspicious(place: Workplace) 
     result = place.retrain()
     assert result.exit_code == 3
     assert "zz-copy (refused by ingest: no scan occurs twice: same voxels as case phantom-ct-0000)" in result.stdout
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_what_was_refused_when_the_champion_learned_is_not_suspicious_without_its_cohort(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, logged: bool
+) -> None:
+    """A run of an older release has not logged it: then nobody knows the age of a refusal."""
+    shutil.rmtree(place.folder / "run" / "cohort")
+    if not logged:
+        monkeypatch.setattr("hepar.registry.lineage_server.LoggedRun.refused", lambda *given: None)
+    place.draw(*LATER)
+    copied = {**place.source.rows()[1], "case_id": "zz-copy", "patient_id": "another"}
+    result = place.retrain("--dry-run", max_suspect_share=0.1)
+    assert result.exit_code == 0, result.output
+    place.source.rewrite([*place.source.rows(), copied])
+    result = place.retrain("--dry-run", max_suspect_share=0.1)
+    assert ("1 of 3 new cases are suspicious" in result.stdout) == logged, result.output
+    assert "zy-known-copy" not in result.stdout
 
 
 def test_a_look_at_an_unchanged_source_ingests_nothing(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
