@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hepar.retraining.watching import Seen
 
 PANEL = "Models"
-NO = 3  # the exit code of `retrain` if nothing is to be trained
+NO, REFUSED = 3, 4  # exit codes of `retrain` if nothing is to be trained; the second: until a person looks at the labels
 Workdir = Annotated[Path, typer.Option(help="Folder of `hepar run`; looks are kept in its subfolder retraining.")]
 Runner = Annotated[
     str,
@@ -57,7 +57,7 @@ def retrain(
     remote: Remote = "",
     params: ParamsFile = PARAMS,
 ) -> None:
-    """Train again if the source, the labels or the champion's scores give a reason; exit code 0 yes, 3 no.
+    """Train again if the source, the labels or the champion's scores give a reason; exit code 0 yes, 3 no, 4 refused.
 
     The training is that of 'hepar run'. This command waits for it, unless the runner only submits it to a cluster. One
     state is trained once: the answer is also no, with the reason, if it has been trained or is being trained.
@@ -82,7 +82,7 @@ def retrain(
     else:
         print("\n".join(decision_lines(found, why_not)))
     if not trains:
-        raise typer.Exit(NO)
+        raise typer.Exit(REFUSED if found.decision.refused else NO)
 
 
 @retraining_app.command(rich_help_panel=PANEL)

@@ -24,6 +24,7 @@ import hepar.cli.retraining
 import hepar.stages.ingest
 from hepar.cases import Cohort
 from hepar.cli.main import app
+from hepar.cli.retraining import REFUSED
 from hepar.errors import HeparError
 from hepar.params import Params, dump_params
 from hepar.pseudo_labels.review_page.session import ReviewSession
@@ -145,7 +146,7 @@ def test_a_suspicious_mask_is_refused_until_it_is_reviewed(place: Workplace) -> 
     """The champion does not know MR, so that nothing speaks against the other one."""
     place.draw(*LATER)
     refused = place.retrain(suspect_dice=1.0)
-    assert (refused.exit_code, place.trained) == (3, []), refused.output
+    assert (refused.exit_code, place.trained) == (REFUSED, []), refused.output
     assert f"1 of 2 new cases are suspicious, more than retrain.max_suspect_share (0.2) allows: {CT}" in refused.stdout
     folder = RetrainingFolder.of_workdir(place.folder / "run")
     session = ReviewSession(folder.cohort, folder.suspects, folder.reviews_folder, "somebody")
@@ -155,7 +156,7 @@ def test_a_suspicious_mask_is_refused_until_it_is_reviewed(place: Workplace) -> 
     assert session.file(CT, "uncertain.nii.gz").is_file()
     session.decide(CT, "reject")
     held = place.retrain(suspect_dice=1.0)
-    assert (held.exit_code, place.trained) == (3, [])
+    assert (held.exit_code, place.trained) == (REFUSED, [])
     assert f"refused: rejected in review, but still in the source: {CT}" in held.stdout
     session = ReviewSession(folder.cohort, folder.suspects, folder.reviews_folder, "somebody")
     session.decide(CT, "accept")
@@ -182,7 +183,7 @@ def test_a_copy_of_a_known_patient_makes_its_batch_suspicious(place: Workplace) 
     copied = {**place.source.rows()[0], "case_id": "zz-copy", "patient_id": "another"}
     place.source.rewrite([*place.source.rows(), copied])
     result = place.retrain()
-    assert result.exit_code == 3
+    assert result.exit_code == REFUSED
     assert "zz-copy (refused by ingest: no scan occurs twice: same voxels as case phantom-ct-0000)" in result.stdout
 
 

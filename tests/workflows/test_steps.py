@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from workflows.workflow_files import step
 
+from hepar.cli.retraining import NO, REFUSED
+from hepar.runtime.notification import FORMAT_VARIABLE, URL_VARIABLE
+
 DIGESTS = {"data": f"sha256:{'d' * 64}", "compute": f"sha256:{'c' * 64}"}
 RECORD = """#!/bin/bash
 printf '%s\\n' "$@" > "$FOLDER/words"
@@ -84,12 +87,14 @@ def runner(tmp_path: Path) -> Runner:
 LOOK = {"SOURCE": "s3://scans", "PARAMS": "own.yaml", "WORKDIR": "work", "RUNNER": "submit", "DRY_RUN": ""}
 
 
-@pytest.mark.parametrize(("code", "expected"), [(0, 0), (3, 0), (2, 2), (75, 75)])
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (NO, 0), (REFUSED, REFUSED), (2, 2), (75, 75)])
 def test_a_look_that_finds_no_reason_is_no_failure(runner: Runner, code: int, expected: int) -> None:
     assert runner.run("retrain", "look", CODE=str(code), HEPAR_PATIENT_KEY="k", HEPAR_STORE="", **LOOK) == expected
     words = "retrain --source s3://scans --params own.yaml --workdir work --runner submit"
     assert runner.words == words.split()
     assert "what it says" in runner.text("GITHUB_STEP_SUMMARY")
+    assert ("labels are refused" in runner.text("GITHUB_STEP_SUMMARY")) == (code == REFUSED)
+    assert {URL_VARIABLE, FORMAT_VARIABLE} <= step("retrain", "look")["env"].keys()
     assert runner.variables["HEPAR_PATIENT_KEY"] == "k"
     assert "HEPAR_STORE" not in runner.variables  # an empty one would be a store without a name
     assert runner.text("made") == "own.yaml: compile\n"
