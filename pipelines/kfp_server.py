@@ -38,6 +38,7 @@ FIRST_PAUSES = (1.0, 2.0, 4.0)  # instead, for the first question: whoever gave 
 HEALTH_TIMEOUT = (2.0, 5.0)  # of that question: seconds to connect, and to wait for the answer
 UNKNOWN_USER = 401
 DENIED = (UNKNOWN_USER, 403)
+NOT_FOUND = 404
 TOO_MANY = 429
 PAGE = 100
 REDIRECTS = 3  # that one request may follow, as to https
@@ -144,6 +145,19 @@ class KfpServer:
     def run(self, run_id: str) -> Any:
         """A run as the server knows it now."""
         return self._ask(f"run {run_id}", lambda: self._client.get_run(run_id))
+
+    def find_run(self, run_id: str) -> Any | None:
+        """A run as the server knows it now; None if it has been deleted."""
+
+        def find() -> Any | None:
+            try:
+                return self._client.get_run(run_id)
+            except ApiException as error:
+                if error.status == NOT_FOUND:
+                    return None
+                raise
+
+        return self._ask(f"run {run_id}", find)
 
     def terminate(self, run_id: str) -> None:
         """Stop a run."""

@@ -237,6 +237,6 @@ def load_runner(name: str) -> Callable[..., str | None]:
 
 
 def load_outcome(name: str) -> Callable[[str], str] | None:
-    """How a run on a cluster stands, by its id: RUNNING, FINISHED or FAILED; None if the runner cannot tell."""
+    """How a run on a cluster stands, by its id, as `retraining.submission` names it; None if the runner cannot tell."""
     entry = entry_points(OUTCOMES).get(name)
     return None if entry is None else entry.load()

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hepar.errors import ParamsError, Preempted
+from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.registry.champion import DECISION_TAG, ROLLED_BACK
 from hepar.registry.lease import hold_lease
 from hepar.registry.model_registry import RUN_TAG, RegisteredModel, versions_of_run
@@ -33,10 +33,16 @@ ALIVE_TAG = tag_name("alive")  # of an attempt: seconds since 1970 when its proc
 BEAT_SECONDS, DEAD_SECONDS = 300.0, 3600.0  # how often it says so, and how long it may be silent; clocks may differ
 RUN_NAME = "retrain"
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # as MLflow has them
+CANCELLED = "CANCELLED"  # by a person, on a cluster; in MLflow KILLED with `CANCELLED_TAG`
+CANCELLED_TAG = tag_name("cancelled")
 MAX_ATTEMPTS = 1000  # that are read; there are at most a few
 MAX_TAG = 4000  # characters; MLflow allows 8000
 Train = Callable[[], str | None]  # the id of a run on a cluster, which may go on; None if the training has ended here
-Outcome = Callable[[str], str]  # from the id of such a run to a status as MLflow has them
+Outcome = Callable[[str], str]  # from the id of such a run to one of the statuses above
+
+
+class RunCancelled(HeparError):
+    """A person has cancelled the run of a training, which is not repeated without one."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,8 @@ def place_of(workdir: Path) -> str:
 def why_not(attempts: Sequence[Attempt], max_resubmissions: int) -> str:
     """Why a state with these attempts is not submitted; empty if it is. Pure.
 
-    A run that was stopped or refused its params (`KILLED`) may be repeated any number of times; it has not failed.
+    A run that was stopped or refused its params (`KILLED`) may be repeated any number of times; it has not failed. One
+    that a person has cancelled is repeated by a person.
     """
     statuses = [attempt.status for attempt in attempts]
     for attempt in attempts:
@@ -81,6 +88,11 @@ def why_not(attempts: Sequence[Attempt], max_resubmissions: int) -> str:
             return f"this state has been trained already (MLflow run {attempt.run_id}){made}"
         if attempt.status == RUNNING:
             return f"this state is being trained already (MLflow run {attempt.run_id}, {attempt.place})"
+        if attempt.status == CANCELLED:
+            return (
+                f"the run that trained this state was cancelled (MLflow run {attempt.run_id}); `hepar submit` with the same"
+                f" params starts it again, and `hepar retrain` does once MLflow run {attempt.run_id} is deleted"
+            )
     if (failed := statuses.count(FAILED)) > max_resubmissions:
         return f"training this state has failed {failed} times; at most {max_resubmissions} resubmissions are allowed"
     return ""
@@ -163,12 +175,22 @@ def _carry_out(mlflow: Any, run_id: str, train: Train, interruption: Interruptio
     except (Interrupted, Preempted, KeyboardInterrupt, ParamsError):  # the last: refused before anything was trained
         status = KILLED
         raise
+    except RunCancelled:
+        status = CANCELLED
+        raise
     finally:
         with mlflow_errors():
             if elsewhere:
                 client.set_tag(run_id, RUN_TAG, elsewhere)
             if not elsewhere or versions_of_run(mlflow, elsewhere):
-                client.set_terminated(run_id, status)
+                _end(client, run_id, status)
+
+
+def _end(client: Any, run_id: str, status: str) -> None:
+    """Record how an attempt has ended."""
+    if status == CANCELLED:
+        client.set_tag(run_id, CANCELLED_TAG, "true")
+    client.set_terminated(run_id, KILLED if status == CANCELLED else status)
 
 
 @contextlib.contextmanager
@@ -214,7 +236,9 @@ def _attempts(mlflow: Any, submission: Submission, outcome: Outcome, record: boo
             elif place == submission.place or _is_silent(run.data.tags):  # its process is dead
                 status = FAILED
             if status != RUNNING and record:
-                mlflow.MlflowClient().set_terminated(run_id, status)
+                _end(mlflow.MlflowClient(), run_id, status)
+        elif CANCELLED_TAG in run.data.tags:
+            status = CANCELLED
         tags = {RUN_TAG: elsewhere} if elsewhere else {STATE_TAG: submission.state}
         made = _describe_version(mlflow, submission.model, tags) if status == FINISHED else ""
         attempts.append(Attempt(run_id, status, place, made))

@@ -211,6 +211,14 @@ def test_a_look_at_an_unchanged_source_ingests_nothing(place: Workplace, monkeyp
     assert place.retrain("--json").stdout == first
 
 
+def test_a_look_notices_another_split_in_an_unchanged_table_name(place: Workplace, tmp_path: Path) -> None:
+    table, states = tmp_path / "splits.csv", []
+    for split in ("train", "val", "val"):
+        table.write_text(f"case_id,split\n{CT},{split}\n")
+        states.append(json.loads(place.retrain("--json", "--split-from", str(table)).stdout)["state"])
+    assert states[0] != states[1] == states[2]
+
+
 def test_a_cohort_of_its_own_links_what_has_not_changed(place: Workplace) -> None:
     folder = RetrainingFolder.of_workdir(place.folder / "run")
     place.retrain()

@@ -28,7 +28,7 @@ from hepar.registry.registration import Registration
 from hepar.registry.tracking import connect
 from hepar.retraining.decision import RetrainingEvidence, decide_retraining
 from hepar.retraining.looking import Look
-from hepar.retraining.submission import FINISHED, KILLED, RUNNING
+from hepar.retraining.submission import FAILED, FINISHED, KILLED, RUNNING, RunCancelled
 from hepar.runtime.device import catch_sigterm
 from pipelines import submission
 from pipelines.compiled import CompiledPipeline
@@ -184,6 +184,10 @@ def test_the_name_is_a_key_over_image_params_source_and_champion(
         champion = SimpleNamespace(uri="models:/hepar-universal/1", model_hash=model_hash)
         monkeypatch.setattr(submission, "find_champion", lambda _, found=champion: found)
         names.append(name())
+    table = tmp_path / "splits.csv"
+    for split in ("train", "test"):
+        table.write_text(f"case_id,split\na,{split}\n")
+        names.append(name(**{"ingest.split_from": str(table)}))
     assert len(set(names)) == len(names)
     assert plan_run(compiled, SOURCE, name="backfill-2024").name == "backfill-2024"
     assert plan_run(compiled, SOURCE, name="a" * 255).name == "a" * 255
@@ -206,7 +210,10 @@ def test_a_run_of_other_params_by_the_runner_of_retraining(
     assert run["runtime_config"]["parameters"]["register"]["model_name"] == "hepar-tiny"
     assert outcome_on_cluster(submit_to_cluster(load_params(TINY), tmp_path, "not used")) == FINISHED
     kfp.states = ("CANCELED",)
-    with pytest.raises(HeparError, match="ended with CANCELED"):
+    with pytest.raises(RunCancelled, match="ended with CANCELED"):
+        run_on_cluster(load_params(TINY), tmp_path, "not used")
+    kfp.states = ("FAILED",)
+    with pytest.raises(HeparError, match="ended with FAILED"):
         run_on_cluster(load_params(TINY), tmp_path, "not used")
 
 
@@ -271,6 +278,26 @@ def test_a_training_that_was_waited_for_on_a_cluster_is_recorded_by_what_the_reg
     assert "been trained already" in again.stdout
     assert ": hepar-tiny version 2, no decision is recorded; " in again.stdout
     assert len(kfp.runs) == 1
+
+
+def test_a_run_that_somebody_has_cancelled_is_not_started_again(looker: Looker, kfp: KfpStandIn) -> None:
+    assert looker.ask("submit").exit_code == 0
+    kfp.states = ("CANCELED",)
+    for _ in range(2):
+        again = looker.ask("submit")
+        assert again.exit_code == 3, again.output
+        assert "was cancelled" in again.stdout
+        assert "`hepar submit` with the same params starts it again" in again.stdout
+    assert looker.recorded == [(KILLED, "run-1")]
+    assert len(kfp.runs) == 1
+
+
+def test_a_run_that_was_deleted_has_failed(looker: Looker, kfp: KfpStandIn) -> None:
+    assert looker.ask("submit").exit_code == 0
+    kfp.runs.clear()
+    again = looker.ask("submit")
+    assert "training this state has failed 1 times; at most 0 resubmissions are allowed" in again.stdout, again.output
+    assert looker.recorded == [(FAILED, "run-1")]
 
 
 @pytest.mark.parametrize(
