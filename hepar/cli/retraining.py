@@ -182,6 +182,7 @@ class _Job:
             place=place_of(self.workdir),
             reasons=found.decision.reasons,
             max_resubmissions=self.params.retrain.max_resubmissions,
+            basis=found.basis,
         )
 
     def _run(self, found: Look) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hepar.cases import Cohort, Modality, cases_frame
+from hepar.cases import Case, Cohort, Modality, cases_frame
 from hepar.inference.model_folder import ModelFolder
 from hepar.ingest.quarantine import read_quarantine
 from hepar.pool.table import Pool, entry_row
@@ -91,11 +91,18 @@ def case_table(folder: Path, kind: str) -> pd.DataFrame | None:
     Raises DataError or ArtifactError if the table of the folder is missing or damaged.
     """
     if kind == Cohort.KIND:
-        frame = cases_frame(Cohort.load(folder).cases)
-    elif kind == Pool.KIND:
-        frame = pd.DataFrame([entry_row(entry) for entry in Pool.load(folder).entries])
-    else:
-        return None
+        return cohort_table(Cohort.load(folder).cases)
+    if kind == Pool.KIND:
+        return _as_texts(pd.DataFrame([entry_row(entry) for entry in Pool.load(folder).entries]), kind)
+    return None
+
+
+def cohort_table(cases: Sequence[Case]) -> pd.DataFrame:
+    """The cases of a cohort as `case_table` has them."""
+    return _as_texts(cases_frame(cases), Cohort.KIND)
+
+
+def _as_texts(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
     return pd.DataFrame({name: frame[own].astype(str) for name, own in TABLES[kind].items()})
 
 

@@ -26,6 +26,7 @@ from hepar.registry.champion import DECISION_TAG, ROLLED_BACK
 from hepar.registry.lease import hold_lease
 from hepar.registry.model_registry import RUN_TAG, RegisteredModel, versions_of_run
 from hepar.registry.tracking import connect, experiment_id, mlflow_errors, tag_name
+from hepar.retraining.basis import Basis, Learned
 from hepar.retraining.interruption import Interrupted, Interruption
 
 STATE_TAG, PLACE_TAG, REASONS_TAG = (tag_name(name) for name in ("retrained state", "place", "reasons"))
@@ -35,6 +36,8 @@ RUN_NAME = "retrain"
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # as MLflow has them
 CANCELLED = "CANCELLED"  # by a person, on a cluster; in MLflow KILLED with `CANCELLED_TAG`
 CANCELLED_TAG = tag_name("cancelled")
+SETTINGS_TAG = tag_name("retrained settings")
+LEARNED = "learned.json"  # of an attempt: what it learns from
 MAX_ATTEMPTS = 1000  # that are read; there are at most a few
 MAX_TAG = 4000  # characters; MLflow allows 8000
 Train = Callable[[], str | None]  # the id of a run on a cluster, which may go on; None if the training has ended here
@@ -60,7 +63,10 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Submission:
-    """A state to be trained, in a working directory; `reasons` are kept with the attempt."""
+    """A state to be trained, in a working directory; `reasons` and `basis` are kept with the attempt.
+
+    With a basis, what has come since the last training of the same champion and params must be reason enough.
+    """
 
     state: str
     model: str
@@ -68,6 +74,7 @@ class Submission:
     place: str
     reasons: Sequence[str]
     max_resubmissions: int
+    basis: Basis | None = None
 
 
 def place_of(workdir: Path) -> str:
@@ -119,7 +126,7 @@ def why_not_now(submission: Submission, outcome: Outcome = still_running) -> str
     The caller holds the lock of the working directory. Raises StorageError if the registry fails.
     """
     with mlflow_errors():
-        return why_not(_attempts(connect(), submission, outcome, record=False), submission.max_resubmissions)
+        return _why_not_yet(connect(), submission, outcome, record=False)
 
 
 def submit(
@@ -154,15 +161,42 @@ def _begun(mlflow: Any, submission: Submission, outcome: Outcome, interruption: 
     with mlflow_errors(), interruption.allowed():
         experiment = experiment_id(mlflow, submission.experiment)
         with hold_lease(mlflow, f"{submission.model}-retraining") as lease:
-            attempts = _attempts(mlflow, submission, outcome)
-            if reason := why_not(attempts, submission.max_resubmissions):
+            if reason := _why_not_yet(mlflow, submission, outcome, record=True):
                 return "", reason
             tags = {STATE_TAG: submission.state, PLACE_TAG: submission.place}
             tags |= {**reasons_tag(submission.reasons), ALIVE_TAG: str(int(time.time()))}
             interruption.put_off()
             lease.check()
-            made = mlflow.MlflowClient().create_run(experiment, run_name=RUN_NAME, tags=tags)
-            return str(made.info.run_id), ""
+            run_id = str(mlflow.MlflowClient().create_run(experiment, run_name=RUN_NAME, tags=tags).info.run_id)
+            if submission.basis is not None:
+                _keep_basis(mlflow.MlflowClient(), run_id, submission.basis)
+            return run_id, ""
+
+
+def _keep_basis(client: Any, run_id: str, basis: Basis) -> None:
+    """Log what an attempt learns from; if that fails, the attempt has ended before anything was trained."""
+    try:
+        client.log_dict(run_id, basis.as_json(), LEARNED)
+        client.set_tag(run_id, SETTINGS_TAG, basis.settings)
+    except BaseException:
+        client.set_terminated(run_id, KILLED)
+        raise
+
+
+def _why_not_yet(mlflow: Any, submission: Submission, outcome: Outcome, record: bool) -> str:
+    """Why a state is not trained: by its own attempts, or since too little has come since the last other training."""
+    own = _attempts(mlflow, submission, {STATE_TAG: submission.state}, outcome, record)
+    if (reason := why_not(own, submission.max_resubmissions)) or (basis := submission.basis) is None:
+        return reason
+    others = _attempts(mlflow, submission, {SETTINGS_TAG: basis.settings}, outcome, record)
+    last = next((attempt for attempt in others if attempt.status in (FINISHED, RUNNING)), None)
+    if last is None:
+        return ""
+    before = Learned.from_json(mlflow.artifacts.load_dict(f"runs:/{last.run_id}/{LEARNED}"))
+    if not (few := basis.too_few_since(before)):
+        return ""
+    how = "has ended" if last.status == FINISHED else "goes on"
+    return f"a training with the same champion and params {how} (MLflow run {last.run_id}): {few}"
 
 
 def _carry_out(mlflow: Any, run_id: str, train: Train, interruption: Interruption) -> None:
@@ -218,11 +252,15 @@ def _is_silent(tags: Mapping[str, str]) -> bool:
     return alive.isdecimal() and time.time() - int(alive) > DEAD_SECONDS
 
 
-def _attempts(mlflow: Any, submission: Submission, outcome: Outcome, record: bool = True) -> list[Attempt]:
-    """The attempts at a state so far. Those that seem to run, but have ended, are marked so; in MLflow by `record`."""
+def _attempts(
+    mlflow: Any, submission: Submission, tags: Mapping[str, str], outcome: Outcome, record: bool
+) -> list[Attempt]:
+    """The attempts with these tags, the last first. Those that seem to run, but have ended, are marked so; in MLflow by
+    `record`."""
     found = mlflow.search_runs(
         search_all_experiments=True,
-        filter_string=f"tags.`{STATE_TAG}` = '{submission.state}'",
+        filter_string=" and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items()),
+        order_by=["attributes.start_time DESC"],
         max_results=MAX_ATTEMPTS,
         output_format="list",
     )
@@ -239,8 +277,8 @@ def _attempts(mlflow: Any, submission: Submission, outcome: Outcome, record: boo
                 _end(mlflow.MlflowClient(), run_id, status)
         elif CANCELLED_TAG in run.data.tags:
             status = CANCELLED
-        tags = {RUN_TAG: elsewhere} if elsewhere else {STATE_TAG: submission.state}
-        made = _describe_version(mlflow, submission.model, tags) if status == FINISHED else ""
+        of_version = {RUN_TAG: elsewhere} if elsewhere else {STATE_TAG: run.data.tags[STATE_TAG]}
+        made = _describe_version(mlflow, submission.model, of_version) if status == FINISHED else ""
         attempts.append(Attempt(run_id, status, place, made))
     return attempts
 

@@ -142,6 +142,28 @@ def test_a_failed_training_is_resubmitted_at_most_as_often_as_allowed(place: Wor
     assert "training this state has failed 2 times; at most 1 resubmissions are allowed" in results[2].stdout
 
 
+@pytest.mark.parametrize("ended", ["finished", "failed"])
+def test_a_training_that_was_not_promoted_is_not_repeated_for_a_single_label(place: Workplace, ended: str) -> None:
+    """It has ended with the model that is champion already. One that failed has learned from nothing."""
+
+    def end() -> None:
+        if ended == "failed":
+            raise HeparError("evaluate: no")
+
+    place.outcome = end
+    place.draw(CT)
+    place.retrain(min_became_known=1)
+    place.draw(MR)
+    place.outcome = lambda: None
+    again = place.retrain("--dry-run", min_became_known=2)
+    assert again.exit_code == (3 if ended == "finished" else 0), again.output
+    assert "reason: 2 unknowns became known" in again.stdout
+    sentence = "0 new cases and 1 unknowns that became known have come since, at least 9 or 2 are enough"
+    assert (sentence in again.stdout) == (ended == "finished")
+    assert place.retrain(min_became_known=1).exit_code == 0
+    assert len(place.trained) == 2
+
+
 def test_a_suspicious_mask_is_refused_until_it_is_reviewed(place: Workplace) -> None:
     """The champion does not know MR, so that nothing speaks against the other one."""
     place.draw(*LATER)
