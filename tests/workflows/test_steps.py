@@ -172,6 +172,19 @@ def test_a_pull_request_that_was_declined_is_not_opened_again(runner: Runner) ->
     assert len(runner.words) == 1
 
 
+@pytest.mark.parametrize("by_hand", ["8", ""])
+def test_a_version_with_a_pull_request_is_a_comment_if_somebody_asks_for_it(runner: Runner, by_hand: str) -> None:
+    """A doubled event is not."""
+    runner.put("gh", GH)
+    report = "a table\n\n![difference to models:/m/1](forest.png)\n"
+    for name, text in (("pointers.yaml", "name: m\nversion: '2'\n"), ("title.txt", "m"), ("report.md", report)):
+        runner.put(f"build/report/{name}", text)
+    assert runner.run("report", "publish", ISSUE=by_hand or "5", BY_HAND=by_hand, REPORTED="5") == 0
+    assert runner.words[1:] == (["issue comment 8 --body-file report.md"] if by_hand else [])
+    assert ("The pull request has the figure: " in runner.text("build/report/report.md")) == (by_hand != "")
+    assert step("report", "publish")["env"]["BY_HAND"] == "${{ inputs.issue }}"
+
+
 @pytest.mark.parametrize("code", [0, 1])
 def test_a_refused_promotion_fails(runner: Runner, code: int) -> None:
     assert runner.run("promote", "promote", CODE=str(code), VERSION="versions", PARAMS="own.yaml", FORCE="") == code
