@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from hepar.retraining.watching import Seen
 
 PANEL = "Models"
-NO, REFUSED = 3, 4  # exit codes of `retrain` if nothing is to be trained; the second: until a person looks at the labels
+NO, REFUSED = (
+    3,
+    4,
+)  # exit codes of `retrain` if nothing is to be trained; the second: until a person looks at the labels
 Workdir = Annotated[Path, typer.Option(help="Folder of `hepar run`; looks are kept in its subfolder retraining.")]
 Runner = Annotated[
     str,

@@ -1,8 +1,8 @@
 """What a training logs about its inputs, so that lineage can be told from the tracking server when folders are gone.
 
 In the folder `lineage` of the MLflow run lie, for each input, its kind, hash and parents as JSON and, for a cohort or a
-pool, its cases as CSV: ids, label states, hashes and licences, but neither voxels nor patients nor headers; for a cohort
-also the ids of the cases that ingest refused.
+pool, its cases as CSV: ids, label states, hashes and licences, but neither voxels nor patients nor headers; for a
+cohort also the ids of the cases that ingest refused.
 """
 
 from __future__ import annotations
@@ -150,7 +150,6 @@ class LoggedRecords:
             return None
         found = sorted(self.folder.rglob(f"{_stem(kind, artifact_hash)}.csv"))
         return frame_from_csv(found[0].read_text(), tuple(TABLES[kind])) if found else None
-
 
     def refused(self, kind: str, artifact_hash: str) -> tuple[str, ...] | None:
         """The ids of the cases that ingest refused; None for another kind than a cohort, or if they were not logged."""

@@ -1,4 +1,4 @@
-"""What a training is the training of: champion, reviews, params and table of splits, beside the data. One state is trained once."""
+"""What a training is the training of: champion, reviews, params, splits, beside the data. One state is trained once."""
 
 from __future__ import annotations
 

@@ -97,8 +97,8 @@ def why_not(attempts: Sequence[Attempt], max_resubmissions: int) -> str:
             return f"this state is being trained already (MLflow run {attempt.run_id}, {attempt.place})"
         if attempt.status == CANCELLED:
             return (
-                f"the run that trained this state was cancelled (MLflow run {attempt.run_id}); `hepar submit` with the same"
-                f" params starts it again, and `hepar retrain` does once MLflow run {attempt.run_id} is deleted"
+                f"the run that trained this state was cancelled (MLflow run {attempt.run_id}); `hepar submit` with the"
+                f" same params starts it again, and `hepar retrain` does once MLflow run {attempt.run_id} is deleted"
             )
     if (failed := statuses.count(FAILED)) > max_resubmissions:
         return f"training this state has failed {failed} times; at most {max_resubmissions} resubmissions are allowed"
