@@ -156,7 +156,7 @@ def submit_to_cluster(params: Params, workdir: Path, image: str) -> str:
 
 
 def outcome_on_cluster(run_id: str) -> str:
-    """How a run that a runner above has begun stands: RUNNING, FINISHED, CANCELLED or FAILED, also if it was deleted."""
+    """How a run that a runner above has begun stands: RUNNING, FINISHED, CANCELLED or FAILED, also if it is deleted."""
     run = KfpServer("", os.environ.get(NAMESPACE_VARIABLE, "")).find_run(run_id)
     if run is None:
         return FAILED

@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from hepar.retraining.watching import Seen
 
 PANEL = "Models"
-NO, REFUSED = (
-    3,
-    4,
-)  # exit codes of `retrain` if nothing is to be trained; the second: until a person looks at the labels
+NO = 3  # the exit code of `retrain` if nothing is to be trained
+REFUSED = 4  # the same, until a person looks at the new labels
 Workdir = Annotated[Path, typer.Option(help="Folder of `hepar run`; looks are kept in its subfolder retraining.")]
 Runner = Annotated[
     str,

@@ -225,7 +225,7 @@ def _teacher(modality: Modality, fold: int | None = None) -> Path:
 
 
 def load_runner(name: str) -> Callable[..., str | None]:
-    """A runner of the whole pipeline: it returns the id of a run on a cluster, waited for or not, and None for one here.
+    """A runner of the whole pipeline: returns the id of a run on a cluster, waited for or not, and None for one here.
 
     Raises HeparError if no runner has this name.
     """

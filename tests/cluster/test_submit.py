@@ -14,10 +14,11 @@ from typing import Any
 import mlflow
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from cluster.kfp_stand_in import DIGEST, LOST, SOURCE, Fault, KfpStandIn, Refused, parse_spec
 from conftest import TINY
 from typer.testing import CliRunner as TyperRunner
+from typer.testing import Result
 
 from hepar.cli.cluster import RunRequest
 from hepar.cli.main import app
@@ -187,7 +188,7 @@ def test_the_name_is_a_key_over_image_params_source_and_champion(
     table = tmp_path / "splits.csv"
     for split in ("train", "test"):
         table.write_text(f"case_id,split\na,{split}\n")
-        names.append(name(**{"ingest.split_from": str(table)}))
+        names.append(plan_run(compiled, {**SOURCE, "ingest.split_from": str(table)}).name)
     assert len(set(names)) == len(names)
     assert plan_run(compiled, SOURCE, name="backfill-2024").name == "backfill-2024"
     assert plan_run(compiled, SOURCE, name="a" * 255).name == "a" * 255
