@@ -13,10 +13,16 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import urllib3
 from kfp import Client
+from kfp.client import (
+    KF_PIPELINES_SA_TOKEN_ENV,
+    KF_PIPELINES_SA_TOKEN_PATH,
+    ServiceAccountTokenVolumeCredentials,
+)
 from kfp_server_api import ApiException, V2beta1Pipeline
 
 from hepar.errors import HeparError, StorageError, one_line
@@ -26,12 +32,13 @@ from pipelines.steps import say
 
 T = TypeVar("T")
 ENDPOINT_VARIABLE = "KF_PIPELINES_ENDPOINT"  # read by KFP's client
-TOKEN_VARIABLE = "HEPAR_KFP_TOKEN"  # a bearer token for the server; empty: as KFP's own client finds one
+TOKEN_VARIABLE = "HEPAR_KFP_TOKEN"  # a bearer token for the server; empty: that of the pod's service account, if any
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # seconds before each further try
 FIRST_PAUSES = (1.0, 2.0, 4.0)  # instead, for the first question: whoever gave a wrong address waits for it
 HEALTH_TIMEOUT = (2.0, 5.0)  # of that question: seconds to connect, and to wait for the answer
 UNKNOWN_USER = 401
 DENIED = (UNKNOWN_USER, 403)
+NOT_FOUND = 404
 TOO_MANY = 429
 PAGE = 100
 REDIRECTS = 3  # that one request may follow, as to https
@@ -74,13 +81,12 @@ class KfpServer:
             redact(endpoint or os.environ.get(ENDPOINT_VARIABLE, "")) or f"KFP ({ENDPOINT_VARIABLE} is not set)"
         )
         self.namespace = namespace or None
-        token = os.environ.get(TOKEN_VARIABLE) or None
-        given = {"namespace": namespace} if namespace else {}
+        given = _credentials() | ({"namespace": namespace} if namespace else {})
 
         def connect() -> Any:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it warns of servers before 2.0
-                client = _Client(host=endpoint or None, existing_token=token, **given)
+                client = _Client(host=endpoint or None, **given)
             client.get_kfp_healthz()
             return client
 
@@ -140,6 +146,19 @@ class KfpServer:
         """A run as the server knows it now."""
         return self._ask(f"run {run_id}", lambda: self._client.get_run(run_id))
 
+    def find_run(self, run_id: str) -> Any | None:
+        """A run as the server knows it now; None if it has been deleted."""
+
+        def find() -> Any | None:
+            try:
+                return self._client.get_run(run_id)
+            except ApiException as error:
+                if error.status == NOT_FOUND:
+                    return None
+                raise
+
+        return self._ask(f"run {run_id}", find)
+
     def terminate(self, run_id: str) -> None:
         """Stop a run."""
         self._ask(f"run {run_id}", lambda: self._client.terminate_run(run_id))
@@ -192,6 +211,14 @@ class KfpServer:
         if isinstance(error, urllib3.exceptions.MaxRetryError):
             return StorageError(redact(f"{self.address} cannot be reached: {_reason(error)}"))
         return StorageError(redact(f"{self.address}, {what}: {_reason(error)}"))
+
+
+def _credentials() -> dict[str, Any]:
+    """What KFP's client gets to log in: it looks for the token of a service account only if it has no address."""
+    if token := os.environ.get(TOKEN_VARIABLE):
+        return {"existing_token": token}
+    path = os.environ.get(KF_PIPELINES_SA_TOKEN_ENV) or KF_PIPELINES_SA_TOKEN_PATH
+    return {"credentials": ServiceAccountTokenVolumeCredentials(path)} if Path(path).is_file() else {}
 
 
 def _named(name: str) -> str:

@@ -21,14 +21,15 @@ from hepar.ingest.listing import list_source
 from hepar.params import Params, PipelineParams, dump_params
 from hepar.registry.tracking import mlflow_errors
 from hepar.retraining.identity import find_champion, reviews_hash, training_identity
-from hepar.retraining.submission import FAILED, FINISHED, RUNNING
+from hepar.retraining.submission import CANCELLED, FAILED, FINISHED, RUNNING, RunCancelled
 from hepar.runtime.artifacts import sha256_json
 from hepar.runtime.notification import SUCCEEDED
 from pipelines.compiled import SECTIONS, CompiledPipeline
 from pipelines.kfp_server import KfpServer
 from pipelines.steps import say
 
-ENDED_BADLY = ("FAILED", "CANCELED", "SKIPPED")
+CANCELED = "CANCELED"  # by a person
+ENDED_BADLY = ("FAILED", CANCELED, "SKIPPED")
 KEY_CHARACTERS = 16
 MAX_RUN_NAME, MAX_EXPERIMENT_NAME = 255, 128  # characters that KFP's database holds
 POLL_SECONDS = 15.0
@@ -136,15 +137,17 @@ def submit_run(request: RunRequest) -> bool:
     return not request.wait or follow(server, run_id) == SUCCEEDED
 
 
-def run_on_cluster(params: Params, workdir: Path, image: str) -> None:
+def run_on_cluster(params: Params, workdir: Path, image: str) -> str:
     """A runner of the whole pipeline: submit `build/two_stage.yaml` with these params to KFP, and wait for its end.
 
-    `workdir` stays empty and `image` is not used: the compiled file names its images. Raises HeparError if the run
-    does not succeed.
+    Returns the id of the run. `workdir` stays empty and `image` is not used: the compiled file names its images. Raises
+    RunCancelled if a person cancels the run, HeparError if it does not succeed.
     """
     server, run = _begun(params)
     if (state := follow(server, run.run_id)) != SUCCEEDED:
-        raise HeparError(f"run {run.display_name} ended with {state}: {server.link(run.run_id)}")
+        problem = f"run {run.display_name} ended with {state}: {server.link(run.run_id)}"
+        raise RunCancelled(problem) if state == CANCELED else HeparError(problem)
+    return str(run.run_id)
 
 
 def submit_to_cluster(params: Params, workdir: Path, image: str) -> str:
@@ -153,11 +156,12 @@ def submit_to_cluster(params: Params, workdir: Path, image: str) -> str:
 
 
 def outcome_on_cluster(run_id: str) -> str:
-    """How a run that `submit_to_cluster` has begun stands: RUNNING, FINISHED or FAILED."""
-    state = KfpServer("", os.environ.get(NAMESPACE_VARIABLE, "")).run(run_id).state
-    if state == SUCCEEDED:
-        return FINISHED
-    return FAILED if state in ENDED_BADLY else RUNNING
+    """How a run that a runner above has begun stands: RUNNING, FINISHED, CANCELLED or FAILED, also if it is deleted."""
+    run = KfpServer("", os.environ.get(NAMESPACE_VARIABLE, "")).find_run(run_id)
+    if run is None:
+        return FAILED
+    ended = {**dict.fromkeys(ENDED_BADLY, FAILED), CANCELED: CANCELLED, SUCCEEDED: FINISHED}
+    return ended.get(str(run.state), RUNNING)
 
 
 def _begun(params: Params) -> tuple[KfpServer, Any]:

@@ -25,6 +25,7 @@ from hepar.cases import Cohort, LabelState, Modality, Split
 from hepar.evaluation.report_folder import Report
 from hepar.imaging.preprocessing import PreprocessingPlan
 from hepar.inference.model_folder import ModelFolder
+from hepar.ingest.quarantine import Refused, write_quarantine
 from hepar.params import Params
 from hepar.pool.table import Pool
 from hepar.pseudo_labels.folder import PseudoLabels
@@ -147,7 +148,7 @@ def train(
 
 
 def _write_cohort(cohort: Path, scratch: Path) -> None:
-    """Case a, fully labelled, and case b of the test split, whose liver is unknown."""
+    """Case a, fully labelled, and case b of the test split, whose liver is unknown; ingest has refused case c."""
     made = write_case(scratch)
     with write_artifact(cohort, Cohort.KIND, {}) as partial:
         cases = []
@@ -163,6 +164,7 @@ def _write_cohort(cohort: Path, scratch: Path) -> None:
                 case = replace(case, liver="", liver_state=LabelState.UNKNOWN, liver_sha256="")
             cases.append(replace(case, source_sha256="5" * 64, header='{"secret": "kept out"}'))
         Cohort(partial, tuple(cases)).save()
+        write_quarantine(partial / Cohort.QUARANTINE, [Refused("c", "no scan occurs twice", PATIENT)])
     shutil.rmtree(scratch)
 
 

@@ -22,13 +22,13 @@ from hepar.runtime.environment import DEFAULT_IMAGE
 if TYPE_CHECKING:
     from hepar.params import Params
     from hepar.registry.lineage import Lineage
-    from hepar.registry.registration import Registration
     from hepar.retraining.looking import Look
     from hepar.retraining.submission import Submission
     from hepar.retraining.watching import Seen
 
 PANEL = "Models"
 NO = 3  # the exit code of `retrain` if nothing is to be trained
+REFUSED = 4  # the same, until a person looks at the new labels
 Workdir = Annotated[Path, typer.Option(help="Folder of `hepar run`; looks are kept in its subfolder retraining.")]
 Runner = Annotated[
     str,
@@ -58,7 +58,7 @@ def retrain(
     remote: Remote = "",
     params: ParamsFile = PARAMS,
 ) -> None:
-    """Train again if the source, the labels or the champion's scores give a reason; exit code 0 yes, 3 no.
+    """Train again if the source, the labels or the champion's scores give a reason; exit code 0 yes, 3 no, 4 refused.
 
     The training is that of 'hepar run'. This command waits for it, unless the runner only submits it to a cluster. One
     state is trained once: the answer is also no, with the reason, if it has been trained or is being trained.
@@ -83,7 +83,7 @@ def retrain(
     else:
         print("\n".join(decision_lines(found, why_not)))
     if not trains:
-        raise typer.Exit(NO)
+        raise typer.Exit(REFUSED if found.decision.refused else NO)
 
 
 @retraining_app.command(rich_help_panel=PANEL)
@@ -127,7 +127,7 @@ class _Job:
         self.params, self.workdir, self.image, self.remote = params, workdir.resolve(), image, remote
         self.runner, self.outcome = load_runner(runner), load_outcome(runner)
         self.folder = RetrainingFolder.of_workdir(self.workdir)
-        self.registered: Registration | None = None  # by the last training that was waited for
+        self.registered = ""  # by the last training, as far as it has ended
         database = f"{tracking.SQLITE}{self.workdir / tracking.DATABASE}"  # as the runners have it
         os.environ[tracking.URI_VARIABLE] = os.environ.get(tracking.URI_VARIABLE) or database
 
@@ -183,23 +183,27 @@ class _Job:
             place=place_of(self.workdir),
             reasons=found.decision.reasons,
             max_resubmissions=self.params.retrain.max_resubmissions,
+            basis=found.basis,
         )
 
     def _run(self, found: Look) -> str | None:
-        """Run the pipeline and tag the version that it registers; returns the id of a run that goes on elsewhere."""
+        """Run the pipeline and tag the version that it registers here; returns the id of a run on a cluster."""
         from hepar.registry.model_registry import RegisteredModel
         from hepar.registry.registration import Registration
         from hepar.registry.tracking import connect, mlflow_errors
-        from hepar.retraining.submission import version_tags
+        from hepar.retraining.submission import registered_by, version_tags
 
+        self.registered = ""
         elsewhere: str | None = self.runner(params=self.params, workdir=self.workdir, image=self.image)
-        self.registered = None
-        if elsewhere is None:
-            self.registered = made = Registration.load(self.workdir / Registration.KIND)
-            tags = version_tags(found.state, found.decision.reasons)
-            with mlflow_errors():
-                RegisteredModel(connect(), made.name).tag_version(made.version, tags)
-        return elsewhere
+        if elsewhere is not None:
+            self.registered = registered_by(self.params.register_model.model_name, elsewhere)
+            return elsewhere
+        made = Registration.load(self.workdir / Registration.KIND)
+        tags = version_tags(found.state, found.decision.reasons)
+        with mlflow_errors():
+            RegisteredModel(connect(), made.name).tag_version(made.version, tags)
+        self.registered = made.summary
+        return None
 
 
 def decision_lines(found: Look, why_not: str) -> list[str]:
@@ -215,8 +219,8 @@ def decision_lines(found: Look, why_not: str) -> list[str]:
     return [*lines, f"state: {found.state[:12]}", *([f"not trained: {why_not}"] if why_not else [])]
 
 
-def one_line_of(found: Look, why_not: str, made: Registration | None) -> str:
-    """A look in one line. `made` is what a training has registered; None if that was only submitted."""
+def one_line_of(found: Look, why_not: str, made: str) -> str:
+    """A look in one line. `made` is the version that a training has registered; empty if that goes on elsewhere."""
     decision = found.decision
     if decision.refused:
         return f"refused: {'; '.join(decision.refused)}"
@@ -225,6 +229,4 @@ def one_line_of(found: Look, why_not: str, made: Registration | None) -> str:
     if why_not:
         return f"not trained: {why_not}"
     reasons = "; ".join(decision.reasons)
-    if made is None:
-        return f"submitted: {reasons}"
-    return f"trained: {reasons}; {made.summary}"
+    return f"trained: {reasons}; {made}" if made else f"submitted: {reasons}"

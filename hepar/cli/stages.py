@@ -41,7 +41,7 @@ from hepar.errors import HeparError
 from hepar.runtime.environment import DEFAULT_IMAGE
 
 RUNNERS = "hepar.runners"  # the entry point group of runners of the whole pipeline
-OUTCOMES = "hepar.run_outcomes"  # how runs ended that a runner of the same name has only submitted
+OUTCOMES = "hepar.run_outcomes"  # how runs ended that a runner of the same name has handed to a cluster
 PANEL = "Stages, in pipeline order"
 
 stages_app = typer.Typer()
@@ -225,7 +225,7 @@ def _teacher(modality: Modality, fold: int | None = None) -> Path:
 
 
 def load_runner(name: str) -> Callable[..., str | None]:
-    """A runner of the whole pipeline, which returns the id of a run if it only submits that; else it waits.
+    """A runner of the whole pipeline: returns the id of a run on a cluster, waited for or not, and None for one here.
 
     Raises HeparError if no runner has this name.
     """
@@ -237,6 +237,6 @@ def load_runner(name: str) -> Callable[..., str | None]:
 
 
 def load_outcome(name: str) -> Callable[[str], str] | None:
-    """How a run that a runner has submitted stands, by its id: RUNNING, FINISHED or FAILED; None if it cannot tell."""
+    """How a run on a cluster stands, by its id, as `retraining.submission` names it; None if the runner cannot tell."""
     entry = entry_points(OUTCOMES).get(name)
     return None if entry is None else entry.load()

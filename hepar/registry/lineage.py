@@ -24,7 +24,7 @@ from hepar.inference.model_folder import ModelFolder
 from hepar.params import REGISTERED
 from hepar.pool.table import Pool
 from hepar.registry.lineage_folders import ArtifactFolders
-from hepar.registry.lineage_records import Record, case_table
+from hepar.registry.lineage_records import Record, case_table, refused_cases
 from hepar.registry.lineage_server import EXECUTION, ServerRecords, Version
 from hepar.registry.model_registry import COHORT_VERSION
 from hepar.registry.registration import Registration
@@ -61,6 +61,7 @@ class Node:
     `records` are MLflow runs that tell of it, for a model its training if that is known. A version and a model have the
     facts `EXECUTION`, None if not known, and a model the `parameters` of its training. `cases` has one row per case of
     a cohort or pool, with the columns of `lineage_records.TABLES`, and of a cohort `FILE`; None if no table is left.
+    `refused` are the ids of the cases that ingest refused for a cohort; None if they are not known.
     """
 
     key: str  # the hash of an artifact, the address of a version
@@ -71,6 +72,7 @@ class Node:
     parameters: Mapping[str, str] = field(default_factory=dict)
     parents: Mapping[str, str] = field(default_factory=dict)
     cases: pd.DataFrame | None = None
+    refused: tuple[str, ...] | None = None
 
     @property
     def state(self) -> LinkState:
@@ -92,6 +94,7 @@ class Node:
             "parameters": dict(self.parameters),
             "parents": dict(self.parents),
             "cases": None if self.cases is None else self.cases.to_dict(orient="records"),
+            "refused": None if self.refused is None else list(self.refused),
         }
 
 
@@ -219,7 +222,8 @@ class LineageTracer:
             try:
                 cases = _cases_in(folder, node.kind) if node.cases is None else node.cases
                 facts = Report(folder).facts() if node.kind == Report.KIND else node.facts
-                node = replace(node, cases=cases, facts=facts)
+                refused = refused_cases(folder, node.kind) if node.refused is None else node.refused
+                node = replace(node, cases=cases, facts=facts, refused=refused)
             except HeparError as error:
                 problem = problem or str(error)
             node = replace(node, places=(*node.places, Whereabouts("folder", str(folder), problem)))
@@ -233,6 +237,8 @@ class LineageTracer:
                 self._learn(record)
             if node.cases is None and (table := run.table(node.kind, node.key)) is not None:
                 node = replace(node, cases=table.assign(**{FILE: ""}) if node.kind == Cohort.KIND else table)
+            if node.refused is None:
+                node = replace(node, refused=run.refused(node.kind, node.key))
         node = replace(node, records=tuple(run.uri for run in logged if run.has(node.kind, node.key)))
         if node.kind != ModelFolder.KIND:
             return node
@@ -300,6 +306,8 @@ class LineageTracer:
                 self._learn(record)
                 if node.cases is None or not (node.cases[FILE] != "").any():
                     node = replace(node, cases=_cases_in(folder, Cohort.KIND))
+                if node.refused is None:
+                    node = replace(node, refused=refused_cases(folder, Cohort.KIND))
         except HeparError as error:
             problem = str(error)
         return replace(node, places=(*node.places, Whereabouts("store", cohort_version, problem)))

@@ -1,7 +1,8 @@
 """What a training logs about its inputs, so that lineage can be told from the tracking server when folders are gone.
 
 In the folder `lineage` of the MLflow run lie, for each input, its kind, hash and parents as JSON and, for a cohort or a
-pool, its cases as CSV: ids, label states, hashes and licences, but neither voxels nor patients nor headers.
+pool, its cases as CSV: ids, label states, hashes and licences, but neither voxels nor patients nor headers; for a
+cohort also the ids of the cases that ingest refused.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from hepar.cases import Cohort, Modality, cases_frame
+from hepar.cases import Case, Cohort, Modality, cases_frame
 from hepar.inference.model_folder import ModelFolder
+from hepar.ingest.quarantine import read_quarantine
 from hepar.pool.table import Pool, entry_row
 from hepar.pseudo_labels.folder import PseudoLabels
 from hepar.runtime.artifacts import (
@@ -29,6 +31,7 @@ from hepar.runtime.csv_cells import frame_from_csv, frame_to_csv
 from hepar.runtime.whole_files import write_text
 
 LINEAGE = "lineage"  # the folder in an MLflow run
+CASE = "case_id"
 TABLES: Mapping[str, Mapping[str, str]] = {  # the columns by kind, each with the column of the artifact's own table
     Cohort.KIND: {
         **{name: name for name in ("case_id", "source", "licence", "modality", "split", "liver_state", "tumour_state")},
@@ -88,12 +91,25 @@ def case_table(folder: Path, kind: str) -> pd.DataFrame | None:
     Raises DataError or ArtifactError if the table of the folder is missing or damaged.
     """
     if kind == Cohort.KIND:
-        frame = cases_frame(Cohort.load(folder).cases)
-    elif kind == Pool.KIND:
-        frame = pd.DataFrame([entry_row(entry) for entry in Pool.load(folder).entries])
-    else:
-        return None
+        return cohort_table(Cohort.load(folder).cases)
+    if kind == Pool.KIND:
+        return _as_texts(pd.DataFrame([entry_row(entry) for entry in Pool.load(folder).entries]), kind)
+    return None
+
+
+def cohort_table(cases: Sequence[Case]) -> pd.DataFrame:
+    """The cases of a cohort as `case_table` has them."""
+    return _as_texts(cases_frame(cases), Cohort.KIND)
+
+
+def _as_texts(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
     return pd.DataFrame({name: frame[own].astype(str) for name, own in TABLES[kind].items()})
+
+
+def refused_cases(folder: Path, kind: str) -> tuple[str, ...] | None:
+    """The ids of the cases that ingest refused; None for another kind than a cohort, or without a quarantine list."""
+    path = folder / Cohort.QUARANTINE
+    return tuple(line.case_id for line in read_quarantine(path)) if kind == Cohort.KIND and path.is_file() else None
 
 
 def write_records(inputs: Sequence[Path], folder: Path) -> None:
@@ -108,6 +124,8 @@ def write_records(inputs: Sequence[Path], folder: Path) -> None:
         write_json(folder / f"{_stem(record.kind, record.hash)}.json", asdict(record))
         if (table := case_table(place, record.kind)) is not None:
             write_text(folder / f"{_stem(record.kind, record.hash)}.csv", frame_to_csv(table))
+        if (refused := refused_cases(place, record.kind)) is not None:
+            write_text(folder / _refused_file(record.hash), frame_to_csv(pd.DataFrame({CASE: refused})))
 
 
 @dataclass(frozen=True)
@@ -132,6 +150,15 @@ class LoggedRecords:
             return None
         found = sorted(self.folder.rglob(f"{_stem(kind, artifact_hash)}.csv"))
         return frame_from_csv(found[0].read_text(), tuple(TABLES[kind])) if found else None
+
+    def refused(self, kind: str, artifact_hash: str) -> tuple[str, ...] | None:
+        """The ids of the cases that ingest refused; None for another kind than a cohort, or if they were not logged."""
+        found = sorted(self.folder.rglob(_refused_file(artifact_hash))) if kind == Cohort.KIND else []
+        return tuple(frame_from_csv(found[0].read_text(), (CASE,))[CASE]) if found else None
+
+
+def _refused_file(cohort_hash: str) -> str:
+    return f"{_stem(Cohort.KIND, cohort_hash)}-refused.csv"
 
 
 def _stem(kind: str, artifact_hash: str) -> str:

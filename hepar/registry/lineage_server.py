@@ -58,6 +58,10 @@ class LoggedRun:
         """The cases of an artifact, if it has logged them."""
         return self.logged.table(kind, artifact_hash)
 
+    def refused(self, kind: str, artifact_hash: str) -> tuple[str, ...] | None:
+        """The ids of the cases that ingest refused, if it has logged them."""
+        return self.logged.refused(kind, artifact_hash)
+
 
 @dataclass(frozen=True)
 class Version:

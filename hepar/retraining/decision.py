@@ -45,7 +45,7 @@ class RetrainingCheck:
     """One possible reason: whether it holds, its number with the bound, and a sentence that says so.
 
     `value` is None if it is undefined, `ci95` None where there is no interval; `counts` are by modality and source, or
-    by kind of label.
+    by kind of label; `subject` is what drifted or performs worse, such as `CT liver Dice`.
     """
 
     rule: str
@@ -55,15 +55,20 @@ class RetrainingCheck:
     text: str
     ci95: tuple[float, float] | None = None
     counts: Mapping[str, int] | None = None
+    subject: str = ""
 
 
 @dataclass(frozen=True)
 class RetrainingDecision:
-    """`refused` says why nothing is trained although there is a reason; `checks` are all that were made."""
+    """`refused` says why nothing is trained although there is a reason; `checks` are all that were made.
+
+    `uncounted` are the cases that count for no reason, since their masks are suspicious.
+    """
 
     retrain: bool
     checks: tuple[RetrainingCheck, ...]
     refused: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -81,7 +86,7 @@ class RetrainingDecision:
         for check in values["checks"]:
             interval = check["ci95"]
             checks.append(RetrainingCheck(**{**check, "ci95": None if interval is None else tuple(interval)}))
-        return cls(bool(values["retrain"]), tuple(checks), tuple(values["refused"]))
+        return cls(bool(values["retrain"]), tuple(checks), tuple(values["refused"]), tuple(values["uncounted"]))
 
 
 def decide_retraining(evidence: RetrainingEvidence, params: RetrainParams) -> RetrainingDecision:
@@ -99,7 +104,8 @@ def decide_retraining(evidence: RetrainingEvidence, params: RetrainParams) -> Re
         *(_performs_worse(scores, params) for scores in evidence.scores),
     )
     refused = tuple(_refusals(evidence.suspects, params))
-    return RetrainingDecision(any(check.holds for check in checks) and not refused, checks, refused)
+    uncounted = tuple(sorted(evidence.suspects.case_ids))
+    return RetrainingDecision(any(check.holds for check in checks) and not refused, checks, refused, uncounted)
 
 
 def _enough_new(evidence: RetrainingEvidence, params: RetrainParams) -> RetrainingCheck:
@@ -129,10 +135,10 @@ def _drifted(drift: Drift, params: RetrainParams) -> RetrainingCheck:
             f"{name}: drift not judged, {drift.new_patients} new and {drift.known_patients} known patients, at least"
             f" {params.min_drift_patients} of each are needed"
         )
-        return RetrainingCheck(DRIFT, False, found.value, bound, text, found.ci95)
+        return RetrainingCheck(DRIFT, False, found.value, bound, text, found.ci95, subject=name)
     low, high = found.ci95
     text = f"{name}: distance {found.value:.2f} [{low:.2f}, {high:.2f}] from the champion's cohort, bound {bound:g}"
-    return RetrainingCheck(DRIFT, low > bound, found.value, bound, text, found.ci95)
+    return RetrainingCheck(DRIFT, low > bound, found.value, bound, text, found.ci95, subject=name)
 
 
 def _performs_worse(scores: FreshScores, params: RetrainParams) -> RetrainingCheck:
@@ -153,7 +159,7 @@ def _performs_worse(scores: FreshScores, params: RetrainParams) -> RetrainingChe
         f"{name} on newly labelled cases {fresh.value:.3f} [{fresh.ci95[0]:.3f}, {fresh.ci95[1]:.3f}]"
         f" (n = {fresh.patients} patients), the champion's own {own.value:.3f} [{low:.3f}, {high:.3f}]"
     )
-    return RetrainingCheck(PERFORMANCE, worse, fresh.value, low, text, fresh.ci95)
+    return RetrainingCheck(PERFORMANCE, worse, fresh.value, low, text, fresh.ci95, subject=name)
 
 
 def _refusals(suspects: SuspectBatch, params: RetrainParams) -> Iterator[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import hepar.stages.ingest
@@ -28,6 +27,7 @@ from hepar.registry.lineage import Lineage, Node
 from hepar.registry.model_registry import ModelVersion
 from hepar.registry.rescoring import HeldOut, rescore
 from hepar.registry.tracking import connect, mlflow_errors
+from hepar.retraining.basis import Basis
 from hepar.retraining.case_changes import CaseChanges, compare_cases, decided_reviews, known_cases
 from hepar.retraining.decision import FreshScores, RetrainingDecision, RetrainingEvidence, decide_retraining
 from hepar.retraining.folder import RetrainingFolder
@@ -48,11 +48,15 @@ Tracer = Callable[[str], Lineage]  # from the address of a version to its lineag
 
 @dataclass(frozen=True)
 class Look:
-    """What a look found. `state` is the hash of all that the training of it would depend on, and of the champion."""
+    """What a look found. `state` is the hash of all that the training of it would depend on, and of the champion.
+
+    `basis` is what the training would learn from; without it, the state is held against no other training.
+    """
 
     state: str
     champion: str
     decision: RetrainingDecision
+    basis: Basis | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -69,9 +73,15 @@ def look(params: Params, folder: RetrainingFolder, trace: Tracer, keep: bool = T
     with open_reviews(params.assemble_pool.reviews) as pool_reviews:
         pass  # the decisions stay; the masks are not needed here
     identity = training_identity(params, champion, pool_reviews.hash)
+    settings = sha256_json({**identity, "reviews": "", "params": _trained(params)})
+
+    def with_basis(found: Look) -> Look:
+        cases = Cohort.load(folder.cohort).cases
+        return replace(found, basis=Basis(settings, cases, pool_reviews, found.decision, params.retrain))
+
     seen = sha256_json([identity, list_source(params.source), suspect_reviews.hash])
     if (known := _kept(folder, seen)) is not None:
-        return known
+        return with_basis(known)
     hepar.stages.ingest.run(params.source, folder.cohort, params.ingest, params.modalities)
     state = sha256_json([{**identity, "params": _trained(params)}, read_manifest(folder.cohort, Cohort.KIND).hash])
     with stage("retrain"):
@@ -85,7 +95,7 @@ def look(params: Params, folder: RetrainingFolder, trace: Tracer, keep: bool = T
     found = Look(state, identity["champion"], decide_retraining(evidence, params.retrain))
     if keep:
         folder.save_look({"seen": seen, **found.as_json()})
-    return found
+    return with_basis(found)
 
 
 def _trained(params: Params) -> dict[str, Any]:
@@ -95,9 +105,9 @@ def _trained(params: Params) -> dict[str, Any]:
 
 
 def _kept(folder: RetrainingFolder, seen: str) -> Look | None:
-    """The last look, if it saw the same."""
+    """The last look, if it saw the same and its cohort is there."""
     kept = folder.last_look()
-    if kept.get("seen") != seen:
+    if kept.get("seen") != seen or not folder.cohort.is_dir():
         return None
     try:
         return Look(kept["state"], kept["champion"], RetrainingDecision.from_json(kept))
@@ -157,14 +167,11 @@ class _Inspection:
             raise DataError(f"{self.champion.uri}: its evaluation cannot be repeated: {one_line(error)}") from None
 
     def _refused(self, learned: Node) -> list[Refused]:
-        """The cases that ingest refuses, without those that it refused when the champion learned, if that is known."""
-        before = set[str]()
-        for place in learned.places:
-            quarantine = Path(place.address) / Cohort.QUARANTINE
-            if not place.problem and quarantine.is_file():
-                before |= {line.case_id for line in read_quarantine(quarantine)}
+        """The cases that ingest refuses but did not when the champion learned; none if that is not known."""
+        if learned.refused is None:
+            return []
         now = read_quarantine(self.folder.cohort / Cohort.QUARANTINE)
-        return [line for line in now if line.case_id not in before]
+        return [line for line in now if line.case_id not in learned.refused]
 
     def _suspects(
         self, changes: CaseChanges, results: Sequence[CaseResult], refused: Sequence[Refused], reviews: Reviews

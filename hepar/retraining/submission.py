@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hepar.errors import ParamsError, Preempted
+from hepar.errors import HeparError, ParamsError, Preempted
 from hepar.registry.champion import DECISION_TAG, ROLLED_BACK
 from hepar.registry.lease import hold_lease
 from hepar.registry.model_registry import RUN_TAG, RegisteredModel, versions_of_run
 from hepar.registry.tracking import connect, experiment_id, mlflow_errors, tag_name
+from hepar.retraining.basis import Basis, Learned
 from hepar.retraining.interruption import Interrupted, Interruption
 
 STATE_TAG, PLACE_TAG, REASONS_TAG = (tag_name(name) for name in ("retrained state", "place", "reasons"))
@@ -33,10 +34,18 @@ ALIVE_TAG = tag_name("alive")  # of an attempt: seconds since 1970 when its proc
 BEAT_SECONDS, DEAD_SECONDS = 300.0, 3600.0  # how often it says so, and how long it may be silent; clocks may differ
 RUN_NAME = "retrain"
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # as MLflow has them
+CANCELLED = "CANCELLED"  # by a person, on a cluster; in MLflow KILLED with `CANCELLED_TAG`
+CANCELLED_TAG = tag_name("cancelled")
+SETTINGS_TAG = tag_name("retrained settings")
+LEARNED = "learned.json"  # of an attempt: what it learns from
 MAX_ATTEMPTS = 1000  # that are read; there are at most a few
 MAX_TAG = 4000  # characters; MLflow allows 8000
-Train = Callable[[], str | None]  # the id of a run that goes on elsewhere; None if the training has ended
-Outcome = Callable[[str], str]  # from the id of such a run to a status as MLflow has them
+Train = Callable[[], str | None]  # the id of a run on a cluster, which may go on; None if the training has ended here
+Outcome = Callable[[str], str]  # from the id of such a run to one of the statuses above
+
+
+class RunCancelled(HeparError):
+    """A person has cancelled the run of a training, which is not repeated without one."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,10 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Submission:
-    """A state to be trained, in a working directory; `reasons` are kept with the attempt."""
+    """A state to be trained, in a working directory; `reasons` and `basis` are kept with the attempt.
+
+    With a basis, what has come since the last training of the same champion and params must be reason enough.
+    """
 
     state: str
     model: str
@@ -62,6 +74,7 @@ class Submission:
     place: str
     reasons: Sequence[str]
     max_resubmissions: int
+    basis: Basis | None = None
 
 
 def place_of(workdir: Path) -> str:
@@ -72,7 +85,8 @@ def place_of(workdir: Path) -> str:
 def why_not(attempts: Sequence[Attempt], max_resubmissions: int) -> str:
     """Why a state with these attempts is not submitted; empty if it is. Pure.
 
-    A run that was stopped or refused its params (`KILLED`) may be repeated any number of times; it has not failed.
+    A run that was stopped or refused its params (`KILLED`) may be repeated any number of times; it has not failed. One
+    that a person has cancelled is repeated by a person.
     """
     statuses = [attempt.status for attempt in attempts]
     for attempt in attempts:
@@ -81,6 +95,11 @@ def why_not(attempts: Sequence[Attempt], max_resubmissions: int) -> str:
             return f"this state has been trained already (MLflow run {attempt.run_id}){made}"
         if attempt.status == RUNNING:
             return f"this state is being trained already (MLflow run {attempt.run_id}, {attempt.place})"
+        if attempt.status == CANCELLED:
+            return (
+                f"the run that trained this state was cancelled (MLflow run {attempt.run_id}); `hepar submit` with the"
+                f" same params starts it again, and `hepar retrain` does once MLflow run {attempt.run_id} is deleted"
+            )
     if (failed := statuses.count(FAILED)) > max_resubmissions:
         return f"training this state has failed {failed} times; at most {max_resubmissions} resubmissions are allowed"
     return ""
@@ -107,7 +126,7 @@ def why_not_now(submission: Submission, outcome: Outcome = still_running) -> str
     The caller holds the lock of the working directory. Raises StorageError if the registry fails.
     """
     with mlflow_errors():
-        return why_not(_attempts(connect(), submission, outcome, record=False), submission.max_resubmissions)
+        return _why_not_yet(connect(), submission, outcome, record=False)
 
 
 def submit(
@@ -130,7 +149,7 @@ def submit(
             run_id, reason = _begun(mlflow, submission, outcome, interruption)
             if reason:
                 return reason
-            _carry_out(mlflow.MlflowClient(), run_id, train, interruption)
+            _carry_out(mlflow, run_id, train, interruption)
             interruption.check()
     except Interrupted:
         raise Preempted("stopped by SIGTERM: the same command goes on from there") from None
@@ -142,20 +161,47 @@ def _begun(mlflow: Any, submission: Submission, outcome: Outcome, interruption: 
     with mlflow_errors(), interruption.allowed():
         experiment = experiment_id(mlflow, submission.experiment)
         with hold_lease(mlflow, f"{submission.model}-retraining") as lease:
-            attempts = _attempts(mlflow, submission, outcome)
-            if reason := why_not(attempts, submission.max_resubmissions):
+            if reason := _why_not_yet(mlflow, submission, outcome, record=True):
                 return "", reason
             tags = {STATE_TAG: submission.state, PLACE_TAG: submission.place}
             tags |= {**reasons_tag(submission.reasons), ALIVE_TAG: str(int(time.time()))}
             interruption.put_off()
             lease.check()
-            made = mlflow.MlflowClient().create_run(experiment, run_name=RUN_NAME, tags=tags)
-            return str(made.info.run_id), ""
+            run_id = str(mlflow.MlflowClient().create_run(experiment, run_name=RUN_NAME, tags=tags).info.run_id)
+            if submission.basis is not None:
+                _keep_basis(mlflow.MlflowClient(), run_id, submission.basis)
+            return run_id, ""
 
 
-def _carry_out(client: Any, run_id: str, train: Train, interruption: Interruption) -> None:
-    """Train, and record how that ended or where it goes on."""
-    status, elsewhere = FAILED, None
+def _keep_basis(client: Any, run_id: str, basis: Basis) -> None:
+    """Log what an attempt learns from; if that fails, the attempt has ended before anything was trained."""
+    try:
+        client.log_dict(run_id, basis.as_json(), LEARNED)
+        client.set_tag(run_id, SETTINGS_TAG, basis.settings)
+    except BaseException:
+        client.set_terminated(run_id, KILLED)
+        raise
+
+
+def _why_not_yet(mlflow: Any, submission: Submission, outcome: Outcome, record: bool) -> str:
+    """Why a state is not trained: by its own attempts, or since too little has come since the last other training."""
+    own = _attempts(mlflow, submission, {STATE_TAG: submission.state}, outcome, record)
+    if (reason := why_not(own, submission.max_resubmissions)) or (basis := submission.basis) is None:
+        return reason
+    others = _attempts(mlflow, submission, {SETTINGS_TAG: basis.settings}, outcome, record)
+    last = next((attempt for attempt in others if attempt.status in (FINISHED, RUNNING)), None)
+    if last is None:
+        return ""
+    before = Learned.from_json(mlflow.artifacts.load_dict(f"runs:/{last.run_id}/{LEARNED}"))
+    if not (few := basis.too_few_since(before)):
+        return ""
+    how = "has ended" if last.status == FINISHED else "goes on"
+    return f"a training with the same champion and params {how} (MLflow run {last.run_id}): {few}"
+
+
+def _carry_out(mlflow: Any, run_id: str, train: Train, interruption: Interruption) -> None:
+    """Train, and record how that ended or where it goes on: a run that has registered a version has ended."""
+    client, status, elsewhere = mlflow.MlflowClient(), FAILED, None
     try:
         with _heartbeat(client, run_id), interruption.allowed():
             elsewhere = train()
@@ -163,12 +209,22 @@ def _carry_out(client: Any, run_id: str, train: Train, interruption: Interruptio
     except (Interrupted, Preempted, KeyboardInterrupt, ParamsError):  # the last: refused before anything was trained
         status = KILLED
         raise
+    except RunCancelled:
+        status = CANCELLED
+        raise
     finally:
         with mlflow_errors():
             if elsewhere:
                 client.set_tag(run_id, RUN_TAG, elsewhere)
-            else:
-                client.set_terminated(run_id, status)
+            if not elsewhere or versions_of_run(mlflow, elsewhere):
+                _end(client, run_id, status)
+
+
+def _end(client: Any, run_id: str, status: str) -> None:
+    """Record how an attempt has ended."""
+    if status == CANCELLED:
+        client.set_tag(run_id, CANCELLED_TAG, "true")
+    client.set_terminated(run_id, KILLED if status == CANCELLED else status)
 
 
 @contextlib.contextmanager
@@ -196,11 +252,15 @@ def _is_silent(tags: Mapping[str, str]) -> bool:
     return alive.isdecimal() and time.time() - int(alive) > DEAD_SECONDS
 
 
-def _attempts(mlflow: Any, submission: Submission, outcome: Outcome, record: bool = True) -> list[Attempt]:
-    """The attempts at a state so far. Those that seem to run, but have ended, are marked so; in MLflow by `record`."""
+def _attempts(
+    mlflow: Any, submission: Submission, tags: Mapping[str, str], outcome: Outcome, record: bool
+) -> list[Attempt]:
+    """The attempts with these tags, the last first. Those that seem to run, but have ended, are marked so; in MLflow by
+    `record`."""
     found = mlflow.search_runs(
         search_all_experiments=True,
-        filter_string=f"tags.`{STATE_TAG}` = '{submission.state}'",
+        filter_string=" and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items()),
+        order_by=["attributes.start_time DESC"],
         max_results=MAX_ATTEMPTS,
         output_format="list",
     )
@@ -214,11 +274,27 @@ def _attempts(mlflow: Any, submission: Submission, outcome: Outcome, record: boo
             elif place == submission.place or _is_silent(run.data.tags):  # its process is dead
                 status = FAILED
             if status != RUNNING and record:
-                mlflow.MlflowClient().set_terminated(run_id, status)
-        tags = {RUN_TAG: elsewhere} if elsewhere else {STATE_TAG: submission.state}
-        made = _describe_version(mlflow, submission.model, tags) if status == FINISHED else ""
+                _end(mlflow.MlflowClient(), run_id, status)
+        elif CANCELLED_TAG in run.data.tags:
+            status = CANCELLED
+        of_version = {RUN_TAG: elsewhere} if elsewhere else {STATE_TAG: run.data.tags[STATE_TAG]}
+        made = _describe_version(mlflow, submission.model, of_version) if status == FINISHED else ""
         attempts.append(Attempt(run_id, status, place, made))
     return attempts
+
+
+def registered_by(model: str, run: str) -> str:
+    """The version of a model that a run on a cluster has registered, and the last decision on it; empty if none.
+
+    Raises StorageError if the registry fails.
+    """
+    with mlflow_errors():
+        found = RegisteredModel(connect(), model).find_version({RUN_TAG: run})
+    return "" if found is None else _summary(model, *found)
+
+
+def _summary(model: str, number: str, tags: Mapping[str, str]) -> str:
+    return f"{model} version {number}, {tags.get(DECISION_TAG, 'no decision is recorded')}"
 
 
 def _describe_version(mlflow: Any, model: str, tags: Mapping[str, str]) -> str:
@@ -229,8 +305,7 @@ def _describe_version(mlflow: Any, model: str, tags: Mapping[str, str]) -> str:
     if (found := RegisteredModel(mlflow, model).find_version(tags)) is None:
         return ""
     number, known = found
-    decision = known.get(DECISION_TAG, "no decision is recorded")
-    text = f"{model} version {number}, {decision}; new scans, labels, reviews or params would make another state"
-    if decision.startswith(ROLLED_BACK):
+    text = f"{_summary(model, number, known)}; new scans, labels, reviews or params would make another state"
+    if known.get(DECISION_TAG, "").startswith(ROLLED_BACK):
         return text
     return f"{text}; `hepar promote {number}` decides again, and with --force overrules the gates"

@@ -24,6 +24,7 @@ import hepar.cli.retraining
 import hepar.stages.ingest
 from hepar.cases import Cohort
 from hepar.cli.main import app
+from hepar.cli.retraining import REFUSED
 from hepar.errors import HeparError
 from hepar.params import Params, dump_params
 from hepar.pseudo_labels.review_page.session import ReviewSession
@@ -35,11 +36,12 @@ CT, MR = LATER = ("phantom-ct-0004", "phantom-mr-0005")  # whose livers are draw
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, phantom_source: Path, tiny: Params) -> Path:
-    """A source in which some livers are not drawn yet, and a run on it, with its MLflow database."""
+    """A source in which some livers are not drawn yet and a scan occurs twice, and a run on it, with its database."""
 
     def write(folder: Path) -> None:
         source = PhantomFolder(Path(shutil.copytree(phantom_source, folder / "source")))
-        source.rewrite([_undrawn(row) if row["case_id"] in LATER else row for row in source.rows()])
+        rows = [_undrawn(row) if row["case_id"] in LATER else row for row in source.rows()]
+        source.rewrite([*rows, {**rows[0], "case_id": "zy-known-copy", "patient_id": "yet another"}])
         (folder / "run").mkdir()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'run' / 'mlflow.db'}")
@@ -140,11 +142,33 @@ def test_a_failed_training_is_resubmitted_at_most_as_often_as_allowed(place: Wor
     assert "training this state has failed 2 times; at most 1 resubmissions are allowed" in results[2].stdout
 
 
+@pytest.mark.parametrize("ended", ["finished", "failed"])
+def test_a_training_that_was_not_promoted_is_not_repeated_for_a_single_label(place: Workplace, ended: str) -> None:
+    """It has ended with the model that is champion already. One that failed has learned from nothing."""
+
+    def end() -> None:
+        if ended == "failed":
+            raise HeparError("evaluate: no")
+
+    place.outcome = end
+    place.draw(CT)
+    place.retrain(min_became_known=1)
+    place.draw(MR)
+    place.outcome = lambda: None
+    again = place.retrain("--dry-run", min_became_known=2)
+    assert again.exit_code == (3 if ended == "finished" else 0), again.output
+    assert "reason: 2 unknowns became known" in again.stdout
+    sentence = "0 new cases and 1 unknowns that became known have come since, at least 9 or 2 are enough"
+    assert (sentence in again.stdout) == (ended == "finished")
+    assert place.retrain(min_became_known=1).exit_code == 0
+    assert len(place.trained) == 2
+
+
 def test_a_suspicious_mask_is_refused_until_it_is_reviewed(place: Workplace) -> None:
     """The champion does not know MR, so that nothing speaks against the other one."""
     place.draw(*LATER)
     refused = place.retrain(suspect_dice=1.0)
-    assert (refused.exit_code, place.trained) == (3, []), refused.output
+    assert (refused.exit_code, place.trained) == (REFUSED, []), refused.output
     assert f"1 of 2 new cases are suspicious, more than retrain.max_suspect_share (0.2) allows: {CT}" in refused.stdout
     folder = RetrainingFolder.of_workdir(place.folder / "run")
     session = ReviewSession(folder.cohort, folder.suspects, folder.reviews_folder, "somebody")
@@ -154,7 +178,7 @@ def test_a_suspicious_mask_is_refused_until_it_is_reviewed(place: Workplace) -> 
     assert session.file(CT, "uncertain.nii.gz").is_file()
     session.decide(CT, "reject")
     held = place.retrain(suspect_dice=1.0)
-    assert (held.exit_code, place.trained) == (3, [])
+    assert (held.exit_code, place.trained) == (REFUSED, [])
     assert f"refused: rejected in review, but still in the source: {CT}" in held.stdout
     session = ReviewSession(folder.cohort, folder.suspects, folder.reviews_folder, "somebody")
     session.decide(CT, "accept")
@@ -181,14 +205,40 @@ def test_a_copy_of_a_known_patient_makes_its_batch_suspicious(place: Workplace) 
     copied = {**place.source.rows()[0], "case_id": "zz-copy", "patient_id": "another"}
     place.source.rewrite([*place.source.rows(), copied])
     result = place.retrain()
-    assert result.exit_code == 3
+    assert result.exit_code == REFUSED
     assert "zz-copy (refused by ingest: no scan occurs twice: same voxels as case phantom-ct-0000)" in result.stdout
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_what_was_refused_when_the_champion_learned_is_not_suspicious_without_its_cohort(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, logged: bool
+) -> None:
+    """A run of an older release has not logged it: then nobody knows the age of a refusal."""
+    shutil.rmtree(place.folder / "run" / "cohort")
+    if not logged:
+        monkeypatch.setattr("hepar.registry.lineage_server.LoggedRun.refused", lambda *given: None)
+    place.draw(*LATER)
+    copied = {**place.source.rows()[1], "case_id": "zz-copy", "patient_id": "another"}
+    result = place.retrain("--dry-run", max_suspect_share=0.1)
+    assert result.exit_code == 0, result.output
+    place.source.rewrite([*place.source.rows(), copied])
+    result = place.retrain("--dry-run", max_suspect_share=0.1)
+    assert ("1 of 3 new cases are suspicious" in result.stdout) == logged, result.output
+    assert "zy-known-copy" not in result.stdout
 
 
 def test_a_look_at_an_unchanged_source_ingests_nothing(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     first = place.retrain("--json").stdout
     monkeypatch.setattr("hepar.stages.ingest.run", lambda *arguments: pytest.fail("it was ingested"))
     assert place.retrain("--json").stdout == first
+
+
+def test_a_look_notices_another_split_in_an_unchanged_table_name(place: Workplace, tmp_path: Path) -> None:
+    table, states = tmp_path / "splits.csv", []
+    for split in ("train", "val", "val"):
+        table.write_text(f"case_id,split\n{CT},{split}\n")
+        states.append(json.loads(place.retrain("--json", "--split-from", str(table)).stdout)["state"])
+    assert states[0] != states[1] == states[2]
 
 
 def test_a_cohort_of_its_own_links_what_has_not_changed(place: Workplace) -> None:

@@ -64,6 +64,25 @@ def test_without_the_right_nothing_is_created(
     assert [users.experiments, users.pipelines, users.versions, users.runs] == [[], [], [], []]
 
 
+def test_a_pod_sends_the_token_that_kubernetes_projects_into_it(
+    users: KfpStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubernetes replaces the file before the token expires. `HEPAR_KFP_TOKEN` has precedence."""
+    file = tmp_path / "token"
+    file.write_text("projected-and-old")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(file))
+    monkeypatch.setenv(ENDPOINT_VARIABLE, users.address)
+    assert KfpServer("", MINE).runs_named("none") == []
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    with pytest.raises(StorageError, match="answers 401"):
+        KfpServer("", MINE)
+    file.write_text(TOKEN)
+    server = KfpServer("", MINE)
+    file.write_text("projected-anew")
+    users.token = "projected-anew"
+    assert server.runs_named("none") == []
+
+
 def test_a_run_of_another_namespace_is_not_looked_at(users: KfpStandIn, mine: RunRequest) -> None:
     assert submit_run(mine)
     users.namespaces = frozenset({OTHER})

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +18,18 @@ from click.testing import CliRunner
 from cluster.kfp_stand_in import DIGEST, LOST, SOURCE, Fault, KfpStandIn, Refused, parse_spec
 from conftest import TINY
 from typer.testing import CliRunner as TyperRunner
+from typer.testing import Result
 
 from hepar.cli.cluster import RunRequest
 from hepar.cli.main import app
 from hepar.errors import HeparError, ParamsError, Preempted, StorageError
 from hepar.params import load_params
 from hepar.registry.model_registry import RUN_TAG
+from hepar.registry.registration import Registration
+from hepar.registry.tracking import connect
 from hepar.retraining.decision import RetrainingEvidence, decide_retraining
 from hepar.retraining.looking import Look
-from hepar.retraining.submission import FINISHED, KILLED, RUNNING
+from hepar.retraining.submission import FAILED, FINISHED, KILLED, RUNNING, RunCancelled
 from hepar.runtime.device import catch_sigterm
 from pipelines import submission
 from pipelines.compiled import CompiledPipeline
@@ -182,6 +185,10 @@ def test_the_name_is_a_key_over_image_params_source_and_champion(
         champion = SimpleNamespace(uri="models:/hepar-universal/1", model_hash=model_hash)
         monkeypatch.setattr(submission, "find_champion", lambda _, found=champion: found)
         names.append(name())
+    table = tmp_path / "splits.csv"
+    for split in ("train", "test"):
+        table.write_text(f"case_id,split\na,{split}\n")
+        names.append(plan_run(compiled, {**SOURCE, "ingest.split_from": str(table)}).name)
     assert len(set(names)) == len(names)
     assert plan_run(compiled, SOURCE, name="backfill-2024").name == "backfill-2024"
     assert plan_run(compiled, SOURCE, name="a" * 255).name == "a" * 255
@@ -198,13 +205,16 @@ def test_a_run_of_other_params_by_the_runner_of_retraining(
     (tmp_path / "build" / "two_stage.yaml").write_text(compiled.read_text())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", kfp.address)
-    run_on_cluster(load_params(TINY), tmp_path, "not used")
-    run_on_cluster(load_params(TINY), tmp_path, "not used")  # as after a crash: it is found, done
+    made = [run_on_cluster(load_params(TINY), tmp_path, "not used") for _ in range(2)]  # as after a crash: found, done
     (run,) = kfp.runs
+    assert set(made) == {run["run_id"]}
     assert run["runtime_config"]["parameters"]["register"]["model_name"] == "hepar-tiny"
     assert outcome_on_cluster(submit_to_cluster(load_params(TINY), tmp_path, "not used")) == FINISHED
     kfp.states = ("CANCELED",)
-    with pytest.raises(HeparError, match="ended with CANCELED"):
+    with pytest.raises(RunCancelled, match="ended with CANCELED"):
+        run_on_cluster(load_params(TINY), tmp_path, "not used")
+    kfp.states = ("FAILED",)
+    with pytest.raises(HeparError, match="ended with FAILED"):
         run_on_cluster(load_params(TINY), tmp_path, "not used")
 
 
@@ -220,6 +230,77 @@ def with_sigterm(fault: Fault) -> Callable[[str, str], int | None]:
     return played
 
 
+@dataclass(frozen=True)
+class Looker:
+    """A folder with a compiled pipeline, in which `hepar retrain` finds that there is no champion; `ask` calls it."""
+
+    folder: Path
+
+    def ask(self, runner: str, command: str = "retrain") -> Result:
+        words = [command, "--params", "own.yaml", "--workdir", "run", "--runner", runner]
+        return TyperRunner().invoke(app, words)
+
+    @property
+    def recorded(self) -> list[tuple[str, str | None]]:
+        """Status and KFP run of the attempts in MLflow."""
+        found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+        return sorted((one.info.status, one.data.tags.get(RUN_TAG)) for one in found)
+
+
+@pytest.fixture
+def looker(kfp: KfpStandIn, compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Looker:
+    """Without resubmissions, so that a failed attempt would be the last."""
+    (tmp_path / "build").mkdir()
+    shutil.copy(compiled, tmp_path / "build" / "two_stage.yaml")
+    params = {"extends": str(TINY), "source": "phantoms", "retrain": {"max_resubmissions": 0}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", kfp.address)
+    decision = decide_retraining(RetrainingEvidence(""), load_params(TINY).retrain)
+    monkeypatch.setattr("hepar.retraining.looking.look", lambda *given, **more: Look("s" * 64, "", decision))
+    return Looker(tmp_path)
+
+
+def test_a_training_that_was_waited_for_on_a_cluster_is_recorded_by_what_the_registry_has(
+    looker: Looker, kfp: KfpStandIn
+) -> None:
+    """The registration in the working directory is of an earlier training there."""
+    client = connect().MlflowClient()
+    client.create_registered_model("hepar-tiny")
+    client.create_model_version("hepar-tiny", "none:/none")
+    client.create_model_version("hepar-tiny", "none:/none", tags={RUN_TAG: "run-1"})
+    Registration("hepar-tiny", "1", "champion", ()).save(looker.folder / "run" / Registration.KIND)
+    done = looker.ask("cluster")
+    assert done.exit_code == 0, done.output
+    assert looker.recorded == [(FINISHED, "run-1")]
+    assert client.get_model_version("hepar-tiny", "1").tags == {}
+    again = looker.ask("cluster")
+    assert again.exit_code == 3
+    assert "been trained already" in again.stdout
+    assert ": hepar-tiny version 2, no decision is recorded; " in again.stdout
+    assert len(kfp.runs) == 1
+
+
+def test_a_run_that_somebody_has_cancelled_is_not_started_again(looker: Looker, kfp: KfpStandIn) -> None:
+    assert looker.ask("submit").exit_code == 0
+    kfp.states = ("CANCELED",)
+    for _ in range(2):
+        again = looker.ask("submit")
+        assert again.exit_code == 3, again.output
+        assert "was cancelled" in again.stdout
+        assert "`hepar submit` with the same params starts it again" in again.stdout
+    assert looker.recorded == [(KILLED, "run-1")]
+    assert len(kfp.runs) == 1
+
+
+def test_a_run_that_was_deleted_has_failed(looker: Looker, kfp: KfpStandIn) -> None:
+    assert looker.ask("submit").exit_code == 0
+    kfp.runs.clear()
+    again = looker.ask("submit")
+    assert "training this state has failed 1 times; at most 0 resubmissions are allowed" in again.stdout, again.output
+    assert looker.recorded == [(FAILED, "run-1")]
+
+
 @pytest.mark.parametrize(
     ("command", "fault", "begun"),
     [
@@ -230,36 +311,17 @@ def with_sigterm(fault: Fault) -> Callable[[str, str], int | None]:
     ids=["before", "refused", "answer lost"],
 )
 def test_a_look_that_sigterm_ends_is_no_failed_attempt_and_its_run_is_found(
-    kfp: KfpStandIn,
-    compiled: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    command: str,
-    fault: Fault,
-    begun: int,
+    looker: Looker, kfp: KfpStandIn, monkeypatch: pytest.MonkeyPatch, command: str, fault: Fault, begun: int
 ) -> None:
-    """Without resubmissions, so that a failed attempt would be the last."""
-    (tmp_path / "build").mkdir()
-    shutil.copy(compiled, tmp_path / "build" / "two_stage.yaml")
-    params = {"extends": str(TINY), "source": "phantoms", "retrain": {"max_resubmissions": 0}}
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump(params))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", kfp.address)
-    decision = decide_retraining(RetrainingEvidence(""), load_params(TINY).retrain)
-    monkeypatch.setattr("hepar.retraining.looking.look", lambda *given: Look("s" * 64, "", decision))
-    options = ["--params", "own.yaml", "--workdir", "run", "--runner", "submit"]
-
     with monkeypatch.context() as patch, catch_sigterm() as passed_on:
         patch.setattr(kfp, "fault", with_sigterm(fault))
-        stopped = TyperRunner().invoke(app, [command, *options])
+        stopped = looker.ask("submit", command)
     assert isinstance(stopped.exception, Preempted), stopped.output
     assert not passed_on()
     assert len(kfp.runs) == begun
-    assert TyperRunner().invoke(app, ["retrain", *options]).exit_code == 0
+    assert looker.ask("submit").exit_code == 0
     (run,) = kfp.runs
-    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    recorded = sorted((one.info.status, one.data.tags.get(RUN_TAG)) for one in found)
-    assert recorded == [(KILLED, None), (RUNNING, run["run_id"])]
+    assert looker.recorded == [(KILLED, None), (RUNNING, run["run_id"])]
 
 
 def test_the_commands_exit_code_is_that_of_the_run(kfp: KfpStandIn, compiled: Path) -> None:

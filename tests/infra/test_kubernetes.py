@@ -170,7 +170,7 @@ def test_make_renders_manifests_only_with_digests(tmp_path: Path) -> None:
 
 
 def references(manifests: Manifests) -> Iterator[tuple[str, str, str]]:
-    """Namespace, name and key of each secret that a pod refers to; a mounted one has no key."""
+    """Namespace, name and key of each secret that a pod needs; a mounted one has no key."""
     for manifest, pod in rules.pods(manifests):
         namespace = manifest["metadata"]["namespace"]
         for volume in pod.get("volumes", ()):
@@ -178,7 +178,8 @@ def references(manifests: Manifests) -> Iterator[tuple[str, str, str]]:
                 yield namespace, volume["secret"]["secretName"], "identities.json"
         for one in (*pod.get("initContainers", ()), *pod["containers"]):
             for variable in one.get("env", ()):
-                if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
+                reference = variable.get("valueFrom", {}).get("secretKeyRef")
+                if reference and not reference.get("optional"):
                     yield namespace, reference["name"], reference["key"]
 
 

@@ -15,7 +15,9 @@ from infra.deployment_files import INFRA, container, rendered
 
 from hepar.cli.cluster import PIPELINE_FILE
 from hepar.cli.main import app
+from hepar.cli.retraining import NO, REFUSED
 from hepar.cli.stages import OUTCOMES
+from hepar.runtime.notification import FORMAT_VARIABLE, URL_VARIABLE
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def test_they_fit_the_schema(manifests: list[dict[str, Any]]) -> None:
         kubernetes_validate.validate(manifest, "1.37.0", strict=True)
 
 
-@pytest.mark.parametrize(("ended", "expected"), [(0, 0), (3, 0), (2, 2), (75, 75)])
+@pytest.mark.parametrize(("ended", "expected"), [(0, 0), (NO, 0), (REFUSED, REFUSED), (2, 2), (75, 75)])
 def test_the_look_at_the_source_succeeds_without_a_reason_to_train(
     manifests: list[dict[str, Any]], tmp_path: Path, ended: int, expected: int
 ) -> None:
@@ -47,3 +49,14 @@ def test_the_look_at_the_source_succeeds_without_a_reason_to_train(
     mounted = {one["mountPath"] for one in found["volumeMounts"]}
     assert {found["workingDir"], str(Path(found["workingDir"]) / Path(PIPELINE_FILE).parent)} <= mounted
     assert options["runner"] in {entry.name for entry in entry_points(group=OUTCOMES)}
+
+
+def test_a_refusal_fails_the_job_at_once_and_is_posted_if_there_is_an_address(manifests: list[dict[str, Any]]) -> None:
+    (job,) = [one["spec"]["jobTemplate"]["spec"] for one in manifests if one["kind"] == "CronJob"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [REFUSED])
+    found = container(manifests, "CronJob", "retrain")
+    assert rule["onExitCodes"]["containerName"] == found["name"]
+    given = {one["name"]: one.get("valueFrom", {}) for one in found["env"]}
+    for name, kind in ((URL_VARIABLE, "secretKeyRef"), (FORMAT_VARIABLE, "configMapKeyRef")):
+        assert given[name][kind]["optional"] is True

@@ -124,6 +124,8 @@ def test_from_the_registry_alone_the_tree_is_complete(run: ToyRun, tmp_path: Pat
     cohort = node(alone, run.cohort).cases
     assert cohort is not None
     assert cohort[FILE].tolist() == ["", ""]
+    assert node(alone, run.cohort).refused == node(here, run.cohort).refused == ("c",)
+    assert node(alone, run.pool).refused is None
 
 
 def test_commit_image_and_kfp_run_stand_by_the_version_and_by_each_training(run: ToyRun) -> None:
@@ -257,6 +259,9 @@ def test_a_cohort_by_reference_is_there_as_long_as_the_store_has_it(
     cases = cohort().cases
     assert cases is not None
     assert cases[FILE].str.endswith(f"of version {version} in the store").all()
+    with monkeypatch.context() as older:
+        older.setattr("hepar.registry.lineage_server.LoggedRun.refused", lambda *given: None)
+        assert cohort().refused == ("c",)
     shutil.rmtree(store.url)
     assert cohort().state == LinkState.RECORDED
 

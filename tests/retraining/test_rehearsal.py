@@ -31,6 +31,7 @@ from webhook_receiver import Receiver, receiver
 import hepar.cli.retraining
 from hepar.cases import Cohort
 from hepar.cli.main import app
+from hepar.cli.retraining import REFUSED
 from hepar.params import CHAMPION, Params
 from hepar.phantoms import write_phantoms
 from hepar.pool.table import Pool
@@ -240,8 +241,8 @@ def a_poisoned_batch_is_refused(site: Site) -> None:
     with opened_inbox() as inbox, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEPAR_NOTIFY_URL", inbox.url)
         look = site.retrain()
-        assert site.retrain().exit_code == 3  # the same state: nobody is told again
-    assert look.exit_code == 3, look.output
+        assert site.retrain().exit_code == REFUSED  # the same state: nobody is told again
+    assert look.exit_code == REFUSED, look.output
     refused = "refused: 4 of 4 new cases are suspicious, more than retrain.max_suspect_share (0.2) allows: "
     assert refused in look.stdout
     (news,) = inbox.bodies

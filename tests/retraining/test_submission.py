@@ -23,6 +23,7 @@ from hepar.registry.tracking import connect
 from hepar.retraining.interruption import Interrupted, Interruption
 from hepar.retraining.submission import (
     ALIVE_TAG,
+    CANCELLED,
     DEAD_SECONDS,
     FAILED,
     FINISHED,
@@ -31,6 +32,7 @@ from hepar.retraining.submission import (
     RUNNING,
     STATE_TAG,
     Attempt,
+    RunCancelled,
     Submission,
     place_of,
     reasons_tag,
@@ -53,6 +55,7 @@ GIVEN = Submission("s" * 64, "hepar-toy", "toy", "here", ("2 new cases",), max_r
         ((KILLED,) * 5, ""),
         ((KILLED, FAILED, RUNNING), "being trained already"),
         ((FAILED, FINISHED), "has been trained already"),
+        ((FAILED, CANCELLED), "was cancelled"),
     ],
 )
 def test_which_attempts_allow_another(statuses: tuple[str, ...], expected: str) -> None:
@@ -106,6 +109,17 @@ def test_how_a_training_ends_is_recorded() -> None:
     assert {run.data.tags[REASONS_TAG] for run in attempts()} == {"2 new cases"}
     assert "has been trained already" in submit(GIVEN, lambda: pytest.fail("it was trained again"))
     assert submit(replace(GIVEN, state="t" * 64), lambda: None) == ""
+
+
+@pytest.mark.usefixtures("database")
+def test_a_training_that_somebody_has_cancelled_is_remembered_as_such() -> None:
+    def train() -> None:
+        raise RunCancelled("run 7 ended with CANCELED")
+
+    with pytest.raises(RunCancelled):
+        submit(GIVEN, train)
+    assert statuses() == [KILLED]
+    assert "was cancelled" in submit(GIVEN, lambda: pytest.fail("it was trained again"))
 
 
 def test_reasons_that_name_many_cases_fit_into_a_tag() -> None:

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from workflows.workflow_files import step
 
+from hepar.cli.retraining import NO, REFUSED
+from hepar.runtime.notification import FORMAT_VARIABLE, URL_VARIABLE
+
 DIGESTS = {"data": f"sha256:{'d' * 64}", "compute": f"sha256:{'c' * 64}"}
 RECORD = """#!/bin/bash
 printf '%s\\n' "$@" > "$FOLDER/words"
@@ -84,12 +87,14 @@ def runner(tmp_path: Path) -> Runner:
 LOOK = {"SOURCE": "s3://scans", "PARAMS": "own.yaml", "WORKDIR": "work", "RUNNER": "submit", "DRY_RUN": ""}
 
 
-@pytest.mark.parametrize(("code", "expected"), [(0, 0), (3, 0), (2, 2), (75, 75)])
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (NO, 0), (REFUSED, REFUSED), (2, 2), (75, 75)])
 def test_a_look_that_finds_no_reason_is_no_failure(runner: Runner, code: int, expected: int) -> None:
     assert runner.run("retrain", "look", CODE=str(code), HEPAR_PATIENT_KEY="k", HEPAR_STORE="", **LOOK) == expected
     words = "retrain --source s3://scans --params own.yaml --workdir work --runner submit"
     assert runner.words == words.split()
     assert "what it says" in runner.text("GITHUB_STEP_SUMMARY")
+    assert ("labels are refused" in runner.text("GITHUB_STEP_SUMMARY")) == (code == REFUSED)
+    assert {URL_VARIABLE, FORMAT_VARIABLE} <= step("retrain", "look")["env"].keys()
     assert runner.variables["HEPAR_PATIENT_KEY"] == "k"
     assert "HEPAR_STORE" not in runner.variables  # an empty one would be a store without a name
     assert runner.text("made") == "own.yaml: compile\n"
@@ -165,6 +170,19 @@ def test_a_pull_request_that_was_declined_is_not_opened_again(runner: Runner) ->
         runner.put(f"build/report/{name}", text)
     assert runner.run("report", "publish", ISSUE="", REPORTED="5") == 0
     assert len(runner.words) == 1
+
+
+@pytest.mark.parametrize("by_hand", ["8", ""])
+def test_a_version_with_a_pull_request_is_a_comment_if_somebody_asks_for_it(runner: Runner, by_hand: str) -> None:
+    """A doubled event is not."""
+    runner.put("gh", GH)
+    report = "a table\n\n![difference to models:/m/1](forest.png)\n"
+    for name, text in (("pointers.yaml", "name: m\nversion: '2'\n"), ("title.txt", "m"), ("report.md", report)):
+        runner.put(f"build/report/{name}", text)
+    assert runner.run("report", "publish", ISSUE=by_hand or "5", BY_HAND=by_hand, REPORTED="5") == 0
+    assert runner.words[1:] == (["issue comment 8 --body-file report.md"] if by_hand else [])
+    assert ("The pull request has the figure: " in runner.text("build/report/report.md")) == (by_hand != "")
+    assert step("report", "publish")["env"]["BY_HAND"] == "${{ inputs.issue }}"
 
 
 @pytest.mark.parametrize("code", [0, 1])
