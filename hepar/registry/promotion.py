@@ -156,11 +156,10 @@ def decide(
     """Judge a challenger by its scores, and by those of the champion on the same scans, which pair by case id.
 
     `learned` names for a patient the model that learned from him or her: such patients are left out and named.
-    Phantoms are left out too, unless they may count. Bounds hold without a champion too, and so does `min_patients` in
-    each modality. Modalities are judged one by one: a gain in one does not offset a loss beyond a margin in another. A
-    margin applies where the champion has the score, in whatever patients; that of specificity also where the champion
-    has lesions scored but no tumour-free patient, which is too few unless `min_tumour_free_patients` is 0. A challenger
-    without any Dice is not promoted.
+    Phantoms are left out too, unless they may count. Bounds hold without a champion too. Modalities are judged one by
+    one: a gain in one does not offset a loss beyond a margin in another. A margin applies where the champion has the
+    score, in whatever patients; that of specificity also where the champion has lesions scored but no tumour-free
+    patient, which is too few unless `min_tumour_free_patients` is 0. A challenger without any Dice is not promoted.
     """
     met = sorted({result.patient_id for result in challenger if result.patient_id in learned})
     left_out = tuple(f"patient {patient} is left out: {learned[patient]} learned from this patient" for patient in met)
@@ -170,32 +169,16 @@ def decide(
         return Decision(
             False, ("scored on phantoms alone, which register.gates.allow_phantoms does not allow",), left_out
         )
-    if not any(map(_has_dice, counted)):
+    if all(result.liver_dice is None and result.tumour_dice is None for result in counted):
         return Decision(False, ("the challenger has no scores",), left_out)
     before = _counted(champion or (), gates)
-    against = [
-        *_too_few(counted, before, gates),
-        *_out_of_bounds(counted, gates),
-        *_beyond_margins(counted, before, gates),
-    ]
+    against = [*_out_of_bounds(counted, gates), *_beyond_margins(counted, before, gates)]
     return Decision(not against, tuple(against), left_out)
 
 
 def _counted(results: Sequence[CaseResult], gates: PromotionGates) -> list[CaseResult]:
     """The scans that count: phantoms only if they may."""
     return [result for result in results if gates.allow_phantoms or result.source != PHANTOM]
-
-
-def _has_dice(result: CaseResult) -> bool:
-    return result.liver_dice is not None or result.tumour_dice is not None
-
-
-def _too_few(challenger: Sequence[CaseResult], champion: Sequence[CaseResult], gates: PromotionGates) -> Iterator[str]:
-    """The modalities that have too few patients to tell, where no margin asks for as many."""
-    for modality in sorted({result.modality for result in challenger} - {result.modality for result in champion}):
-        patients = {result.patient_id for result in challenger if result.modality == modality and _has_dice(result)}
-        if len(patients) < gates.min_patients:
-            yield f"{modality}: not enough evidence, n = {len(patients)} scored patients < {gates.min_patients}"
 
 
 def _out_of_bounds(results: Sequence[CaseResult], gates: PromotionGates) -> Iterator[str]:

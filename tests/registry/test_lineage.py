@@ -102,7 +102,7 @@ def test_an_image_that_is_gone_is_said_to_be_gone(run: ToyRun) -> None:
     assert cohort.cases is not None
     assert [bool(file) for file in cohort.cases[FILE]] == [False, True]
     folder = cohort.places[0]
-    assert folder.problem == "1 of 6 files are missing or of another size, such as volumes/a/image.nii.gz"
+    assert folder.problem == "1 of 7 files are missing or of another size, such as volumes/a/image.nii.gz"
     assert cohort.state == LinkState.RECORDED
 
 
@@ -298,7 +298,7 @@ def test_what_trainings_log_is_small_and_the_same_again_and_names_no_patient(run
     ]
     artifacts = Path(trained.info.artifact_uri.removeprefix("file://")).parents[1]
     texts = [path.read_text() for path in artifacts.rglob(f"{LINEAGE}/*")]
-    assert len(texts) == 5  # and those of the teacher: cohort as JSON and CSV
+    assert len(texts) == 6  # and those of the teacher: cohort as JSON and CSV, and the ids of the cases it refused
     assert not [text for text in texts if PATIENT in text or "secret" in text or len(text) > 2000]
 
 

@@ -64,7 +64,7 @@ def test_ingest(disk: SmallDisk, source: PhantomFolder, tiny: Params, tmp_path: 
 
 def test_predict(disk: SmallDisk, tiny: Params, tmp_path: Path) -> None:
     write_model(tmp_path / "model", tiny)
-    write_image(volume((box(3, 13) * 60).astype(np.int16)), tmp_path / "scan.nii.gz")
+    write_image(volume((box(3, 13) * 100 - 40).astype(np.int16)), tmp_path / "scan.nii.gz")
     labels = disk.folder / "labels.nii.gz"
     program = str(BIN / "hepar")  # not a fork, which would not take over a limit on the size of files
     command = (program, "predict", "scan.nii.gz", "--out", str(labels), "--model", "model", "--modality", "ct")
