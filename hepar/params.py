@@ -374,8 +374,8 @@ class EvaluateParams(Section):
 class PromotionGates(Section):
     """Gates for becoming champion: bounds of every version, and margins against the champion on the same patients.
 
-    Each is applied per modality. Against a margin stands the 95 % bootstrap interval over patients of the difference:
-    all of it must lie within the margin, so a margin of 0 asks for a gain.
+    Each is applied per modality. Against a margin stands the 95 % interval over patients of the difference: all of it
+    must lie within the margin, so a margin of 0 asks for a gain. A certain loss within it needs a certain gain.
     """
 
     min_liver_dice: Share  # mean over scans
@@ -386,7 +386,7 @@ class PromotionGates(Section):
     max_false_ml: NotNegative  # of the tumour volume predicted in a tumour-free scan, mean
     min_source_liver_dice: Share  # mean over the scans of each source
     min_source_tumour_dice: Share  # likewise
-    allow_phantoms: bool  # whether a model that was scored on phantoms alone may become champion
+    allow_phantoms: bool  # whether scores of phantoms count; a model that has no others cannot become champion
     max_liver_drop: Share  # of the mean Dice
     max_tumour_drop: Share  # of the mean Dice
     max_recall_drop: Share  # of the share of lesions that are found, mean over scans with tumours

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 CT_IMAGE, MR_IMAGE = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
@@ -127,3 +129,32 @@ def _store(dataset: Dataset, plane_yx: Array, encoding: Encoding) -> None:
     dataset.PixelData = plane_yx.astype("<u2").tobytes()
     if encoding.syntax != ExplicitVRLittleEndian:
         dataset.compress(encoding.syntax)
+
+
+def write_segmentation(path: Path, slices: Sequence[Path], mask_zyx: Array, *labels: str, **options: Any) -> None:
+    """A DICOM-SEG on the slices of a scan: uint8 zyx of one segment, or zyxn of several, each `Liver` or `Lesion`."""
+    descriptions = [
+        highdicom.seg.SegmentDescription(
+            number,
+            label,
+            codes.SCT.Organ if label == "Liver" else codes.SCT.MorphologicallyAbnormalStructure,
+            codes.SCT.Liver if label == "Liver" else codes.SCT.Neoplasm,
+            highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
+        )
+        for number, label in enumerate(labels, start=1)
+    ]
+    highdicom.seg.Segmentation(
+        [pydicom.dcmread(slice_) for slice_ in slices],
+        mask_zyx,
+        highdicom.seg.SegmentationTypeValues.BINARY,
+        descriptions,
+        series_instance_uid=generate_uid(),
+        series_number=9,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="none",
+        manufacturer_model_name="none",
+        software_versions="1",
+        device_serial_number="1",
+        **options,
+    ).save_as(path)

@@ -52,6 +52,12 @@ class Runner:
         path.write_text(program)
         path.chmod(0o755)
 
+    def put_report(self, report: str = "r") -> None:
+        """What `hepar report-run` writes, without a figure, and a `gh` that writes down what it is asked."""
+        self.put("gh", GH)
+        for name, text in (("pointers.yaml", "name: m\nversion: '2'\n"), ("title.txt", "m"), ("report.md", report)):
+            self.put(f"build/report/{name}", text)
+
     def run(self, name: str, title: str, **variables: str) -> int:
         """The exit code of a step, whose expressions are replaced by these variables."""
         found = step(name, title)
@@ -126,10 +132,7 @@ def test_a_report_is_published_if_there_is_something_new(runner: Runner, code: i
 @pytest.mark.parametrize("reported", ["", "5"])
 def test_a_job_summary_shows_the_figure_by_its_address(runner: Runner, reported: str) -> None:
     """It is that of the commit; nothing is committed if a pull request has it already."""
-    runner.put("gh", GH)
-    report = "a table\n\n![difference to models:/m/1, with 95 % intervals](forest.png)\n"
-    for name, text in (("pointers.yaml", "name: m\nversion: '2'\n"), ("title.txt", "m"), ("report.md", report)):
-        runner.put(f"build/report/{name}", text)
+    runner.put_report("a table\n\n![difference to models:/m/1, with 95 % intervals](forest.png)\n")
     runner.put("build/report/forest.png", "a picture")
     assert runner.run("report", "publish", ISSUE="", REPORTED=reported) == 0
     assert runner.run("report", "summary", PUBLISHED="success") == 0
@@ -153,9 +156,7 @@ def test_a_job_summary_promises_no_figure_if_nothing_was_published(runner: Runne
 @pytest.mark.parametrize("known", ["abc", ""])
 def test_a_commit_names_the_content_that_it_replaces(runner: Runner, known: str) -> None:
     """GitHub wants it of a file that is there, as after the first version, and refuses it of a new one."""
-    runner.put("gh", GH)
-    for name, text in (("pointers.yaml", "name: m\nversion: '2'\n"), ("title.txt", "m"), ("report.md", "r")):
-        runner.put(f"build/report/{name}", text)
+    runner.put_report()
     assert runner.run("report", "publish", ISSUE="", REPORTED="", KNOWN=known) == 0
     (commit,) = [line for line in runner.words if "--method PUT" in line]
     assert "contents/versions/m.yaml" in commit
@@ -165,9 +166,7 @@ def test_a_commit_names_the_content_that_it_replaces(runner: Runner, known: str)
 
 
 def test_a_pull_request_that_was_declined_is_not_opened_again(runner: Runner) -> None:
-    runner.put("gh", GH)
-    for name, text in (("pointers.yaml", "name: m\nversion: '2'\n"), ("title.txt", "m"), ("report.md", "r")):
-        runner.put(f"build/report/{name}", text)
+    runner.put_report()
     assert runner.run("report", "publish", ISSUE="", REPORTED="5") == 0
     assert len(runner.words) == 1
 
@@ -175,10 +174,7 @@ def test_a_pull_request_that_was_declined_is_not_opened_again(runner: Runner) ->
 @pytest.mark.parametrize("by_hand", ["8", ""])
 def test_a_version_with_a_pull_request_is_a_comment_if_somebody_asks_for_it(runner: Runner, by_hand: str) -> None:
     """A doubled event is not."""
-    runner.put("gh", GH)
-    report = "a table\n\n![difference to models:/m/1](forest.png)\n"
-    for name, text in (("pointers.yaml", "name: m\nversion: '2'\n"), ("title.txt", "m"), ("report.md", report)):
-        runner.put(f"build/report/{name}", text)
+    runner.put_report("a table\n\n![difference to models:/m/1](forest.png)\n")
     assert runner.run("report", "publish", ISSUE=by_hand or "5", BY_HAND=by_hand, REPORTED="5") == 0
     assert runner.words[1:] == (["issue comment 8 --body-file report.md"] if by_hand else [])
     assert ("The pull request has the figure: " in runner.text("build/report/report.md")) == (by_hand != "")

@@ -8,14 +8,12 @@ from enum import StrEnum, auto
 from pathlib import Path
 
 from hepar.errors import DataError
-from hepar.ingest.sources.organ_words import ORGANS, OTHERS
+from hepar.ingest.sources.organ_words import LIVER, ORGANS, OTHERS, TUMOURS
 
-LIVER = r"(?:liver|hepar|leber|foie)"
-TUMOUR = r"(?:tumou?rs?|lesions?|cancers?|metastas[ei]s|mets?|neoplasms?|carcinomas?|hccs?)"
 CYST = r"(?:cysts?|ha?emangiomas?)"
 ADJECTIVE = rf"(?:{LIVER}|hepatic|hepatocellular|hcc|primary|secondary|malignant|viable|necrotic)"
-WHOLE_LIVER = re.compile(rf"(?:(?:whole|healthy|normal) ?)?{LIVER}(?: ?(?:parenchyma|tissue))?")
-LESION = re.compile(rf"(?:{ADJECTIVE} ?)*(?:{TUMOUR}|(?P<cyst>{CYST}))(?: (?:in |of )?(?:the )?{LIVER})?")
+WHOLE_LIVER = re.compile(rf"(?:(?:whole|healthy|normal) ?)?(?:{LIVER})(?: ?(?:parenchyma|tissue))?")
+LESION = re.compile(rf"(?:{ADJECTIVE} ?)*(?:{TUMOURS}|(?P<cyst>{CYST}))(?: (?:in |of )?(?:the )?(?:{LIVER}))?")
 OF_LIVER = re.compile(rf"{LIVER}|hepat|hcc")
 TUMOUR_HOSTS = re.compile(rf"\b(?:{ORGANS}|other)\b")
 OUTSIDE = re.compile(rf"\b(?:{OTHERS})\b")

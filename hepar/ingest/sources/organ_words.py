@@ -1,7 +1,9 @@
-"""Words by which data sets, contours and segments name what is not the liver, as patterns of whole words."""
+"""Words by which data sets, contours and segments name the liver, tumours, and what is neither, as patterns."""
 
 from __future__ import annotations
 
+LIVER = r"liver|hepar|leber|foie"
+TUMOURS = r"tumou?rs?|lesions?|cancers?|metastas[ei]s|mets?|neoplasms?|carcinomas?|hccs?"
 ORGANS = (  # in which tumours may grow
     r"spleen|splenic|[lr]?kid(?:neys?)?|renal|pancrea(?:s|tic)|gall ?bladder|o?esophag(?:us|eal)|stomach|gastric"
     r"|adrenals?|[lr]ag|duoden(?:um|al)|(?:small )?bowel|intestines?|jejunum|ileum|appendix|colon|colonic|colorectal"

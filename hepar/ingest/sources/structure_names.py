@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hepar.ingest.sources.organ_words import ORGANS, OTHERS
+from hepar.ingest.sources.organ_words import LIVER, ORGANS, OTHERS, TUMOURS
 
-LIVER = r"liver|hepar|leber|foie"
-TUMOUR = r"tumou?rs?|lesions?|hccs?|gtvs?|mets?|metastas(?:is|es|en?)|cancers?|carcinomas?|neoplasms?|crlms?"
+TUMOUR = rf"{TUMOURS}|metastasen?|gtvs?|crlms?"
 NEUTRAL = r"whole|masks?|segmentations?|seg|labels?|rois?|manual|organ|tissue|structure"
 GLUED = re.compile(rf"{LIVER}|{TUMOUR}|masks?|segmentation|seg|label")  # words that names join, as livertumor
 PLACE = r"left|right|[lr]|lobe|segment|s|i{1,3}|iv|vi{0,3}|[a-d]"

@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_files import Encoding, Placement, phantom_voxels, write_series
+from dicom_files import Encoding, Placement, phantom_voxels, write_segmentation, write_series
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
@@ -362,39 +362,11 @@ def test_contours_of_an_rtstruct_fill_their_slices(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", [(1.0, 0, 0, 0, 1, 0), OBLIQUE])
 def test_segments_of_a_dicom_seg_lie_on_their_image(orientation: tuple[float, ...], tmp_path: Path) -> None:
-    import highdicom
-    from pydicom.sr.codedict import codes
-
     paths = write_series(tmp_path / "scan", phantom_voxels(), Placement(orientation=orientation))
-    images = [pydicom.dcmread(path) for path in paths]
     masks = np.zeros((12, 20, 24, 2), np.uint8)
     masks[3:9, 4:14, 4:16, 0] = 1
     masks[5:7, 6:9, 7:12, 1] = 1
-    descriptions = [
-        highdicom.seg.SegmentDescription(
-            number,
-            label,
-            codes.SCT.Organ if number == 1 else codes.SCT.MorphologicallyAbnormalStructure,
-            codes.SCT.Liver if number == 1 else codes.SCT.Neoplasm,
-            highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
-        )
-        for number, label in ((1, "Liver"), (2, "Lesion"))
-    ]
-    segmentation = highdicom.seg.Segmentation(
-        images,
-        masks,
-        highdicom.seg.SegmentationTypeValues.BINARY,
-        descriptions,
-        series_instance_uid=generate_uid(),
-        series_number=9,
-        sop_instance_uid=generate_uid(),
-        instance_number=1,
-        manufacturer="none",
-        manufacturer_model_name="none",
-        software_versions="1",
-        device_serial_number="1",
-    )
-    segmentation.save_as(tmp_path / "seg.dcm")
+    write_segmentation(tmp_path / "seg.dcm", paths, masks, "Liver", "Lesion")
     case = one(tmp_path)
     assert case.liver is not None
     assert case.tumour is not None

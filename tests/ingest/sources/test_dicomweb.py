@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import highdicom
 import numpy as np
 import pydicom
 import pytest
 import requests
 import SimpleITK as sitk
-from dicom_files import IDENTIFIERS, phantom_voxels, write_series
-from pydicom.sr.codedict import codes
+from dicom_files import IDENTIFIERS, phantom_voxels, write_segmentation, write_series
 from services import orthanc_server
 
 from hepar.errors import DataError, StorageError
@@ -40,39 +38,14 @@ def source(orthanc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     folder = tmp_path / "source"
     ct = write_series(folder / "ct", phantom_voxels(), StudyDate="20240102")
     write_series(folder / "mr", phantom_voxels(seed=1), modality="MR", StudyDate="20250607")
-    write_segmentation(folder / "seg.dcm", ct)
+    liver_zyx = np.zeros(phantom_voxels().shape, np.uint8)
+    liver_zyx[2:9, 5:15, 6:18] = 1
+    write_segmentation(folder / "seg.dcm", ct, liver_zyx, "Liver")
     for path in sorted(folder.rglob("*.dcm")) + sorted(folder.rglob("IM*")):
         requests.post(f"{orthanc}/instances", data=path.read_bytes(), timeout=30).raise_for_status()
     yield folder
     for patient in requests.get(f"{orthanc}/patients", timeout=30).json():
         requests.delete(f"{orthanc}/patients/{patient}", timeout=30).raise_for_status()
-
-
-def write_segmentation(path: Path, slices: list[Path]) -> None:
-    images = [pydicom.dcmread(item) for item in slices]
-    mask = np.zeros((len(images), images[0].Rows, images[0].Columns), np.uint8)
-    mask[2:9, 5:15, 6:18] = 1
-    description = highdicom.seg.SegmentDescription(
-        segment_number=1,
-        segment_label="Liver",
-        segmented_property_category=codes.SCT.Organ,
-        segmented_property_type=codes.SCT.Liver,
-        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
-    )
-    highdicom.seg.Segmentation(
-        source_images=images,
-        pixel_array=mask,
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[description],
-        series_instance_uid=highdicom.UID(),
-        series_number=9,
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        manufacturer="tests",
-        manufacturer_model_name="tests",
-        software_versions="1",
-        device_serial_number="1",
-    ).save_as(path)
 
 
 def test_a_server_gives_the_volumes_and_masks_of_the_files(source: Path, orthanc: str, tiny: Params) -> None:

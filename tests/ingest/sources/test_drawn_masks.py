@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import highdicom
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_files import phantom_voxels, write_series
+from dicom_files import Array, phantom_voxels, write_segmentation, write_series
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
-from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from hepar.cases import LabelState
@@ -78,32 +76,9 @@ def _contour(image: sitk.Image, kind: str, corners: Corners, z: int) -> Dataset:
     return item
 
 
-def write_segment(
-    path: Path, slices: Sequence[Path], mask_zyx: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-) -> None:
-    """A DICOM-SEG of a lesion on the slices of a scan."""
-    description = highdicom.seg.SegmentDescription(
-        1,
-        "Lesion",
-        codes.SCT.MorphologicallyAbnormalStructure,
-        codes.SCT.Neoplasm,
-        highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
-    )
-    highdicom.seg.Segmentation(
-        [pydicom.dcmread(slice_) for slice_ in slices],
-        mask_zyx,
-        highdicom.seg.SegmentationTypeValues.BINARY,
-        [description],
-        series_instance_uid=generate_uid(),
-        series_number=9,
-        sop_instance_uid=generate_uid(),
-        instance_number=1,
-        manufacturer="none",
-        manufacturer_model_name="none",
-        software_versions="1",
-        device_serial_number="1",
-        omit_empty_frames=False,
-    ).save_as(path)
+def write_segment(path: Path, slices: Sequence[Path], mask_zyx: Array) -> None:
+    """A DICOM-SEG of a lesion with a frame for every slice."""
+    write_segmentation(path, slices, mask_zyx, "Lesion", omit_empty_frames=False)
 
 
 def read_one(folder: Path, empty_roi: EmptyRoi = "unknown") -> SourceCase:
